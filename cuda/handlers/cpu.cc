@@ -1,0 +1,45 @@
+// The handlers on the CPU: a task's rows are shared out over XLA's own thread pool.
+#include <algorithm>
+
+#include "cpu/kernels.h"
+#include "handlers/parallel.h"
+#include "handlers/targets.h"
+
+namespace jaxloss {
+namespace {
+
+// What one thread should get at least, in elements: below that, handing work over costs more than it saves.
+constexpr int64_t kElementsPerShare = 1 << 14;
+
+template <class Loss, class Prediction, class Target>
+std::pair<int64_t, int64_t> units_and_width(const ElementwiseTask<Loss, Prediction, Target>& task) {
+  return {task.rows.rows * task.rows.parts, part_width(task.rows.width, task.rows.parts)};
+}
+
+template <class Rows>
+std::pair<int64_t, int64_t> units_and_width(const Rows& rows) {
+  return {rows.rows, rows.classes};
+}
+
+struct Cpu {
+  using Context = ffi::ThreadPool;
+  static constexpr const char* name = "cpu";
+
+  static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
+
+  template <class Task>
+  static ffi::Error run(ffi::ThreadPool pool, const Task& task) {
+    const auto [units, width] = units_and_width(task);
+    const int64_t units_per_share = std::max<int64_t>(1, kElementsPerShare / std::max<int64_t>(1, width));
+    const cpu::Kernels& kernels = *cpu::instruction_set().kernels;
+    parallel_for(pool, units, units_per_share,
+                 [&kernels, &task](int64_t begin, int64_t end) { kernels.run(task, begin, end); });
+    return ffi::Error::Success();
+  }
+};
+
+}  // namespace
+
+std::vector<CallTarget> cpu_targets() { return targets_of<Cpu>(ElementwiseLosses{}); }
+
+}  // namespace jaxloss

@@ -1,0 +1,46 @@
+// What the shared object says of itself; `jaxloss/_library.py` is the other side.
+#include "cpu/kernels.h"
+#include "handlers/targets.h"
+
+namespace {
+
+struct ExportedTarget {
+  const char* name;
+  const char* platform;
+  XLA_FFI_Handler* handler;
+};
+
+const std::vector<jaxloss::CallTarget>& all_targets() {
+  static const std::vector<jaxloss::CallTarget> targets = [] {
+    std::vector<jaxloss::CallTarget> all = jaxloss::cpu_targets();
+#if defined(JAXLOSS_CUDA_ARCHITECTURES)
+    for (auto& target : jaxloss::cuda_targets()) all.push_back(target);
+#endif
+    return all;
+  }();
+  return targets;
+}
+
+}  // namespace
+
+#define JAXLOSS_EXPORT extern "C" __attribute__((visibility("default")))
+
+JAXLOSS_EXPORT int64_t jaxloss_target_count() { return static_cast<int64_t>(all_targets().size()); }
+
+JAXLOSS_EXPORT ExportedTarget jaxloss_target(int64_t i) {
+  const jaxloss::CallTarget& target = all_targets().at(i);
+  return {target.name.c_str(), target.platform, target.handler};
+}
+
+JAXLOSS_EXPORT const char* jaxloss_version() { return JAXLOSS_VERSION; }
+
+JAXLOSS_EXPORT const char* jaxloss_cpu_instruction_set() { return jaxloss::cpu::instruction_set().name; }
+
+// The GPU architectures that kernels were compiled for, separated by commas; empty for a build without CUDA.
+JAXLOSS_EXPORT const char* jaxloss_cuda_architectures() {
+#if defined(JAXLOSS_CUDA_ARCHITECTURES)
+  return JAXLOSS_CUDA_ARCHITECTURES;
+#else
+  return "";
+#endif
+}

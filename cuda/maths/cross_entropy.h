@@ -1,0 +1,41 @@
+// The softmax and the cross entropy of one row, in the parts that every kernel shares.
+//
+// A row of logits x is summarised by its maximum m and s = Σ exp(x − m). The log-sum-exp is m + log s, but it is never
+// formed: the loss is log s − (x_y − m), in which an offset common to all logits has already cancelled.
+#pragma once
+
+#include "maths/scalar.h"
+
+namespace jaxloss {
+
+template <class Real>
+struct SoftmaxSums {
+  Real max;
+  Real sum;
+};
+
+// The summary of no logits. Finite, so that two of them merge without ∞ − ∞; no finite logit is below it.
+template <class Real>
+JAXLOSS_INLINE SoftmaxSums<Real> no_logits();
+template <>
+JAXLOSS_INLINE SoftmaxSums<float> no_logits<float>() {
+  return {-3.40282347e+38f, 0.0f};
+}
+template <>
+JAXLOSS_INLINE SoftmaxSums<double> no_logits<double>() {
+  return {-1.7976931348623157e+308, 0.0};
+}
+
+template <class Real>
+JAXLOSS_INLINE SoftmaxSums<Real> merged(SoftmaxSums<Real> a, SoftmaxSums<Real> b) {
+  const Real max = a.max > b.max ? a.max : b.max;
+  return {max, a.sum * exponential(a.max - max) + b.sum * exponential(b.max - max)};
+}
+
+// −log max(t_y, clip) = min(log s − (x_y − m), −log clip)
+template <class Real>
+JAXLOSS_INLINE Real negative_log_likelihood(Real log_sum, Real logit_minus_max, Real ceiling) {
+  return at_most(log_sum - logit_minus_max, ceiling);
+}
+
+}  // namespace jaxloss

@@ -1,0 +1,43 @@
+// The functions that the losses are written in, for one float or one double, on the host and on the device.
+// `cpu/simd.h` gives the same names for vectors, so a loss is written once for all three.
+#pragma once
+
+#include <cmath>
+
+#include "maths/types.h"
+
+namespace jaxloss {
+
+JAXLOSS_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
+JAXLOSS_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
+
+JAXLOSS_INLINE float absolute(float x) { return fabsf(x); }
+JAXLOSS_INLINE double absolute(double x) { return fabs(x); }
+
+JAXLOSS_INLINE float exponential(float x) { return expf(x); }
+JAXLOSS_INLINE double exponential(double x) { return exp(x); }
+
+// log(1 + x) for x in [0, 1], where 1 + x itself would lose the digits of a small x.
+JAXLOSS_INLINE float log_one_plus(float x) { return log1pf(x); }
+JAXLOSS_INLINE double log_one_plus(double x) { return log1p(x); }
+
+JAXLOSS_INLINE float logarithm(float x) { return logf(x); }
+JAXLOSS_INLINE double logarithm(double x) { return log(x); }
+
+// A weight times a value, where a weight of zero takes the value out even if it is infinite or NaN.
+template <class Value>
+JAXLOSS_INLINE Value weighted(Value weight, Value value) {
+  return select(weight == Value(0), Value(0), weight * value);
+}
+
+// A NaN stays a NaN in all of these: it is never the bound that is returned for it.
+template <class Value>
+JAXLOSS_INLINE Value at_least(Value x, Value bound) {
+  return select(x < bound, bound, x);
+}
+template <class Value>
+JAXLOSS_INLINE Value at_most(Value x, Value bound) {
+  return select(x > bound, bound, x);
+}
+
+}  // namespace jaxloss

@@ -1,0 +1,80 @@
+// What a kernel is given. Every array is contiguous; a null result is one that nobody asked for.
+//
+// A row weight of −0.0 marks a row that is taken out (`taken_out`): nothing of it is read, zeros are written for it.
+// A weight of +0.0 is an ordinary number: its row's loss is still wanted, for the gradient of the weight.
+#pragma once
+
+#include "maths/types.h"
+
+namespace jaxloss {
+
+// Rows of an elementwise loss, each cut into `parts` pieces of `part_width(...)` elements whose losses are summed apart.
+template <class Prediction, class Target>
+struct ElementwiseRows {
+  using Real = Accumulator<Prediction>;
+  const Prediction* prediction;  // [rows, width]
+  const Target* target;          // [rows, width]
+  const Real* row_weight;        // [rows]
+  Real* loss;                    // [rows, parts], unweighted
+  Prediction* gradient;          // [rows, width], times the row's weight; or null
+  int64_t rows, width, parts;
+};
+
+// Rows of logits with one class index a row.
+struct ClassIndices {
+  const int32_t* index;  // [rows]; outside [0, classes): the row's loss is NaN, its gradient 0, nothing is read
+};
+
+// Rows of logits with one probability a class.
+template <class Stored>
+struct ClassProbabilities {
+  const Stored* probability;  // [rows, classes]
+};
+
+template <class Logit, class Target>
+struct CrossEntropyRows {
+  using Real = Accumulator<Logit>;
+  const Logit* logits;     // [rows, classes]
+  Target target;
+  const Real* row_weight;  // [rows / rows_per_weight]
+  Real* loss;              // [rows], unweighted
+  Real* max;               // [rows] or null
+  Real* log_sum;           // [rows] or null: log Σ exp(x − max)
+  Logit* gradient;         // [rows, classes], times the row's weight; or null
+  int64_t rows, classes, rows_per_weight;
+  Real ceiling;  // −log clip, or infinity
+
+  JAXLOSS_INLINE Real weight_of(int64_t row) const {
+    return row_weight[rows_per_weight == 1 ? row : row / rows_per_weight];
+  }
+};
+
+// The second half of `CrossEntropyRows` alone: the gradient of rows whose max and log_sum are known (of a whole row, where
+// the classes here are a slice of it).
+template <class Logit, class Target>
+struct CrossEntropyGradientRows {
+  using Real = Accumulator<Logit>;
+  const Logit* logits;  // [rows, classes]
+  Target target;
+  const Real* row_weight;    // [rows / rows_per_weight]
+  const Real* max;           // [rows]
+  const Real* log_sum;       // [rows]
+  const Real* target_sum;    // [rows]: what the target's probabilities sum to, 1 for a class index, 0 for an invalid one
+  Logit* gradient;           // [rows, classes]
+  int64_t rows, classes, rows_per_weight;
+
+  JAXLOSS_INLINE Real weight_of(int64_t row) const {
+    return row_weight[rows_per_weight == 1 ? row : row / rows_per_weight];
+  }
+};
+
+JAXLOSS_INLINE bool taken_out(float weight) { return weight == 0.0f && 1.0f / weight < 0.0f; }
+JAXLOSS_INLINE bool taken_out(double weight) { return weight == 0.0 && 1.0 / weight < 0.0; }
+
+// How many elements each part of an elementwise row holds (the last may hold fewer).
+JAXLOSS_INLINE int64_t part_width(int64_t width, int64_t parts) {
+  const int64_t even = (width + parts - 1) / parts;
+  return (even + 63) / 64 * 64;
+}
+
+}  // namespace jaxloss

@@ -1,0 +1,25 @@
+"""Loss functions for JAX whose value and hand-derived gradient are one custom call.
+
+The losses expect predictions or logits and a target, divide by the batch size, and compose with `jax.jit`, `jax.grad`,
+`jax.vmap`, forward mode, higher derivatives and sharding. `formulas` states each of them in `jax.numpy`.
+"""
+
+from jaxloss import formulas
+from jaxloss._library import Backends, backends
+from jaxloss._version import __version__
+from jaxloss.binary import binary_cross_entropy, d_binary_cross_entropy
+from jaxloss.categorical import categorical_cross_entropy, d_categorical_cross_entropy
+from jaxloss.regression import d_mse, mse
+
+__all__ = [
+    "Backends",
+    "__version__",
+    "backends",
+    "binary_cross_entropy",
+    "categorical_cross_entropy",
+    "d_binary_cross_entropy",
+    "d_categorical_cross_entropy",
+    "d_mse",
+    "formulas",
+    "mse",
+]

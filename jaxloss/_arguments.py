@@ -1,0 +1,100 @@
+"""Checks of predictions and targets, before anything is traced."""
+
+import math
+
+import jax.numpy as jnp
+
+from jaxloss._calls import Array
+
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
+
+
+def prediction(name: str, x) -> Array:
+    """`x` as an array of one of the floating-point types that have kernels."""
+    x = jnp.asarray(x)
+    if x.dtype.name not in _FLOATS:
+        raise TypeError(f"{name} has dtype {x.dtype}: expected one of {', '.join(_FLOATS)}")
+    return x
+
+
+def probabilities(target, name: str, x: Array) -> tuple[Array, Array]:
+    """A target with the shape of the prediction `x`, and `x`, in a pair of types that has kernels.
+
+    The target keeps its type, or is widened, never narrowed.
+    """
+    target = jnp.asarray(target)
+    if jnp.issubdtype(target.dtype, jnp.complexfloating):
+        raise TypeError(f"target has dtype {target.dtype}: expected a real type")
+    if target.shape != x.shape:
+        raise ValueError(f"target has shape {target.shape}, {name} {x.shape}: expected equal shapes")
+    if target.dtype == jnp.float64 and x.dtype != jnp.float64:
+        x = x.astype(jnp.float64)
+    elif target.dtype == jnp.bool_ or x.dtype in (jnp.float32, jnp.float64):
+        target = target.astype(x.dtype)
+    elif target.dtype not in (x.dtype, jnp.float32):
+        target = target.astype(jnp.float32)
+    return target, x
+
+
+def class_target(target, logits: Array, ignore_index: int | None) -> tuple[Array, Array, Array | None]:
+    """A target of class indices or of probabilities for logits `[..., V]`.
+
+    Returns the target, the logits, and where an index is not `ignore_index` (None without one).
+    """
+    target = jnp.asarray(target)
+    if target.dtype == jnp.bool_:
+        raise TypeError(
+            "target has dtype bool: expected an integer type for class indices or a floating-point type for "
+            "probabilities"
+        )
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        if ignore_index is not None:
+            raise ValueError(f"ignore_index is {ignore_index}, target has dtype {target.dtype}: expected class indices")
+        if target.shape != logits.shape:
+            raise _class_shape_error(target, logits)
+        target, logits = probabilities(target, "logits", logits)
+        return target, logits, None
+    if target.shape != logits.shape[:-1]:
+        raise _class_shape_error(target, logits)
+    classes = logits.shape[-1]
+    if classes > jnp.iinfo(jnp.int32).max:
+        raise ValueError(f"logits has {classes} classes: expected at most {jnp.iinfo(jnp.int32).max}")
+    counted = None if ignore_index is None else _differs(target, ignore_index)
+    if jnp.iinfo(target.dtype).bits >= 32 and target.dtype != jnp.int32:
+        # Narrowed only when in range: 2³² + 3 must not become class 3.
+        target = jnp.where((target >= 0) & (target < classes), target, -1)
+    return target.astype(jnp.int32), logits, counted
+
+
+def _differs(target: Array, ignore_index: int) -> Array | None:
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+        raise TypeError(f"ignore_index has type {type(ignore_index).__name__}: expected int")
+    info = jnp.iinfo(target.dtype)
+    if not info.min <= ignore_index <= info.max:
+        return None  # an index that the labels' type cannot hold marks nothing
+    return target != ignore_index
+
+
+def _class_shape_error(target: Array, logits: Array) -> ValueError:
+    return ValueError(
+        f"target has shape {target.shape} and dtype {target.dtype}, logits {logits.shape}: expected "
+        f"{logits.shape[:-1]} class indices (an integer type) or {logits.shape} probabilities (a floating-point type)"
+    )
+
+
+def clip_value(clip: float | None, upper: float) -> float:
+    """The clip as the kernels take it: 0 for none."""
+    if clip is None:
+        return 0.0
+    if not isinstance(clip, int | float) or not math.isfinite(clip) or not 0 < clip < upper:
+        raise ValueError(f"clip is {clip!r}: expected a number between 0 and {upper}, or None")
+    return float(clip)
+
+
+def axis_index(axis: int, ndim: int) -> int:
+    """`axis` counted from the front."""
+    if ndim == 0:
+        raise ValueError("logits has shape (): expected at least one axis, of classes")
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis is {axis}, logits has {ndim} axes: expected one from {-ndim} to {ndim - 1}")
+    return axis % ndim

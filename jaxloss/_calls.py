@@ -1,0 +1,186 @@
+"""One typed function for each custom call target, and the formula that stands in where a platform has no kernel.
+
+Everywhere: `x` is `[rows..., features...]`; `row_weight` has the first axes of `x`; losses and statistics have the rows' axes.
+A row weight of `TAKEN_OUT` marks a row of which nothing is read and for which zeros are written.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxloss import _library, formulas
+
+Array = jax.Array
+Formula = Callable[..., Array]
+
+TAKEN_OUT = -0.0
+"""The weight of a row that is taken out: an ordinary weight of 0 still wants its row's loss, for its own gradient."""
+
+
+def taken_out(row_weight: Array) -> Array:
+    """Whether each row is taken out."""
+    return (row_weight == 0) & jnp.signbit(row_weight)
+
+
+def along(row_values: Array, x: Array) -> Array:
+    """One value a row, to be broadcast along the other axes of `x`."""
+    return jax.lax.expand_dims(row_values, range(row_values.ndim, x.ndim))
+
+
+def manual_axes(*operands: Array) -> tuple[str, ...]:
+    """The mesh axes of an enclosing `shard_map` that any of the operands varies over."""
+    return tuple(sorted(set().union(*(jax.typeof(operand).manual_axis_type.varying for operand in operands))))
+
+
+def varying(axes: Sequence[str], x: Array) -> Array:
+    """`x` with a type that varies over `axes`, as it may already over some."""
+    missing = tuple(axis for axis in axes if axis not in jax.typeof(x).manual_axis_type.varying)
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _call(name: str, results: Sequence[jax.ShapeDtypeStruct], formula: Callable, *operands: Array, **attributes):
+    """The kernel `name` where the platform has it, else the formula. Both give the tuple of results."""
+    # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
+    axes = manual_axes(*operands)
+    operands = tuple(varying(axes, operand) for operand in operands)
+
+    def kernel(*operands):
+        outputs = jax.ffi.ffi_call(f"jaxloss_{name}", tuple(results))(*operands, **attributes)
+        return tuple(varying(axes, output) for output in outputs)
+
+    def plain(*operands):
+        outputs = formula(*operands)
+        return tuple(varying(axes, output.astype(result.dtype)) for output, result in zip(outputs, results, strict=True))
+
+    branches = dict.fromkeys(_library.PLATFORMS, kernel)
+    return jax.lax.platform_dependent(*operands, default=plain, **branches)
+
+
+def _like(x: Array, dtype=None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype)
+
+
+def _sum_of_features(values: Array, row_weight: Array) -> Array:
+    total = values.sum(tuple(range(row_weight.ndim, values.ndim)))
+    return jnp.where(taken_out(row_weight), 0, total)
+
+
+def _weighted(row_weight: Array, derivative: Array) -> Array:
+    weight = along(row_weight, derivative)
+    return jnp.where(weight == 0, 0, weight * derivative)
+
+
+# ---- elementwise losses ---------------------------------------------------------------------------------------------
+
+
+def _parts(width: int) -> int:
+    """In how many pieces a row of `width` elements is summed: enough of them to fill a GPU with a single row."""
+    return max(1, -(-width // 16384))
+
+
+def elementwise_value(
+    name: str, parameters: tuple[float, ...], value: Formula, x: Array, target: Array, row_weight: Array
+) -> tuple[Array]:
+    """The sum of the losses of each row's elements."""
+    parts = _parts(int(np.prod(x.shape[row_weight.ndim :], dtype=np.int64)))
+    result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
+
+    def plain(x, target, row_weight):
+        return (_in_one_part(_sum_of_features(value(x, target), row_weight), parts),)
+
+    (losses,) = _call(f"{name}_value", (result,), plain, x, target, row_weight, parameters=_attribute(parameters))
+    return (losses.sum(-1),)
+
+
+def elementwise_value_and_grad(
+    name: str,
+    parameters: tuple[float, ...],
+    value: Formula,
+    derivative: Formula,
+    x: Array,
+    target: Array,
+    row_weight: Array,
+) -> tuple[Array, Array]:
+    """The same, and the gradient with respect to `x` times the row's weight."""
+    parts = _parts(int(np.prod(x.shape[row_weight.ndim :], dtype=np.int64)))
+    result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
+
+    def plain(x, target, row_weight):
+        losses = _in_one_part(_sum_of_features(value(x, target), row_weight), parts)
+        return losses, _weighted(row_weight, derivative(x, target))
+
+    losses, gradient = _call(
+        f"{name}_value_and_grad", (result, _like(x)), plain, x, target, row_weight, parameters=_attribute(parameters)
+    )
+    return losses.sum(-1), gradient
+
+
+def _attribute(parameters: tuple[float, ...]) -> np.ndarray:
+    return np.asarray(parameters, np.float64)
+
+
+def _in_one_part(losses: Array, parts: int) -> Array:
+    return jnp.pad(losses[..., None], [(0, 0)] * losses.ndim + [(0, parts - 1)])
+
+
+# ---- cross entropy --------------------------------------------------------------------------------------------------
+
+
+def cross_entropy_value(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array]:
+    """The loss of each row; `clip` is 0 for none."""
+
+    def plain(logits, target, row_weight):
+        losses = formulas.categorical_cross_entropy(logits, target, clip)
+        return (jnp.where(taken_out(along(row_weight, losses)), 0, losses),)
+
+    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
+    return _call("cross_entropy_value", (rows,), plain, logits, target, row_weight, clip=np.float64(clip))
+
+
+def cross_entropy_value_and_stats(
+    logits: Array, target: Array, row_weight: Array, *, clip: float
+) -> tuple[Array, Array, Array]:
+    """The loss of each row, and its `formulas.softmax_stats`."""
+
+    def plain(logits, target, row_weight):
+        stats = formulas.softmax_stats(logits)
+        losses = formulas.cross_entropy_of_stats(logits, target, *stats, clip=clip)
+        return tuple(jnp.where(taken_out(along(row_weight, losses)), 0, out) for out in (losses, *stats))
+
+    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
+    return _call(
+        "cross_entropy_value_and_stats", (rows,) * 3, plain, logits, target, row_weight, clip=np.float64(clip)
+    )
+
+
+def cross_entropy_value_and_grad(
+    logits: Array, target: Array, row_weight: Array, *, clip: float
+) -> tuple[Array, Array]:
+    """The loss of each row, and the gradient with respect to the logits times the row's weight."""
+
+    def plain(logits, target, row_weight):
+        losses = formulas.categorical_cross_entropy(logits, target, clip)
+        gradient = _weighted(row_weight, formulas.d_categorical_cross_entropy(logits, target))
+        return jnp.where(taken_out(along(row_weight, losses)), 0, losses), gradient
+
+    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
+    return _call(
+        "cross_entropy_value_and_grad", (rows, _like(logits)), plain, logits, target, row_weight, clip=np.float64(clip)
+    )
+
+
+def cross_entropy_grad(
+    logits: Array, target: Array, row_weight: Array, maximum: Array, log_sum: Array, target_sum: Array
+) -> Array:
+    """The gradient alone, of rows (or of a slice of their classes) whose statistics and target sum are known.
+
+    A label outside the slice is not at fault: only a target sum of 0 says that the row's label is out of range.
+    """
+
+    def plain(logits, target, row_weight, maximum, log_sum, total):
+        return (_weighted(row_weight, formulas.d_cross_entropy_of_stats(logits, target, maximum, log_sum, total)),)
+
+    operands = (logits, target, row_weight, maximum, log_sum, target_sum)
+    return _call("cross_entropy_grad", (_like(logits),), plain, *operands)[0]

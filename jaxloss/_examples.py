@@ -1,0 +1,131 @@
+"""Which examples count and what they weigh, folded into one weight a row: all that a kernel needs to know of it."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss._calls import TAKEN_OUT, Array, taken_out
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("where", "weights", "normalizer"), meta_fields=("reduction",)
+)
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The options that all losses share.
+
+    Attributes:
+        where: booleans, or None for all true.
+        weights: numbers, or None for all 1.
+        reduction: one of `REDUCTIONS`.
+        normalizer: what replaces the number of examples, or None.
+    """
+
+    where: Array | None
+    weights: Array | None
+    reduction: str
+    normalizer: Array | None
+
+
+def checked(where, weights, reduction, normalizer) -> Examples:
+    """The options as arrays of the right kinds."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(map(repr, REDUCTIONS))}")
+    if where is not None:
+        where = jnp.asarray(where)
+        if where.dtype != jnp.bool_:
+            raise TypeError(f"where has dtype {where.dtype}: expected bool")
+    if weights is not None:
+        weights = _number("weights", weights)
+    if normalizer is not None:
+        if reduction != "mean":
+            raise ValueError(f"normalizer replaces the batch size of reduction='mean': found reduction={reduction!r}")
+        normalizer = _number("normalizer", normalizer)
+        if normalizer.shape:
+            raise ValueError(f"normalizer has shape {normalizer.shape}: expected a scalar")
+    return Examples(where, weights, reduction, normalizer)
+
+
+def _number(name: str, x) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point or integer type")
+    return x
+
+
+def leading(name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_rank: int) -> Array:
+    """`x` with the first axes of `shape` and no others, as far as it varies along them.
+
+    Args:
+        name: the argument's name.
+        x: an array of the shape of the examples (the first `example_rank` axes of `shape`) or one that broadcasts to
+            `shape`, constant beyond its first `row_rank` axes.
+        shape: the prediction's.
+        example_rank: how many axes the examples have.
+        row_rank: how many axes may be told apart.
+    """
+    examples = shape[:example_rank]
+    if x.shape == examples:
+        return x
+    expected = f"{name} has shape {x.shape}, the prediction {shape}: expected the shape of the examples {examples}"
+    if x.ndim > len(shape) or any(
+        have not in (1, want) for have, want in zip(x.shape[::-1], shape[::-1], strict=False)
+    ):
+        raise ValueError(f"{expected}, or one that broadcasts to the prediction")
+    whole = (1,) * (len(shape) - x.ndim) + x.shape
+    if any(size != 1 for size in whole[row_rank:]):
+        raise ValueError(f"{expected}, or one that broadcasts to the prediction and is 1 along the classes")
+    rank = max((axis + 1 for axis, size in enumerate(whole) if size != 1), default=0)
+    return jnp.broadcast_to(x.reshape(whole[:rank]), shape[:rank])
+
+
+def along_rows(x: Array, rows: tuple[int, ...]) -> Array:
+    """An array of the first axes of rows, for each of them."""
+    return jnp.broadcast_to(jax.lax.expand_dims(x, range(x.ndim, len(rows))), rows)
+
+
+def row_weight(
+    examples: Examples, shape: tuple[int, ...], dtype, *, example_rank: int, row_rank: int, full: bool = False
+) -> Array:
+    """The weight of each row: 1/n, `weights`, and `TAKEN_OUT` where `where` is false.
+
+    It has as many of the prediction's first axes as the options vary along, none if all rows weigh the same; `full` asks
+    for all `row_rank` of them.
+    """
+    where, weights = (
+        None if x is None else leading(name, x, shape, example_rank, row_rank)
+        for name, x in (("where", examples.where), ("weights", examples.weights))
+    )
+    rank = row_rank if full else max((0 if x is None else x.ndim for x in (where, weights)))
+
+    weight = jnp.ones((), dtype)
+    if weights is not None:
+        weight = weights.astype(dtype)
+    if examples.reduction == "mean":
+        weight = weight * _inverse(_count(examples, where, shape, example_rank, dtype))
+    # A zero that is not `TAKEN_OUT`, whatever its sign was; its derivative stays 1.
+    weight = weight - jax.lax.stop_gradient(jnp.where(taken_out(weight), weight, 0))
+    weight = along_rows(weight, shape[:rank])
+    return weight if where is None else jnp.where(along_rows(where, shape[:rank]), weight, TAKEN_OUT)
+
+
+def _count(examples: Examples, where: Array | None, shape: tuple[int, ...], example_rank: int, dtype) -> Array:
+    """What "mean" divides by: the number of examples of which any element counts."""
+    if examples.normalizer is not None:
+        return examples.normalizer.astype(dtype)
+    if where is None:
+        return jnp.asarray(math.prod(shape[:example_rank]), dtype)
+    if where.ndim > example_rank:
+        where = where.any(tuple(range(example_rank, where.ndim)))
+    repeats = math.prod(shape[where.ndim : example_rank])
+    return where.sum(dtype=dtype) * repeats
+
+
+def _inverse(n: Array) -> Array:
+    """1 / n, and 0 for n = 0: a mean over nothing is 0."""
+    return jnp.where(n == 0, 0, 1 / jnp.where(n == 0, 1, n))

@@ -1,0 +1,102 @@
+"""The shared object: find it, load it, register its custom call targets with JAX."""
+
+import ctypes
+import dataclasses
+import pathlib
+import sys
+
+import jax
+
+from jaxloss._version import __version__
+
+_FILE_NAME = "libjaxloss.so"
+_HOW_TO_BUILD = "build it with `pip install .` in a checkout of jaxloss, or reinstall the package"
+
+
+class _ExportedTarget(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("platform", ctypes.c_char_p), ("handler", ctypes.c_void_p))
+
+
+@dataclasses.dataclass(frozen=True)
+class Backends:
+    """The kernels that this build of jaxloss holds.
+
+    Attributes:
+        cpu: the instruction set of the CPU kernels in use: `"avx512"`, `"avx2"` or `"baseline"` (SSE2 or NEON).
+        cuda: the GPU architectures with kernels, such as `("80", "90a")`; empty for a build without CUDA.
+    """
+
+    cpu: str
+    cuda: tuple[str, ...]
+
+    def __str__(self) -> str:
+        cuda = ", ".join(f"sm_{architecture}" for architecture in self.cuda) or "none in this build"
+        return f"CPU kernels: {self.cpu}; CUDA kernels: {cuda}"
+
+
+def _path() -> pathlib.Path:
+    directories = [pathlib.Path(directory) for directory in sys.modules["jaxloss"].__path__]
+    for directory in directories:
+        if (directory / _FILE_NAME).exists():
+            return directory / _FILE_NAME
+    looked = ", ".join(map(str, directories))
+    raise ImportError(f"jaxloss's compiled library {_FILE_NAME} is not in {looked}: {_HOW_TO_BUILD}")
+
+
+def _load() -> ctypes.CDLL:
+    path = _path()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ImportError(f"jaxloss's compiled library {path} does not load ({error}): {_HOW_TO_BUILD}") from error
+    library.jaxloss_target_count.restype = ctypes.c_int64
+    library.jaxloss_target.restype = _ExportedTarget
+    library.jaxloss_target.argtypes = [ctypes.c_int64]
+    for text in ("version", "cpu_instruction_set", "cuda_architectures"):
+        getattr(library, f"jaxloss_{text}").restype = ctypes.c_char_p
+    if (found := library.jaxloss_version().decode()) != __version__:
+        raise ImportError(f"jaxloss is version {__version__}, its compiled library {path} is {found}: {_HOW_TO_BUILD}")
+    return library
+
+
+def _register(library: ctypes.CDLL) -> frozenset[str]:
+    """Makes the library's targets known to JAX, and returns their names."""
+    names = set()
+    for i in range(library.jaxloss_target_count()):
+        target = library.jaxloss_target(i)
+        name = target.name.decode()
+        # `jax.ffi.pycapsule` wants a ctypes function; the address of the handler is all it takes from it.
+        handler = ctypes.CFUNCTYPE(ctypes.c_void_p)(target.handler)
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform=target.platform.decode())
+        names.add(name)
+    return frozenset(names)
+
+
+_library = _load()
+
+TARGETS = _register(_library)
+"""The names of all custom call targets."""
+
+_backends = Backends(
+    cpu=_library.jaxloss_cpu_instruction_set().decode(),
+    cuda=tuple(filter(None, _library.jaxloss_cuda_architectures().decode().split(","))),
+)
+
+PLATFORMS = ("cpu", "cuda") if _backends.cuda else ("cpu",)
+"""The platforms that have kernels, as `jax.lax.platform_dependent` names them."""
+
+
+def backends() -> Backends:
+    """Which kernels this build of jaxloss holds.
+
+    On a platform that has none (a TPU, or a GPU where the build had no CUDA compiler) the losses are computed by their
+    plain formulas, with the same results.
+
+    Returns:
+        A `Backends` with the CPU's instruction set and the GPU architectures.
+
+    >>> import jaxloss
+    >>> jaxloss.backends().cpu in ("avx512", "avx2", "baseline")
+    True
+    """
+    return _backends

@@ -1,0 +1,106 @@
+"""How one row-wise op behaves under `vmap`, under automatic and explicit sharding and inside `shard_map`.
+
+A row-wise op's first operand is `[rows..., features...]`, and the axes of every other operand and of every result are the
+first axes of it: all of them, the rows', or fewer. So a batch axis is one more row axis, and a device that holds some of
+the rows computes them alone. Where features are split, the op says what the devices must tell each other (`split`).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxloss._calls import manual_axes
+
+Array = jax.Array
+Op = Callable[..., tuple[Array, ...]]
+
+
+def row_wise(local: Op, split: Callable[..., tuple[Array, ...]], row_rank: Callable[..., int]) -> Op:
+    """`local` as an op that JAX may batch and split.
+
+    Args:
+        local: the op on one device: operands to a tuple of results.
+        split: the same where features are split over mesh axes, which it is given first, as a tuple of names.
+        row_rank: how many of the first operand's axes are rows, given all operands.
+    """
+
+    def on_one_device(spec: Sequence, operands: Sequence) -> Op:
+        axes = mesh_axes(spec[row_rank(*operands) :])
+        return functools.partial(split, axes) if axes else local
+
+    @custom_partitioning
+    def automatic(*operands):
+        return local(*operands)
+
+    def partition(mesh, operands, results):
+        spec = common_spec(operands)
+
+        def sharding(aval):
+            return NamedSharding(mesh, PartitionSpec(*spec[: len(aval.shape)]))
+
+        shardings = tuple(map(sharding, operands))
+        return mesh, on_one_device(spec, operands), jax.tree.map(sharding, results), shardings
+
+    automatic.def_partition(partition=partition, sharding_rule=prefix_rule)
+
+    def placed(*operands):
+        if manual_axes(*operands):
+            return local(*operands)
+        mesh = jax.typeof(operands[0]).sharding.mesh
+        if mesh.empty or not mesh.are_all_axes_explicit:
+            return automatic(*operands)
+        spec = tuple(jax.typeof(operands[0]).sharding.spec)
+
+        def of(aval):
+            return PartitionSpec(*spec[: aval.ndim])
+
+        operands = tuple(jax.sharding.reshard(operand, of(operand)) for operand in operands)
+        results = jax.tree.map(of, jax.eval_shape(local, *(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands)))
+        body = on_one_device(spec, operands)
+        return jax.shard_map(body, in_specs=tuple(map(of, operands)), out_specs=results)(*operands)
+
+    @custom_vmap
+    def op(*operands):
+        return placed(*operands)
+
+    @op.def_vmap
+    def _(size, batched, *operands):
+        operands = (
+            operand if has_axis else jnp.broadcast_to(operand, (size, *operand.shape))
+            for operand, has_axis in zip(operands, batched, strict=True)
+        )
+        results = op(*operands)
+        return results, tuple(True for _ in results)
+
+    return op
+
+
+def mesh_axes(spec: Sequence) -> tuple[str, ...]:
+    """All mesh axes that occur in a partition spec."""
+    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec if entry is not None)
+    return tuple(axis for entry in entries for axis in entry)
+
+
+def common_spec(operands: Sequence) -> tuple:
+    """How to split each axis of the first operand: as it is split there, else as it is in an operand that shares it."""
+    spec: list = [None] * len(operands[0].shape)
+    for operand in operands:
+        for axis, entry in enumerate(tuple(operand.sharding.spec)):
+            if spec[axis] is None and entry is not None and not set(mesh_axes([entry])) & set(mesh_axes(spec)):
+                spec[axis] = entry
+    return tuple(spec)
+
+
+def prefix_rule(mesh, operands, results) -> str:
+    """The rule that the partitioner propagates shardings by: equal axes of operands and results are split equally."""
+    del mesh
+
+    def axes(aval):
+        return " ".join(f"i{axis}" for axis in range(len(aval.shape)))
+
+    return f"{', '.join(map(axes, operands))} -> {', '.join(map(axes, results))}"
