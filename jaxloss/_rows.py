@@ -6,6 +6,7 @@ the rows computes them alone. Where features are split, the op says what the dev
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -39,6 +40,8 @@ def row_wise(local: Op, split: Callable[..., tuple[Array, ...]], row_rank: Calla
 
     def partition(mesh, operands, results):
         spec = common_spec(operands)
+        rank = row_rank(*operands)
+        spec = spec[:rank] + evenly_split(mesh, operands[0].shape[rank:], spec[rank:])
 
         def sharding(aval):
             return NamedSharding(mesh, PartitionSpec(*spec[: len(aval.shape)]))
@@ -94,6 +97,19 @@ def common_spec(operands: Sequence) -> tuple:
             if spec[axis] is None and entry is not None and not set(mesh_axes([entry])) & set(mesh_axes(spec)):
                 spec[axis] = entry
     return tuple(spec)
+
+
+def evenly_split(mesh, shape: Sequence[int], spec: Sequence) -> tuple:
+    """The spec of features, unsplit where they do not divide among the devices.
+
+    The partitioner pads what does not divide. A padded row is a row whose results nobody reads, but padded features would
+    count in their row's sum.
+    """
+
+    def even(size, entry):
+        return size % math.prod(mesh.shape[axis] for axis in mesh_axes([entry])) == 0
+
+    return tuple(entry if even(size, entry) else None for size, entry in zip(shape, spec, strict=True))
 
 
 def prefix_rule(mesh, operands, results) -> str:
