@@ -21,7 +21,7 @@ extern const cpu::Kernels kernels;
 namespace cpu {
 namespace {
 
-bool allowed(const char* name) {
+[[maybe_unused]] bool allowed(const char* name) {
   const char* wanted = std::getenv("JAXLOSS_CPU_INSTRUCTION_SET");
   return wanted == nullptr || *wanted == '\0' || std::strcmp(wanted, name) == 0;
 }
