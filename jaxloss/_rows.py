@@ -15,8 +15,6 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxloss._calls import manual_axes
-
 Array = jax.Array
 Op = Callable[..., tuple[Array, ...]]
 
@@ -52,9 +50,9 @@ def row_wise(local: Op, split: Callable[..., tuple[Array, ...]], row_rank: Calla
     automatic.def_partition(partition=partition, sharding_rule=prefix_rule)
 
     def placed(*operands):
-        if manual_axes(*operands):
-            return local(*operands)
         mesh = jax.typeof(operands[0]).sharding.mesh
+        if mesh.manual_axes:  # inside a shard_map: the operands are what this device holds
+            return local(*operands)
         if mesh.empty or not mesh.are_all_axes_explicit:
             return automatic(*operands)
         spec = tuple(jax.typeof(operands[0]).sharding.spec)
