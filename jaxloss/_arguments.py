@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from jaxloss._calls import Array
+from jaxloss._calls import Array, manual_axes
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
@@ -36,12 +36,13 @@ def probabilities(target, name: str, x: Array) -> tuple[Array, Array]:
     return target, x
 
 
-def class_target(target, logits: Array, ignore_index: int | None) -> tuple[Array, Array, Array | None]:
-    """A target of class indices or of probabilities for logits `[..., V]`.
+def class_target(
+    target: Array, logits: Array, classes: int, ignore_index: int | None
+) -> tuple[Array, Array, Array | None]:
+    """A target of class indices or of probabilities for logits `[..., V]`, all or a slice of `classes`.
 
     Returns the target, the logits, and where an index is not `ignore_index` (None without one).
     """
-    target = jnp.asarray(target)
     if target.dtype == jnp.bool_:
         raise TypeError(
             "target has dtype bool: expected an integer type for class indices or a floating-point type for "
@@ -56,7 +57,6 @@ def class_target(target, logits: Array, ignore_index: int | None) -> tuple[Array
         return target, logits, None
     if target.shape != logits.shape[:-1]:
         raise _class_shape_error(target, logits)
-    classes = logits.shape[-1]
     if classes > jnp.iinfo(jnp.int32).max:
         raise ValueError(f"logits has {classes} classes: expected at most {jnp.iinfo(jnp.int32).max}")
     counted = None if ignore_index is None else _differs(target, ignore_index)
@@ -98,3 +98,17 @@ def axis_index(axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis is {axis}, logits has {ndim} axes: expected one from {-ndim} to {ndim - 1}")
     return axis % ndim
+
+
+def mesh_axes(axis_name: str | tuple[str, ...] | None, logits: Array) -> tuple[str, ...]:
+    """The mesh axes that the classes are split over, none without `axis_name`."""
+    if axis_name is None:
+        return ()
+    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    varying = manual_axes(logits)
+    if missing := [axis for axis in axes if axis not in varying]:
+        raise ValueError(
+            f"axis_name is {axis_name!r}, but logits does not vary over {', '.join(map(repr, missing))}: expected an axis "
+            f"of an enclosing shard_map with check_vma=True that splits the classes (found {varying or 'none'})"
+        )
+    return axes

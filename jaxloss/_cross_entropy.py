@@ -8,21 +8,22 @@ import jax.numpy as jnp
 from jaxloss import _calls, _pair, formulas
 from jaxloss._calls import Array, along, taken_out
 from jaxloss._examples import Examples, row_weight
-from jaxloss._pair import RowLoss, row_dot
+from jaxloss._pair import RowLoss, row_dot, varying_like
 from jaxloss._rows import row_wise
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def value(clip: float, logits: Array, target: Array, examples: Examples) -> Array:
-    """The reduced loss of logits `[..., V]`; an example is a row."""
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def value(axes: tuple[str, ...], clip: float, logits: Array, target: Array, examples: Examples) -> Array:
+    """The reduced loss of logits `[..., V]`; an example is a row. For `axes` see `row_loss`."""
     reduced = _pair.weighted_rows if examples.reduction == "none" else _pair.weighted_sum
-    return reduced(row_loss(clip))(logits, target, _weight(logits, examples))
+    return reduced(row_loss(clip, axes))(logits, _of_slice(axes, logits, target), _weight(logits, examples))
 
 
-@functools.partial(jax.jit, inline=True)
-def gradient(logits: Array, target: Array, examples: Examples) -> Array:
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def gradient(axes: tuple[str, ...], logits: Array, target: Array, examples: Examples) -> Array:
     """The gradient of the reduced loss with respect to the logits, which no clip changes."""
-    return _pair.value_and_grad(row_loss(0.0))(logits, target, _weight(logits, examples))[1]
+    loss = row_loss(0.0, axes)
+    return _pair.value_and_grad(loss)(logits, _of_slice(axes, logits, target), _weight(logits, examples))[1]
 
 
 def _weight(logits: Array, examples: Examples) -> Array:
@@ -35,63 +36,85 @@ def _row_rank(logits, *_) -> int:
 
 
 @functools.cache
-def row_loss(clip: float) -> RowLoss:
+def row_loss(clip: float, axes: tuple[str, ...] = ()) -> RowLoss:
     """The cross entropy of rows of logits with class indices or probabilities; `clip` is 0 for none.
 
-    The statistics of a row are its `formulas.softmax_stats`.
+    The statistics of a row are its `formulas.softmax_stats`. With `axes`, an enclosing `shard_map` has split the classes
+    over these mesh axes: logits and target are the slice of this device, losses and statistics are the whole row's.
     """
-    value = functools.partial(_calls.cross_entropy_value, clip=clip)
-    value_and_stats = functools.partial(_calls.cross_entropy_value_and_stats, clip=clip)
-    value_and_grad = functools.partial(_calls.cross_entropy_value_and_grad, clip=clip)
 
-    def split_value_and_stats(axes, logits, target, row_weight):
+    def value(logits, target, row_weight):
+        return _calls.cross_entropy_value(logits, target, row_weight, clip=clip)
+
+    def value_and_stats(logits, target, row_weight):
+        return _calls.cross_entropy_value_and_stats(logits, target, row_weight, clip=clip)
+
+    def value_and_grad(logits, target, row_weight):
+        return _calls.cross_entropy_value_and_grad(logits, target, row_weight, clip=clip)
+
+    def slice_value_and_stats(axes, logits, target, row_weight):
         return _whole_rows(axes, clip, logits, target, row_weight)[:3]
 
-    def split_value(axes, *operands):
-        return split_value_and_stats(axes, *operands)[:1]
+    def slice_value(axes, *operands):
+        return slice_value_and_stats(axes, *operands)[:1]
 
-    def split_value_and_grad(axes, logits, target, row_weight):
-        losses, maximum, log_sum, target, total = _whole_rows(axes, clip, logits, target, row_weight)
+    def slice_value_and_grad(axes, logits, target, row_weight):
+        losses, maximum, log_sum, total = _whole_rows(axes, clip, logits, target, row_weight)
         return losses, _calls.cross_entropy_grad(logits, target, row_weight, maximum, log_sum, total)
+
+    def op(whole, of_slice):
+        if axes:
+            whole = functools.partial(of_slice, axes)
+
+        def split(split_axes, logits, target, row_weight):
+            return of_slice(split_axes, logits, _of_slice(split_axes, logits, target), row_weight)
+
+        return row_wise(whole, split, _row_rank)
 
     return RowLoss(
         row_rank=_row_rank,
-        value=row_wise(value, split_value, _row_rank),
-        value_and_stats=row_wise(value_and_stats, split_value_and_stats, _row_rank),
-        value_and_grad=row_wise(value_and_grad, split_value_and_grad, _row_rank),
-        derivative=_derivative,
+        value=op(value, slice_value),
+        value_and_stats=op(value_and_stats, slice_value_and_stats),
+        value_and_grad=op(value_and_grad, slice_value_and_grad),
+        derivative=functools.partial(_derivative, axes),
         target_derivative=_target_derivative,
         stats_tangent=_stats_tangent,
     )
 
 
-def _whole_rows(axes: tuple[str, ...], clip: float, logits: Array, target: Array, row_weight: Array):
-    """Losses and statistics of whole rows, where this device holds a slice of the classes.
+def _of_slice(axes: tuple[str, ...], logits: Array, target: Array) -> Array:
+    """The target of this device's slice of the classes: an index becomes that within the slice, -1 where it is elsewhere."""
+    if not axes or not jnp.issubdtype(target.dtype, jnp.integer):
+        return target
+    shifted = target - jax.lax.axis_index(axes) * logits.shape[-1]
+    return jnp.where(formulas.in_range(shifted, logits.shape[-1]), shifted, -1)
 
-    Only numbers of one a row are exchanged. Returns losses, the two statistics, the target of this slice, and the sum
-    of the whole target.
+
+def _whole_rows(axes: tuple[str, ...], clip: float, logits: Array, target: Array, row_weight: Array):
+    """Losses and statistics of whole rows from this device's slice of the classes, and the sum of the whole target.
+
+    Only numbers of one a row are exchanged.
     """
-    if jnp.issubdtype(target.dtype, jnp.integer):
-        # The index within this slice, or one that is out of range: the index is another device's, or nobody's.
-        shifted = target - jax.lax.axis_index(axes) * logits.shape[-1]
-        target = jnp.where(formulas.in_range(shifted, logits.shape[-1]), shifted, -1)
     _, local_maximum, local_log_sum = _calls.cross_entropy_value_and_stats(logits, target, row_weight, clip=clip)
     maximum = jax.lax.pmax(local_maximum, axes)
     log_sum = jnp.log(jax.lax.psum(jnp.exp(local_maximum - maximum + local_log_sum), axes))
     total = jax.lax.psum(formulas.target_sum(logits, target), axes)
-    losses = formulas.cross_entropy_of_stats(logits, target, maximum, log_sum, clip)
     if jnp.issubdtype(target.dtype, jnp.integer):
-        of_slice = jnp.where(formulas.in_range(target, logits.shape[-1]), losses, 0)
-        losses = jnp.where(total == 0, jnp.nan, jax.lax.psum(of_slice, axes))
+        here = formulas.in_range(target, logits.shape[-1])
+        at_target = jnp.take_along_axis(logits, jnp.where(here, target, 0)[..., None], -1)
+        losses = jnp.where(here, formulas.nll(formulas.real(at_target)[..., 0] - maximum, log_sum, clip), 0)
+        losses = jnp.where(total == 0, jnp.nan, jax.lax.psum(losses, axes))
     else:
-        losses = jax.lax.psum(losses, axes)
+        losses = jax.lax.psum(formulas.cross_entropy_of_stats(logits, target, maximum, log_sum, clip), axes)
     out = along(taken_out(row_weight), losses)
     losses, maximum, log_sum = (jnp.where(out, 0, rows) for rows in (losses, maximum, log_sum))
-    return losses, maximum, log_sum, target, total
+    return losses, maximum, log_sum, total
 
 
-def _derivative(logits, target, maximum, log_sum):
+def _derivative(axes, logits, target, maximum, log_sum):
     total = formulas.target_sum(logits, target)
+    if axes:
+        total = jax.lax.psum(total, axes)
     return formulas.d_cross_entropy_of_stats(logits, target, maximum, log_sum, total)
 
 
@@ -103,4 +126,4 @@ def _target_derivative(logits, target, maximum, log_sum):
 def _stats_tangent(logits, maximum, log_sum, logits_dot):
     softmax = formulas.softmax_of_stats(logits, maximum, log_sum)
     # All of the log-sum-exp's tangent is given to one of its two terms: only their sum has a meaning.
-    return jnp.zeros_like(maximum), row_dot(softmax, logits_dot, maximum.ndim)
+    return jnp.zeros_like(maximum), varying_like(log_sum, row_dot(softmax, logits_dot, maximum.ndim))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._calls import along, taken_out
+from jaxloss._calls import along, manual_axes, taken_out
 from jaxloss._rows import Op
 from jaxloss.formulas import real
 
@@ -54,6 +54,15 @@ def row_dot(a: Array, b: Array, rank: int) -> Array:
     )
 
 
+def varying_like(result: Array, x: Array) -> Array:
+    """`x`, summed over the mesh axes of a `shard_map` that it varies over and `result` does not.
+
+    Those are axes that the features are split over: a row's tangent is the sum of what its slices contribute.
+    """
+    axes = tuple(axis for axis in manual_axes(x) if axis not in manual_axes(result))
+    return jax.lax.psum(x, axes) if axes else x
+
+
 def _is_zero(tangent) -> bool:
     return isinstance(tangent, SymbolicZero)
 
@@ -81,7 +90,7 @@ def _kept(keep: Array, *arrays: Array) -> tuple[Array, ...]:
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # a scan then saves its logits, not a float32 softmax
-def _losses_tangent(loss: RowLoss, operands, stats, x_dot, target_dot) -> Array:
+def _losses_tangent(loss: RowLoss, operands, losses, stats, x_dot, target_dot) -> Array:
     """The tangent of the losses of rows."""
     keep, rank = ~taken_out(operands[2]), loss.row_rank(*operands)
     x, target, *stats = _kept(keep, *operands[:2], *stats)
@@ -90,7 +99,7 @@ def _losses_tangent(loss: RowLoss, operands, stats, x_dot, target_dot) -> Array:
         for dot, derivative in ((x_dot, loss.derivative), (target_dot, loss.target_derivative))
         if dot is not None
     ]
-    return sum(terms[1:], start=terms[0])
+    return varying_like(losses, sum(terms[1:], start=terms[0]))
 
 
 @functools.cache
@@ -103,7 +112,7 @@ def value_and_stats(loss: RowLoss) -> Op:
         results = losses, *stats = op(*primals)
         losses_dot, stats_dot = jnp.zeros_like(losses), tuple(map(jnp.zeros_like, stats))
         if x_dot is not None or target_dot is not None:
-            losses_dot = _losses_tangent(loss, primals, stats, x_dot, target_dot)
+            losses_dot = _losses_tangent(loss, primals, losses, stats, x_dot, target_dot)
         if x_dot is not None and stats:
             stats_dot = loss.stats_tangent(*_kept(~taken_out(primals[2]), primals[0], *stats, x_dot))
         return results, (losses_dot, *stats_dot)
@@ -185,7 +194,8 @@ def weighted_sum(loss: RowLoss) -> Callable[[Array, Array, Array], Array]:
         out, pull = jax.vjp(of_live, *operands)
         gradients = pull(jnp.ones_like(out))
         # Not vdot: its reshape makes XLA gather an operand whose features are split over devices.
-        return out, sum(jnp.sum(real(g) * real(dot)) for g, dot in zip(gradients, dots, strict=True))
+        terms = (jnp.sum(real(g) * real(dot)) for g, dot in zip(gradients, dots, strict=True))
+        return out, sum(varying_like(out, term) for term in terms)
 
     total.defjvp(tangent, symbolic_zeros=True)
     return total
@@ -212,7 +222,7 @@ def weighted_rows(loss: RowLoss) -> Callable[[Array, Array, Array], Array]:
         losses, *stats = value_and_stats(loss)(x, target, row_weight)
         dot = jnp.zeros_like(losses)
         if x_dot is not None or target_dot is not None:
-            dot = along(row_weight, losses) * _losses_tangent(loss, primals, stats, x_dot, target_dot)
+            dot = along(row_weight, losses) * _losses_tangent(loss, primals, losses, stats, x_dot, target_dot)
         if weight_dot is not None:
             dot = dot + losses * along(weight_dot, losses)
         return weigh(row_weight, losses), dot

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from jaxloss import _arguments, _cross_entropy, _examples
@@ -19,6 +20,7 @@ def categorical_cross_entropy(
     clip: float | None = 1e-7,
     reduction="mean",
     normalizer=None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array:
     r"""Cross entropy of classes, with the softmax inside.
 
@@ -41,6 +43,10 @@ def categorical_cross_entropy(
             prediction still learns. None for the exact value.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
+        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has split
+            the classes over: logits, and probabilities, are the slice of this device, class indices are those of the whole
+            vocabulary. The loss is that of whole rows, the gradient that of the slice; only numbers of one a row are
+            exchanged.
 
     Returns:
         A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
@@ -63,10 +69,10 @@ def categorical_cross_entropy(
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4.
     """
-    x, a, examples, _ = _checked(
-        logits, target, axis, where, ignore_index, weights, reduction, normalizer
+    x, a, examples, axes, _ = _checked(
+        logits, target, axis, where, ignore_index, weights, reduction, normalizer, axis_name
     )
-    return _cross_entropy.value(_arguments.clip_value(clip, 1.0), x, a, examples)
+    return _cross_entropy.value(axes, _arguments.clip_value(clip, 1.0), x, a, examples)
 
 
 def d_categorical_cross_entropy(
@@ -80,6 +86,7 @@ def d_categorical_cross_entropy(
     clip: float | None = 1e-7,
     reduction="mean",
     normalizer=None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Array:
     r"""The gradient of `categorical_cross_entropy` with respect to `logits`: $(t - a) / n$.
 
@@ -93,6 +100,7 @@ def d_categorical_cross_entropy(
         clip: as for `categorical_cross_entropy`; it does not change the gradient.
         reduction: as for `categorical_cross_entropy`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.
         normalizer: as for `categorical_cross_entropy`.
+        axis_name: as for `categorical_cross_entropy`.
 
     Returns:
         An array like `logits`.
@@ -106,32 +114,34 @@ def d_categorical_cross_entropy(
     >>> print(jaxloss.d_categorical_cross_entropy(jnp.zeros((1, 4)), jnp.array([1])))
     [[ 0.25 -0.75  0.25  0.25]]
     """
-    x, a, examples, axis = _checked(
-        logits, target, axis, where, ignore_index, weights, reduction, normalizer
+    x, a, examples, axes, axis = _checked(
+        logits, target, axis, where, ignore_index, weights, reduction, normalizer, axis_name
     )
     _arguments.clip_value(clip, 1.0)
-    return jnp.moveaxis(_cross_entropy.gradient(x, a, examples), -1, axis).astype(jnp.asarray(logits).dtype)
+    return jnp.moveaxis(_cross_entropy.gradient(axes, x, a, examples), -1, axis).astype(jnp.asarray(logits).dtype)
 
 
-def _checked(logits, target, axis, where, ignore_index, weights, reduction, normalizer):
-    """Logits and target with the classes last, the examples, and the axis counted from the front."""
+def _checked(logits, target, axis, where, ignore_index, weights, reduction, normalizer, axis_name):
+    """Logits and target with the classes last, the examples, the mesh axes, and the axis counted from the front."""
     logits = _arguments.prediction("logits", logits)
     axis = _arguments.axis_index(axis, logits.ndim)
+    axes = _arguments.mesh_axes(axis_name, logits)
     examples = _examples.checked(where, weights, reduction, normalizer)
     target, shape = jnp.asarray(target), logits.shape
     if target.shape == shape and not jnp.issubdtype(target.dtype, jnp.integer):
         target = jnp.moveaxis(target, axis, -1)
     logits = jnp.moveaxis(logits, axis, -1)
-    target, logits, counted = _arguments.class_target(target, logits, ignore_index)
+    classes = logits.shape[-1] * (jax.lax.axis_size(axes) if axes else 1)
+    target, logits, counted = _arguments.class_target(target, logits, classes, ignore_index)
 
     def classes_last(x):
         return x if x is None or x.ndim != logits.ndim else jnp.moveaxis(x, axis, -1)
 
-    where = classes_last(examples.where)
+    where, weights = classes_last(examples.where), classes_last(examples.weights)
     if counted is not None:
         rank = logits.ndim - 1
         if where is not None:
             where = _examples.leading("where", where, logits.shape, rank, rank)
             counted = counted & _examples.along_rows(where, logits.shape[:-1])
         where = counted
-    return logits, target, dataclasses.replace(examples, where=where, weights=classes_last(examples.weights)), axis
+    return logits, target, dataclasses.replace(examples, where=where, weights=weights), axes, axis

@@ -83,14 +83,17 @@ def cross_entropy_of_stats(
     logits: Array, target: Array, maximum: Array, log_sum: Array, clip: float | None = 1e-7
 ) -> Array:
     """The cross entropy of rows whose `softmax_stats` are known."""
-    x = real(logits)
-    ceiling = -math.log(clip) if clip else math.inf
+    logits_minus_maximum = real(logits) - maximum[..., None]
     if jnp.issubdtype(target.dtype, jnp.integer):
-        at_target = jnp.sum(jnp.where(one_hot(target, x.shape[-1]), x - maximum[..., None], 0), axis=-1)
-        nll = jnp.minimum(log_sum - at_target, ceiling)
-        return jnp.where(in_range(target, x.shape[-1]), nll, jnp.nan)
-    nll = jnp.minimum(log_sum[..., None] - (x - maximum[..., None]), ceiling)
-    return jnp.sum(_product(real(target), nll), axis=-1)
+        at_target = jnp.sum(jnp.where(one_hot(target, logits.shape[-1]), logits_minus_maximum, 0), axis=-1)
+        return jnp.where(in_range(target, logits.shape[-1]), nll(at_target, log_sum, clip), jnp.nan)
+    return jnp.sum(_product(real(target), nll(logits_minus_maximum, log_sum[..., None], clip)), axis=-1)
+
+
+def nll(logit_minus_maximum: Array, log_sum: Array, clip: float | None) -> Array:
+    r"""$-\log \max(t, \mathrm{clip})$ of a class, from its logit and the `softmax_stats` of its row."""
+    loss = log_sum - logit_minus_maximum
+    return jnp.minimum(loss, -math.log(clip)) if clip else loss
 
 
 def d_cross_entropy_of_stats(
