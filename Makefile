@@ -1,0 +1,66 @@
+# The commands of this checkout; `make help` lists them. Each sets up what it needs in .venv.
+# Variables: PYTHON=python3.12 (an interpreter), ARGS="..." (more arguments for the command), WORKERS=2 (processes of tests).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+export PYTHON
+
+WORKERS ?= 2
+python := .venv/bin/python
+sources = $(shell find cuda tests -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help demo test test-gpu bench-gpu doctest lint types format notebooks cuda clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+demo: ## train three models on real data with losses from jaxloss, and draw the pictures
+	@tools/environment demo
+	$(python) -m demo $(ARGS)
+
+test: ## the whole suite
+	@tools/environment test
+	$(python) -m pytest -n $(WORKERS) $(ARGS)
+
+test-gpu: ## the suite on the GPU, with the active environment's own jax (needs no network)
+	tools/install-for-gpu
+	$(or $(PYTHON),python3) -m pytest -m gpu $(ARGS)
+
+bench-gpu: ## every script in benchmarks/, with the active environment's own jax (needs no network)
+	tools/install-for-gpu
+	@shopt -s nullglob; scripts=(benchmarks/[a-z]*.py); \
+	[ $${#scripts[@]} -gt 0 ] || echo "benchmarks/ holds no script yet"; \
+	for script in "$${scripts[@]}"; do (set -x; $(or $(PYTHON),python3) -m "benchmarks.$$(basename "$$script" .py)" $(ARGS)); done
+
+doctest: ## the examples in the documentation of the functions
+	@tools/environment test
+	$(python) -m pytest --doctest-modules jaxloss $(ARGS)
+
+lint: types ## formatting, lint and types
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	.venv/bin/clang-format --dry-run -Werror $(sources)
+
+types: ## types alone
+	@tools/environment dev
+	$(python) -m pyright
+
+format: ## bring every file into shape
+	@tools/environment dev
+	$(python) -m ruff check --fix
+	$(python) -m ruff format
+	.venv/bin/clang-format -i $(sources)
+
+notebooks: ## execute the notebooks, as a check; with ARGS=--write, store their outputs
+	@tools/environment docs
+	$(python) notebooks/execute.py $(ARGS)
+
+cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error
+	@tools/environment
+	$(python) tools/compile_cuda.py 80 90a
+
+clean: ## remove what these commands made
+	rm -rf .venv .venv-newest build demo/output
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache .hypothesis
