@@ -108,7 +108,7 @@ def mesh_axes(axis_name: str | tuple[str, ...] | None, logits: Array) -> tuple[s
     varying = manual_axes(logits)
     if missing := [axis for axis in axes if axis not in varying]:
         raise ValueError(
-            f"axis_name is {axis_name!r}, but logits does not vary over {', '.join(map(repr, missing))}: expected an axis "
-            f"of an enclosing shard_map with check_vma=True that splits the classes (found {varying or 'none'})"
+            f"axis_name is {axis_name!r}, but logits does not vary over {', '.join(map(repr, missing))}: expected an "
+            f"axis of an enclosing shard_map with check_vma=True that splits the classes (found {varying or 'none'})"
         )
     return axes

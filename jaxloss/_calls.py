@@ -1,10 +1,11 @@
 """One typed function for each custom call target, and the formula that stands in where a platform has no kernel.
 
-Everywhere: `x` is `[rows..., features...]`; `row_weight` has the first axes of `x`; losses and statistics have the rows' axes.
-A row weight of `TAKEN_OUT` marks a row of which nothing is read and for which zeros are written.
+Everywhere: `x` is `[rows..., features...]`; `row_weight` has the first axes of `x`; losses and statistics have the
+rows' axes. A row weight of `TAKEN_OUT` marks a row of which nothing is read and for which zeros are written.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def varying(axes: Sequence[str], x: Array) -> Array:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def _call(name: str, results: Sequence[jax.ShapeDtypeStruct], formula: Callable, *operands: Array, **attributes):
+def _call(name: str, results: Sequence[jax.ShapeDtypeStruct], formula: Callable, *operands: Array, **attributes) -> Any:
     """The kernel `name` where the platform has it, else the formula. Both give the tuple of results."""
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
     axes = manual_axes(*operands)
@@ -52,7 +53,9 @@ def _call(name: str, results: Sequence[jax.ShapeDtypeStruct], formula: Callable,
 
     def plain(*operands):
         outputs = formula(*operands)
-        return tuple(varying(axes, output.astype(result.dtype)) for output, result in zip(outputs, results, strict=True))
+        return tuple(
+            varying(axes, output.astype(result.dtype)) for output, result in zip(outputs, results, strict=True)
+        )
 
     branches = dict.fromkeys(_library.PLATFORMS, kernel)
     return jax.lax.platform_dependent(*operands, default=plain, **branches)
@@ -150,9 +153,7 @@ def cross_entropy_value_and_stats(
         return tuple(jnp.where(taken_out(along(row_weight, losses)), 0, out) for out in (losses, *stats))
 
     rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
-    return _call(
-        "cross_entropy_value_and_stats", (rows,) * 3, plain, logits, target, row_weight, clip=np.float64(clip)
-    )
+    return _call("cross_entropy_value_and_stats", (rows,) * 3, plain, logits, target, row_weight, clip=np.float64(clip))
 
 
 def cross_entropy_value_and_grad(

@@ -39,8 +39,9 @@ def _row_rank(logits, *_) -> int:
 def row_loss(clip: float, axes: tuple[str, ...] = ()) -> RowLoss:
     """The cross entropy of rows of logits with class indices or probabilities; `clip` is 0 for none.
 
-    The statistics of a row are its `formulas.softmax_stats`. With `axes`, an enclosing `shard_map` has split the classes
-    over these mesh axes: logits and target are the slice of this device, losses and statistics are the whole row's.
+    The statistics of a row are its `formulas.softmax_stats`. With `axes`, an enclosing `shard_map` has split the
+    classes over these mesh axes: logits and target are the slice of this device, losses and statistics are the whole
+    row's.
     """
 
     def value(logits, target, row_weight):
@@ -83,7 +84,7 @@ def row_loss(clip: float, axes: tuple[str, ...] = ()) -> RowLoss:
 
 
 def _of_slice(axes: tuple[str, ...], logits: Array, target: Array) -> Array:
-    """The target of this device's slice of the classes: an index becomes that within the slice, -1 where it is elsewhere."""
+    """The target of this device's slice of the classes: an index within the slice, -1 for one that is elsewhere."""
     if not axes or not jnp.issubdtype(target.dtype, jnp.integer):
         return target
     shifted = target - jax.lax.axis_index(axes) * logits.shape[-1]

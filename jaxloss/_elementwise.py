@@ -49,9 +49,7 @@ def gradient(loss: Elementwise, x: Array, target: Array, examples: Examples) -> 
 
 
 def _weight(x: Array, examples: Examples, *, full: bool = False) -> Array:
-    return row_weight(
-        examples, x.shape, real(x).dtype, example_rank=min(1, x.ndim), row_rank=x.ndim, full=full
-    )
+    return row_weight(examples, x.shape, real(x).dtype, example_rank=min(1, x.ndim), row_rank=x.ndim, full=full)
 
 
 def _row_rank(x, target, row_weight) -> int:

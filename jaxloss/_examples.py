@@ -94,14 +94,14 @@ def row_weight(
 ) -> Array:
     """The weight of each row: 1/n, `weights`, and `TAKEN_OUT` where `where` is false.
 
-    It has as many of the prediction's first axes as the options vary along, none if all rows weigh the same; `full` asks
-    for all `row_rank` of them.
+    It has as many of the prediction's first axes as the options vary along, none if all rows weigh the same; `full`
+    asks for all `row_rank` of them.
     """
     where, weights = (
         None if x is None else leading(name, x, shape, example_rank, row_rank)
         for name, x in (("where", examples.where), ("weights", examples.weights))
     )
-    rank = row_rank if full else max((0 if x is None else x.ndim for x in (where, weights)))
+    rank = row_rank if full else max(0 if x is None else x.ndim for x in (where, weights))
 
     weight = jnp.ones((), dtype)
     if weights is not None:

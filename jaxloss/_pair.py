@@ -1,13 +1,15 @@
 """A loss paired with its hand-derived gradient, in reverse and in forward mode.
 
-`weighted_sum(loss)(x, target, row_weight)` is Σ wᵢ ℓᵢ. Its value and its gradient come out of one custom call; that pair is
-a `custom_vjp`. A `custom_vjp` alone refuses forward mode, so it sits in a `custom_jvp` whose tangent is ⟨gradient, tangent⟩.
-Derivatives of the custom calls themselves, which second and higher orders ask for, are plain formulas.
+`weighted_sum(loss)(x, target, row_weight)` is Σ wᵢ ℓᵢ. Its value and its gradient come out of one custom call; that
+pair is a `custom_vjp`. A `custom_vjp` alone refuses forward mode, so it sits in a `custom_jvp` whose tangent is
+⟨gradient, tangent⟩. Derivatives of the custom calls themselves, which second and higher orders ask for, are plain
+formulas.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +97,7 @@ def _losses_tangent(loss: RowLoss, operands, losses, stats, x_dot, target_dot) -
     keep, rank = ~taken_out(operands[2]), loss.row_rank(*operands)
     x, target, *stats = _kept(keep, *operands[:2], *stats)
     terms = [
-        row_dot(derivative(x, target, *stats), *_kept(keep, dot), rank)
+        row_dot(derivative(x, target, *stats), _kept(keep, dot)[0], rank)
         for dot, derivative in ((x_dot, loss.derivative), (target_dot, loss.target_derivative))
         if dot is not None
     ]
@@ -148,7 +150,7 @@ def _contracted(row_weight: Array, losses: Array) -> Array:
 
 
 @functools.cache
-def weighted_sum(loss: RowLoss) -> Callable[[Array, Array, Array], Array]:
+def weighted_sum(loss: RowLoss) -> Callable[..., Any]:
     """The scalar Σ wᵢ ℓᵢ of rows with weights w, as a function of `(x, target, row_weight)`."""
 
     # `live` says which operands the gradient is wanted for: what nobody asked for is not computed.
@@ -158,12 +160,12 @@ def weighted_sum(loss: RowLoss) -> Callable[[Array, Array, Array], Array]:
 
     def forward(live, x, target, row_weight):
         of_x, of_target, of_weight = live
-        gradient = stats = None
+        gradient = stats = losses = None
         if of_x:
             losses, gradient = value_and_grad(loss)(x, target, row_weight)
         if of_target:
             losses, *stats = value_and_stats(loss)(x, target, row_weight)
-        elif not of_x:
+        if losses is None:
             (losses,) = loss.value(x, target, row_weight)
         saved_for_target = (x, target, stats, row_weight) if of_target else None
         saved_for_weight = (losses, row_weight) if of_weight else None
@@ -202,11 +204,11 @@ def weighted_sum(loss: RowLoss) -> Callable[[Array, Array, Array], Array]:
 
 
 @functools.cache
-def weighted_rows(loss: RowLoss) -> Callable[[Array, Array, Array], Array]:
+def weighted_rows(loss: RowLoss) -> Callable[..., Any]:
     """The losses wᵢ ℓᵢ of rows with weights w, as a function of `(x, target, row_weight)`.
 
-    Their derivative is a plain formula from the statistics that the forward call leaves: XLA fuses it, and its transpose,
-    into one pass over `x`, so a kernel for it would gain nothing.
+    Their derivative is a plain formula from the statistics that the forward call leaves: XLA fuses it, and its
+    transpose, into one pass over `x`, so a kernel for it would gain nothing.
     """
 
     def weigh(row_weight, losses):

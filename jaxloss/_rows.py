@@ -1,8 +1,9 @@
 """How one row-wise op behaves under `vmap`, under automatic and explicit sharding and inside `shard_map`.
 
-A row-wise op's first operand is `[rows..., features...]`, and the axes of every other operand and of every result are the
-first axes of it: all of them, the rows', or fewer. So a batch axis is one more row axis, and a device that holds some of
-the rows computes them alone. Where features are split, the op says what the devices must tell each other (`split`).
+A row-wise op's first operand is `[rows..., features...]`, and the axes of every other operand and of every result are
+the first axes of it: all of them, the rows', or fewer. So a batch axis is one more row axis, and a device that holds
+some of the rows computes them alone. Where features are split, the op says what the devices must tell each other
+(`split`).
 """
 
 import functools
@@ -100,8 +101,8 @@ def common_spec(operands: Sequence) -> tuple:
 def evenly_split(mesh, shape: Sequence[int], spec: Sequence) -> tuple:
     """The spec of features, unsplit where they do not divide among the devices.
 
-    The partitioner pads what does not divide. A padded row is a row whose results nobody reads, but padded features would
-    count in their row's sum.
+    The partitioner pads what does not divide. A padded row is a row whose results nobody reads, but padded features
+    would count in their row's sum.
     """
 
     def even(size, entry):

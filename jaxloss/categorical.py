@@ -24,29 +24,32 @@ def categorical_cross_entropy(
 ) -> Array:
     r"""Cross entropy of classes, with the softmax inside.
 
-    $$\frac1n \sum -a_i \log t_i, \quad t = \mathrm{softmax}(x), \qquad \frac{\partial}{\partial x_i} = \frac{t_i - a_i}{n}$$
+    $$\frac1n \sum -a_i \log t_i, \quad t = \mathrm{softmax}(x),
+      \qquad \frac{\partial}{\partial x_i} = \frac{t_i - a_i}{n}$$
 
-    An example is a row: everything but the axis of classes; $n$ is the number of rows. Where a target $a$ does not sum to 1,
-    the gradient is $t_i \sum_j a_j - a_i$.
+    An example is a row: everything but the axis of classes; $n$ is the number of rows. Where a target $a$ does not sum
+    to 1, the gradient is $t_i \sum_j a_j - a_i$.
 
     Args:
-        logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked: its probability
-            and gradient are 0.
-        target: class indices `[...]` of an integer type, or probabilities `[..., V]` of a floating-point type. A row whose
-            index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`.
+        logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked: its
+            probability and gradient are 0.
+        target: class indices `[...]` of an integer type, or probabilities `[..., V]` of a floating-point type. A row
+            whose index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`.
         axis: the axis of classes of `logits`, and of a target of probabilities.
-        where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold NaN.
-            Shape `[...]`, or the same with a 1 for the axis of classes. $n$ counts the rows left in. Default: all count.
+        where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
+            NaN. Shape `[...]`, or the same with a 1 for the axis of classes. $n$ counts the rows left in. Default: all
+            count.
         ignore_index: rows whose class index is this are left out, as by `where`.
-        weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default: 1.
+        weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
+            1.
         clip: the value is that of $\max(t_i, \mathrm{clip})$. The gradient is never clipped, so that a saturated
             prediction still learns. None for the exact value.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
-        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has split
-            the classes over: logits, and probabilities, are the slice of this device, class indices are those of the whole
-            vocabulary. The loss is that of whole rows, the gradient that of the slice; only numbers of one a row are
-            exchanged.
+        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
+            split the classes over: logits, and probabilities, are the slice of this device, class indices are those of
+            the whole vocabulary. The loss is that of whole rows, the gradient that of the slice; only numbers of one a
+            row are exchanged.
 
     Returns:
         A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
@@ -61,11 +64,11 @@ def categorical_cross_entropy(
     >>> import jaxloss
     >>> logits = jnp.array([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     >>> print(jaxloss.categorical_cross_entropy(logits, jnp.array([0, 2])))
-    0.75310904
+    0.75311
     >>> print(jaxloss.categorical_cross_entropy(logits, jnp.array([0, -100]), ignore_index=-100))
-    0.40760595
+    0.40761
     >>> print(jax.grad(jaxloss.categorical_cross_entropy)(logits, jnp.array([0, 2]))[1])
-    [ 0.16666667  0.16666667 -0.33333334]
+    [ 0.16667  0.16667 -0.33333]
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4.
     """
@@ -98,7 +101,8 @@ def d_categorical_cross_entropy(
         ignore_index: as for `categorical_cross_entropy`.
         weights: as for `categorical_cross_entropy`.
         clip: as for `categorical_cross_entropy`; it does not change the gradient.
-        reduction: as for `categorical_cross_entropy`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.
+        reduction: as for `categorical_cross_entropy`; `"none"` gives the gradient of each row's own loss, as does
+            `"sum"`.
         normalizer: as for `categorical_cross_entropy`.
         axis_name: as for `categorical_cross_entropy`.
 

@@ -53,8 +53,8 @@ def d_binary_cross_entropy(logits: Array, target: Array) -> Array:
 def categorical_cross_entropy(logits: Array, target: Array, clip: float | None = 1e-7) -> Array:
     r"""$\sum_i -a_i \log \max(t_i, \mathrm{clip})$ with $t = \mathrm{softmax}(x)$, for each row of logits `[..., V]`.
 
-    The target is `[..., V]` probabilities, or `[...]` class indices: then $a$ is 1 at the index and 0 elsewhere, and a row
-    whose index is out of range gives NaN.
+    The target is `[..., V]` probabilities, or `[...]` class indices: then $a$ is 1 at the index and 0 elsewhere, and a
+    row whose index is out of range gives NaN.
     """
     return cross_entropy_of_stats(logits, target, *softmax_stats(logits), clip=clip)
 
@@ -67,7 +67,8 @@ def d_categorical_cross_entropy(logits: Array, target: Array) -> Array:
 def softmax_stats(logits: Array) -> tuple[Array, Array]:
     r"""The maximum $m$ of each row, and $\log \sum_i e^{x_i - m}$.
 
-    Their sum is the log-sum-exp, but it is left to cancel against $x - m$: an offset of all logits then costs no digits.
+    Their sum is the log-sum-exp, but it is left to cancel against $x - m$: an offset of all logits then costs no
+    digits.
     """
     x = real(logits)
     maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1, initial=jnp.finfo(x.dtype).min))
@@ -96,9 +97,7 @@ def nll(logit_minus_maximum: Array, log_sum: Array, clip: float | None) -> Array
     return jnp.minimum(loss, -math.log(clip)) if clip else loss
 
 
-def d_cross_entropy_of_stats(
-    logits: Array, target: Array, maximum: Array, log_sum: Array, total: Array
-) -> Array:
+def d_cross_entropy_of_stats(logits: Array, target: Array, maximum: Array, log_sum: Array, total: Array) -> Array:
     """The derivative of the cross entropy of rows whose `softmax_stats` and `target_sum` are known."""
     softmax = softmax_of_stats(logits, maximum, log_sum)
     if jnp.issubdtype(target.dtype, jnp.integer):

@@ -21,12 +21,14 @@ def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
     The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
 
     Args:
-        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or 0-D
-            array is an example.
+        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
+            0-D array is an example.
         target: $a$, of the same shape; any real type.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape `[n]`,
-            or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default: all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default: 1.
+        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
+            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
+            all count.
+        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
+            1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
