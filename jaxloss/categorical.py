@@ -68,7 +68,7 @@ def categorical_cross_entropy(
     >>> print(jaxloss.categorical_cross_entropy(logits, jnp.array([0, -100]), ignore_index=-100))
     0.40761
     >>> print(jax.grad(jaxloss.categorical_cross_entropy)(logits, jnp.array([0, 2]))[1])
-    [ 0.16667  0.16667 -0.33333]
+    [ 0.16667  0.16667 -0.33333 ]
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4.
     """
