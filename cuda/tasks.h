@@ -1,5 +1,5 @@
-// The list of everything a kernel can be asked to do: each loss over each pair of stored types. Handlers choose from it,
-// and every platform instantiates its kernels from it.
+// The list of everything a kernel can be asked to do: each loss over each pair of stored types. Handlers choose from
+// it, and every platform instantiates its kernels from it.
 #pragma once
 
 #include "maths/elementwise.h"
@@ -45,16 +45,17 @@ struct ElementwiseTasksOf<Loss, List<Pair...>> {
 template <class Losses>
 struct ElementwiseTasksOfAll;
 template <class... Loss>
-struct ElementwiseTasksOfAll<LossList<Loss...>> : Concatenate<typename ElementwiseTasksOf<Loss, StoredPairs>::type...> {};
+struct ElementwiseTasksOfAll<LossList<Loss...>> : Concatenate<typename ElementwiseTasksOf<Loss, StoredPairs>::type...> {
+};
 using ElementwiseTasks = ElementwiseTasksOfAll<ElementwiseLosses>::type;
 
 template <template <class, class> class Rows, class Pairs>
 struct RowsOfLogits;
 template <template <class, class> class Rows, class... Pair>
 struct RowsOfLogits<Rows, List<Pair...>> {
-  using type = List<Rows<float, ClassIndices>, Rows<bfloat16, ClassIndices>, Rows<float16, ClassIndices>,
-                    Rows<double, ClassIndices>,
-                    Rows<typename Pair::Prediction, ClassProbabilities<typename Pair::Target>>...>;
+  using type =
+      List<Rows<float, ClassIndices>, Rows<bfloat16, ClassIndices>, Rows<float16, ClassIndices>,
+           Rows<double, ClassIndices>, Rows<typename Pair::Prediction, ClassProbabilities<typename Pair::Target>>...>;
 };
 using CrossEntropyTasks = RowsOfLogits<CrossEntropyRows, StoredPairs>::type;
 using CrossEntropyGradientTasks = RowsOfLogits<CrossEntropyGradientRows, StoredPairs>::type;

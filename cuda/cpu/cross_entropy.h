@@ -1,7 +1,8 @@
-// Cross entropy on the CPU: a row at a time, three passes over a row that stays in the cache: its maximum, the sum of its
-// exponentials, its gradient.
+// Cross entropy on the CPU: a row at a time, three passes over a row that stays in the cache: its maximum, the sum of
+// its exponentials, its gradient.
 #pragma once
 
+#include "cpu/cross_entropy_narrow.h"
 #include "cpu/simd.h"
 #include "maths/cross_entropy.h"
 #include "rows.h"
@@ -38,9 +39,8 @@ template <class Logit>
 JAXLOSS_INLINE SoftmaxSums<Accumulator<Logit>> softmax_sums(const Logit* logits, int64_t classes) {
   using Value = ValueOf<Logit>;
   const auto max = row_max(logits, classes);
-  const double sum = sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) {
-    return exponential(load_step(logits + i, count) - Value(max));
-  });
+  const double sum = sum_over_steps<Logit>(
+      classes, [&](int64_t i, int64_t count) { return exponential(load_step(logits + i, count) - Value(max)); });
   return {max, static_cast<Accumulator<Logit>>(sum)};
 }
 
@@ -52,8 +52,8 @@ JAXLOSS_INLINE Real target_sum(ClassIndices target, int64_t row, int64_t classes
 template <class Real, class Stored>
 JAXLOSS_INLINE Real target_sum(ClassProbabilities<Stored> target, int64_t row, int64_t classes) {
   const Stored* probability = target.probability + row * classes;
-  return static_cast<Real>(sum_over_steps<Stored>(
-      classes, [&](int64_t i, int64_t count) { return load_step(probability + i, count); }));
+  return static_cast<Real>(
+      sum_over_steps<Stored>(classes, [&](int64_t i, int64_t count) { return load_step(probability + i, count); }));
 }
 
 template <class Logit>
@@ -110,8 +110,7 @@ JAXLOSS_INLINE void row_gradient(ClassProbabilities<Stored> target, int64_t row,
   const Stored* probability = target.probability + row * classes;
   for_each_step<Logit>(classes, [&](int64_t i, int64_t count) {
     const Value exponentials = exponential(load_step(logits + i, count) - Value(scale.max));
-    const Value difference =
-        exponentials * Value(scale.softmax * scale.target_sum) - load_step(probability + i, count);
+    const Value difference = exponentials * Value(scale.softmax * scale.target_sum) - load_step(probability + i, count);
     store_step(gradient + i, difference * Value(scale.weight), count);
   });
 }
@@ -120,7 +119,7 @@ JAXLOSS_INLINE void row_gradient(ClassProbabilities<Stored> target, int64_t row,
 template <class Logit, class Target>
 void cross_entropy_rows(const CrossEntropyRows<Logit, Target>& rows, int64_t begin, int64_t end) {
   using Real = Accumulator<Logit>;
-  for (int64_t row = begin; row < end; row++) {
+  for (int64_t row = all_narrow_rows(rows, begin, end); row < end; row++) {
     const Logit* logits = rows.logits + row * rows.classes;
     Logit* gradient = rows.gradient ? rows.gradient + row * rows.classes : nullptr;
     const Real weight = rows.weight_of(row);
@@ -132,7 +131,8 @@ void cross_entropy_rows(const CrossEntropyRows<Logit, Target>& rows, int64_t beg
       loss = row_loss(rows.target, row, logits, rows.classes, max, log_sum, rows.ceiling);
       if (gradient) {
         const Real total = target_sum<Real>(rows.target, row, rows.classes);
-        row_gradient(rows.target, row, logits, rows.classes, RowScale<Real>{max, 1 / sums.sum, total, weight}, gradient);
+        row_gradient(rows.target, row, logits, rows.classes, RowScale<Real>{max, 1 / sums.sum, total, weight},
+                     gradient);
       }
     } else if (gradient) {
       std::memset(gradient, 0, rows.classes * sizeof(Logit));
@@ -148,7 +148,8 @@ template <class Logit, class Target>
 void cross_entropy_gradient_rows(const CrossEntropyGradientRows<Logit, Target>& rows, int64_t begin, int64_t end) {
   using Real = Accumulator<Logit>;
   for (int64_t row = begin; row < end; row++) {
-    const RowScale<Real> scale{rows.max[row], exponential(-rows.log_sum[row]), rows.target_sum[row], rows.weight_of(row)};
+    const RowScale<Real> scale{rows.max[row], exponential(-rows.log_sum[row]), rows.target_sum[row],
+                               rows.weight_of(row)};
     row_gradient(rows.target, row, rows.logits + row * rows.classes, rows.classes, scale,
                  rows.gradient + row * rows.classes);
   }

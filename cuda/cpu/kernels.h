@@ -1,5 +1,5 @@
-// The CPU kernels as the handlers see them: for every task one function over a range of rows, and one such table for every
-// instruction set that this library was compiled for.
+// The CPU kernels as the handlers see them: for every task one function over a range of rows, and one such table for
+// every instruction set that this library was compiled for.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// Vectors of floats for the CPU kernels: GCC's and Clang's vector types in a class, with the names of `maths/scalar.h`, so
-// that the losses are written once. `VECTOR_BYTES` is the register width of the instruction set a file is compiled for.
+// Vectors of floats for the CPU kernels: GCC's and Clang's vector types in a class, with the names of `maths/scalar.h`,
+// so that the losses are written once. `VECTOR_BYTES` is the register width of the instruction set a file is compiled
+// for.
 //
 // Everything lives in the namespace of the instruction set (`JAXLOSS_ISA`) and is always inlined: the linker must never
 // pick the AVX-512 copy of a function for the baseline.
@@ -7,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "maths/scalar.h"
 
@@ -52,13 +54,11 @@ struct Vector {
 
 JAXLOSS_INLINE Vector select(IntLanes condition, Vector yes, Vector no) { return condition ? yes.lanes : no.lanes; }
 
-JAXLOSS_INLINE Vector absolute(Vector x) {
-  return bits<FloatLanes>(bits<IntLanes>(x.lanes) & integers(0x7fffffff));
-}
+JAXLOSS_INLINE Vector absolute(Vector x) { return bits<FloatLanes>(bits<IntLanes>(x.lanes) & integers(0x7fffffff)); }
 
 // e^x within 2 ulp over the whole range, subnormal results and ±Inf and NaN included.
-// x = k log 2 + r, |r| ≤ ½ log 2; a polynomial for e^r (Taylor's coefficients bent to the interval), 2^k in two factors so
-// that neither overflows on the way to a subnormal or to infinity.
+// x = k log 2 + r, |r| ≤ ½ log 2; a polynomial for e^r (Taylor's coefficients bent to the interval), 2^k in two factors
+// so that neither overflows on the way to a subnormal or to infinity.
 JAXLOSS_INLINE Vector exponential(Vector x) {
   x = at_most(at_least(x, Vector(-104.0)), Vector(89.0));
   const Vector round(12582912.0);  // 1.5 × 2^23: adding and subtracting it rounds to an integer
@@ -77,8 +77,8 @@ JAXLOSS_INLINE Vector exponential(Vector x) {
   return p * first * second;
 }
 
-// log(1 + x) for x in [0, 1] = 2 artanh(s), s = x / (2 + x) ≤ 1/3: the odd series needs no range reduction, loses no digits
-// of a small x, and its terms fall by at least 9.
+// log(1 + x) for x in [0, 1] = 2 artanh(s), s = x / (2 + x) ≤ 1/3: the odd series needs no range reduction, loses no
+// digits of a small x, and its terms fall by at least 9.
 JAXLOSS_INLINE Vector log_one_plus(Vector x) {
   const Vector s = x / (Vector(2.0) + x);
   const Vector t = s * s;
@@ -100,7 +100,8 @@ JAXLOSS_INLINE FloatLanes widened(HalfwordLanes stored, bfloat16) {
 JAXLOSS_INLINE FloatLanes widened(HalfwordLanes stored, float16) {
   const IntLanes wide = __builtin_convertvector(stored, IntLanes);
   const IntLanes magnitude = (wide & 0x7fff) << 13;
-  // A subnormal is its mantissa in units of 2^-24. (Shifting it into a subnormal float would not do: XLA's threads flush those.)
+  // A subnormal is its mantissa in units of 2^-24. (Shifting it into a subnormal float would not do: XLA's threads
+  // flush those.)
   const FloatLanes subnormal = __builtin_convertvector(wide & 0x3ff, FloatLanes) * 0x1p-24f;
   const IntLanes special = magnitude >= (0x7c00 << 13);  // Inf and NaN keep their largest exponent
   const IntLanes normal = special ? (magnitude | 0x7f800000) : magnitude + (112 << 23);
@@ -192,8 +193,8 @@ JAXLOSS_INLINE void for_each_step(int64_t width, Body body) {
 JAXLOSS_INLINE float lane(Vector x, int64_t i) { return x.lanes[i]; }
 JAXLOSS_INLINE double lane(double x, int64_t) { return x; }
 
-// The sum of `body(index, count)` over the elements of a row. Vectors are added up in float over `kStepsPerSum` steps, then
-// moved to a double: the sum of a long row is as accurate as that of a short one.
+// The sum of `body(index, count)` over the elements of a row. Vectors are added up in float over `kStepsPerSum` steps,
+// then moved to a double: the sum of a long row is as accurate as that of a short one.
 constexpr int64_t kStepsPerSum = 64;
 
 template <class Stored, class Body>

@@ -1,5 +1,5 @@
-// What every handler asks of its buffers before a kernel sees them. Python has checked the same with better words; here it
-// is memory that is protected, whoever the caller is.
+// What every handler asks of its buffers before a kernel sees them. Python has checked the same with better words; here
+// it is memory that is protected, whoever the caller is.
 #pragma once
 
 #include <string>
@@ -93,7 +93,8 @@ ffi::Error for_stored_types(ffi::DataType prediction, ffi::DataType target, Body
       " with a target of element type " + std::to_string(static_cast<int>(target)));
   const auto attempt = [&](auto pair) {
     using Types = decltype(pair);
-    if (prediction == DataTypeOf<typename Types::Prediction>::value && target == DataTypeOf<typename Types::Target>::value) {
+    if (prediction == DataTypeOf<typename Types::Prediction>::value &&
+        target == DataTypeOf<typename Types::Target>::value) {
       result = body(pair);
     }
   };

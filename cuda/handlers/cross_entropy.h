@@ -76,12 +76,11 @@ ffi::Error cross_entropy(typename Platform::Context context, Logits in, ffi::Any
     if (gradient) checks.leading<Logit>("gradient", *gradient, in.logits.dimensions(), in.rank() + 1);
     if (!checks.passed()) return checks.error();
 
-    return Platform::run(
-        context, CrossEntropyRows<Logit, decltype(target)>{
-                     data<Logit>(in.logits), target, data<Real>(in.row_weight), data<Real>(loss),
-                     max ? data<Real>(*max) : nullptr, log_sum ? data<Real>(*log_sum) : nullptr,
-                     gradient ? data<Logit>(*gradient) : nullptr, in.rows(), in.classes(), in.rows_per_weight(),
-                     static_cast<Real>(-std::log(clip))});
+    return Platform::run(context, CrossEntropyRows<Logit, decltype(target)>{
+                                      data<Logit>(in.logits), target, data<Real>(in.row_weight), data<Real>(loss),
+                                      max ? data<Real>(*max) : nullptr, log_sum ? data<Real>(*log_sum) : nullptr,
+                                      gradient ? data<Logit>(*gradient) : nullptr, in.rows(), in.classes(),
+                                      in.rows_per_weight(), static_cast<Real>(-std::log(clip))});
   });
 }
 

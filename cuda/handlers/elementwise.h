@@ -7,7 +7,8 @@ namespace jaxloss {
 
 using Parameters = ffi::Span<const double>;
 
-// prediction [rows…, width…], target of the same shape, row_weight [rows…] → loss [rows…, parts] (, gradient like prediction)
+// prediction [rows…, width…], target of the same shape, row_weight [rows…] → loss [rows…, parts] (, gradient like
+// prediction)
 template <class Platform, class Loss>
 ffi::Error elementwise(typename Platform::Context context, ffi::AnyBuffer prediction, ffi::AnyBuffer target,
                        ffi::AnyBuffer row_weight, ffi::Result<ffi::AnyBuffer> loss, ffi::AnyBuffer* gradient,

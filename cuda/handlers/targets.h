@@ -17,7 +17,8 @@ struct CallTarget {
 
 using Buffer = ffi::AnyBuffer;
 
-// A C function that binds a call's arguments to `function` and calls it. The traits let XLA put the call in a CUDA graph.
+// A C function that binds a call's arguments to `function` and calls it. The traits let XLA put the call in a CUDA
+// graph.
 template <auto function, auto binding>
 XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame) {
   static auto* handler = binding().To(function, {ffi::Traits::kCmdBufferCompatible}).release();
@@ -58,8 +59,7 @@ std::vector<CallTarget> targets_of(LossList<Loss...>) {
   const auto add = [&](auto loss_tag) {
     using L = typename decltype(loss_tag)::type;
     const std::string name = std::string("jaxloss_") + L::name;
-    targets.push_back(
-        {name + "_value", platform, handle<elementwise_value<Platform, L>, Bind::elementwise_value>});
+    targets.push_back({name + "_value", platform, handle<elementwise_value<Platform, L>, Bind::elementwise_value>});
     targets.push_back({name + "_value_and_grad", platform,
                        handle<elementwise_value_and_grad<Platform, L>, Bind::elementwise_value_and_grad>});
   };

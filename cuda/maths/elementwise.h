@@ -22,8 +22,8 @@ struct SquaredError {
   }
 };
 
-// −a log t′ − (1 − a) log(1 − t′), t′ = σ(x) clipped to [clip, 1 − clip]; the derivative is the unclipped one, σ(x) − a.
-// In log space: −log σ(x) = max(−x, 0) + log(1 + e^−|x|), so that nothing underflows before its logarithm is taken.
+// −a log t′ − (1 − a) log(1 − t′), t′ = σ(x) clipped to [clip, 1 − clip]; the derivative is the unclipped one, σ(x) −
+// a. In log space: −log σ(x) = max(−x, 0) + log(1 + e^−|x|), so that nothing underflows before its logarithm is taken.
 struct BinaryCrossEntropy {
   static constexpr const char* name = "binary_cross_entropy";
   static constexpr int parameter_count = 1;  // clip; 0 for none
@@ -31,15 +31,16 @@ struct BinaryCrossEntropy {
   double floor;    // −log(1 − clip)
   double ceiling;  // −log(clip)
 
-  explicit BinaryCrossEntropy(const double* parameters) : floor(-std::log1p(-parameters[0])), ceiling(-std::log(parameters[0])) {}
+  explicit BinaryCrossEntropy(const double* parameters)
+      : floor(-std::log1p(-parameters[0])), ceiling(-std::log(parameters[0])) {}
 
   template <class Value>
   JAXLOSS_INLINE void operator()(Value logit, Value target, Value& value, Value& derivative) const {
     const Value zero(0), one(1);
     const Value decay = exponential(-absolute(logit));
     const Value softplus = log_one_plus(decay);
-    const Value if_one = clipped(at_least(-logit, zero) + softplus);   // −log t
-    const Value if_zero = clipped(at_least(logit, zero) + softplus);   // −log(1 − t)
+    const Value if_one = clipped(at_least(-logit, zero) + softplus);  // −log t
+    const Value if_zero = clipped(at_least(logit, zero) + softplus);  // −log(1 − t)
     value = weighted(target, if_one) + weighted(one - target, if_zero);
     derivative = select(logit < zero, decay, one) / (one + decay) - target;
   }
