@@ -13,9 +13,10 @@ COLOURS = {"jaxloss": "#1b5faa", "xla": "#e0831a"}
 
 
 def draw(measurements: list[dict], directory: str | None) -> None:
-    """Draws `cross_entropy_sweep.png`, ratio to the limit at constant bytes, and `losses_by_bytes.png`, time over
-    bytes.""" directory_path = pathlib.Path(directory or record.RESULTS) _sweep([m for m in measurements if m["loss"] ==
-    "categorical" and m["target"] == "labels"], directory_path) _by_bytes(measurements, directory_path)
+    """Draws `cross_entropy_sweep.png`, share of the limit at constant bytes, and `losses_by_bytes.png`."""
+    path = pathlib.Path(directory or record.RESULTS)
+    _sweep([m for m in measurements if m["loss"] == "categorical" and m["target"] == "labels"], path)
+    _by_bytes(measurements, path)
 
 
 def _sweep(measurements: list[dict], directory: pathlib.Path) -> None:

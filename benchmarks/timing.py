@@ -18,10 +18,13 @@ class Timing(NamedTuple):
 
 
 def timed(function, *operands) -> Timing:
-    """Times `function`, which is jitted. Its results are dropped at once, so that they need no memory beyond one
-    call's.""" jax.block_until_ready(function(*operands)) start = time.perf_counter()
-    jax.block_until_ready(function(*operands)) calls = max(3, min(2000, round(LOOP_SECONDS / max(1e-7,
-    time.perf_counter() - start)))) loops = [] for _ in range(REPEATS):
+    """Times `function`, which is jitted. A result is dropped before the next one is needed."""
+    jax.block_until_ready(function(*operands))
+    start = time.perf_counter()
+    jax.block_until_ready(function(*operands))
+    calls = max(3, min(2000, round(LOOP_SECONDS / max(1e-7, time.perf_counter() - start))))
+    loops = []
+    for _ in range(REPEATS):
         start = time.perf_counter()
         for _ in range(calls):
             result = function(*operands)
