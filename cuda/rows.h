@@ -8,7 +8,8 @@
 
 namespace jaxloss {
 
-// Rows of an elementwise loss, each cut into `parts` pieces of `part_width(...)` elements whose losses are summed apart.
+// Rows of an elementwise loss, each cut into `parts` pieces of `part_width(...)` elements whose losses are summed
+// apart.
 template <class Prediction, class Target>
 struct ElementwiseRows {
   using Real = Accumulator<Prediction>;
@@ -34,7 +35,7 @@ struct ClassProbabilities {
 template <class Logit, class Target>
 struct CrossEntropyRows {
   using Real = Accumulator<Logit>;
-  const Logit* logits;     // [rows, classes]
+  const Logit* logits;  // [rows, classes]
   Target target;
   const Real* row_weight;  // [rows / rows_per_weight]
   Real* loss;              // [rows], unweighted
@@ -49,18 +50,18 @@ struct CrossEntropyRows {
   }
 };
 
-// The second half of `CrossEntropyRows` alone: the gradient of rows whose max and log_sum are known (of a whole row, where
-// the classes here are a slice of it).
+// The second half of `CrossEntropyRows` alone: the gradient of rows whose max and log_sum are known (of a whole row,
+// where the classes here are a slice of it).
 template <class Logit, class Target>
 struct CrossEntropyGradientRows {
   using Real = Accumulator<Logit>;
   const Logit* logits;  // [rows, classes]
   Target target;
-  const Real* row_weight;    // [rows / rows_per_weight]
-  const Real* max;           // [rows]
-  const Real* log_sum;       // [rows]
-  const Real* target_sum;    // [rows]: what the target's probabilities sum to, 1 for a class index, 0 for an invalid one
-  Logit* gradient;           // [rows, classes]
+  const Real* row_weight;  // [rows / rows_per_weight]
+  const Real* max;         // [rows]
+  const Real* log_sum;     // [rows]
+  const Real* target_sum;  // [rows]: what the target's probabilities sum to, 1 for a class index, 0 for an invalid one
+  Logit* gradient;         // [rows, classes]
   int64_t rows, classes, rows_per_weight;
 
   JAXLOSS_INLINE Real weight_of(int64_t row) const {
@@ -68,8 +69,8 @@ struct CrossEntropyGradientRows {
   }
 };
 
-JAXLOSS_INLINE bool taken_out(float weight) { return weight == 0.0f && 1.0f / weight < 0.0f; }
-JAXLOSS_INLINE bool taken_out(double weight) { return weight == 0.0 && 1.0 / weight < 0.0; }
+JAXLOSS_INLINE bool taken_out(float weight) { return weight == 0.0f && __builtin_signbit(weight); }
+JAXLOSS_INLINE bool taken_out(double weight) { return weight == 0.0 && __builtin_signbit(weight); }
 
 // How many elements each part of an elementwise row holds (the last may hold fewer).
 JAXLOSS_INLINE int64_t part_width(int64_t width, int64_t parts) {

@@ -1,88 +1,231 @@
-// Cross entropy of rows of any length on any GPU: a block a row. The logits are read for their softmax sums, and once more,
-// mostly from the L2 cache, for the gradient.
+// Cross entropy of rows of any length, on any GPU: a block a row, which it reads twice.
 #pragma once
 
-#include "gpu/cross_entropy_row.cuh"
+#include "gpu/softmax.cuh"
+#include "gpu/vector.cuh"
+#include "rows.h"
 
 namespace jaxloss::gpu {
 
 constexpr int kStreamingThreads = 512;
 
-template <int kWidth, bool kGradient, class Logit, class Target>
-__global__ void __launch_bounds__(kStreamingThreads) rows_streamed(CrossEntropyRows<Logit, Target> rows) {
-  using Real = Accumulator<Logit>;
-  constexpr int kUnroll = 4;
-  const int64_t steps = rows.classes / kWidth;
-  for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
-    const Real weight = rows.weight_of(row);
-    const Logit* logits = rows.logits + row * rows.classes;
-    Logit* gradient = kGradient ? rows.gradient + row * rows.classes : nullptr;
-    if (taken_out(weight)) {  // the same for all threads of the block
-      if (threadIdx.x == 0) store_row(rows, row, Real(0), Real(0), Real(0));
-      if constexpr (kGradient) store_zeros<kWidth>(gradient, steps, threadIdx.x, kStreamingThreads);
-      continue;
-    }
+// A second pass goes backwards: what the first one read last may be cached still.
+enum class Direction { forwards, backwards };
 
-    SoftmaxSums<Real> sums = no_logits<Real>();
-    for (int64_t base = threadIdx.x; base < steps; base += kUnroll * kStreamingThreads) {
-      Step<Logit, kWidth> x[kUnroll];
-#pragma unroll
-      for (int u = 0; u < kUnroll; u++) {
-        const int64_t step = base + u * kStreamingThreads;
-        if (step < steps) x[u] = Step<Logit, kWidth>::kept(logits + step * kWidth);
-      }
-#pragma unroll
-      for (int u = 0; u < kUnroll; u++) {
-        if (base + u * kStreamingThreads < steps) add(sums, x[u]);
-      }
-    }
-    sums = over_block(sums, no_logits<Real>());
+// A block goes along a row in rounds, of one step a thread; this many numbers.
+template <class Logit>
+constexpr int kRound = kStreamingThreads * kPerVector<Logit>;
 
-    const Real log_sum = logarithm(sums.sum);
-    const RowTarget<Target> target(rows.target, row, rows.classes);
-    TargetSums<Real> of_target{0, 0};
-    if constexpr (!RowTarget<Target>::kHasSums) {
-      of_target = index_sums(logits, target.index, rows.classes, sums.max, log_sum, rows.ceiling);
-    } else {
-      for (int64_t step = threadIdx.x; step < steps; step += kStreamingThreads) {
-        const auto x = Step<Logit, kWidth>::kept(logits + step * kWidth);
-        add(of_target, x, target, target.template at<kWidth>(step * kWidth), sums.max, log_sum, rows.ceiling);
-      }
-      of_target = over_block(of_target, TargetSums<Real>{0, 0});
-    }
-    if (threadIdx.x == 0) store_row(rows, row, of_target.loss, sums.max, log_sum);
-
-    if constexpr (kGradient) {
-      const RowSums<Real> scale{sums.max, log_sum, 1 / sums.sum, of_target.target_sum, weight};
-      for (int64_t step = threadIdx.x; step < steps; step += kStreamingThreads) {
-        const Step<Logit, kWidth> x(logits + step * kWidth);
-        store_gradient(gradient + step * kWidth, x, target, target.template at<kWidth>(step * kWidth), scale);
-      }
-    }
+// A thread's share of a row: single(i) for each number of the edges that is its, steps(Count<n>, i) for n steps, the
+// first of which begins at number i, each other a round later. At most `most` steps together: registers limit it.
+template <Direction direction, int most, class Logit, class Single, class Steps>
+__device__ __forceinline__ void along_row(const Span<Logit>& span, Single single, Steps steps) {
+  constexpr int64_t threads = kStreamingThreads;
+  const int64_t thread = threadIdx.x;
+  for (int64_t i = thread; i < span.edges; i += threads) single(span.edge(i));
+  if constexpr (direction == Direction::forwards) {
+    for_batches<most>(thread, span.steps, threads, [&](auto batch, int64_t i) { steps(batch, span.start_of(i)); });
+  } else {
+    const int64_t rounds = (span.steps + threads - 1) / threads, last = (rounds - 1) * threads;
+    const int64_t begin = last + thread < span.steps ? 0 : threads;  // the last round may have no step for this thread
+    for_batches<most>(begin, rounds * threads, threads, [&](auto batch, int64_t i) {
+      steps(batch, span.start_of(last - i - (batch - 1) * threads + thread));
+    });
   }
 }
 
-// The second pass alone.
-template <int kWidth, class Logit, class Target>
-__global__ void __launch_bounds__(kStreamingThreads) gradient_streamed(CrossEntropyGradientRows<Logit, Target> rows) {
+template <int batch, Reading reading, class Logit, class Stored>
+__device__ __forceinline__ void load_steps(const Stored* from, Packed<Stored, kPerVector<Logit>> (&packed)[batch]) {
+#pragma unroll
+  for (int k = 0; k < batch; k++) packed[k] = load<kPerVector<Logit>, reading>(from + k * kRound<Logit>);
+}
+
+template <class Logit>
+__device__ __forceinline__ void store_zeros(const Span<Logit>& span, Logit* row) {
+  const Accumulator<Logit> zeros[kPerVector<Logit>] = {};
+  along_row<Direction::forwards, 1>(
+      span, [&](int64_t i) { row[i] = Logit{}; },
+      [&](auto batch, int64_t i) {
+#pragma unroll
+        for (int k = 0; k < batch; k++) store<Logit>(row + i + k * kRound<Logit>, zeros);
+      });
+}
+
+template <class Rows, class Real>
+__device__ __forceinline__ void store_results(const Rows& rows, int64_t row, Real loss, Real max, Real log_sum) {
+  if (threadIdx.x != 0) return;
+  rows.loss[row] = loss;
+  if (rows.max) rows.max[row] = max;
+  if (rows.log_sum) rows.log_sum[row] = log_sum;
+}
+
+// Block b takes rows b, b + gridDim.x, … It reads the logits, of a row that is not taken out, once, and again where a
+// gradient is wanted, which is written once.
+template <class Logit>
+__global__ void __launch_bounds__(kStreamingThreads)
+    cross_entropy_streaming(CrossEntropyRows<Logit, ClassIndices> rows) {
   using Real = Accumulator<Logit>;
-  const int64_t steps = rows.classes / kWidth;
+  constexpr int step = kPerVector<Logit>, most = sizeof(Real) == 8 ? 1 : 4;
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
+    const Logit* logits = rows.logits + row * rows.classes;
+    Logit* gradient = rows.gradient ? rows.gradient + row * rows.classes : nullptr;
+    const Span<Logit> span(rows.classes, logits, gradient ? gradient : logits);
     const Real weight = rows.weight_of(row);
-    Logit* gradient = rows.gradient + row * rows.classes;
     if (taken_out(weight)) {
-      store_zeros<kWidth>(gradient, steps, threadIdx.x, kStreamingThreads);
+      store_results(rows, row, Real(0), Real(0), Real(0));
+      if (gradient) store_zeros(span, gradient);
       continue;
     }
-    const Logit* logits = rows.logits + row * rows.classes;
-    const RowTarget<Target> target(rows.target, row, rows.classes);
-    const Real log_sum = rows.log_sum[row];
-    const RowSums<Real> scale{rows.max[row], log_sum, exponential(-log_sum), rows.target_sum[row], weight};
-    for (int64_t step = threadIdx.x; step < steps; step += kStreamingThreads) {
-      const Step<Logit, kWidth> x(logits + step * kWidth);
-      store_gradient(gradient + step * kWidth, x, target, target.template at<kWidth>(step * kWidth), scale);
+    const int index = rows.target.index[row];
+    const bool valid = index >= 0 && index < rows.classes;
+    const Real label_logit = valid && threadIdx.x == 0 ? number(logits[index]) : Real(0);
+
+    RunningSoftmax<Real> running;
+    along_row<Direction::forwards, most>(
+        span,
+        [&](int64_t i) {
+          const Real x[1] = {number(logits[i])};
+          running.add(x);
+        },
+        [&](auto batch, int64_t i) {
+          Packed<Logit, step> packed[batch];
+          load_steps<batch, Reading::again, Logit>(logits + i, packed);
+          Real x[batch * step];
+#pragma unroll
+          for (int k = 0; k < batch; k++) packed[k].numbers(x + k * step);
+          running.add(x);
+        });
+    const SoftmaxSums<Real> sums = across_block<kStreamingThreads>(running.sums(), Merged());
+    const Real log_sum = logarithm(sums.sum);
+    const Real nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling);
+    store_results(rows, row, valid ? nll : static_cast<Real>(NAN), sums.max, log_sum);
+
+    if (!gradient) continue;
+    if (!valid || weight == 0) {
+      store_zeros(span, gradient);
+      continue;
     }
+    const Exponentials<Real> exponentials(sums.max);
+    const Real scale = weight / sums.sum * exponentials.correction();
+    along_row<Direction::backwards, most>(
+        span,
+        [&](int64_t i) {
+          const Real softmax = exponentials.term(number(logits[i])) * scale;
+          gradient[i] = stored<Logit>(i == index ? softmax - weight : softmax);
+        },
+        [&](auto batch, int64_t i) {
+          Packed<Logit, step> packed[batch];
+          load_steps<batch, Reading::once, Logit>(logits + i, packed);
+#pragma unroll
+          for (int k = 0; k < batch; k++) {
+            const int64_t first = i + k * kRound<Logit>;
+            Real x[step];
+            packed[k].numbers(x);
+#pragma unroll
+            for (int j = 0; j < step; j++) x[j] = exponentials.term(x[j]) * scale;
+            if (index >= first && index < first + step) {
+#pragma unroll
+              for (int j = 0; j < step; j++) x[j] -= index == first + j ? weight : Real(0);
+            }
+            store<Logit>(gradient + first, x);
+          }
+        });
   }
+}
+
+// The same with probabilities. They are read once, and where a gradient is wanted, which needs their sum first, twice.
+template <class Logit, class Stored>
+__global__ void __launch_bounds__(kStreamingThreads)
+    cross_entropy_streaming(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows) {
+  using Real = Accumulator<Logit>;
+  constexpr int step = kPerVector<Logit>, most = sizeof(Real) == 8 ? 1 : 2;
+  for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
+    const Logit* logits = rows.logits + row * rows.classes;
+    const Stored* target = rows.target.probability + row * rows.classes;
+    Logit* gradient = rows.gradient ? rows.gradient + row * rows.classes : nullptr;
+    const Span<Logit> span(rows.classes, logits, gradient ? gradient : logits, target);
+    const Real weight = rows.weight_of(row);
+    if (taken_out(weight)) {
+      store_results(rows, row, Real(0), Real(0), Real(0));
+      if (gradient) store_zeros(span, gradient);
+      continue;
+    }
+
+    RunningSoftmax<Real> running;
+    Real target_sum = 0;
+    along_row<Direction::forwards, most>(
+        span,
+        [&](int64_t i) {
+          const Real x[1] = {number(logits[i])};
+          running.add(x);
+          if (gradient) target_sum += number(target[i]);
+        },
+        [&](auto batch, int64_t i) {
+          Packed<Logit, step> packed[batch];
+          load_steps<batch, Reading::again, Logit>(logits + i, packed);
+          if (gradient) {
+            Packed<Stored, step> targets[batch];
+            load_steps<batch, Reading::again, Logit>(target + i, targets);
+#pragma unroll
+            for (int k = 0; k < batch; k++) {
+              Real a[step], sum = 0;
+              targets[k].numbers(a);
+#pragma unroll
+              for (int j = 0; j < step; j++) sum += a[j];
+              target_sum += sum;
+            }
+          }
+          Real x[batch * step];
+#pragma unroll
+          for (int k = 0; k < batch; k++) packed[k].numbers(x + k * step);
+          running.add(x);
+        });
+    const SoftmaxSums<Real> sums = across_block<kStreamingThreads>(running.sums(), Merged());
+    if (gradient) target_sum = across_block<kStreamingThreads>(target_sum, Sum());
+    const Real log_sum = logarithm(sums.sum);
+
+    const Exponentials<Real> exponentials(sums.max);
+    const Real scale = target_sum / sums.sum * exponentials.correction();
+    const auto nll = [&](Real x) { return negative_log_likelihood(log_sum, x - sums.max, rows.ceiling); };
+    const auto derivative = [&](Real x, Real a) {
+      return weight == 0 ? Real(0) : (exponentials.term(x) * scale - a) * weight;
+    };
+    Real loss = 0;
+    along_row<Direction::backwards, most>(
+        span,
+        [&](int64_t i) {
+          const Real x = number(logits[i]), a = number(target[i]);
+          loss += weighted(a, nll(x));
+          if (gradient) gradient[i] = stored<Logit>(derivative(x, a));
+        },
+        [&](auto batch, int64_t i) {
+          Packed<Logit, step> packed[batch];
+          Packed<Stored, step> targets[batch];
+          load_steps<batch, Reading::once, Logit>(logits + i, packed);
+          load_steps<batch, Reading::once, Logit>(target + i, targets);
+#pragma unroll
+          for (int k = 0; k < batch; k++) {
+            Real x[step], a[step], sum = 0;
+            packed[k].numbers(x);
+            targets[k].numbers(a);
+#pragma unroll
+            for (int j = 0; j < step; j++) {
+              sum += weighted(a[j], nll(x[j]));
+              x[j] = derivative(x[j], a[j]);
+            }
+            loss += sum;
+            if (gradient) store<Logit>(gradient + i + k * kRound<Logit>, x);
+          }
+        });
+    store_results(rows, row, across_block<kStreamingThreads>(loss, Sum()), sums.max, log_sum);
+  }
+}
+
+template <class Logit, class Target>
+cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
+  const int64_t blocks = rows.rows < 0x7fffffff ? rows.rows : 0x7fffffff;
+  cross_entropy_streaming<<<static_cast<unsigned>(blocks), kStreamingThreads, 0, stream>>>(rows);
+  return cudaGetLastError();
 }
 
 }  // namespace jaxloss::gpu

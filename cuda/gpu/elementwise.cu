@@ -1,158 +1,82 @@
-// Elementwise losses: a block for each part of a row, or for narrow rows a few lanes for each row.
-#include <algorithm>
-#include <tuple>
-
+// The elementwise losses: which kernel takes which rows.
+#include "gpu/elementwise_narrow.cuh"
+#include "gpu/elementwise_wide.cuh"
 #include "gpu/launch.h"
-#include "gpu/reduce.cuh"
-#include "gpu/vector.cuh"
+#include "tasks.h"
 
 namespace jaxloss::gpu {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int64_t kMostBlocks = 0x7fffffff;
 
-// The elements of one part that fall to one of `threads` threads: returns the sum of their losses, stores their gradients.
-// Each array is read once. Four steps are in flight before the first is used.
-template <int kWidth, bool kGradient, class Loss, class Prediction, class Target>
-__device__ __forceinline__ Accumulator<Prediction> elements(const Loss& loss, const Prediction* prediction,
-                                                            const Target* target, Prediction* gradient,
-                                                            Accumulator<Prediction> weight, int64_t steps, int thread,
-                                                            int threads) {
-  using Real = Accumulator<Prediction>;
-  constexpr int kUnroll = 4;
-  Real sum = 0;
-  for (int64_t base = thread; base < steps; base += static_cast<int64_t>(kUnroll) * threads) {
-    Step<Prediction, kWidth> x[kUnroll];
-    Step<Target, kWidth> a[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; u++) {
-      const int64_t step = base + static_cast<int64_t>(u) * threads;
-      if (step < steps) {
-        x[u] = Step<Prediction, kWidth>(prediction + step * kWidth);
-        a[u] = Step<Target, kWidth>(target + step * kWidth);
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; u++) {
-      const int64_t step = base + static_cast<int64_t>(u) * threads;
-      if (step < steps) {
-        Step<Prediction, kWidth> dx;
-#pragma unroll
-        for (int i = 0; i < kWidth; i++) {
-          Real value, derivative;
-          loss(static_cast<Real>(x[u][i]), static_cast<Real>(a[u][i]), value, derivative);
-          sum += value;
-          if constexpr (kGradient) dx.set(i, weighted(weight, derivative));
-        }
-        if constexpr (kGradient) dx.store(gradient + step * kWidth);
-      }
-    }
-  }
-  return sum;
+enum class Rows { singles, tile, wide };
+
+// How many rows a tile must be a multiple of for each to begin where 16-byte vectors do, if the first one does.
+int64_t aligned_rows(int64_t width, int per_vector) {
+  int64_t rows = 1;
+  while (rows * width % per_vector) rows *= 2;
+  return rows;
 }
 
-template <int kWidth, class Stored>
-__device__ __forceinline__ void zeros(Stored* to, int64_t steps, int thread, int threads) {
-  Step<Stored, kWidth> zero;
-#pragma unroll
-  for (int i = 0; i < kWidth; i++) zero.set(i, 0);
-  for (int64_t step = thread; step < steps; step += threads) zero.store(to + step * kWidth);
+// A block a row wastes less than half of its threads from four elements a thread on.
+Rows choice(int64_t width, int64_t parts) {
+  if (parts == 1 && width == 1) return Rows::singles;
+  if (parts == 1 && width > 0 && width < 4 * kWideThreads) return Rows::tile;
+  return Rows::wide;
 }
 
-// A block a part.
-template <int kWidth, bool kGradient, class Loss, class Prediction, class Target>
-__global__ void __launch_bounds__(kThreads) wide_rows(Loss loss, ElementwiseRows<Prediction, Target> rows) {
-  using Real = Accumulator<Prediction>;
-  const int64_t part_size = part_width(rows.width, rows.parts), all_parts = rows.rows * rows.parts;
-  for (int64_t part = blockIdx.x; part < all_parts; part += gridDim.x) {
-    const int64_t row = part / rows.parts, first = (part - row * rows.parts) * part_size;
-    const int64_t count = max(int64_t{0}, min(part_size, rows.width - first)), offset = row * rows.width + first;
-    const Real weight = rows.row_weight[row];
-    Prediction* gradient = kGradient ? rows.gradient + offset : nullptr;
-    Real sum = 0;
-    if (!taken_out(weight)) {
-      sum = elements<kWidth, kGradient>(loss, rows.prediction + offset, rows.target + offset, gradient, weight,
-                                        count / kWidth, threadIdx.x, kThreads);
-    } else if constexpr (kGradient) {
-      zeros<kWidth>(gradient, count / kWidth, threadIdx.x, kThreads);
-    }
-    sum = over_block(sum, Real(0));
-    if (threadIdx.x == 0) rows.loss[part] = sum;
-  }
-}
+int64_t quotient_rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// `kLanes` lanes a row, one part a row.
-template <int kLanes, int kWidth, bool kGradient, class Loss, class Prediction, class Target>
-__global__ void __launch_bounds__(kThreads) narrow_rows(Loss loss, ElementwiseRows<Prediction, Target> rows) {
-  using Real = Accumulator<Prediction>;
-  constexpr int kRows = kThreads / kLanes;
-  const int lane = threadIdx.x % kLanes;
-  // All lanes of a warp go round together, for the shuffles.
-  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kRows; base < rows.rows; base += static_cast<int64_t>(gridDim.x) * kRows) {
-    const int64_t row = base + threadIdx.x / kLanes, offset = row * rows.width;
-    Real sum = 0;
-    if (row < rows.rows) {
-      const Real weight = rows.row_weight[row];
-      Prediction* gradient = kGradient ? rows.gradient + offset : nullptr;
-      if (!taken_out(weight)) {
-        sum = elements<kWidth, kGradient>(loss, rows.prediction + offset, rows.target + offset, gradient, weight,
-                                          rows.width / kWidth, lane, kLanes);
-      } else if constexpr (kGradient) {
-        zeros<kWidth>(gradient, rows.width / kWidth, lane, kLanes);
-      }
-    }
-    sum = over_lanes<kLanes>(sum);
-    if (lane == 0 && row < rows.rows) rows.loss[row] = sum;
-  }
-}
-
-constexpr int64_t kNarrow = 256;  // a row of at most so many elements does not fill a block
-
-template <int kWidth, bool kGradient, class Loss, class Prediction, class Target>
-void launch_width(cudaStream_t stream, const Loss& loss, const ElementwiseRows<Prediction, Target>& rows) {
-  const auto blocks = [](int64_t wanted) { return static_cast<unsigned>(std::min<int64_t>(wanted, INT32_MAX)); };
-  if (rows.parts == 1 && rows.width <= kNarrow) {
-    if (rows.width <= 8) {
-      narrow_rows<1, kWidth, kGradient><<<blocks((rows.rows + kThreads - 1) / kThreads), kThreads, 0, stream>>>(loss, rows);
-    } else {
-      constexpr int kLanes = 8, kRows = kThreads / kLanes;
-      narrow_rows<kLanes, kWidth, kGradient><<<blocks((rows.rows + kRows - 1) / kRows), kThreads, 0, stream>>>(loss, rows);
-    }
-  } else {
-    wide_rows<kWidth, kGradient><<<blocks(rows.rows * rows.parts), kThreads, 0, stream>>>(loss, rows);
-  }
+template <class Loss, class Prediction, class Target>
+cudaError_t launch_tiles(cudaStream_t stream, const Loss& loss, const ElementwiseRows<Prediction, Target>& rows) {
+  constexpr int step = kPerVector<Prediction>;
+  const int64_t multiple = aligned_rows(rows.width, step), fitting = kTileElements / rows.width;
+  const bool fits = fitting >= multiple;
+  const int64_t tile_rows = fits ? fitting / multiple * multiple : fitting;
+  const auto address = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); };
+  const bool vectors =
+      fits && (address(rows.prediction) | address(rows.target) | address(rows.gradient)) % kVectorBytes == 0;
+  int lanes = 1;
+  while (2 * lanes <= rows.width && lanes < kWarp) lanes *= 2;
+  const int64_t blocks = quotient_rounded_up(rows.rows, tile_rows);
+  if (blocks > kMostBlocks) return cudaErrorInvalidConfiguration;
+  elementwise_tile<<<static_cast<unsigned>(blocks), kNarrowThreads, 0, stream>>>(
+      loss, rows, static_cast<int>(tile_rows), lanes, vectors);
+  return cudaGetLastError();
 }
 
 }  // namespace
 
 template <class Loss, class Prediction, class Target>
 cudaError_t launch(cudaStream_t stream, const Loss& loss, const ElementwiseRows<Prediction, Target>& rows) {
-  if (rows.rows == 0) return cudaSuccess;
-  constexpr int kVector = kVectorBytes / sizeof(Prediction);
-  const bool aligned = rows_align(rows.prediction, rows.width, kVector) && rows_align(rows.target, rows.width, kVector) &&
-                       (!rows.gradient || rows_align(rows.gradient, rows.width, kVector));
-  const auto of_width = [&](auto width) {
-    constexpr int kWidth = decltype(width)::value;
-    rows.gradient ? launch_width<kWidth, true>(stream, loss, rows) : launch_width<kWidth, false>(stream, loss, rows);
-  };
-  if (aligned) {
-    of_width(std::integral_constant<int, kVector>{});
-  } else {
-    of_width(std::integral_constant<int, 1>{});
+  if (rows.rows == 0 || rows.parts == 0) return cudaSuccess;
+  const auto grid = [](int64_t blocks) { return static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks); };
+  switch (choice(rows.width, rows.parts)) {
+    case Rows::singles: {
+      const int64_t threads = quotient_rounded_up(rows.rows, kPerVector<Prediction>);
+      elementwise_singles<<<grid(quotient_rounded_up(threads, kNarrowThreads)), kNarrowThreads, 0, stream>>>(loss,
+                                                                                                             rows);
+      return cudaGetLastError();
+    }
+    case Rows::tile:
+      return launch_tiles(stream, loss, rows);
+    default:
+      elementwise_wide<<<grid(rows.rows * rows.parts), kWideThreads, 0, stream>>>(loss, rows,
+                                                                                  part_width(rows.width, rows.parts));
+      return cudaGetLastError();
   }
-  return cudaGetLastError();
 }
 
-namespace {
-
+// Names the launcher of every task in the list, so that the compiler writes them all.
+template <class Task>
+using Launcher = cudaError_t (*)(cudaStream_t, const typename Task::Loss&, const decltype(Task::rows)&);
+template <class TaskList>
+struct Launchers;
 template <class... Task>
-auto instantiated(List<Task...>) {
-  return std::make_tuple(
-      static_cast<cudaError_t (*)(cudaStream_t, const typename Task::Loss&, const decltype(Task::rows)&)>(&launch)...);
-}
-
-[[gnu::used]] const auto instances = instantiated(ElementwiseTasks{});
-
-}  // namespace
+struct Launchers<List<Task...>> {
+  const void* of_task[sizeof...(Task)] = {reinterpret_cast<const void*>(static_cast<Launcher<Task>>(&launch))...};
+};
+extern const Launchers<ElementwiseTasks> elementwise_launchers;
+const Launchers<ElementwiseTasks> elementwise_launchers;
 
 }  // namespace jaxloss::gpu

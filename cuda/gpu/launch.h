@@ -1,10 +1,12 @@
-// The CUDA kernels as the handlers see them. Each launch is asynchronous on its stream, allocates nothing, never waits for
-// the device, and may be captured in a CUDA graph.
+// The CUDA kernels as the handlers see them: every task launched on a stream.
+//
+// A launch allocates nothing on the device, waits for nothing, may be captured in a CUDA graph, and works on whichever
+// device is current. Gradients may overwrite the predictions or logits that they are of.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include "tasks.h"
+#include "rows.h"
 
 namespace jaxloss::gpu {
 

@@ -1,57 +1,62 @@
-// Sums and softmax sums over the lanes of a warp and the warps of a block, in a fixed order: the same bits every time.
+// Values of threads combined across a warp, part of a warp, or a block; every thread gets the result.
 #pragma once
 
 #include "maths/cross_entropy.h"
 
 namespace jaxloss::gpu {
 
-constexpr unsigned kAllLanes = 0xffffffff;
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = ~0u;
 
-// e^x with the hardware's exp2 (2 ulp); exact on the whole range that x − max can take.
-__device__ __forceinline__ float fast_exponential(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504f));
-  return result;
-}
-__device__ __forceinline__ double fast_exponential(double x) { return exp(x); }
-
+__device__ __forceinline__ float from_lane_xor(float x, int mask) { return __shfl_xor_sync(kAllLanes, x, mask); }
+__device__ __forceinline__ double from_lane_xor(double x, int mask) { return __shfl_xor_sync(kAllLanes, x, mask); }
 template <class Real>
-__device__ __forceinline__ SoftmaxSums<Real> combined(SoftmaxSums<Real> a, SoftmaxSums<Real> b) {
-  const Real max = a.max > b.max ? a.max : b.max;
-  return {max, a.sum * fast_exponential(a.max - max) + b.sum * fast_exponential(b.max - max)};
-}
-template <class Real>
-__device__ __forceinline__ Real combined(Real a, Real b) {
-  return a + b;
+__device__ __forceinline__ SoftmaxSums<Real> from_lane_xor(SoftmaxSums<Real> x, int mask) {
+  return {from_lane_xor(x.max, mask), from_lane_xor(x.sum, mask)};
 }
 
-template <class Real>
-__device__ __forceinline__ SoftmaxSums<Real> from_lane(SoftmaxSums<Real> x, int mask) {
-  return {__shfl_xor_sync(kAllLanes, x.max, mask), __shfl_xor_sync(kAllLanes, x.sum, mask)};
-}
-template <class Real>
-__device__ __forceinline__ Real from_lane(Real x, int mask) {
-  return __shfl_xor_sync(kAllLanes, x, mask);
-}
+struct Sum {
+  template <class Real>
+  __device__ __forceinline__ Real operator()(Real a, Real b) const {
+    return a + b;
+  }
+};
 
-// Over each group of `kLanes` consecutive lanes; all lanes of the warp must call it, and all get their group's result.
-template <int kLanes, class T>
-__device__ __forceinline__ T over_lanes(T x) {
+// Of two numbers the larger; a NaN only if both are.
+struct Maximum {
+  __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
+  __device__ __forceinline__ double operator()(double a, double b) const { return fmax(a, b); }
+};
+
+struct Merged {
+  template <class Real>
+  __device__ __forceinline__ SoftmaxSums<Real> operator()(SoftmaxSums<Real> a, SoftmaxSums<Real> b) const {
+    return merged(a, b);
+  }
+};
+
+// Across each group of `lanes` neighbours, a power of two up to 32. All lanes of the warp must call it, with equal
+// `lanes`.
+template <class Value, class Combine>
+__device__ __forceinline__ Value across_lanes(Value value, int lanes, Combine combine) {
 #pragma unroll
-  for (int mask = kLanes / 2; mask > 0; mask /= 2) x = combined(x, from_lane(x, mask));
-  return x;
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    if (mask < lanes) value = combine(value, from_lane_xor(value, mask));
+  }
+  return value;
 }
 
-// Over all threads of the block; `nothing` is the result of no thread. All threads get the result.
-template <class T>
-__device__ __forceinline__ T over_block(T x, T nothing) {
-  __shared__ T of_warp[32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  x = over_lanes<32>(x);
-  __syncthreads();  // a former call's results have been read
-  if (lane == 0) of_warp[warp] = x;
+// All `threads` of the block must call it.
+template <int threads, class Value, class Combine>
+__device__ __forceinline__ Value across_block(Value value, Combine combine) {
+  constexpr int warps = threads / kWarp;
+  static_assert(warps * kWarp == threads && (warps & (warps - 1)) == 0 && warps <= kWarp);
+  __shared__ Value of_warp[warps];
+  value = across_lanes(value, kWarp, combine);
+  __syncthreads();  // an earlier call's values have been read
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
   __syncthreads();
-  return over_lanes<32>(lane < warps ? of_warp[lane] : nothing);
+  return across_lanes(of_warp[threadIdx.x % warps], warps, combine);
 }
 
 }  // namespace jaxloss::gpu

@@ -1,87 +1,162 @@
-// Memory in steps of `kWidth` consecutive elements: one load of up to 16 bytes (or two, for float targets of 16-bit logits),
-// widened to the type of the arithmetic.
+// Numbers in memory, 16 bytes at a time: as they are stored, and as the arithmetic wants them.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "maths/types.h"
 
 namespace jaxloss::gpu {
 
-__device__ __forceinline__ float widened(float x) { return x; }
-__device__ __forceinline__ double widened(double x) { return x; }
-__device__ __forceinline__ float widened(bfloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
-__device__ __forceinline__ float widened(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
-
-__device__ __forceinline__ void narrow(float x, float& to) { to = x; }
-__device__ __forceinline__ void narrow(double x, double& to) { to = x; }
-__device__ __forceinline__ void narrow(float x, bfloat16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
-__device__ __forceinline__ void narrow(float x, float16& to) { to.bits = __half_as_ushort(__float2half_rn(x)); }
-
 constexpr int kVectorBytes = 16;
 
-// The unsigned integer that moves so many bytes at once.
-template <int kBytes>
-struct Word;
-template <>
-struct Word<2> {
-  using type = uint16_t;
-};
-template <>
-struct Word<4> {
-  using type = uint32_t;
-};
-template <>
-struct Word<8> {
-  using type = uint2;
-};
-template <>
-struct Word<16> {
-  using type = uint4;
-};
-
-template <class Stored, int kWidth>
-struct Step {
-  static constexpr int kBytes = kWidth * sizeof(Stored);
-  static constexpr int kWordBytes = kBytes < kVectorBytes ? kBytes : kVectorBytes;
-  static constexpr int kWords = kBytes / kWordBytes;
-  using Load = typename Word<kWordBytes>::type;
-
-  union {
-    Load words[kWords];
-    Stored stored[kWidth];
-  };
-
-  __device__ __forceinline__ Step() {}
-  // Read once: leave the cache to others.
-  __device__ __forceinline__ explicit Step(const Stored* from) {
-#pragma unroll
-    for (int i = 0; i < kWords; i++) words[i] = __ldcs(reinterpret_cast<const Load*>(from) + i);
-  }
-  // Read now and once more: keep it in the cache.
-  __device__ __forceinline__ static Step kept(const Stored* from) {
-    Step step;
-#pragma unroll
-    for (int i = 0; i < kWords; i++) step.words[i] = reinterpret_cast<const Load*>(from)[i];
-    return step;
-  }
-  __device__ __forceinline__ void store(Stored* to) const {
-#pragma unroll
-    for (int i = 0; i < kWords; i++) __stcs(reinterpret_cast<Load*>(to) + i, words[i]);
-  }
-  __device__ __forceinline__ Accumulator<Stored> operator[](int i) const { return widened(stored[i]); }
-  __device__ __forceinline__ void set(int i, Accumulator<Stored> x) { narrow(x, stored[i]); }
-};
-
-// Whether every row of `width` elements from `data` begins at a multiple of `step` elements.
 template <class Stored>
-bool rows_align(const Stored* data, int64_t width, int step) {
-  const auto address = reinterpret_cast<uintptr_t>(data);
-  const int64_t bytes = step * static_cast<int64_t>(sizeof(Stored));
-  return width % step == 0 && address % (bytes < kVectorBytes ? bytes : kVectorBytes) == 0;
+constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(Stored));
+
+__device__ __forceinline__ float number(float x) { return x; }
+__device__ __forceinline__ double number(double x) { return x; }
+__device__ __forceinline__ float number(bfloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ __forceinline__ float number(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+
+template <class Stored>
+__device__ __forceinline__ Stored stored(Accumulator<Stored> x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ bfloat16 stored<bfloat16>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+template <>
+__device__ __forceinline__ float16 stored<float16>(float x) {
+  return {__half_as_ushort(__float2half_rn(x))};
+}
+
+template <class Stored>
+__device__ __forceinline__ void unpack(uint4 vector, Accumulator<Stored>* x) {
+  const uint32_t word[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if constexpr (std::is_same_v<Stored, float>) {
+      x[i] = __uint_as_float(word[i]);
+    } else if constexpr (std::is_same_v<Stored, bfloat16>) {
+      x[2 * i] = __uint_as_float(word[i] << 16);
+      x[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+    } else if constexpr (std::is_same_v<Stored, float16>) {
+      __half2 pair;
+      memcpy(&pair, &word[i], sizeof(pair));
+      const float2 wide = __half22float2(pair);
+      x[2 * i] = wide.x;
+      x[2 * i + 1] = wide.y;
+    } else if (i < 2) {
+      x[i] = __hiloint2double(static_cast<int>(word[2 * i + 1]), static_cast<int>(word[2 * i]));
+    }
+  }
+}
+
+template <class Stored>
+__device__ __forceinline__ uint4 pack(const Accumulator<Stored>* x) {
+  uint32_t word[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if constexpr (std::is_same_v<Stored, float>) {
+      word[i] = __float_as_uint(x[i]);
+    } else if constexpr (std::is_same_v<Stored, bfloat16>) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+      memcpy(&word[i], &pair, sizeof(pair));
+    } else if constexpr (std::is_same_v<Stored, float16>) {
+      const __half2 pair = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
+      memcpy(&word[i], &pair, sizeof(pair));
+    } else {
+      word[i] = static_cast<uint32_t>(i % 2 ? __double2hiint(x[i / 2]) : __double2loint(x[i / 2]));
+    }
+  }
+  return make_uint4(word[0], word[1], word[2], word[3]);
+}
+
+// Whether data is read again soon. What is not should not push other data out of the caches.
+enum class Reading { once, again };
+
+// `count` consecutive numbers in registers, still as they are stored.
+template <class Stored, int count>
+struct Packed {
+  static constexpr int vectors = count / kPerVector<Stored>;
+  static_assert(vectors * kPerVector<Stored> == count);
+  uint4 vector[vectors];
+
+  __device__ __forceinline__ void numbers(Accumulator<Stored>* x) const {
+#pragma unroll
+    for (int i = 0; i < vectors; i++) unpack<Stored>(vector[i], x + i * kPerVector<Stored>);
+  }
+};
+
+__device__ __forceinline__ bool aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;
+}
+
+// From an aligned address; what is read once, in global memory.
+template <int count, Reading reading, class Stored>
+__device__ __forceinline__ Packed<Stored, count> load(const Stored* from) {
+  Packed<Stored, count> packed;
+#pragma unroll
+  for (int i = 0; i < packed.vectors; i++) {
+    const uint4* vector = reinterpret_cast<const uint4*>(from) + i;
+    packed.vector[i] = reading == Reading::once ? __ldcs(vector) : *vector;
+  }
+  return packed;
+}
+
+// To an aligned address in global memory; not to be read again soon.
+template <class Stored, int count>
+__device__ __forceinline__ void store(Stored* to, const Accumulator<Stored> (&x)[count]) {
+#pragma unroll
+  for (int i = 0; i < count / kPerVector<Stored>; i++) {
+    __stcs(reinterpret_cast<uint4*>(to) + i, pack<Stored>(x + i * kPerVector<Stored>));
+  }
+}
+
+// To an aligned address in shared memory.
+template <class Stored, int count>
+__device__ __forceinline__ void store_shared(Stored* to, const Accumulator<Stored> (&x)[count]) {
+#pragma unroll
+  for (int i = 0; i < count / kPerVector<Stored>; i++) {
+    reinterpret_cast<uint4*>(to)[i] = pack<Stored>(x + i * kPerVector<Stored>);
+  }
+}
+
+// A run of numbers in memory: single ones up to the first aligned address, then steps of `kPerVector<Stored>` numbers,
+// then single ones again. The single ones, before and after, are its edges.
+template <class Stored>
+struct Span {
+  static constexpr int step = kPerVector<Stored>;
+  int64_t head, steps, edges;
+
+  // Arrays that run along in equal steps must be aligned where the first one is, else all numbers are edges.
+  template <class... Along>
+  __device__ __forceinline__ Span(int64_t count, const Stored* first, const Along*... along) {
+    const uintptr_t misaligned = reinterpret_cast<uintptr_t>(first) % kVectorBytes;
+    head = misaligned ? (kVectorBytes - misaligned) / sizeof(Stored) : 0;
+    if (head >= count || !(aligned(along + head) && ... && true)) head = count;
+    steps = (count - head) / step;
+    edges = count - steps * step;
+  }
+
+  __device__ __forceinline__ int64_t edge(int64_t i) const { return i < head ? i : i + steps * step; }
+  __device__ __forceinline__ int64_t start_of(int64_t i) const { return head + i * step; }
+};
+
+template <int count>
+using Count = std::integral_constant<int, count>;
+
+// Calls body(Count<n>, i) so that the indices i, i + stride, … (n of them) cover begin, begin + stride, … < end:
+// `batch` at once while there are as many, so that their loads are in flight together.
+template <int batch, class Index, class Body>
+__device__ __forceinline__ void for_batches(Index begin, Index end, Index stride, Body body) {
+  Index i = begin;
+  for (; i + (batch - 1) * stride < end; i += batch * stride) body(Count<batch>{}, i);
+  for (; i < end; i += stride) body(Count<1>{}, i);
 }
 
 }  // namespace jaxloss::gpu

@@ -1,0 +1,40 @@
+// What a launcher has to know of the current device, asked for once a device.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <mutex>
+
+namespace jaxloss::gpu {
+
+struct Device {
+  int ordinal;
+  int multiprocessors;
+  int compute_capability;   // 90 for 9.0
+  int shared_memory_limit;  // of a block, in bytes
+};
+
+inline cudaError_t find_current_device(Device& device) {
+  if (const cudaError_t error = cudaGetDevice(&device.ordinal)) return error;
+  static std::mutex mutex;
+  static std::map<int, Device> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (const auto found = known.find(device.ordinal); found != known.end()) {
+    device = found->second;
+    return cudaSuccess;
+  }
+  int major = 0, minor = 0;
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    return cudaDeviceGetAttribute(&value, attribute, device.ordinal);
+  };
+  if (const cudaError_t error = ask(device.multiprocessors, cudaDevAttrMultiProcessorCount)) return error;
+  if (const cudaError_t error = ask(device.shared_memory_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin)) return error;
+  if (const cudaError_t error = ask(major, cudaDevAttrComputeCapabilityMajor)) return error;
+  if (const cudaError_t error = ask(minor, cudaDevAttrComputeCapabilityMinor)) return error;
+  device.compute_capability = 10 * major + minor;
+  known[device.ordinal] = device;
+  return cudaSuccess;
+}
+
+}  // namespace jaxloss::gpu

@@ -1,0 +1,122 @@
+// Elementwise losses of narrow rows, in one part each: a block takes many rows, which lie one after the other in
+// memory, and reads and writes them as if they were one.
+#pragma once
+
+#include "gpu/reduce.cuh"
+#include "gpu/vector.cuh"
+#include "rows.h"
+
+namespace jaxloss::gpu {
+
+constexpr int kNarrowThreads = 256;
+constexpr int kTileElements = 4096;
+
+// Block b takes `tile_rows` rows from row b · tile_rows on, of up to `kTileElements` elements together. Elements are
+// read once (those of rows taken out too, where they share a vector with others, to no effect), gradients written once.
+// `vectors`: every tile begins at an aligned address of every array. Each row's losses are summed by `lanes` threads, a
+// power of two.
+template <class Loss, class Prediction, class Target>
+__global__ void __launch_bounds__(kNarrowThreads)
+    elementwise_tile(Loss loss, ElementwiseRows<Prediction, Target> rows, int tile_rows, int lanes, bool vectors) {
+  using Real = Accumulator<Prediction>;
+  constexpr int step = kPerVector<Prediction>;
+  __shared__ __align__(kVectorBytes) Real value_of[kTileElements];
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * tile_rows;
+  const int width = static_cast<int>(rows.width);
+  const int row_count = static_cast<int>(min(static_cast<int64_t>(tile_rows), rows.rows - first_row));
+  const int count = row_count * width;
+  const Prediction* prediction = rows.prediction + first_row * width;
+  const Target* target = rows.target + first_row * width;
+  Prediction* gradient = rows.gradient ? rows.gradient + first_row * width : nullptr;
+  const Real* weight_of = rows.row_weight + first_row;
+
+  for (int i = threadIdx.x * step; i < count; i += kNarrowThreads * step) {
+    const bool whole = vectors && i + step <= count;
+    Real x[step], a[step], value[step];
+    if (whole) {
+      load<step, Reading::once>(prediction + i).numbers(x);
+      load<step, Reading::once>(target + i).numbers(a);
+    } else {
+#pragma unroll
+      for (int k = 0; k < step; k++) {
+        x[k] = i + k < count ? number(prediction[i + k]) : Real(0);
+        a[k] = i + k < count ? number(target[i + k]) : Real(0);
+      }
+    }
+    int row = i / width, column = i - row * width;
+    Real weight = weight_of[row];
+    bool out = taken_out(weight);
+#pragma unroll
+    for (int k = 0; k < step; k++) {
+      Real derivative;
+      loss(x[k], a[k], value[k], derivative);
+      if (out) value[k] = 0;
+      x[k] = weighted(weight, derivative);
+      if (++column == width && k + 1 < step) {
+        column = 0;
+        if (++row < row_count) weight = weight_of[row];
+        out = taken_out(weight);
+      }
+    }
+    store_shared<Real>(value_of + i, value);
+    if (gradient && whole) {
+      store<Prediction>(gradient + i, x);
+    } else if (gradient) {
+#pragma unroll
+      for (int k = 0; k < step; k++) {
+        if (i + k < count) gradient[i + k] = stored<Prediction>(x[k]);
+      }
+    }
+  }
+  __syncthreads();
+
+  const int lane = threadIdx.x % lanes;
+  for (int first = 0; first < row_count; first += kNarrowThreads / lanes) {  // as often in every thread: lanes shuffle
+    const int row = first + threadIdx.x / lanes;
+    Real sum = 0;
+    if (row < row_count) {
+      for (int column = lane; column < width; column += lanes) sum += value_of[row * width + column];
+    }
+    sum = across_lanes(sum, lanes, Sum());
+    if (lane == 0 && row < row_count) rows.loss[first_row + row] = sum;
+  }
+}
+
+// Rows of one element: weights and losses are read and written like the elements, one each. Those taken out are read
+// too, to no effect.
+template <class Loss, class Prediction, class Target>
+__global__ void __launch_bounds__(kNarrowThreads)
+    elementwise_singles(Loss loss, ElementwiseRows<Prediction, Target> rows) {
+  using Real = Accumulator<Prediction>;
+  constexpr int step = kPerVector<Prediction>;
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kNarrowThreads + threadIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * kNarrowThreads;
+  const Span<Prediction> span(rows.rows, rows.prediction, rows.target, rows.row_weight, rows.loss,
+                              rows.gradient ? rows.gradient : rows.prediction);
+  for (int64_t i = thread; i < span.steps; i += threads) {
+    const int64_t start = span.start_of(i);
+    Real x[step], a[step], weight[step], value[step];
+    load<step, Reading::once>(rows.prediction + start).numbers(x);
+    load<step, Reading::once>(rows.target + start).numbers(a);
+    load<step, Reading::once>(rows.row_weight + start).numbers(weight);
+#pragma unroll
+    for (int k = 0; k < step; k++) {
+      Real derivative;
+      loss(x[k], a[k], value[k], derivative);
+      if (taken_out(weight[k])) value[k] = 0;
+      x[k] = weighted(weight[k], derivative);
+    }
+    store<Real>(rows.loss + start, value);
+    if (rows.gradient) store<Prediction>(rows.gradient + start, x);
+  }
+  for (int64_t i = thread; i < span.edges; i += threads) {
+    const int64_t row = span.edge(i);
+    const Real weight = rows.row_weight[row];
+    Real value = 0, derivative = 0;
+    if (!taken_out(weight)) loss(number(rows.prediction[row]), number(rows.target[row]), value, derivative);
+    rows.loss[row] = value;
+    if (rows.gradient) rows.gradient[row] = stored<Prediction>(weighted(weight, derivative));
+  }
+}
+
+}  // namespace jaxloss::gpu

@@ -1,0 +1,668 @@
+// The CUDA kernels, without JAX, against a double precision reference on the host. From the repository's root:
+//
+//   nvcc -std=c++17 -O3 --expt-relaxed-constexpr --threads 0 -arch=native -Icuda tests/gpu/kernels_check.cu
+//   cuda/gpu/*.cu
+//     -o kernels_check && ./kernels_check
+//
+// (sm_90a: -gencode=arch=compute_90a,code=sm_90a for -arch=native.) It starts itself once for each kernel of cross
+// entropy, which JAXLOSS_CROSS_ENTROPY_KERNEL asks for. Outputs begin as poison between guards of poison, inputs have
+// NaN around them.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "gpu/cross_entropy.cuh"
+#include "gpu/launch.h"
+#include "tasks.h"
+
+using namespace jaxloss;
+
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+void require(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::printf("FAIL %s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+// ---- numbers --------------------------------------------------------------------------------------------------------
+
+double wide(float x) { return x; }
+double wide(double x) { return x; }
+double wide(bfloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof(y));
+  return y;
+}
+double wide(float16 x) {
+  __half y;
+  std::memcpy(&y, &x, sizeof(y));
+  return __half2float(y);
+}
+
+template <class Stored>
+Stored narrow(double x) {
+  return static_cast<Stored>(x);
+}
+template <>
+bfloat16 narrow<bfloat16>(double x) {
+  const __nv_bfloat16 y = __float2bfloat16_rn(static_cast<float>(x));
+  bfloat16 z;
+  std::memcpy(&z, &y, sizeof(z));
+  return z;
+}
+template <>
+float16 narrow<float16>(double x) {
+  const __half y = __float2half_rn(static_cast<float>(x));
+  float16 z;
+  std::memcpy(&z, &y, sizeof(z));
+  return z;
+}
+
+template <class Stored>
+struct Traits;
+template <>
+struct Traits<float> {
+  static constexpr const char* name = "float";
+  static constexpr double largest = 3.4028234e38, rounding = 6e-8, smallest = 1e-37;
+};
+template <>
+struct Traits<bfloat16> {
+  static constexpr const char* name = "bfloat16";
+  static constexpr double largest = 3.38e38, rounding = 1.0 / 256 * 1.01, smallest = 1e-37;
+};
+template <>
+struct Traits<float16> {
+  static constexpr const char* name = "float16";
+  static constexpr double largest = 65504, rounding = 1.0 / 2048 * 1.01, smallest = 6e-8;
+};
+template <>
+struct Traits<double> {
+  static constexpr const char* name = "double";
+  static constexpr double largest = 1.7e308, rounding = 1.2e-16, smallest = 1e-300;
+};
+
+// What a number of float arithmetic, or double, may be off by, relatively: some roundings.
+template <class Real>
+constexpr double kSlack = std::is_same_v<Real, double> ? 1e-13 : 1e-6;
+
+struct Random {
+  uint64_t state;
+  uint64_t next() {
+    state += 0x9e3779b97f4a7c15u;
+    uint64_t z = state;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  double uniform() { return (next() >> 11) * 0x1p-53; }
+  double normal() {
+    double sum = -6;
+    for (int i = 0; i < 12; i++) sum += uniform();
+    return sum;
+  }
+  int64_t below(int64_t n) { return static_cast<int64_t>(next() % n); }
+};
+
+// ---- device memory with guards --------------------------------------------------------------------------------------
+
+constexpr size_t kGuard = 256;
+constexpr unsigned char kNanByte = 0xff, kPoisonByte = 0xa5;
+
+class Buffer {
+ public:
+  explicit Buffer(size_t most_bytes) : image_(most_bytes + 2 * kGuard + 64) {
+    require(cudaMalloc(&base_, image_.size()), "cudaMalloc");
+  }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { cudaFree(base_); }
+
+  // `count` numbers, `shift` numbers behind an aligned address. Null for poison.
+  template <class T>
+  T* put(const T* numbers, int64_t count, int shift) {
+    begin_ = kGuard + shift * sizeof(T);
+    bytes_ = count * sizeof(T);
+    guard_ = numbers ? kNanByte : kPoisonByte;
+    std::memset(image_.data(), guard_, begin_ + bytes_ + kGuard);
+    if (numbers && count) std::memcpy(image_.data() + begin_, numbers, bytes_);
+    require(cudaMemcpy(base_, image_.data(), begin_ + bytes_ + kGuard, cudaMemcpyHostToDevice), "upload");
+    return reinterpret_cast<T*>(base_ + begin_);
+  }
+
+  // Whether the guards are whole.
+  template <class T>
+  bool get(std::vector<T>& numbers) {
+    require(cudaMemcpy(image_.data(), base_, begin_ + bytes_ + kGuard, cudaMemcpyDeviceToHost), "download");
+    numbers.resize(bytes_ / sizeof(T));
+    if (bytes_) std::memcpy(numbers.data(), image_.data() + begin_, bytes_);
+    const auto whole = [&](size_t from, size_t to) {
+      return std::all_of(image_.begin() + from, image_.begin() + to, [&](unsigned char b) { return b == guard_; });
+    };
+    return whole(0, begin_) && whole(begin_ + bytes_, begin_ + bytes_ + kGuard);
+  }
+
+ private:
+  unsigned char* base_ = nullptr;
+  std::vector<unsigned char> image_;
+  size_t begin_ = 0, bytes_ = 0;
+  unsigned char guard_ = 0;
+};
+
+constexpr int64_t kMostNumbers = 1 << 19;
+
+struct Buffers {
+  Buffer prediction{kMostNumbers * 8}, target{kMostNumbers * 8}, weight{kMostNumbers * 8}, loss{kMostNumbers * 8},
+      max{kMostNumbers * 8}, log_sum{kMostNumbers * 8}, target_sum{kMostNumbers * 8}, gradient{kMostNumbers * 8};
+};
+
+// ---- reports --------------------------------------------------------------------------------------------------------
+
+struct Expected {
+  double value, tolerance;
+};
+
+// A tolerance of 0 asks for +0, an infinite one for nothing.
+bool agrees(double got, Expected want) {
+  if (std::isinf(want.tolerance)) return true;
+  if (std::isnan(want.value)) return std::isnan(got);
+  if (std::isinf(want.value)) return got == want.value;
+  if (want.tolerance == 0) return got == 0 && want.value == 0 && !std::signbit(got);
+  return std::fabs(got - want.value) <= want.tolerance;
+}
+
+// One line for all cases of a kernel and its types.
+class Report {
+ public:
+  explicit Report(std::string name) : name_(std::move(name)) {}
+  ~Report() {
+    std::printf("%s %s: %d cases%s%s\n", failures_ ? "FAIL" : "PASS", name_.c_str(), cases_, note.empty() ? "" : ", ",
+                note.c_str());
+    std::fflush(stdout);
+    if (failures_) all_passed = false;
+  }
+  static inline bool all_passed = true;
+  std::string note;
+
+  void begin(std::string what) {
+    case_ = std::move(what);
+    cases_++;
+    in_case_ = false;
+  }
+  void fail(const std::string& how) {
+    if (!in_case_ && failures_ < 3) std::printf("  %s, %s: %s\n", name_.c_str(), case_.c_str(), how.c_str());
+    if (!in_case_) failures_++;
+    in_case_ = true;
+  }
+  template <class T>
+  void check(const char* what, Buffer& buffer, const std::vector<Expected>& want) {
+    std::vector<T> got;
+    if (!buffer.get(got)) fail(std::string(what) + " was written beyond its ends");
+    for (size_t i = 0; i < want.size() && !in_case_; i++) {
+      if (agrees(wide(got[i]), want[i])) continue;
+      char text[160];
+      std::snprintf(text, sizeof(text), "%s[%zu] = %.9g, expected %.9g ± %.2g", what, i, wide(got[i]), want[i].value,
+                    want[i].tolerance);
+      fail(text);
+    }
+  }
+
+ private:
+  std::string name_, case_;
+  int cases_ = 0, failures_ = 0;
+  bool in_case_ = false;
+};
+
+// ---- elementwise losses ---------------------------------------------------------------------------------------------
+
+double clip = 0;  // of BinaryCrossEntropy
+
+void element(const SquaredError&, double x, double a, double& value, double& derivative) {
+  derivative = x - a;
+  value = 0.5 * derivative * derivative;
+}
+void element(const BinaryCrossEntropy&, double x, double a, double& value, double& derivative) {
+  const double floor = -std::log1p(-clip), ceiling = -std::log(clip);
+  const double decay = std::exp(-std::fabs(x)), softplus = std::log1p(decay);
+  const auto clipped = [&](double nll) { return nll < floor ? floor : nll > ceiling ? ceiling : nll; };
+  const double if_one = clipped((x < 0 ? -x : x == x ? 0 : x) + softplus);
+  const double if_zero = clipped((x > 0 ? x : x == x ? 0 : x) + softplus);
+  value = (a == 0 ? 0 : a * if_one) + (a == 1 ? 0 : (1 - a) * if_zero);
+  derivative = (x < 0 ? decay : 1) / (1 + decay) - a;
+}
+
+template <class Loss, class Prediction, class Target>
+void check_elementwise(Buffers& buffers) {
+  using Real = Accumulator<Prediction>;
+  Report report(std::string("elementwise ") + Loss::name + " " + Traits<Prediction>::name + "/" + Traits<Target>::name);
+  const double parameters[] = {clip};
+  const Loss loss(parameters);
+  struct Shape {
+    int64_t rows, width, parts;
+  };
+  const Shape shapes[] = {{1, 1, 1},     {7, 1, 1},     {1000, 1, 1},  {100003, 1, 1}, {33, 2, 1},      {1, 10, 1},
+                          {33, 3, 1},    {5, 7, 1},     {1000, 8, 1},  {100, 31, 1},   {64, 64, 1},     {17, 255, 1},
+                          {9, 512, 1},   {9, 513, 1},   {3, 1000, 1},  {3, 1023, 1},   {2, 1024, 1},    {3, 1025, 1},
+                          {5, 4097, 1},  {1, 16384, 1}, {2, 100, 3},   {3, 50001, 4},  {1, 300000, 19}, {40, 8192, 1},
+                          {3001, 33, 1}, {1, 3, 5},     {257, 257, 1}, {4, 0, 1},      {4, 0, 2}};
+  int seed = 0;
+  for (const Shape shape : shapes) {
+    Random random{static_cast<uint64_t>(++seed)};
+    const int64_t count = shape.rows * shape.width, part_size = part_width(shape.width, shape.parts);
+    std::vector<Prediction> prediction(count);
+    std::vector<Target> target(count);
+    std::vector<Real> weight(shape.rows);
+    std::vector<Expected> losses(shape.rows * shape.parts), gradient(count);
+    for (int64_t row = 0; row < shape.rows; row++) {
+      const int kind = static_cast<int>((row + seed) % 8);  // 0: taken out; 1: weight zero, and a NaN; 2: infinities
+      weight[row] = static_cast<Real>(kind == 0 ? -0.0 : kind == 1 ? 0.0 : random.normal());
+      for (int64_t i = 0; i < shape.width; i++) {
+        double x = random.normal() * (random.below(8) ? 3 : 60), a = random.uniform();
+        if (kind == 0 || (kind == 1 && random.below(3) == 0)) x = kNan;
+        if (kind == 2 && random.below(shape.width + 1) == 0) x = random.below(2) ? kInfinity : -kInfinity;
+        if (random.below(3) == 0) a = static_cast<double>(random.below(2));
+        prediction[row * shape.width + i] = narrow<Prediction>(x);
+        target[row * shape.width + i] = narrow<Target>(kind == 0 ? kNan : a);
+      }
+      for (int64_t part = 0; part < shape.parts; part++) {
+        double sum = 0, size = 0;
+        for (int64_t i = part * part_size; i < std::min(shape.width, (part + 1) * part_size); i++) {
+          const int64_t at = row * shape.width + i;
+          double value, derivative;
+          element(loss, wide(prediction[at]), wide(target[at]), value, derivative);
+          sum += value;
+          size += std::fabs(value);
+          const double w = wide(weight[row]), want = w == 0 ? 0 : w * derivative;
+          const double size_of_terms = std::fabs(w) * (1 + std::fabs(derivative));
+          gradient[at] = {want, w == 0 ? 0
+                                       : kSlack<Real> * size_of_terms + Traits<Prediction>::rounding * std::fabs(want) +
+                                             Traits<Prediction>::smallest};
+        }
+        losses[row * shape.parts + part] =
+            kind == 0 ? Expected{0, 0} : Expected{sum, kSlack<Real> * size + (part_size ? 1e-30 : 0)};
+        if (kind != 0 && size == 0) losses[row * shape.parts + part] = {0, 1e-30};
+      }
+    }
+    for (int variant = 0; variant < 5; variant++) {
+      // Values only; with gradients; all one number off; each another; in place.
+      const bool with_gradient = variant != 0, in_place = variant == 4;
+      const int shift[] = {variant >= 2, variant == 3 ? 2 : variant >= 2, variant == 3 ? 3 : variant >= 2};
+      char what[120];
+      std::snprintf(what, sizeof(what), "rows %lld width %lld parts %lld variant %d", (long long)shape.rows,
+                    (long long)shape.width, (long long)shape.parts, variant);
+      report.begin(what);
+      ElementwiseRows<Prediction, Target> rows = {};
+      Prediction* x = buffers.prediction.put(prediction.data(), count, shift[0]);
+      rows.prediction = x;
+      rows.target = buffers.target.put(target.data(), count, shift[1]);
+      rows.row_weight = buffers.weight.put(weight.data(), shape.rows, 0);
+      rows.loss = buffers.loss.put<Real>(nullptr, losses.size(), 0);
+      Prediction* dx =
+          with_gradient && !in_place ? buffers.gradient.put<Prediction>(nullptr, count, shift[2]) : nullptr;
+      rows.gradient = in_place ? x : dx;
+      rows.rows = shape.rows;
+      rows.width = shape.width;
+      rows.parts = shape.parts;
+      require(gpu::launch(nullptr, loss, rows), what);
+      require(cudaDeviceSynchronize(), what);
+      report.check<Real>("loss", buffers.loss, losses);
+      if (with_gradient)
+        report.check<Prediction>("gradient", in_place ? buffers.prediction : buffers.gradient, gradient);
+    }
+  }
+}
+
+// ---- cross entropy --------------------------------------------------------------------------------------------------
+
+struct TestRows {
+  int64_t rows, classes, rows_per_weight;
+  bool by_index, clipped;
+};
+
+// A row of logits of one of several kinds; `kind` 0 is for rows that are taken out.
+enum Kind {
+  kTakenOut,
+  kNormal,
+  kOffset,
+  kSomeInfinite,
+  kAllInfinite,
+  kHasNan,
+  kHasInfinity,
+  kLowest,
+  kHuge,
+  kWide,
+  kPeak,
+  kKinds
+};
+
+template <class Logit>
+std::vector<double> logits_of(int kind, int64_t classes, Random& random) {
+  std::vector<double> x(classes);
+  const double largest = Traits<Logit>::largest;
+  for (double& value : x) {
+    value = random.normal() * (kind == kWide ? 40 : 3);
+    if (kind == kTakenOut) value = kNan;
+    if (kind == kOffset) value += 1e4;
+    if (kind == kSomeInfinite && random.below(3) == 0) value = -kInfinity;
+    if (kind == kAllInfinite) value = -kInfinity;
+    if (kind == kLowest) value = -largest;
+    if (kind == kHuge) value = (random.below(2) ? 1 : -1) * largest * (random.below(2) ? 0.9 : 1);
+  }
+  if (classes > 0) {
+    const int64_t at = random.below(classes);
+    if (kind == kHasNan) x[at] = kNan;
+    if (kind == kHasInfinity) x[at] = kInfinity;
+    if (kind == kPeak) x[at] = 200;
+  }
+  for (double& value : x) value = wide(narrow<Logit>(value));
+  return x;
+}
+
+template <class Logit, class Target>
+struct Case {
+  using Real = Accumulator<Logit>;
+  std::vector<Logit> logits;
+  std::vector<int32_t> index;
+  std::vector<Target> probability;  // of the stored type; unused with class indices
+  std::vector<Real> weight, given_max, given_log_sum, given_target_sum;
+  std::vector<Expected> loss, max, log_sum, gradient, gradient_from_sums;
+  double ceiling;
+};
+
+// Fills in data and what is to come out; also of the gradient kernel, for which max, log_sum and target_sum are given.
+template <class Logit, class Target>
+Case<Logit, Target> make_case(const TestRows& shape, uint64_t seed) {
+  using Real = Accumulator<Logit>;
+  Random random{seed};
+  Case<Logit, Target> c;
+  const int64_t classes = shape.classes;
+  c.ceiling = shape.clipped ? static_cast<Real>(-std::log(1e-7)) : kInfinity;
+  const double slack = kSlack<Real>, unit = std::is_same_v<Real, double> ? 2.3e-16 : 1.2e-7;
+  int kind = kNormal;
+  double weight = 0;
+  for (int64_t row = 0; row < shape.rows; row++) {
+    if (row % shape.rows_per_weight == 0) {
+      const int64_t which = (row / shape.rows_per_weight + seed) % 7;
+      weight = which == 1 ? -0.0 : which == 3 ? 0.0 : random.normal();
+      weight = static_cast<Real>(weight);
+      c.weight.push_back(static_cast<Real>(weight));
+    }
+    const bool out = weight == 0 && std::signbit(weight);
+    kind = out ? kTakenOut : random.below(2) ? kNormal : kOffset + static_cast<int>(random.below(kKinds - kOffset));
+    const std::vector<double> x = logits_of<Logit>(kind, classes, random);
+    for (double value : x) c.logits.push_back(narrow<Logit>(value));
+
+    int32_t index = static_cast<int32_t>(random.below(std::max<int64_t>(classes, 1)));
+    const int64_t bad = random.below(40);
+    if (bad == 0) index = -1;
+    if (bad == 1) index = static_cast<int32_t>(classes);
+    if (bad == 2) index = std::numeric_limits<int32_t>::min();
+    if (bad == 3) index = std::numeric_limits<int32_t>::max();
+    if (random.below(8) == 0) index = 0;
+    if (random.below(8) == 0) index = static_cast<int32_t>(classes) - 1;
+    const bool valid = index >= 0 && index < classes;
+    c.index.push_back(index);
+    std::vector<double> a(classes, 0.0);
+    double total = 0;
+    if (shape.by_index) {
+      if (valid) a[index] = 1;
+    } else {
+      for (double& p : a) total += p = random.below(4) == 0 ? 0 : random.uniform();
+      const double scale = total > 0 ? (0.5 + random.uniform()) / total : 0;
+      for (double& p : a) {
+        const Target kept = narrow<Target>(p * scale);
+        p = wide(kept);
+        if (out) p = kNan;
+        c.probability.push_back(out ? narrow<Target>(kNan) : kept);
+      }
+    }
+    double target_sum = 0;
+    for (double p : a) target_sum += p;
+
+    double max = -kInfinity, sum = 0;
+    bool any_nan = false;
+    for (double value : x) {
+      any_nan |= std::isnan(value);
+      max = std::max(max, std::isnan(value) ? max : value);
+    }
+    const bool undefined = any_nan || std::isinf(max);
+    for (double value : x) sum += std::exp(value - max);
+    const double log_sum = undefined ? kNan : std::log(sum);
+
+    // What is written of the row.
+    double loss = 0, loss_size = 0;
+    for (int64_t i = 0; i < classes; i++) {
+      if (a[i] == 0) continue;
+      double nll = log_sum - (x[i] - max);
+      if (nll > std::numeric_limits<Real>::max()) nll = kInfinity;  // as where it is computed
+      const double clipped = nll > c.ceiling ? c.ceiling : nll;
+      loss += a[i] * clipped;
+      loss_size +=
+          std::fabs(a[i]) * (1 + std::fabs(clipped) + (std::isinf(x[i]) ? 0 : std::min(1e3, std::fabs(log_sum))));
+    }
+    if (shape.by_index && !valid) loss = kNan;
+    c.loss.push_back(out ? Expected{0, 0} : Expected{loss, 2 * slack * loss_size + 1e-30});
+    c.max.push_back(out         ? Expected{0, 0}
+                    : undefined ? Expected{0, kInfinity}
+                                : Expected{max, std::fabs(max) * 1e-15 + 1e-300});
+    c.log_sum.push_back(out         ? Expected{0, 0}
+                        : undefined ? Expected{0, kInfinity}
+                                    : Expected{log_sum, slack * (1 + log_sum)});
+
+    // What the gradient kernel is given, as rounded as it is.
+    const bool in_no_slice = !valid && random.below(2) == 0;  // the label may be of another slice
+    const double given_sum = shape.by_index ? valid || in_no_slice : static_cast<double>(static_cast<Real>(target_sum));
+    c.given_max.push_back(static_cast<Real>(out ? kNan : max));
+    c.given_log_sum.push_back(static_cast<Real>(out ? kNan : log_sum));
+    c.given_target_sum.push_back(static_cast<Real>(out ? kNan : given_sum));
+    const double given_log_sum = wide(c.given_log_sum.back());
+
+    for (int64_t i = 0; i < classes; i++) {
+      const auto expected = [&](double scale, double log_sum_of_row, bool zero) -> Expected {
+        if (zero) return {0, 0};
+        const double softmax = undefined ? kNan : std::exp(x[i] - max - log_sum_of_row) * scale;
+        const double want = (softmax - a[i]) * weight;
+        const double distance = std::isinf(x[i]) ? 0 : std::min(200.0, std::fabs(x[i] - max));
+        const double error =
+            std::fabs(weight) * (softmax * (slack + 2 * unit * distance) + unit * (softmax + std::fabs(a[i])));
+        return {want, error + Traits<Logit>::rounding * std::fabs(want) + Traits<Logit>::smallest};
+      };
+      const bool zero = weight == 0 || (shape.by_index && !valid);
+      c.gradient.push_back(expected(target_sum, log_sum, zero));
+      c.gradient_from_sums.push_back(
+          expected(given_sum, given_log_sum, weight == 0 || (shape.by_index && given_sum == 0)));
+    }
+  }
+  return c;
+}
+
+// The variants that every shape is run in: which results are wanted, and where arrays begin.
+struct Variant {
+  bool stats, gradient, in_place;
+  int logits_shift, target_shift, gradient_shift;
+};
+constexpr Variant kVariants[] = {{false, false, false, 0, 0, 0}, {true, false, false, 1, 1, 1},
+                                 {false, true, false, 0, 0, 0},  {true, true, false, 1, 1, 1},
+                                 {true, true, false, 0, 1, 3},   {false, true, true, 1, 0, 1},
+                                 {false, true, true, 0, 0, 0}};
+
+template <class Logit, class Target, class Rows>
+auto with_inputs(Buffers& buffers, const Case<Logit, Target>& c, const TestRows& shape, const Variant& variant,
+                 Rows rows) {
+  Logit* logits = buffers.prediction.put(c.logits.data(), c.logits.size(), variant.logits_shift);
+  rows.logits = logits;
+  if constexpr (std::is_same_v<decltype(rows.target), ClassIndices>) {
+    rows.target.index = buffers.target.put(c.index.data(), c.index.size(), 0);
+  } else {
+    rows.target.probability = buffers.target.put(c.probability.data(), c.probability.size(), variant.target_shift);
+  }
+  rows.row_weight = buffers.weight.put(c.weight.data(), c.weight.size(), 0);
+  rows.gradient = variant.in_place   ? logits
+                  : variant.gradient ? buffers.gradient.put<Logit>(nullptr, c.logits.size(), variant.gradient_shift)
+                                     : nullptr;
+  rows.rows = shape.rows;
+  rows.classes = shape.classes;
+  rows.rows_per_weight = shape.rows_per_weight;
+  return rows;
+}
+
+constexpr int64_t kClasses[] = {1,   2,    3,    5,    8,    10,   16,    31,    33,    64,     100,
+                                257, 1000, 1024, 4097, 8192, 8200, 32001, 50257, 50264, 100003, 128256};
+constexpr int64_t kRows[] = {1, 2, 3, 7, 33, 1000};
+
+template <class Logit, class Target, bool by_index>
+void check_cross_entropy(Buffers& buffers, const char* regime, bool gradient_kernel) {
+  using Real = Accumulator<Logit>;
+  using TypedTarget = std::conditional_t<by_index, ClassIndices, ClassProbabilities<Target>>;
+  const std::string types = std::string(Traits<Logit>::name) + "/" + (by_index ? "indices" : Traits<Target>::name);
+  Report report(std::string(gradient_kernel ? "cross entropy gradient " : "cross entropy ") + types + " " + regime);
+  gpu::Device device;
+  require(gpu::find_current_device(device), "device");
+  int in_registers = 0, in_shared = 0;
+  uint64_t seed = 0;
+  for (const int64_t classes : kClasses) {
+    for (const int64_t row_count : kRows) {
+      if (classes * row_count > 300000 && row_count > (classes > 100000 ? 2 : 7)) continue;
+      seed++;
+      const int64_t rows_per_weight = seed % 3 == 0 ? row_count : seed % 3 == 1 && row_count % 3 == 0 ? 3 : 1;
+      const TestRows shape{row_count, classes, rows_per_weight, by_index, seed % 2 == 0};
+      const Case<Logit, Target> c = make_case<Logit, Target>(shape, seed);
+      for (size_t v = 0; v < std::size(kVariants); v++) {
+        const Variant& variant = kVariants[v];
+        if (gradient_kernel && !variant.gradient) continue;
+        char what[120];
+        std::snprintf(what, sizeof(what), "rows %lld classes %lld rows_per_weight %lld variant %zu",
+                      (long long)row_count, (long long)classes, (long long)rows_per_weight, v);
+        report.begin(what);
+        if (gradient_kernel) {
+          auto rows = with_inputs(buffers, c, shape, variant, CrossEntropyGradientRows<Logit, TypedTarget>{});
+          rows.max = buffers.max.put(c.given_max.data(), row_count, 0);
+          rows.log_sum = buffers.log_sum.put(c.given_log_sum.data(), row_count, 0);
+          rows.target_sum = buffers.target_sum.put(c.given_target_sum.data(), row_count, 0);
+          require(gpu::launch(nullptr, rows), what);
+          require(cudaDeviceSynchronize(), what);
+        } else {
+          auto rows = with_inputs(buffers, c, shape, variant, CrossEntropyRows<Logit, TypedTarget>{});
+          rows.loss = buffers.loss.put<Real>(nullptr, row_count, 0);
+          rows.max = variant.stats ? buffers.max.put<Real>(nullptr, row_count, 0) : nullptr;
+          rows.log_sum = variant.stats ? buffers.log_sum.put<Real>(nullptr, row_count, 0) : nullptr;
+          rows.ceiling = static_cast<Real>(c.ceiling);
+          in_registers += gpu::registers_shape(rows).slots > 0;
+          if constexpr (gpu::kHasSharedKernel<Logit, TypedTarget>)
+            in_shared += gpu::shared_shape(rows, device).blocks > 0;
+          require(gpu::launch(nullptr, rows), what);
+          require(cudaDeviceSynchronize(), what);
+          report.check<Real>("loss", buffers.loss, c.loss);
+          if (variant.stats) report.check<Real>("max", buffers.max, c.max);
+          if (variant.stats) report.check<Real>("log_sum", buffers.log_sum, c.log_sum);
+        }
+        if (variant.gradient) {
+          report.check<Logit>("gradient", variant.in_place ? buffers.prediction : buffers.gradient,
+                              gradient_kernel ? c.gradient_from_sums : c.gradient);
+        }
+      }
+    }
+  }
+  if (!gradient_kernel) {
+    report.note = "registers can take " + std::to_string(in_registers) + ", shared " + std::to_string(in_shared);
+  }
+}
+
+// The launch recorded in a CUDA graph, and run from there twice.
+void check_graph(Buffers& buffers, const char* regime) {
+  Report report(std::string("CUDA graph ") + regime);
+  for (const int64_t classes : {100, 50257, 128256}) {
+    report.begin(std::to_string(classes) + " classes");
+    const TestRows shape{2, classes, 1, true, false};
+    const auto c = make_case<float, float>(shape, classes);
+    auto rows = with_inputs(buffers, c, shape, kVariants[2], CrossEntropyRows<float, ClassIndices>{});
+    rows.loss = buffers.loss.put<float>(nullptr, 2, 0);
+    rows.ceiling = static_cast<float>(c.ceiling);
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    require(cudaStreamCreate(&stream), "stream");
+    require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    require(gpu::launch(stream, rows), "launch while capturing");
+    require(cudaStreamEndCapture(stream, &graph), "end of capture");
+    require(cudaGraphInstantiate(&executable, graph, 0), "graph");
+    for (int i = 0; i < 2; i++) require(cudaGraphLaunch(executable, stream), "graph launch");
+    require(cudaStreamSynchronize(stream), "graph run");
+    report.check<float>("loss", buffers.loss, c.loss);
+    report.check<float>("gradient", buffers.gradient, c.gradient);
+    cudaGraphExecDestroy(executable);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+  }
+}
+
+// ---- all of it ------------------------------------------------------------------------------------------------------
+
+template <class Loss, class... Pair>
+void check_all_pairs(Buffers& buffers, List<Pair...>) {
+  (check_elementwise<Loss, typename Pair::Prediction, typename Pair::Target>(buffers), ...);
+}
+
+template <class... Pair>
+void check_all_targets(Buffers& buffers, const char* regime, bool gradient_kernel, List<Pair...>) {
+  check_cross_entropy<float, float, true>(buffers, regime, gradient_kernel);
+  check_cross_entropy<bfloat16, float, true>(buffers, regime, gradient_kernel);
+  check_cross_entropy<float16, float, true>(buffers, regime, gradient_kernel);
+  check_cross_entropy<double, double, true>(buffers, regime, gradient_kernel);
+  (check_cross_entropy<typename Pair::Prediction, typename Pair::Target, false>(buffers, regime, gradient_kernel), ...);
+}
+
+int run(const std::string& what) {
+  {
+    Buffers buffers;
+    if (what == "elementwise") {
+      for (const double value : {1e-7, 0.0}) {
+        clip = value;
+        check_all_pairs<BinaryCrossEntropy>(buffers, StoredPairs{});
+      }
+      check_all_pairs<SquaredError>(buffers, StoredPairs{});
+    } else if (what == "gradient") {
+      check_all_targets(buffers, "", true, StoredPairs{});
+    } else {
+      check_graph(buffers, what.c_str());
+      check_all_targets(buffers, what.c_str(), false, StoredPairs{});
+    }
+  }
+  return Report::all_passed ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1) return run(argv[1]);
+  bool passed = true;
+  std::vector<pid_t> children;
+  for (const char* what : {"elementwise", "gradient", "any", "registers", "shared", "streaming"}) {
+    const pid_t child = fork();
+    if (child == 0) {
+      setenv("JAXLOSS_CROSS_ENTROPY_KERNEL", what, 1);
+      execl("/proc/self/exe", argv[0], what, static_cast<char*>(nullptr));
+      std::perror("execl");
+      _exit(1);
+    }
+    children.push_back(child);
+  }
+  for (const pid_t child : children) {
+    int status = 0;
+    waitpid(child, &status, 0);
+    passed &= WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  }
+  std::printf(passed ? "ALL PASSED\n" : "SOME FAILED\n");
+  return passed ? 0 : 1;
+}
