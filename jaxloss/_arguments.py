@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxloss._calls import Array, manual_axes
 
@@ -72,7 +73,7 @@ def _differs(target: Array, ignore_index: int) -> Array | None:
     info = jnp.iinfo(target.dtype)
     if not info.min <= ignore_index <= info.max:
         return None  # an index that the labels' type cannot hold marks nothing
-    return target != ignore_index
+    return target != np.asarray(ignore_index, target.dtype)
 
 
 def _class_shape_error(target: Array, logits: Array) -> ValueError:

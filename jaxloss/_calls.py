@@ -4,6 +4,7 @@ Everywhere: `x` is `[rows..., features...]`; `row_weight` has the first axes of 
 rows' axes. A row weight of `TAKEN_OUT` marks a row of which nothing is read and for which zeros are written.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,24 +71,25 @@ def _sum_of_features(values: Array, row_weight: Array) -> Array:
     return jnp.where(taken_out(row_weight), 0, total)
 
 
-def _weighted(row_weight: Array, derivative: Array) -> Array:
-    weight = along(row_weight, derivative)
-    return jnp.where(weight == 0, 0, weight * derivative)
+def weighted(row_weight: Array, values: Array) -> Array:
+    """Values of rows times the rows' weights; a weight of 0 takes out even what is not finite."""
+    weight = along(row_weight, values)
+    return jnp.where((weight == 0) & ~jnp.isfinite(values), 0, weight * values)
 
 
 # ---- elementwise losses ---------------------------------------------------------------------------------------------
 
 
 def _parts(width: int) -> int:
-    """In how many pieces a row of `width` elements is summed: enough of them to fill a GPU with a single row."""
-    return max(1, -(-width // 16384))
+    """In how many pieces a row of `width` elements, maybe symbolic, is summed: a single row then fills a GPU."""
+    return width // 16384 + 1
 
 
 def elementwise_value(
     name: str, parameters: tuple[float, ...], value: Formula, x: Array, target: Array, row_weight: Array
 ) -> tuple[Array]:
     """The sum of the losses of each row's elements."""
-    parts = _parts(int(np.prod(x.shape[row_weight.ndim :], dtype=np.int64)))
+    parts = _parts(math.prod(x.shape[row_weight.ndim :]))
     result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
 
     def plain(x, target, row_weight):
@@ -107,12 +109,12 @@ def elementwise_value_and_grad(
     row_weight: Array,
 ) -> tuple[Array, Array]:
     """The same, and the gradient with respect to `x` times the row's weight."""
-    parts = _parts(int(np.prod(x.shape[row_weight.ndim :], dtype=np.int64)))
+    parts = _parts(math.prod(x.shape[row_weight.ndim :]))
     result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
 
     def plain(x, target, row_weight):
         losses = _in_one_part(_sum_of_features(value(x, target), row_weight), parts)
-        return losses, _weighted(row_weight, derivative(x, target))
+        return losses, weighted(row_weight, derivative(x, target))
 
     losses, gradient = _call(
         f"{name}_value_and_grad", (result, _like(x)), plain, x, target, row_weight, parameters=_attribute(parameters)
@@ -163,7 +165,7 @@ def cross_entropy_value_and_grad(
 
     def plain(logits, target, row_weight):
         losses = formulas.categorical_cross_entropy(logits, target, clip)
-        gradient = _weighted(row_weight, formulas.d_categorical_cross_entropy(logits, target))
+        gradient = weighted(row_weight, formulas.d_categorical_cross_entropy(logits, target))
         return jnp.where(taken_out(along(row_weight, losses)), 0, losses), gradient
 
     rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
@@ -181,7 +183,7 @@ def cross_entropy_grad(
     """
 
     def plain(logits, target, row_weight, maximum, log_sum, total):
-        return (_weighted(row_weight, formulas.d_cross_entropy_of_stats(logits, target, maximum, log_sum, total)),)
+        return (weighted(row_weight, formulas.d_cross_entropy_of_stats(logits, target, maximum, log_sum, total)),)
 
     operands = (logits, target, row_weight, maximum, log_sum, target_sum)
     return _call("cross_entropy_grad", (_like(logits),), plain, *operands)[0]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._calls import along, manual_axes, taken_out
+from jaxloss._calls import along, manual_axes, taken_out, weighted
 from jaxloss._rows import Op
 from jaxloss.formulas import real
 
@@ -92,9 +92,9 @@ def _kept(keep: Array, *arrays: Array) -> tuple[Array, ...]:
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # a scan then saves its logits, not a float32 softmax
-def _losses_tangent(loss: RowLoss, operands, losses, stats, x_dot, target_dot) -> Array:
-    """The tangent of the losses of rows."""
-    keep, rank = ~taken_out(operands[2]), loss.row_rank(*operands)
+def _losses_tangent(loss: RowLoss, keep: Array, operands, losses, stats, x_dot, target_dot) -> Array:
+    """The tangent of the losses of rows, 0 for those that are not kept."""
+    rank = loss.row_rank(*operands)
     x, target, *stats = _kept(keep, *operands[:2], *stats)
     terms = [
         row_dot(derivative(x, target, *stats), _kept(keep, dot)[0], rank)
@@ -114,10 +114,24 @@ def value_and_stats(loss: RowLoss) -> Op:
         results = losses, *stats = op(*primals)
         losses_dot, stats_dot = jnp.zeros_like(losses), tuple(map(jnp.zeros_like, stats))
         if x_dot is not None or target_dot is not None:
-            losses_dot = _losses_tangent(loss, primals, losses, stats, x_dot, target_dot)
+            losses_dot = _losses_tangent(loss, ~taken_out(primals[2]), primals, losses, stats, x_dot, target_dot)
         if x_dot is not None and stats:
             stats_dot = loss.stats_tangent(*_kept(~taken_out(primals[2]), primals[0], *stats, x_dot))
         return results, (losses_dot, *stats_dot)
+
+    op.defjvp(tangent, symbolic_zeros=True)
+    return op
+
+
+@functools.cache
+def value(loss: RowLoss) -> Op:
+    """The op of that name, with its derivative: that of `value_and_stats`."""
+    op = jax.custom_jvp(loss.value)
+
+    def tangent(primals, tangents):
+        of_live, live, live_dots = _of_live(value_and_stats(loss), primals, tangents)
+        (losses, *_), (losses_dot, *_) = jax.jvp(of_live, live, live_dots)
+        return (losses,), (losses_dot,)
 
     op.defjvp(tangent, symbolic_zeros=True)
     return op
@@ -132,7 +146,7 @@ def value_and_grad(loss: RowLoss) -> Op:
         keep = ~taken_out(row_weight)
         losses, *stats = value_and_stats(loss)(x, target, row_weight)
         (derivative,) = _kept(keep, loss.derivative(*_kept(keep, x, target, *stats)))
-        return losses, (along(row_weight, x) * derivative).astype(x.dtype)
+        return losses, weighted(row_weight, derivative).astype(x.dtype)
 
     def tangent(primals, tangents):
         of_live, live, live_dots = _of_live(formula, primals, tangents)
@@ -142,11 +156,17 @@ def value_and_grad(loss: RowLoss) -> Op:
     return op
 
 
+@jax.checkpoint  # a scan then saves a 16-bit gradient, not the float32 that it is widened to
+def _total_product(a: Array, b: Array) -> Array:
+    # Not vdot: its reshape makes XLA gather an operand whose features are split over devices.
+    return jnp.sum(real(a) * real(b))
+
+
 def _contracted(row_weight: Array, losses: Array) -> Array:
     """Σ wᵢ ℓᵢ; a weight of 0 takes a loss out even if that is NaN."""
     if row_weight.ndim < losses.ndim:  # fewer weights than rows: the rows of a weight first
         losses = losses.sum(tuple(range(row_weight.ndim, losses.ndim)))
-    return jnp.where(row_weight == 0, 0, row_weight * losses).sum()
+    return weighted(row_weight, losses).sum()
 
 
 @functools.cache
@@ -156,7 +176,7 @@ def weighted_sum(loss: RowLoss) -> Callable[..., Any]:
     # `live` says which operands the gradient is wanted for: what nobody asked for is not computed.
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
     def pair(live, x, target, row_weight):
-        return _contracted(row_weight, loss.value(x, target, row_weight)[0])
+        return _contracted(row_weight, value(loss)(x, target, row_weight)[0])
 
     def forward(live, x, target, row_weight):
         of_x, of_target, of_weight = live
@@ -166,7 +186,7 @@ def weighted_sum(loss: RowLoss) -> Callable[..., Any]:
         if of_target:
             losses, *stats = value_and_stats(loss)(x, target, row_weight)
         if losses is None:
-            (losses,) = loss.value(x, target, row_weight)
+            (losses,) = value(loss)(x, target, row_weight)
         saved_for_target = (x, target, stats, row_weight) if of_target else None
         saved_for_weight = (losses, row_weight) if of_weight else None
         return _contracted(row_weight, losses), (gradient, saved_for_target, saved_for_weight)
@@ -178,7 +198,7 @@ def weighted_sum(loss: RowLoss) -> Callable[..., Any]:
         if saved_for_target:
             x, target, stats, row_weight = saved_for_target
             derivative = loss.target_derivative(*_kept(~taken_out(row_weight), x, target, *stats))
-            of_target = (along(row_weight, x) * derivative * cotangent).astype(target.dtype)
+            of_target = (weighted(row_weight, derivative) * cotangent).astype(target.dtype)
         if saved_for_weight:
             losses, row_weight = saved_for_weight
             of_weight = losses.sum(tuple(range(row_weight.ndim, losses.ndim))) * cotangent
@@ -195,8 +215,7 @@ def weighted_sum(loss: RowLoss) -> Callable[..., Any]:
         of_live, operands, dots = _of_live(functools.partial(pair, live), primals, tangents)
         out, pull = jax.vjp(of_live, *operands)
         gradients = pull(jnp.ones_like(out))
-        # Not vdot: its reshape makes XLA gather an operand whose features are split over devices.
-        terms = (jnp.sum(real(g) * real(dot)) for g, dot in zip(gradients, dots, strict=True))
+        terms = (_total_product(g, dot) for g, dot in zip(gradients, dots, strict=True))
         return out, sum(varying_like(out, term) for term in terms)
 
     total.defjvp(tangent, symbolic_zeros=True)
@@ -211,23 +230,21 @@ def weighted_rows(loss: RowLoss) -> Callable[..., Any]:
     transpose, into one pass over `x`, so a kernel for it would gain nothing.
     """
 
-    def weigh(row_weight, losses):
-        weight = along(row_weight, losses)
-        return jnp.where(weight == 0, 0, weight * losses)
-
     @jax.custom_jvp
     def rows(x, target, row_weight):
-        return weigh(row_weight, loss.value(x, target, row_weight)[0])
+        return weighted(row_weight, value(loss)(x, target, row_weight)[0])
 
     def tangent(primals, tangents):
         (x, target, row_weight), (x_dot, target_dot, weight_dot) = primals, map(_or_none, tangents)
         losses, *stats = value_and_stats(loss)(x, target, row_weight)
         dot = jnp.zeros_like(losses)
         if x_dot is not None or target_dot is not None:
-            dot = along(row_weight, losses) * _losses_tangent(loss, primals, losses, stats, x_dot, target_dot)
+            weight = along(row_weight, losses)
+            keep = ~(taken_out(weight) | ((weight == 0) & ~jnp.isfinite(losses)))
+            dot = weight * _losses_tangent(loss, keep, primals, losses, stats, x_dot, target_dot)
         if weight_dot is not None:
             dot = dot + losses * along(weight_dot, losses)
-        return weigh(row_weight, losses), dot
+        return weighted(row_weight, losses), dot
 
     rows.defjvp(tangent, symbolic_zeros=True)
     return rows
