@@ -29,9 +29,8 @@ test-gpu: ## the suite on the GPU, with the active environment's own jax (needs 
 
 bench-gpu: ## every script in benchmarks/, with the active environment's own jax (needs no network)
 	tools/install-for-gpu
-	@shopt -s nullglob; scripts=(benchmarks/[a-z]*.py); \
-	[ $${#scripts[@]} -gt 0 ] || echo "benchmarks/ holds no script yet"; \
-	for script in "$${scripts[@]}"; do (set -x; $(or $(PYTHON),python3) -m "benchmarks.$$(basename "$$script" .py)" $(ARGS)); done
+	@scripts=$$(grep -ls __main__ benchmarks/*.py) || { echo "benchmarks/ holds no script yet"; exit; }; \
+	for script in $$scripts; do (set -x; $(or $(PYTHON),python3) -m "benchmarks.$$(basename "$$script" .py)" $(ARGS)); done
 
 doctest: ## the examples in the documentation of the functions
 	@tools/environment test

@@ -1,0 +1,162 @@
+"""The table of losses. Every test that is about all losses is generated from it; a new loss is one more entry."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import jaxloss
+import ml_dtypes
+import numpy as np
+import oracles
+
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A public loss.
+
+    Attributes:
+        name: of the function in `jaxloss`; its gradient is `d_<name>`, and the C functions of the founding losses are the same.
+        prediction: the name of its first argument.
+        by_rows: an example is a row of classes, not an index of the first axis.
+        elements: its oracle.
+        formula: the unreduced loss in plain `jax.numpy`, without a clip, for `jax.grad` and everything else to transform.
+        in_modules: the family of its custom call targets.
+        has_clip: it takes `clip=`.
+    """
+
+    name: str
+    prediction: str
+    by_rows: bool
+    elements: Callable[..., oracles.Terms]
+    formula: Callable[..., jax.Array]
+    in_modules: str
+    has_clip: bool
+
+    def __call__(self, x, a, **options) -> jax.Array:
+        return getattr(jaxloss, self.name)(x, a, **options)
+
+    def gradient(self, x, a, **options) -> jax.Array:
+        return getattr(jaxloss, f"d_{self.name}")(x, a, **options)
+
+
+def _row_formula(x, a):
+    nll = -jax.nn.log_softmax(x)
+    if jnp.issubdtype(a.dtype, jnp.integer):
+        a = jax.nn.one_hot(a, x.shape[-1], dtype=x.dtype)
+    return jnp.einsum("...v,...v->...", a, nll)
+
+
+MSE = Loss(
+    name="mse",
+    prediction="pred",
+    by_rows=False,
+    elements=oracles.squared_error,
+    formula=lambda x, a: 0.5 * (x - a) ** 2,
+    in_modules="jaxloss_mse",
+    has_clip=False,
+)
+BINARY = Loss(
+    name="binary_cross_entropy",
+    prediction="logits",
+    by_rows=False,
+    elements=oracles.binary_cross_entropy,
+    formula=lambda x, a: a * jax.nn.softplus(-x) + (1 - a) * jax.nn.softplus(x),
+    in_modules="jaxloss_binary_cross_entropy",
+    has_clip=True,
+)
+CATEGORICAL = Loss(
+    name="categorical_cross_entropy",
+    prediction="logits",
+    by_rows=True,
+    elements=oracles.categorical_cross_entropy,
+    formula=_row_formula,
+    in_modules="jaxloss_cross_entropy",
+    has_clip=True,
+)
+LOSSES = (MSE, BINARY, CATEGORICAL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A loss with one kind of target: `numbers`, `probabilities`, `booleans`, `integers` or `indices`."""
+
+    loss: Loss
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.loss.name}-{self.target}"
+
+    @property
+    def of_target(self) -> bool:
+        """Whether there is a gradient with respect to the target."""
+        return self.target in ("numbers", "probabilities")
+
+    def target_shape(self, shape: tuple[int, ...], axis: int = -1) -> tuple[int, ...]:
+        if self.target != "indices":
+            return shape
+        axis %= len(shape)
+        return shape[:axis] + shape[axis + 1 :]
+
+    def sample(
+        self, shape: tuple[int, ...], dtype="float32", *, target_dtype=None, axis: int = -1, seed: int = 0, scale: float = 3.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A prediction of that shape and a target for it."""
+        rng = np.random.default_rng(seed)
+        x = (scale * rng.standard_normal(shape)).astype(dtype)
+        target_shape = self.target_shape(shape, axis)
+        match self.target:
+            case "numbers":
+                a = scale * rng.standard_normal(target_shape)
+            case "probabilities" if self.loss.by_rows:  # they do not sum to one: the gradient is t Σa − a
+                a = rng.random(target_shape) / max(1, shape[axis])
+            case "probabilities":
+                a = rng.random(target_shape)
+            case "booleans":
+                a, target_dtype = rng.random(target_shape) < 0.5, target_dtype or bool
+            case "integers":
+                a, target_dtype = rng.integers(0, 2, target_shape), target_dtype or np.int32
+            case "indices":
+                a, target_dtype = rng.integers(0, max(1, shape[axis]), target_shape), target_dtype or np.int32
+        return np.asarray(x), np.asarray(a, np.dtype(target_dtype or dtype))
+
+    def expected(self, x, a, **options) -> oracles.Expected:
+        return oracles.reduced(self.loss.elements, x, a, by_rows=self.loss.by_rows, **options)
+
+    def formula(self, x, a, *, reduction="mean", weights=None, where=None, normalizer=None) -> jax.Array:
+        """The reduced loss in plain `jax.numpy`, without a clip; `weights` and `where` have the shape of its losses."""
+        losses = self.loss.formula(x, a)
+        if weights is not None:
+            losses = losses * weights
+        if where is not None:
+            losses = jnp.where(where, losses, 0)
+        if reduction == "none":
+            return losses
+        if reduction == "sum":
+            return losses.sum()
+        if normalizer is not None:
+            return losses.sum() / normalizer
+        if where is not None:
+            counted = where if self.loss.by_rows else where.any(tuple(range(1, x.ndim)))
+            return losses.sum() / counted.sum()
+        return losses.sum() / (losses.size if self.loss.by_rows else x.shape[0] if x.ndim else 1)
+
+
+CASES = (
+    Case(MSE, "numbers"),
+    Case(BINARY, "probabilities"),
+    Case(CATEGORICAL, "indices"),
+    Case(CATEGORICAL, "probabilities"),
+)
+"""A loss with each kind of target that has a kernel of its own."""
+
+ALL_CASES = (*CASES, Case(MSE, "integers"), Case(BINARY, "booleans"), Case(BINARY, "integers"))
+"""And with each that is converted to another."""
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def finfo(dtype):
+    return ml_dtypes.finfo(dtype)

@@ -1,0 +1,165 @@
+"""The losses in float64 NumPy: values, derivatives and every option, from their definition, sharing no code with jaxloss.
+
+`squared_error`, `binary_cross_entropy` and `categorical_cross_entropy` know one element or one row; `reduced` knows what the
+options mean. Each result comes with the magnitude of the terms that were added up to it, which `tolerance.bound` needs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """Losses before their reduction, per element or per row, and their derivatives; each with its magnitude."""
+
+    loss: tuple[Array, Array]
+    of_prediction: tuple[Array, Array]
+    of_target: tuple[Array, Array]
+
+
+def squared_error(x: Array, a: Array, clip: float | None) -> Terms:
+    del clip
+    difference = x - a
+    loss = difference**2 / 2
+    return Terms((loss, loss), (difference, abs(difference)), (-difference, abs(difference)))
+
+
+def binary_cross_entropy(x: Array, a: Array, clip: float | None) -> Terms:
+    sigmoid = np.where(x < 0, np.exp(-abs(x)), 1) / (1 + np.exp(-abs(x)))
+    if_one, if_zero = np.logaddexp(0, -x), np.logaddexp(0, x)  # −log t, −log(1 − t)
+    if clip:
+        if_one, if_zero = (np.clip(nll, -np.log1p(-clip), -np.log(clip)) for nll in (if_one, if_zero))
+    one, zero = _product(a, if_one), _product(1 - a, if_zero)
+    return Terms((one + zero, abs(one) + abs(zero)), (sigmoid - a, sigmoid + abs(a)), (-x, abs(x)))
+
+
+def categorical_cross_entropy(x: Array, a: Array, clip: float | None) -> Terms:
+    """Rows of classes along the last axis; class indices `[...]` of an integer type or probabilities."""
+    classes = x.shape[-1]
+    valid = np.ones(x.shape[:-1], bool)
+    if np.issubdtype(a.dtype, np.integer):
+        valid = (a >= 0) & (a < classes)
+        a = (np.arange(classes) == a[..., None]) & valid[..., None]
+    a = a.astype(np.float64)
+    shifted = x - x.max(-1, keepdims=True, initial=np.finfo(np.float64).min)
+    log_sum = np.log(np.exp(shifted).sum(-1, keepdims=True))
+    softmax = np.exp(shifted - log_sum)
+    exact = log_sum - shifted
+    nll = np.minimum(exact, -np.log(clip)) if clip else exact
+    size = 1 + abs(log_sum) + abs(np.where(np.isinf(shifted), 0, shifted))  # the 1: of the sum whose logarithm is taken
+    loss = np.where(valid, _product(a, nll).sum(-1), np.nan)
+    loss_size = _product(abs(a), size).sum(-1)
+    total, total_size = a.sum(-1, keepdims=True), abs(a).sum(-1, keepdims=True)
+    gradient = np.where(valid[..., None], softmax * total - a, 0)
+    gradient_size = _product(softmax, size) * total_size + abs(a)
+    return Terms((loss, loss_size), (gradient, gradient_size), (exact, size))
+
+
+def _product(weight: Array, value: Array) -> Array:
+    return np.where(weight == 0, 0, weight * value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """A reduced loss and its gradients; each an exact result and the magnitude of its terms."""
+
+    value: tuple[Array, Array]
+    of_prediction: tuple[Array, Array]
+    of_target: tuple[Array, Array]
+    of_weights: tuple[Array, Array] | None
+    of_normalizer: tuple[Array, Array] | None
+    terms: int
+
+
+def reduced(
+    elements: Callable[[Array, Array, float | None], Terms],
+    x: Array,
+    a: Array,
+    *,
+    by_rows: bool,
+    axis: int = -1,
+    where: Array | None = None,
+    ignore_index: int | None = None,
+    weights: Array | None = None,
+    clip: float | None = 1e-7,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    cotangent: Array | None = None,
+) -> Expected:
+    """The loss with its options, and its gradients times `cotangent` (of the shape of the value; default 1)."""
+    x, a = np.asarray(x), np.asarray(a)
+    x = x.astype(np.float64)
+    a = a if by_rows and np.issubdtype(a.dtype, np.integer) else a.astype(np.float64)
+
+    def classes_last(array: Array) -> Array:
+        return np.moveaxis(array, axis, -1) if by_rows and array.ndim == x.ndim else array
+
+    with np.errstate(all="ignore"):
+        terms = elements(classes_last(x), classes_last(a), clip)
+    units = terms.loss[0].shape  # of the losses: elements or rows
+    examples = units if by_rows else x.shape[:1]
+
+    def per_unit(option: Array) -> Array:
+        option = np.asarray(option)
+        if option.shape == examples:
+            option = option.reshape(examples + (1,) * (len(units) - len(examples)))
+        elif by_rows:
+            option = np.moveaxis(option.reshape((1,) * (x.ndim - option.ndim) + option.shape), axis, -1)[..., 0]
+        return np.broadcast_to(option, units)
+
+    counted = np.ones(units, bool) if where is None else per_unit(where)
+    if ignore_index is not None:
+        counted = counted & (classes_last(a) != ignore_index)
+    weight = np.ones(units) if weights is None else per_unit(np.asarray(weights, np.float64))
+    if normalizer is not None:
+        n = float(normalizer)
+    elif where is None and ignore_index is None:
+        n = np.prod(examples)
+    else:
+        n = counted.any(tuple(range(len(examples), len(units)))).sum()
+    scale = 1.0 if reduction != "mean" else 1 / n if n else 0.0
+
+    def kept(pair: tuple[Array, Array], factor) -> tuple[Array, Array]:
+        """What counts of the pair, times a factor per unit."""
+        factor = np.broadcast_to(factor, units)
+        keep = np.broadcast_to(counted, units)
+        if pair[0].ndim > len(units):
+            factor, keep = factor[..., None], keep[..., None]
+        with np.errstate(all="ignore"):
+            return np.where(keep, _product(factor, pair[0]), 0), np.where(keep, _product(abs(factor), pair[1]), 0)
+
+    def summed(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        return pair[0].sum(), pair[1].sum()
+
+    loss = kept(terms.loss, weight * scale)
+    pulled = 1.0 if cotangent is None else np.asarray(cotangent, np.float64)
+    of_prediction = kept(terms.of_prediction, weight * scale * pulled)
+    of_target = kept(terms.of_target, weight * scale * pulled)
+    if by_rows:
+        of_prediction = tuple(np.moveaxis(array, -1, axis) for array in of_prediction)
+        of_target = tuple(np.moveaxis(array, -1, axis) for array in of_target)
+    of_weights = of_normalizer = None
+    if weights is not None:
+        of_weights = tuple(
+            _gathered(per_unit, array, np.shape(weights)) for array in kept(terms.loss, np.broadcast_to(scale * pulled, units))
+        )
+    if normalizer is not None:
+        of_normalizer = tuple(part * factor * pulled for part, factor in zip(summed(loss), (-scale, abs(scale)), strict=True))
+    return Expected(
+        value=loss if reduction == "none" else summed(loss),
+        of_prediction=of_prediction,
+        of_target=of_target,
+        of_weights=of_weights,
+        of_normalizer=of_normalizer,
+        terms=max(1, x.size),
+    )
+
+
+def _gathered(spread: Callable[[Array], Array], values: Array, shape: tuple[int, ...]) -> Array:
+    """The transpose of `spread`: values per unit, added up where they came from the same entry of an array of `shape`."""
+    places = spread(np.arange(int(np.prod(shape))).reshape(shape))
+    return np.bincount(places.ravel(), weights=values.ravel(), minlength=int(np.prod(shape))).reshape(shape)

@@ -1,0 +1,203 @@
+// Every CPU kernel over buffers that end exactly where their arrays do, to be compiled with AddressSanitizer and
+// UndefinedBehaviorSanitizer: -DJAXLOSS_ISA=… -DVECTOR_BYTES=… as for the library. A sanitizer ends the program at what it
+// finds; the numbers themselves are the business of the other tests, but no result may be left unwritten.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <memory>
+
+#include "cpu/kernels.cc"
+
+namespace {
+
+using namespace jaxloss;
+
+constexpr uint8_t kUnwritten = 0xff;  // a NaN that no arithmetic gives
+constexpr int64_t kWidths[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,  15, 16,  17,  23,  31,
+                               32, 33, 47, 63, 64, 65, 66, 95, 96, 127, 128, 129, 1023, 1024, 1025};
+constexpr int64_t kRowCounts[] = {0, 1, 2, 3, 5, 15, 16, 17, 33};
+constexpr float kWeights[] = {1.0f, -0.0f, 0.5f, 0.0f, -2.0f};
+
+// An array in a heap block of its own size: one byte beyond it is a sanitizer's error.
+template <class T>
+class Array {
+ public:
+  explicit Array(int64_t size) : size_(size), data_(static_cast<T*>(std::malloc(size * sizeof(T)))) {
+    if (size > 0) std::memset(data_.get(), kUnwritten, size * sizeof(T));
+  }
+  T* get() const { return data_.get(); }
+  T& operator[](int64_t i) const { return data_.get()[i]; }
+  int64_t size() const { return size_; }
+
+  void require_written(const char* what) const {
+    for (int64_t i = 0; i < size_; i++) {
+      bool written = false;
+      for (size_t byte = 0; byte < sizeof(T); byte++) {
+        written |= reinterpret_cast<const uint8_t*>(&data_.get()[i])[byte] != kUnwritten;
+      }
+      if (!written) {
+        std::fprintf(stderr, "%s was not written at %lld of %lld\n", what, (long long)i, (long long)size_);
+        std::abort();
+      }
+    }
+  }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  int64_t size_;
+  std::unique_ptr<T, Free> data_;
+};
+
+// Numbers that take every path: ordinary ones, infinities, NaN, the largest, subnormals.
+uint16_t sixteen_bits(float x, bfloat16) {
+  uint32_t word;
+  std::memcpy(&word, &x, sizeof(word));
+  return static_cast<uint16_t>(word >> 16);
+}
+uint16_t sixteen_bits(float x, float16) {
+  if (std::isnan(x)) return 0x7e00;
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  const float magnitude = std::fabs(x);
+  if (magnitude >= 65504) return sign | (std::isinf(x) ? 0x7c00 : 0x7bff);
+  if (magnitude < 6.2e-5f) return sign | static_cast<uint16_t>(magnitude * 16777216.0f);
+  int exponent;
+  const float mantissa = std::frexp(magnitude, &exponent);
+  return sign | static_cast<uint16_t>(((exponent + 14) << 10) | (static_cast<int>(mantissa * 2048) & 0x3ff));
+}
+void store(float& to, float x) { to = x; }
+void store(double& to, float x) { to = x; }
+template <class Stored>
+void store(Stored& to, float x) {
+  to.bits = sixteen_bits(x, Stored{});
+}
+
+template <class T>
+void fill(const Array<T>& array, bool wild) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const float odd[] = {kInf, -kInf, std::nanf(""), 3.4e38f, -3.4e38f, 1e-40f, -104.0f, 89.0f, 6e-8f, 0.0f};
+  for (int64_t i = 0; i < array.size(); i++) {
+    const bool special = wild && i % 7 == 3;
+    store(array[i], special ? odd[(i / 7) % 10] : 0.37f * static_cast<float>(i * 31 % 29) - 5.0f);
+  }
+}
+
+template <class Real>
+void fill_weights(const Array<Real>& weights, int64_t from) {
+  for (int64_t i = 0; i < weights.size(); i++) weights[i] = kWeights[(i + from) % 5];
+}
+
+template <class Task>
+void run(const Task& task, int64_t units) {
+  const auto& kernels = jaxloss::JAXLOSS_ISA::kernels;
+  kernels.run(task, 0, units / 2);  // two shares, as two threads would take
+  kernels.run(task, units / 2, units);
+}
+
+template <class Loss, class Prediction, class Target>
+void exercise(const ElementwiseTask<Loss, Prediction, Target>*, int64_t rows, int64_t width, bool wild) {
+  using Real = Accumulator<Prediction>;
+  const double parameters[] = {1e-7};
+  for (int64_t parts : {1, 2, 5}) {
+    for (bool with_gradient : {false, true}) {
+      Array<Prediction> prediction(rows * width), gradient(with_gradient ? rows * width : 0);
+      Array<Target> target(rows * width);
+      Array<Real> weight(rows), loss(rows * parts);
+      fill(prediction, wild);
+      fill(target, wild);
+      fill_weights(weight, parts);
+      run(ElementwiseTask<Loss, Prediction, Target>{Loss(parameters),
+                                                    {prediction.get(), target.get(), weight.get(), loss.get(),
+                                                     with_gradient ? gradient.get() : nullptr, rows, width, parts}},
+          rows * parts);
+      loss.require_written("a loss");
+      gradient.require_written("a gradient");
+    }
+  }
+}
+
+// A target of rows × classes, with the memory that it points to. Some labels are out of range.
+template <class Target>
+struct OwnedTarget;
+template <>
+struct OwnedTarget<ClassIndices> {
+  Array<int32_t> index;
+  OwnedTarget(int64_t rows, int64_t classes, bool wild) : index(rows) {
+    const int32_t odd[] = {-1, static_cast<int32_t>(classes), std::numeric_limits<int32_t>::max(),
+                           std::numeric_limits<int32_t>::min()};
+    for (int64_t i = 0; i < rows; i++) {
+      index[i] = wild && i % 2 ? odd[(i / 2) % 4] : static_cast<int32_t>(classes ? i * 5 % classes : 0);
+    }
+  }
+  ClassIndices get() const { return {index.get()}; }
+};
+template <class Stored>
+struct OwnedTarget<ClassProbabilities<Stored>> {
+  Array<Stored> probability;
+  OwnedTarget(int64_t rows, int64_t classes, bool wild) : probability(rows * classes) { fill(probability, wild); }
+  ClassProbabilities<Stored> get() const { return {probability.get()}; }
+};
+
+template <class Logit, class Target>
+void exercise(const CrossEntropyRows<Logit, Target>*, int64_t rows, int64_t classes, bool wild) {
+  using Real = Accumulator<Logit>;
+  const int64_t rows_per_weight = rows % 3 ? 1 : 3;
+  for (int results = 0; results < 4; results++) {
+    const bool with_stats = results & 1, with_gradient = results & 2;
+    Array<Logit> logits(rows * classes), gradient(with_gradient ? rows * classes : 0);
+    OwnedTarget<Target> target(rows, classes, wild);
+    Array<Real> weight(rows / rows_per_weight), loss(rows), max(with_stats ? rows : 0), log_sum(with_stats ? rows : 0);
+    fill(logits, wild);
+    fill_weights(weight, results);
+    run(CrossEntropyRows<Logit, Target>{logits.get(), target.get(), weight.get(), loss.get(),
+                                        with_stats ? max.get() : nullptr, with_stats ? log_sum.get() : nullptr,
+                                        with_gradient ? gradient.get() : nullptr, rows, classes, rows_per_weight,
+                                        static_cast<Real>(16.1)},
+        rows);
+    loss.require_written("a loss");
+    max.require_written("a maximum");
+    log_sum.require_written("a log-sum");
+    gradient.require_written("a gradient");
+  }
+}
+
+template <class Logit, class Target>
+void exercise(const CrossEntropyGradientRows<Logit, Target>*, int64_t rows, int64_t classes, bool wild) {
+  using Real = Accumulator<Logit>;
+  Array<Logit> logits(rows * classes), gradient(rows * classes);
+  OwnedTarget<Target> target(rows, classes, wild);
+  Array<Real> weight(rows), max(rows), log_sum(rows), target_sum(rows);
+  fill(logits, wild);
+  fill_weights(weight, 0);
+  for (int64_t i = 0; i < rows; i++) {
+    max[i] = 5;
+    log_sum[i] = 2;
+    target_sum[i] = i % 3 ? 1 : 0;
+  }
+  run(CrossEntropyGradientRows<Logit, Target>{logits.get(), target.get(), weight.get(), max.get(), log_sum.get(),
+                                              target_sum.get(), gradient.get(), rows, classes, 1},
+      rows);
+  gradient.require_written("a gradient");
+}
+
+template <class... Task>
+int exercise_all(List<Task...>) {
+  for (int64_t width : kWidths) {
+    for (int64_t rows : kRowCounts) {
+      if (width > 130 && rows > 3) continue;
+      for (bool wild : {false, true}) (exercise(static_cast<const Task*>(nullptr), rows, width, wild), ...);
+    }
+  }
+  return static_cast<int>(sizeof...(Task));
+}
+
+}  // namespace
+
+int main() {
+  std::printf("%d kernels\n", exercise_all(Tasks{}));
+  return 0;
+}

@@ -1,0 +1,141 @@
+"""`axis_name=`: the caller's shard_map has split the vocabulary; every transform gives what the unsplit loss gives."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxloss
+import tolerance
+from losses import CASES
+from transforms import HIGHER_ORDER, TRANSFORMS, TRANSFORMS_OF_TARGET, Operands
+
+pytestmark = pytest.mark.cpu_only
+
+SHAPE = (8, 24)
+ROWS = [case for case in CASES if case.loss.by_rows]
+# How the classes and the rows are split over the mesh axes d (4 devices) and v (2).
+SPLITS = {"classes": ("v", None), "classes_twice": (("d", "v"), None), "both": ("v", "d")}
+NAMES = ("value_and_grad", "vmap_grad", "grad_vmap", "jvp", "linearize", "scan_checkpoint", "checkpoint")
+NAMES += ("forward_over_reverse", "reverse_over_reverse", "reverse_over_forward", "third_order")
+NAMES_OF_TARGET = ("value_and_grad_of_both", "jvp_of_both", "mixed_forward_over_reverse")
+
+
+def mesh():
+    return jax.make_mesh((4, 2), ("d", "v"), axis_types=(AxisType.Auto,) * 2)
+
+
+def in_slices(split, reduction, **options):
+    """The loss of whole arrays, computed in a shard_map that holds slices of them."""
+    classes, rows = SPLITS[split]
+
+    def loss(x, a):
+        target_spec = P(rows) if a.ndim == 1 else P(rows, classes)
+
+        def of_slice(x, a):
+            n = float(SHAPE[0]) if reduction == "mean" else None
+            losses = jaxloss.categorical_cross_entropy(
+                x, a, axis_name=classes, reduction=reduction, normalizer=n, **options
+            )
+            return losses if reduction == "none" or rows is None else jax.lax.psum(losses, rows)
+
+        out = P(rows) if reduction == "none" else P()
+        losses = jax.shard_map(of_slice, mesh=mesh(), in_specs=(P(rows, classes), target_spec), out_specs=out)(x, a)
+        return contracted(losses)
+
+    return loss
+
+
+def contracted(losses):
+    return jnp.sum(losses * jnp.cos(jnp.arange(losses.size)).reshape(losses.shape).astype(losses.dtype))
+
+
+def operands(case) -> Operands:
+    (x, a), (v, w), (y, b) = (case.sample(SHAPE, seed=seed, scale=1) for seed in range(3))
+    return Operands(x, a, v, w if case.of_target else a, np.stack([x, y]), np.stack([a, b]))
+
+
+CELLS = [
+    pytest.param(case, name, id=f"{case}-{name}")
+    for case in ROWS
+    for name in (*NAMES, *(NAMES_OF_TARGET if case.of_target else ()))
+]
+
+
+@pytest.mark.parametrize(
+    ("split", "reduction"), [("classes", "mean"), ("classes_twice", "mean"), ("both", "mean"), ("both", "none")]
+)
+@pytest.mark.parametrize(("case", "name"), CELLS)
+def test_agrees_with_the_formula(case, name, split, reduction):
+    transform, o = {**TRANSFORMS, **TRANSFORMS_OF_TARGET}[name], operands(case)
+    actual = jax.jit(lambda o: transform(in_slices(split, reduction, clip=None), o))(o)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda t: t if t.dtype.kind == "i" else t.astype(np.float64), o)
+        formula = lambda x, a: contracted(case.formula(x, a, reduction=reduction))  # noqa: E731
+        expected = jax.tree.map(np.asarray, jax.jit(lambda o: transform(formula, o))(exact))
+    operations = tolerance.OPERATIONS_OF_HIGHER_ORDER if name in HIGHER_ORDER else tolerance.OPERATIONS
+    for ours, ideal in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        tolerance.assert_close(
+            ours,
+            ideal,
+            name,
+            operations=operations,
+            terms=ours.size,
+            magnitude=1 if reduction == "none" else 1 / SHAPE[0],
+        )
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("case", ROWS)
+def test_exchanges_only_numbers_of_one_a_row(case, split):
+    classes, rows = SPLITS[split]
+    x, a = case.sample(SHAPE)
+    place = lambda t, *spec: jax.device_put(t, NamedSharding(mesh(), P(*spec)))  # noqa: E731
+    x, a = place(x, rows, classes), place(a, rows) if a.ndim == 1 else place(a, rows, classes)
+    compiled = jax.jit(jax.value_and_grad(in_slices(split, "mean"))).lower(x, a).compile()
+    collectives = re.findall(
+        r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)", compiled.as_text()
+    )
+    assert collectives
+    for shape, name in collectives:
+        assert name == "all-reduce", (shape, name)
+        assert all(int(n or 1) <= SHAPE[0] for n in re.findall(r"f32\[(\d*)\]", shape)), shape
+        assert not re.search(r"\[\d+,", shape), shape
+    assert compiled(x, a)[1].sharding.is_equivalent_to(x.sharding, x.ndim)
+
+
+def test_a_label_is_an_index_of_the_whole_vocabulary():
+    x, _ = ROWS[0].sample(SHAPE)
+    labels = np.array([0, 11, 12, 23, 24, -1, 5, 2**30], np.int32)
+    expected = jaxloss.categorical_cross_entropy(x, labels, reduction="none")
+    assert np.isnan(expected).tolist() == [False, False, False, False, True, True, False, True]
+
+    def rows(x):
+        spec = P(None, "v")
+        of_slice = lambda x: jaxloss.categorical_cross_entropy(x, labels, axis_name="v", reduction="none")  # noqa: E731
+        return jax.shard_map(of_slice, mesh=mesh(), in_specs=spec, out_specs=P())(x)
+
+    error = tolerance.bound(expected, np.nanmax(expected), computed=np.float32, stored=np.float32)
+    tolerance.assert_within(rows(x), expected, error, "losses of rows")
+    gradient = jax.grad(lambda x: jnp.where(np.isnan(expected), 0, rows(x)).sum())(x)
+    assert (np.asarray(gradient)[[4, 5, 7]] == 0).all()
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_an_axis_that_does_not_split_the_classes_is_an_error(check_vma):
+    x, a = ROWS[0].sample(SHAPE)
+    with pytest.raises(ValueError, match=r"axis_name is 'v', but logits does not vary over 'v'.*check_vma=True"):
+        jaxloss.categorical_cross_entropy(x, a, axis_name="v")
+    split = P("d") if check_vma else P(None, "v")  # unchecked types do not say what an array varies over
+    with pytest.raises(ValueError, match=r"axis_name is 'v', but logits does not vary over 'v'"):
+        jax.shard_map(
+            lambda x: jaxloss.categorical_cross_entropy(x, np.zeros(x.shape[0], np.int32), axis_name="v"),
+            mesh=mesh(),
+            in_specs=split,
+            out_specs=P(),
+            check_vma=check_vma,
+        )(x)

@@ -1,0 +1,106 @@
+"""The plain formulas: right by the same oracle, and with the same results as the kernels wherever they stand in for them."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+import tolerance
+from agreement import assert_agrees
+from jaxloss import _calls, _library, formulas
+from losses import CASES, FLOATS, REDUCTIONS
+from modules import custom_call_targets
+from test_transforms import assert_agree, of_each, operands
+from transforms import TRANSFORMS
+
+cases = pytest.mark.parametrize("case", CASES)
+UNREDUCED = {
+    "mse": (formulas.squared_error, formulas.d_squared_error),
+    "binary_cross_entropy": (formulas.binary_cross_entropy, formulas.d_binary_cross_entropy),
+    "categorical_cross_entropy": (formulas.categorical_cross_entropy, formulas.d_categorical_cross_entropy),
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@cases
+def test_unreduced_losses(case, dtype):
+    x, a = case.sample((5, 9), dtype, scale=10)
+    value, derivative = UNREDUCED[case.loss.name]
+    expected = case.expected(x, a, reduction="none")
+    with jax.enable_x64(dtype == "float64"):
+        results = [np.asarray(function(*map(jax.numpy.asarray, (x, a)))) for function in (value, derivative)]
+    for actual, exact in zip(results, (expected.value, expected.of_prediction), strict=True):
+        assert actual.dtype == tolerance.arithmetic(dtype)
+        error = tolerance.bound(*exact, computed=actual.dtype, stored=actual.dtype, terms=9)
+        tolerance.assert_within(actual, exact[0], error, "a formula")
+
+
+@cases
+def test_derivatives_are_those_of_the_values(case):
+    """`jax.grad` of the value without a clip is the formula of the derivative."""
+    x, a = case.sample((5, 9), scale=3)
+    value, derivative = UNREDUCED[case.loss.name]
+    exact = {"clip": None} if case.loss.has_clip else {}
+    gradient = jax.grad(lambda x: value(x, a, **exact).sum())(x)
+    tolerance.assert_close(gradient, derivative(x, a), "jax.grad of a formula", operations=2 * tolerance.OPERATIONS)
+
+
+@contextlib.contextmanager
+def no_kernels():
+    """As in a build that has none for this platform: `lax.platform_dependent` takes the formula."""
+    platforms = _library.PLATFORMS
+    jax.clear_caches()
+    _library.PLATFORMS = ()
+    try:
+        yield
+    finally:
+        _library.PLATFORMS = platforms
+        jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def without_kernels():
+    with no_kernels():
+        yield
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@cases
+def test_values_without_kernels(without_kernels, case, reduction):
+    where, weights = np.array([True, False, True, True]), np.array([1, 2, 0, -3], np.float32)
+    for dtype in FLOATS:
+        x, a = case.sample((4, 7), dtype)
+        assert_agrees(case, x, a, reduction=reduction)
+        x[1] = np.nan
+        assert_agrees(case, x, a, reduction=reduction, where=where, weights=weights)
+
+
+@cases
+def test_edges_without_kernels(without_kernels, case):
+    for shape in ((0, 3), (3, 1), (3, 0)) if case.target != "indices" else ((0, 3), (3, 1)):
+        assert_agrees(case, *case.sample(shape))
+    x, a = case.sample((5, 6), scale=40)
+    if case.target == "indices":
+        a[2:4] = -1, 6
+    elif case.target == "probabilities":
+        x[0], a[0] = -np.inf, 0  # of classes: all are masked but one
+        x[0, 1] = a[0, 1] = 1
+    assert_agrees(case, x, a, reduction="none")
+    assert_agrees(case, x, a)
+
+
+@pytest.mark.parametrize("name", ["value_and_grad", "vmap_grad", "jvp", "reverse_over_reverse", "scan", "checkpoint", "hessian"])
+@cases
+def test_transforms_without_kernels(without_kernels, case, name):
+    transform, o = TRANSFORMS[name], operands(case)
+    compiled = jax.jit(lambda o: of_each(transform, case.loss, REDUCTIONS, o)).lower(o).compile()
+    assert not custom_call_targets(compiled)
+    assert_agree(compiled(o), case, transform, o, name)
+
+
+def test_the_parts_of_a_long_row_without_kernels(without_kernels):
+    """A long row's loss is made of several parts, of which the formula fills the first."""
+    (case,) = (case for case in CASES if case.loss.name == "mse")
+    x, a = case.sample((2, 20_000))
+    assert _calls._parts(x.size) > 1
+    assert_agrees(case, x, a)

@@ -1,0 +1,77 @@
+"""How far a result may be from the exact one: so many units in the last place of the numbers that went into it.
+
+An oracle says, beside each exact result, the magnitude of the terms that were added up to it. Every operation on them errs
+by at most half an epsilon of that magnitude (an exponential or a logarithm by two), so the bound is epsilon × magnitude × a
+factor that counts operations.
+"""
+
+import math
+
+import ml_dtypes
+import numpy as np
+
+OPERATIONS = 8
+"""Of one loss and its gradient: an exponential and a logarithm of 2 epsilon each, and eight roundings of half an epsilon."""
+
+OPERATIONS_OF_HIGHER_ORDER = 64
+"""Of a second or third derivative: each order multiplies by, and subtracts, numbers that err like the order below."""
+
+
+def arithmetic(dtype) -> np.dtype:
+    """What a loss of numbers of that type is computed in."""
+    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+
+
+def epsilon(dtype) -> float:
+    return float(ml_dtypes.finfo(dtype).eps)
+
+
+def bound(expected, magnitude, *, computed, stored, operations=OPERATIONS, terms=1) -> np.ndarray:
+    """The largest error of a result.
+
+    Args:
+        expected: the exact result.
+        magnitude: of the terms of the result; may be larger than the result, if they cancel.
+        computed: the type that was computed in.
+        stored: the type of the result.
+        operations: how many epsilons the operations may cost.
+        terms: how many numbers were added up: roundings of a sum have random signs, so their error grows by the square root.
+    """
+    finfo = ml_dtypes.finfo(stored)
+    # What is below the smallest normal number is flushed to zero by XLA; float16 keeps such numbers, with that spacing.
+    least = float(ml_dtypes.finfo(computed).smallest_normal) + float(finfo.smallest_subnormal)
+    rounding = 0
+    if np.dtype(stored) != np.dtype(computed):
+        rounding = epsilon(stored) * np.where(np.isfinite(expected), np.abs(expected), 0)
+    magnitude = np.where(np.isfinite(magnitude), magnitude, 0)  # what is not finite is exact
+    return (operations + math.sqrt(terms)) * epsilon(computed) * magnitude + rounding + least
+
+
+def assert_within(actual, expected, largest_error, what: str) -> None:
+    """That `actual` is `expected`, NaN where that is NaN and the same infinity where it is infinite or too large to hold."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, f"{what} has shape {actual.shape}: expected {expected.shape}"
+    beyond = np.where(expected < 0, -np.inf, np.inf)
+    too_large = np.abs(expected) + largest_error > float(ml_dtypes.finfo(actual.dtype).max)
+    actual = actual.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        good = (np.abs(actual - expected) <= largest_error) | (actual == expected)
+    good |= (np.isnan(actual) & np.isnan(expected)) | (too_large & (actual == beyond))
+    if not good.all():
+        wrong = tuple(int(i) for i in np.argwhere(~good)[0]) if good.ndim else ()
+        error = np.broadcast_to(largest_error, expected.shape)[wrong]
+        raise AssertionError(
+            f"{what} is {actual[wrong]} at {wrong}: expected {expected[wrong]} within {error}; "
+            f"{int((~good).sum())} of {good.size} are wrong"
+        )
+
+
+def assert_close(
+    actual, expected, what: str, *, computed=np.float32, operations=OPERATIONS, terms=1, magnitude=0.0
+) -> None:
+    """The same where no oracle gave a magnitude: that of the largest element stands for it, or what is given if larger."""
+    expected = np.asarray(expected, np.float64)
+    magnitude = np.abs(expected).max(initial=magnitude)
+    stored = np.asarray(actual).dtype
+    error = bound(expected, magnitude, computed=computed, stored=stored, operations=operations, terms=terms)
+    assert_within(actual, expected, error, what)
