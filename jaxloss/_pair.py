@@ -91,7 +91,7 @@ def _kept(keep: Array, *arrays: Array) -> tuple[Array, ...]:
     return tuple(jnp.where(along(keep, a), a, 0) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays)
 
 
-@functools.partial(jax.checkpoint, static_argnums=0)  # a scan then saves its logits, not a float32 softmax
+@functools.partial(jax.checkpoint, static_argnums=0, prevent_cse=False)  # a scan then saves its logits, not a float32 softmax
 def _losses_tangent(loss: RowLoss, keep: Array, operands, losses, stats, x_dot, target_dot) -> Array:
     """The tangent of the losses of rows, 0 for those that are not kept."""
     rank = loss.row_rank(*operands)
@@ -156,7 +156,7 @@ def value_and_grad(loss: RowLoss) -> Op:
     return op
 
 
-@jax.checkpoint  # a scan then saves a 16-bit gradient, not the float32 that it is widened to
+@functools.partial(jax.checkpoint, prevent_cse=False)  # a scan then saves a 16-bit gradient, not the float32 that it is widened to
 def _total_product(a: Array, b: Array) -> Array:
     # Not vdot: its reshape makes XLA gather an operand whose features are split over devices.
     return jnp.sum(real(a) * real(b))

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 import tolerance
 from losses import Case
 
@@ -45,7 +46,9 @@ def assert_agrees(case: Case, x, a, *, cotangent=None, **options) -> None:
 
 def _assert_agrees(case: Case, x, a, cotangent, options) -> None:
     # In the order of the alphabet, which is how a dictionary comes out of jit.
-    traced = {name: jnp.asarray(options[name]) for name in ("normalizer", "weights", "where") if options.get(name) is not None}
+    traced = {
+        name: jnp.asarray(options[name]) for name in ("normalizer", "weights", "where") if options.get(name) is not None
+    }
     static = tuple((name, value) for name, value in options.items() if name not in traced)
     operands = {"prediction": x, "target": a, **traced}
     live = [i for i, operand in enumerate(operands.values()) if jnp.issubdtype(operand.dtype, jnp.floating)]
@@ -74,6 +77,11 @@ def _assert_agrees(case: Case, x, a, cotangent, options) -> None:
         check(what, actual, expected.value, expected.terms)
     for name, gradient in zip(names, gradients, strict=True):
         assert gradient.dtype == operands[name].dtype, f"gradient of the {name} has dtype {gradient.dtype}"
-        check(f"gradient of the {name}", gradient, getattr(expected, f"of_{name}"), 1 if name in ("prediction", "target") else expected.terms)
+        check(
+            f"gradient of the {name}",
+            gradient,
+            getattr(expected, f"of_{name}"),
+            1 if name in ("prediction", "target") else expected.terms,
+        )
     assert d_function.dtype == x.dtype
     check(f"d_{case.loss.name}", d_function, unpulled.of_prediction)

@@ -8,11 +8,11 @@ import pathlib
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-import test_axis_name  # noqa: E402
-import test_shard_map  # noqa: E402
-import test_sharding  # noqa: E402
-from losses import CASES, REDUCTIONS  # noqa: E402
-from transforms import TRANSFORMS, TRANSFORMS_OF_TARGET  # noqa: E402
+import test_axis_name
+import test_shard_map
+import test_sharding
+from losses import CASES, REDUCTIONS
+from transforms import TRANSFORMS, TRANSFORMS_OF_TARGET
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "composition.md"
 

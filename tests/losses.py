@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import jaxloss
 import ml_dtypes
 import numpy as np
+
+import jaxloss
 import oracles
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
@@ -101,7 +102,14 @@ class Case:
         return shape[:axis] + shape[axis + 1 :]
 
     def sample(
-        self, shape: tuple[int, ...], dtype="float32", *, target_dtype=None, axis: int = -1, seed: int = 0, scale: float = 3.0
+        self,
+        shape: tuple[int, ...],
+        dtype="float32",
+        *,
+        target_dtype=None,
+        axis: int = -1,
+        seed: int = 0,
+        scale: float = 3.0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """A prediction of that shape and a target for it."""
         rng = np.random.default_rng(seed)

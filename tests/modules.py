@@ -36,8 +36,4 @@ def of_size(compiled, size: int) -> list[str]:
 
 def collectives(compiled) -> list[tuple[str, int]]:
     """The collectives, with the size of the largest result of each."""
-    return [
-        (match.group(1), max(sizes))
-        for name, sizes in operations(compiled)
-        if (match := _COLLECTIVE.match(name))
-    ]
+    return [(match.group(1), max(sizes)) for name, sizes in operations(compiled) if (match := _COLLECTIVE.match(name))]

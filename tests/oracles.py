@@ -133,7 +133,8 @@ def reduced(
             return np.where(keep, _product(factor, pair[0]), 0), np.where(keep, _product(abs(factor), pair[1]), 0)
 
     def summed(pair: tuple[Array, Array]) -> tuple[Array, Array]:
-        return pair[0].sum(), pair[1].sum()
+        with np.errstate(invalid="ignore"):  # ∞ − ∞ is NaN
+            return pair[0].sum(), pair[1].sum()
 
     loss = kept(terms.loss, weight * scale)
     pulled = 1.0 if cotangent is None else np.asarray(cotangent, np.float64)
@@ -145,10 +146,13 @@ def reduced(
     of_weights = of_normalizer = None
     if weights is not None:
         of_weights = tuple(
-            _gathered(per_unit, array, np.shape(weights)) for array in kept(terms.loss, np.broadcast_to(scale * pulled, units))
+            _gathered(per_unit, array, np.shape(weights))
+            for array in kept(terms.loss, np.broadcast_to(scale * pulled, units))
         )
     if normalizer is not None:
-        of_normalizer = tuple(part * factor * pulled for part, factor in zip(summed(loss), (-scale, abs(scale)), strict=True))
+        of_normalizer = tuple(
+            part * factor * pulled for part, factor in zip(summed(loss), (-scale, abs(scale)), strict=True)
+        )
     return Expected(
         value=loss if reduction == "none" else summed(loss),
         of_prediction=of_prediction,

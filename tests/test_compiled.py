@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxloss import _library
 from losses import BINARY, CASES, FLOATS, Case
 from modules import custom_call_targets, of_size

@@ -1,7 +1,8 @@
 """The page of what the losses compose with is written from the tests' own tables, and is current."""
 
-import composition
 import pytest
+
+import composition
 
 pytestmark = pytest.mark.cpu_only
 

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import jaxloss
 import numpy as np
 import pytest
+
+import jaxloss
 from losses import BINARY, CATEGORICAL, LOSSES, Case
 
 X = np.zeros((8, 4), np.float32)
@@ -119,13 +120,17 @@ def test_normalizer(loss, gradient):
 @pytest.mark.parametrize(("loss", "upper"), [(CATEGORICAL, 1), (BINARY, 0.5)], ids=["categorical", "binary"])
 def test_clip(loss, upper, gradient):
     for clip in (0, -1e-7, upper, 2, np.nan, np.inf, "small"):
-        assert_raises(ValueError, ("clip", repr(clip), "0", str(upper)), loss, X, TARGET[loss.name], clip=clip, gradient=gradient)
+        assert_raises(
+            ValueError, ("clip", repr(clip), "0", str(upper)), loss, X, TARGET[loss.name], clip=clip, gradient=gradient
+        )
 
 
 @both_functions
 def test_axis(gradient):
     for axis in (2, -3):
-        assert_raises(ValueError, ("axis", str(axis), "2", "-2", "1"), CATEGORICAL, X, LABELS, axis=axis, gradient=gradient)
+        assert_raises(
+            ValueError, ("axis", str(axis), "2", "-2", "1"), CATEGORICAL, X, LABELS, axis=axis, gradient=gradient
+        )
 
 
 @both_functions
@@ -139,7 +144,9 @@ def test_ignore_index(gradient):
     words = ("ignore_index", "-100", "float32", "class indices")
     assert_raises(ValueError, words, CATEGORICAL, X, X, ignore_index=-100, gradient=gradient)
     for value, kind in ((1.0, "float"), (True, "bool"), ("0", "str")):
-        assert_raises(TypeError, ("ignore_index", kind, "int"), CATEGORICAL, X, LABELS, ignore_index=value, gradient=gradient)
+        assert_raises(
+            TypeError, ("ignore_index", kind, "int"), CATEGORICAL, X, LABELS, ignore_index=value, gradient=gradient
+        )
 
 
 @every_loss

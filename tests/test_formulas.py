@@ -5,6 +5,7 @@ import contextlib
 import jax
 import numpy as np
 import pytest
+
 import tolerance
 from agreement import assert_agrees
 from jaxloss import _calls, _library, formulas
@@ -89,7 +90,9 @@ def test_edges_without_kernels(without_kernels, case):
     assert_agrees(case, x, a)
 
 
-@pytest.mark.parametrize("name", ["value_and_grad", "vmap_grad", "jvp", "reverse_over_reverse", "scan", "checkpoint", "hessian"])
+@pytest.mark.parametrize(
+    "name", ["value_and_grad", "vmap_grad", "jvp", "reverse_over_reverse", "scan", "checkpoint", "hessian"]
+)
 @cases
 def test_transforms_without_kernels(without_kernels, case, name):
     transform, o = TRANSFORMS[name], operands(case)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxloss import _library
 
 Buffer = tuple[tuple[int, ...], str]  # shape and type

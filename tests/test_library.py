@@ -9,9 +9,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import jaxloss
 import numpy as np
 import pytest
+
+import jaxloss
 import tolerance
 from agreement import assert_agrees
 from jaxloss import _library
@@ -48,11 +49,7 @@ def test_import_needs_no_gpu():
 
 def test_import_starts_no_backend():
     """Nor does it compile anything: settings that must come before the first device still can."""
-    code = (
-        "import jaxloss, jax\n"
-        "jax.config.update('jax_num_cpu_devices', 3)\n"
-        "print(len(jax.devices('cpu')))"
-    )
+    code = "import jaxloss, jax\njax.config.update('jax_num_cpu_devices', 3)\nprint(len(jax.devices('cpu')))"
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")).strip()
     ran = python(code, XLA_FLAGS=flags)
     assert ran.stdout.strip() == "3", ran.stderr

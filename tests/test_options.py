@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 import tolerance
 from agreement import assert_agrees
 from losses import CASES, REDUCTIONS
@@ -150,7 +151,9 @@ def test_an_example_counts_while_any_element_of_it_does(case):
     x, a = case.sample((3, 4))
     where = np.array([[True, False, False, False], [False] * 4, [True] * 4])
     losses = case.loss(x, a, where=where, reduction="none")
-    assert float(case.loss(x, a, where=where)) == pytest.approx(float(losses.sum()) / 2, rel=8 * tolerance.epsilon("float32"))
+    assert float(case.loss(x, a, where=where)) == pytest.approx(
+        float(losses.sum()) / 2, rel=8 * tolerance.epsilon("float32")
+    )
 
 
 @reductions
@@ -167,7 +170,15 @@ def test_weights_of_zero_and_below(case, reduction):
 @cases
 def test_weights_of_every_type(case, dtype):
     x, a = case.sample(SHAPE)
-    assert_agrees(case, x, a, weights=np.array([1, 2, 0, 3]).repeat(3 if case.loss.by_rows else 1).reshape(EXAMPLES[case.loss.by_rows]).astype(dtype))
+    assert_agrees(
+        case,
+        x,
+        a,
+        weights=np.array([1, 2, 0, 3])
+        .repeat(3 if case.loss.by_rows else 1)
+        .reshape(EXAMPLES[case.loss.by_rows])
+        .astype(dtype),
+    )
 
 
 @pytest.mark.parametrize("normalizer", [np.float32(12.5), np.float32(-3), np.int32(7), np.float32(0)])
@@ -183,8 +194,16 @@ def test_normalizer(case, normalizer):
 @cases
 def test_options_may_be_python_values(case):
     x, a = case.sample((3, 4))
-    plain = case.loss(x.tolist(), a.tolist() if case.target == "indices" else a, where=[True, False, True], weights=[1, 2.0, 3], normalizer=2)
-    arrays = case.loss(x, a, where=np.array([True, False, True]), weights=np.array([1.0, 2, 3], np.float32), normalizer=np.float32(2))
+    plain = case.loss(
+        x.tolist(),
+        a.tolist() if case.target == "indices" else a,
+        where=[True, False, True],
+        weights=[1, 2.0, 3],
+        normalizer=2,
+    )
+    arrays = case.loss(
+        x, a, where=np.array([True, False, True]), weights=np.array([1.0, 2, 3], np.float32), normalizer=np.float32(2)
+    )
     assert plain == arrays
 
 
@@ -220,7 +239,14 @@ def test_ignore_index_with_other_options(case, reduction):
     x, a = case.sample(SHAPE)
     a[mask(a.shape)] = -100
     where = mask(a.shape, seed=5)
-    assert_agrees(case, *poisoned(case, x, a, where), ignore_index=-100, where=where, weights=weighing(a.shape), reduction=reduction)
+    assert_agrees(
+        case,
+        *poisoned(case, x, a, where),
+        ignore_index=-100,
+        where=where,
+        weights=weighing(a.shape),
+        reduction=reduction,
+    )
     assert_agrees(case, x, np.full_like(a, -100), ignore_index=-100, reduction=reduction)
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tolerance
 from jax import export
+
+import tolerance
 from jaxloss import _library
 from losses import CASES, REDUCTIONS
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from test_library import processor_has
 
 pytestmark = [pytest.mark.cpu_only, pytest.mark.slow]
@@ -33,6 +34,8 @@ def test_kernels_stay_inside_their_arrays(name, tmp_path):
     built = subprocess.run(build, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     # Leaks are looked for by tracing the process, which containers often forbid; every array is owned by its scope anyway.
-    ran = subprocess.run([program], capture_output=True, text=True, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+    ran = subprocess.run(
+        [program], capture_output=True, text=True, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip().endswith("kernels")

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
 from losses import CASES
 from test_sharding import PROGRAMS, ROWS, assert_agree, assert_only_rows_travel, exactly, mesh_of, pytestmark, scalar  # noqa: F401
 
@@ -99,7 +100,9 @@ def test_rows_of_a_batch_inside(case):
     def summed(x, a):
         return case.loss(x, a, reduction="sum")
 
-    inside = jax.shard_map(jax.vmap(jax.grad(summed)), mesh=mesh, in_specs=(P(None, "d"), P(None, "d")), out_specs=P(None, "d"))
+    inside = jax.shard_map(
+        jax.vmap(jax.grad(summed)), mesh=mesh, in_specs=(P(None, "d"), P(None, "d")), out_specs=P(None, "d")
+    )
     outside = jax.vmap(jax.shard_map(jax.grad(summed), mesh=mesh, in_specs=(P("d"), P("d")), out_specs=P("d")))
     expected = exactly(lambda f, xs, targets: jax.vmap(jax.grad(f))(xs, targets), case, "sum", xs, targets)
     assert_agree(jax.jit(inside)(xs, targets), expected, "vmap inside", "sum")
@@ -113,7 +116,10 @@ def test_a_replicated_target(case):
     rows = ROWS // 4
     mesh = mesh_of(AxisType.Auto)
     total = jax.shard_map(
-        lambda x, a: jax.lax.psum(case.loss(x, a, reduction="sum"), "d"), mesh=mesh, in_specs=(P("d"), P()), out_specs=P()
+        lambda x, a: jax.lax.psum(case.loss(x, a, reduction="sum"), "d"),
+        mesh=mesh,
+        in_specs=(P("d"), P()),
+        out_specs=P(),
     )
     value, gradient = jax.jit(jax.value_and_grad(total))(x, a[:rows])
     repeated = np.concatenate([a[:rows]] * 4)

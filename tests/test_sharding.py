@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
 import tolerance
 from conftest import VIRTUAL_DEVICES
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from losses import CASES
 from modules import collectives
 
@@ -181,11 +182,17 @@ def test_masks_and_weights_split_like_the_rows(case, placement, axis_type):
 
     with jax.set_mesh(mesh):
         specs = (spec, P(*spec[: a.ndim]), P(spec[0]), P(spec[0]))
-        operands = [jax.device_put(t, NamedSharding(mesh, s)) for t, s in zip((x, a, where, weights), specs, strict=True)]
+        operands = [
+            jax.device_put(t, NamedSharding(mesh, s)) for t, s in zip((x, a, where, weights), specs, strict=True)
+        ]
         compiled = jax.jit(jax.value_and_grad(loss, (0, 3))).lower(*operands).compile()
         assert_only_rows_travel(compiled)
         value, (of_prediction, of_weights) = compiled(*operands)
-    for actual, exact in ((value, expected.value), (of_prediction, expected.of_prediction), (of_weights, expected.of_weights)):
+    for actual, exact in (
+        (value, expected.value),
+        (of_prediction, expected.of_prediction),
+        (of_weights, expected.of_weights),
+    ):
         error = tolerance.bound(*exact, computed=np.float32, stored=np.float32, terms=x.size)
         tolerance.assert_within(actual, exact[0], error, "a result on a mesh")
 

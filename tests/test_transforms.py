@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 import tolerance
 from losses import CASES, REDUCTIONS
 from transforms import HIGHER_ORDER, TRANSFORMS, TRANSFORMS_OF_TARGET, Operands
@@ -114,8 +115,12 @@ OPTION_TRANSFORMS = {
     "jvp": lambda f, o: jax.jvp(lambda *live: f(*o[:2], *live), o[2:], (o[2] + 1, o[3] * 2)),
     "mixed": lambda f, o: jax.jacrev(jax.grad(f), (2, 3))(*o),
     "mixed_over_": lambda f, o: jax.jacfwd(jax.grad(f, 3), (0, 2))(*o),
-    "vmap_of_weights": lambda f, o: jax.vmap(jax.grad(f, (0, 2)), (None, None, 0, None))(*o[:2], jnp.stack([o[2], -o[2]]), o[3]),
-    "vmap_of_normalizer": lambda f, o: jax.vmap(jax.grad(f, (0, 3)), (None, None, None, 0))(*o[:3], jnp.stack([o[3], -o[3]])),
+    "vmap_of_weights": lambda f, o: jax.vmap(jax.grad(f, (0, 2)), (None, None, 0, None))(
+        *o[:2], jnp.stack([o[2], -o[2]]), o[3]
+    ),
+    "vmap_of_normalizer": lambda f, o: jax.vmap(jax.grad(f, (0, 3)), (None, None, None, 0))(
+        *o[:3], jnp.stack([o[3], -o[3]])
+    ),
     "vmap_of_all": lambda f, o: jax.vmap(jax.value_and_grad(f, (0, 2, 3)))(*(jnp.stack([t, t]) for t in o)),
 }
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 import tolerance
 from agreement import assert_agrees
 from losses import ALL_CASES, CASES, FLOATS, REDUCTIONS

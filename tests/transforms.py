@@ -106,16 +106,22 @@ TRANSFORMS = {
     "grad_vmap": lambda f, o: jax.grad(lambda xs: jax.vmap(f)(xs, o.targets).sum())(o.xs),
     "per_example": lambda f, o: jax.vmap(jax.grad(lambda x, a: f(x[None], a[None])))(o.x, o.a),
     "jvp": lambda f, o: jax.jvp(lambda x: f(x, o.a), (o.x,), (o.v,)),
-    "vmap_jvp": lambda f, o: jax.vmap(lambda x, a, v: jax.jvp(lambda y: f(y, a), (x,), (v,))[1])(o.xs, o.targets, o.xs[::-1]),
+    "vmap_jvp": lambda f, o: jax.vmap(lambda x, a, v: jax.jvp(lambda y: f(y, a), (x,), (v,))[1])(
+        o.xs, o.targets, o.xs[::-1]
+    ),
     "jacfwd": lambda f, o: jax.jacfwd(f)(o.x[:2, :3], _first(o)),
     "jacrev": lambda f, o: jax.jacrev(f)(o.x, o.a),
     "linearize": lambda f, o: jax.linearize(lambda x: f(x, o.a), o.x)[1](o.v),
-    "linear_transpose": lambda f, o: jax.linear_transpose(jax.linearize(lambda x: f(x, o.a), o.x)[1], o.x)(jnp.ones_like(f(o.x, o.a))),
+    "linear_transpose": lambda f, o: jax.linear_transpose(jax.linearize(lambda x: f(x, o.a), o.x)[1], o.x)(
+        jnp.ones_like(f(o.x, o.a))
+    ),
     "forward_over_reverse": lambda f, o: jax.jvp(lambda x: jax.grad(f)(x, o.a), (o.x,), (o.v,)),
     "reverse_over_reverse": lambda f, o: jax.grad(_gradient_along(f, o))(o.x),
     "reverse_over_forward": lambda f, o: jax.grad(_directional(f, o))(o.x),
     "forward_over_forward": lambda f, o: jax.jvp(_directional(f, o), (o.x,), (o.v,)),
-    "vmap_of_second_order": lambda f, o: jax.vmap(lambda x: jax.jvp(lambda y: jax.grad(f)(y, o.a), (x,), (o.v,))[1])(o.xs),
+    "vmap_of_second_order": lambda f, o: jax.vmap(lambda x: jax.jvp(lambda y: jax.grad(f)(y, o.a), (x,), (o.v,))[1])(
+        o.xs
+    ),
     "hessian": lambda f, o: jax.hessian(f)(o.x[:2, :3], _first(o)),
     "third_order": lambda f, o: jax.grad(lambda x: dot(jax.grad(_gradient_along(f, o))(x), o.v))(o.x),
     "scan": lambda f, o: jax.grad(_scanned(f, o))(o.xs),
@@ -124,14 +130,20 @@ TRANSFORMS = {
     "fori_loop": lambda f, o: jax.grad(_looped(f, o))(o.x),
     "while_loop": lambda f, o: jax.jvp(_while(f, o), (o.x,), (o.v,)),
     "map": lambda f, o: jax.grad(lambda xs: jax.lax.map(lambda pair: f(*pair), (xs, o.targets)).sum())(o.xs),
-    "cond": lambda f, o: jax.grad(lambda x: jax.lax.cond(o.x[0, 0] < 1e9, lambda y: f(y, o.a), lambda y: 0 * f(y, o.a), x))(o.x),
-    "cond_vmap": lambda f, o: jax.vmap(jax.grad(lambda x, p: jax.lax.cond(p, lambda y: f(y, o.a), lambda y: 2 * f(y, o.a), x)))(o.xs, jnp.array([True, False])),
+    "cond": lambda f, o: jax.grad(
+        lambda x: jax.lax.cond(o.x[0, 0] < 1e9, lambda y: f(y, o.a), lambda y: 0 * f(y, o.a), x)
+    )(o.x),
+    "cond_vmap": lambda f, o: jax.vmap(
+        jax.grad(lambda x, p: jax.lax.cond(p, lambda y: f(y, o.a), lambda y: 2 * f(y, o.a), x))
+    )(o.xs, jnp.array([True, False])),
     "switch": lambda f, o: jax.grad(_branched(f, o))(o.x),
     "checkpoint": lambda f, o: _checkpointed(f, o),
     "checkpoint_everything_saveable": lambda f, o: _checkpointed(f, o, policy=POLICIES.everything_saveable),
     "checkpoint_nothing_saveable": lambda f, o: _checkpointed(f, o, policy=POLICIES.nothing_saveable),
     "checkpoint_dots_saveable": lambda f, o: _checkpointed(f, o, policy=POLICIES.dots_saveable),
-    "checkpoint_second_order": lambda f, o: jax.jvp(jax.grad(jax.checkpoint(lambda x: f(jnp.sin(x), o.a))), (o.x,), (o.v,)),
+    "checkpoint_second_order": lambda f, o: jax.jvp(
+        jax.grad(jax.checkpoint(lambda x: f(jnp.sin(x), o.a))), (o.x,), (o.v,)
+    ),
     "custom_vjp_around": lambda f, o: jax.grad(_in_custom_vjp(f, o))(o.x),
 }
 
@@ -163,7 +175,9 @@ TRANSFORMS_OF_TARGET = {
     "mixed_reverse_over_reverse": lambda f, o: jax.grad(lambda a: dot(jax.grad(f)(o.x, a), o.v))(o.a),
     "mixed_reverse_over_forward": lambda f, o: jax.grad(lambda a: jax.jvp(lambda x: f(x, a), (o.x,), (o.v,))[1])(o.a),
     "hessian_of_both": lambda f, o: jax.hessian(f, (0, 1))(o.x[:2, :3], o.a[:2, :3]),
-    "scan_of_target": lambda f, o: jax.grad(lambda ts: jax.lax.scan(lambda s, t: (s + f(o.x, t), None), zero(), ts)[0])(o.targets),
+    "scan_of_target": lambda f, o: jax.grad(lambda ts: jax.lax.scan(lambda s, t: (s + f(o.x, t), None), zero(), ts)[0])(
+        o.targets
+    ),
     "checkpoint_of_both": lambda f, o: jax.grad(jax.checkpoint(f), (0, 1))(o.x, o.a),
 }
 

@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
       continue;
     }
     const Exponentials<Real> exponentials(rows.max[row]);
-    const Real scale = exponential(-rows.log_sum[row]) * exponentials.correction() * target_sum;
+    const Real scale = exponential(-rows.log_sum[row]) * target_sum;
 
     if constexpr (by_index) {
       const int64_t index =

@@ -122,7 +122,7 @@ struct SoftmaxInRegisters {
     sum = across_lanes(sum, place.lanes, Sum());
   }
 
-  __device__ __forceinline__ Real log_sum() const { return logarithm(sum * exponentials.correction()); }
+  __device__ __forceinline__ Real log_sum() const { return logarithm(sum); }
 };
 
 // `lanes` threads a row, a power of two up to 32, so many that lanes · slots vectors hold a row at any alignment. A

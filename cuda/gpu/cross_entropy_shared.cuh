@@ -191,7 +191,7 @@ __device__ __forceinline__ void compute(const CrossEntropyRows<Logit, ClassIndic
     if constexpr (kGradient) {
       const bool zero = !valid || facts.weight == 0;
       const Exponentials<float> exponentials(sums.max);
-      const float scale = facts.weight / sums.sum * exponentials.correction();
+      const float scale = facts.weight / sums.sum;
       if (has_edge(slice)) {
         const int64_t i = slice.span.edge(thread);
         const float softmax = exponentials.term(facts.edge) * scale;

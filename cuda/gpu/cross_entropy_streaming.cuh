@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kStreamingThreads)
       continue;
     }
     const Exponentials<Real> exponentials(sums.max);
-    const Real scale = weight / sums.sum * exponentials.correction();
+    const Real scale = weight / sums.sum;
     along_row<Direction::backwards, most>(
         span,
         [&](int64_t i) {
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kStreamingThreads)
     const Real log_sum = logarithm(sums.sum);
 
     const Exponentials<Real> exponentials(sums.max);
-    const Real scale = target_sum / sums.sum * exponentials.correction();
+    const Real scale = target_sum / sums.sum;
     const auto nll = [&](Real x) { return negative_log_likelihood(log_sum, x - sums.max, rows.ceiling); };
     const auto derivative = [&](Real x, Real a) {
       return weight == 0 ? Real(0) : (exponentials.term(x) * scale - a) * weight;

@@ -10,10 +10,6 @@ constexpr unsigned kAllLanes = ~0u;
 
 __device__ __forceinline__ float from_lane_xor(float x, int mask) { return __shfl_xor_sync(kAllLanes, x, mask); }
 __device__ __forceinline__ double from_lane_xor(double x, int mask) { return __shfl_xor_sync(kAllLanes, x, mask); }
-template <class Real>
-__device__ __forceinline__ SoftmaxSums<Real> from_lane_xor(SoftmaxSums<Real> x, int mask) {
-  return {from_lane_xor(x.max, mask), from_lane_xor(x.sum, mask)};
-}
 
 struct Sum {
   template <class Real>
@@ -28,12 +24,8 @@ struct Maximum {
   __device__ __forceinline__ double operator()(double a, double b) const { return fmax(a, b); }
 };
 
-struct Merged {
-  template <class Real>
-  __device__ __forceinline__ SoftmaxSums<Real> operator()(SoftmaxSums<Real> a, SoftmaxSums<Real> b) const {
-    return merged(a, b);
-  }
-};
+// How the sums of parts of a row become the row's.
+struct Merged {};
 
 // Across each group of `lanes` neighbours, a power of two up to 32. All lanes of the warp must call it, with equal
 // `lanes`.
@@ -44,6 +36,14 @@ __device__ __forceinline__ Value across_lanes(Value value, int lanes, Combine co
     if (mask < lanes) value = combine(value, from_lane_xor(value, mask));
   }
   return value;
+}
+
+// The maximum first, then one exponential a lane: merging two by two would take two at each of the levels, one after
+// the other.
+template <class Real>
+__device__ __forceinline__ SoftmaxSums<Real> across_lanes(SoftmaxSums<Real> sums, int lanes, Merged) {
+  const Real max = across_lanes(sums.max, lanes, Maximum());
+  return {max, across_lanes(sums.sum * exponential(sums.max - max), lanes, Sum())};
 }
 
 // All `threads` of the block must call it.

@@ -1,4 +1,4 @@
-// Exponentials of logits relative to a maximum, in one multiply-add and one base-2 exponential each.
+// Exponentials of logits relative to a maximum, with the hardware's exponential of base 2.
 #pragma once
 
 #include "gpu/reduce.cuh"
@@ -11,38 +11,19 @@ __device__ __forceinline__ float power_of_two(float x) {
   return y;
 }
 
-// term(x) · correction() = exp(x − max).
+// exp(x − max), for x up to max. The difference comes first: an offset common to all logits has cancelled, however
+// large, before anything is rounded. (2^(x·log₂e − max·log₂e) would save an addition, and be wrong by the rounding of
+// the second product, which for |max| beyond 2^16 is a factor that matters.)
 template <class Real>
-struct Exponentials;
+struct Exponentials {
+  Real max;
 
-// term(x) = 2^(x·scale − shift). The shift is max·scale, rounded: what the rounding takes off, or adds, is the same for
-// every x, so `correction` gives it back and an offset common to all logits costs no accuracy. Where max·log₂e would
-// overflow, neighbouring floats are so far apart that every term is 0 or 1, and a scale that is a power of two tells
-// which.
-template <>
-struct Exponentials<float> {
-  float max, scale, shift;
-
-  __device__ __forceinline__ explicit Exponentials(float max_)
-      : max(max_), scale(fabsf(max_) < 0x1p127f ? 1.44269504f : 0x1p-90f), shift(max_ * scale) {}
-
-  __device__ __forceinline__ float term(float x) const { return power_of_two(fmaf(x, scale, -shift)); }
-  __device__ __forceinline__ float correction() const { return power_of_two(-fmaf(max, scale, -shift)); }
+  __device__ __forceinline__ explicit Exponentials(Real max_) : max(max_) {}
+  __device__ __forceinline__ float term(float x) const { return power_of_two((x - max) * 1.44269504f); }
+  __device__ __forceinline__ double term(double x) const { return exp(x - max); }
 
   // What a sum of these terms is multiplied by to be one of `higher`'s.
-  __device__ __forceinline__ float as_terms_of(const Exponentials& higher) const {
-    return scale == higher.scale ? power_of_two(shift - higher.shift) : 0.0f;
-  }
-};
-
-template <>
-struct Exponentials<double> {
-  double max;
-
-  __device__ __forceinline__ explicit Exponentials(double max_) : max(max_) {}
-  __device__ __forceinline__ double term(double x) const { return exp(x - max); }
-  __device__ __forceinline__ double correction() const { return 1.0; }
-  __device__ __forceinline__ double as_terms_of(const Exponentials& higher) const { return exp(max - higher.max); }
+  __device__ __forceinline__ Real as_terms_of(const Exponentials& higher) const { return higher.term(max); }
 };
 
 // The maximum and the sum of exponentials of the logits seen so far.
@@ -67,9 +48,7 @@ class RunningSoftmax {
     sum_ += sums[0] + sums[1];
   }
 
-  __device__ __forceinline__ SoftmaxSums<Real> sums() const {
-    return {exponentials_.max, sum_ * exponentials_.correction()};
-  }
+  __device__ __forceinline__ SoftmaxSums<Real> sums() const { return {exponentials_.max, sum_}; }
 
  private:
   Exponentials<Real> exponentials_;

@@ -14,7 +14,7 @@ struct SoftmaxSums {
   Real sum;
 };
 
-// The summary of no logits. Finite, so that two of them merge without ∞ − ∞; no finite logit is below it.
+// The summary of no logits. Finite, so that two of them combine without ∞ − ∞; no finite logit is below it.
 template <class Real>
 JAXLOSS_INLINE SoftmaxSums<Real> no_logits();
 template <>
@@ -24,12 +24,6 @@ JAXLOSS_INLINE SoftmaxSums<float> no_logits<float>() {
 template <>
 JAXLOSS_INLINE SoftmaxSums<double> no_logits<double>() {
   return {-1.7976931348623157e+308, 0.0};
-}
-
-template <class Real>
-JAXLOSS_INLINE SoftmaxSums<Real> merged(SoftmaxSums<Real> a, SoftmaxSums<Real> b) {
-  const Real max = a.max > b.max ? a.max : b.max;
-  return {max, a.sum * exponential(a.max - max) + b.sum * exponential(b.max - max)};
 }
 
 // −log max(t_y, clip) = min(log s − (x_y − m), −log clip)
