@@ -91,7 +91,9 @@ def _kept(keep: Array, *arrays: Array) -> tuple[Array, ...]:
     return tuple(jnp.where(along(keep, a), a, 0) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays)
 
 
-@functools.partial(jax.checkpoint, static_argnums=0, prevent_cse=False)  # a scan then saves its logits, not a float32 softmax
+# Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions: they would
+# keep XLA from folding a cotangent of 1, and from fusing.
+@functools.partial(jax.checkpoint, static_argnums=0, prevent_cse=False)
 def _losses_tangent(loss: RowLoss, keep: Array, operands, losses, stats, x_dot, target_dot) -> Array:
     """The tangent of the losses of rows, 0 for those that are not kept."""
     rank = loss.row_rank(*operands)
@@ -156,7 +158,7 @@ def value_and_grad(loss: RowLoss) -> Op:
     return op
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)  # a scan then saves a 16-bit gradient, not the float32 that it is widened to
+@functools.partial(jax.checkpoint, prevent_cse=False)  # a scan saves the 16-bit gradient, not what it is widened to
 def _total_product(a: Array, b: Array) -> Array:
     # Not vdot: its reshape makes XLA gather an operand whose features are split over devices.
     return jnp.sum(real(a) * real(b))

@@ -1,6 +1,6 @@
 // Every CPU kernel over buffers that end exactly where their arrays do, to be compiled with AddressSanitizer and
-// UndefinedBehaviorSanitizer: -DJAXLOSS_ISA=… -DVECTOR_BYTES=… as for the library. A sanitizer ends the program at what it
-// finds; the numbers themselves are the business of the other tests, but no result may be left unwritten.
+// UndefinedBehaviorSanitizer: -DJAXLOSS_ISA=… -DVECTOR_BYTES=… as for the library. A sanitizer ends the program at what
+// it finds; the numbers themselves are the business of the other tests, but no result may be left unwritten.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -16,8 +16,8 @@ namespace {
 using namespace jaxloss;
 
 constexpr uint8_t kUnwritten = 0xff;  // a NaN that no arithmetic gives
-constexpr int64_t kWidths[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,  15, 16,  17,  23,  31,
-                               32, 33, 47, 63, 64, 65, 66, 95, 96, 127, 128, 129, 1023, 1024, 1025};
+constexpr int64_t kWidths[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,   15,  16,  17,   23,   31,  32,
+                               33, 47, 63, 64, 65, 66, 95, 96, 127, 128, 129, 1023, 1024, 1025};
 constexpr int64_t kRowCounts[] = {0, 1, 2, 3, 5, 15, 16, 17, 33};
 constexpr float kWeights[] = {1.0f, -0.0f, 0.5f, 0.0f, -2.0f};
 

@@ -103,14 +103,14 @@ def test_the_right_buffers_are_taken(call):
 )
 def test_a_wrong_buffer_is_refused(call, name):
     for buffer in spoilt(call, name):
-        with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT.*jaxloss"):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss"):
             call({**call.buffers, name: buffer})
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if "logits" in call.buffers], ids=lambda call: call.target)
 def test_logits_without_classes_are_refused(call):
     scalars = {name: ((), dtype) for name, (_, dtype) in call.buffers.items()}
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT.*jaxloss"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss"):
         call(scalars)
 
 
