@@ -91,8 +91,8 @@ def _kept(keep: Array, *arrays: Array) -> tuple[Array, ...]:
     return tuple(jnp.where(along(keep, a), a, 0) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays)
 
 
-# Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions: they would
-# keep XLA from folding a cotangent of 1, and from fusing.
+# Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions: they
+# would keep XLA from folding a cotangent of 1, and from fusing.
 @functools.partial(jax.checkpoint, static_argnums=0, prevent_cse=False)
 def _losses_tangent(loss: RowLoss, keep: Array, operands, losses, stats, x_dot, target_dot) -> Array:
     """The tangent of the losses of rows, 0 for those that are not kept."""
