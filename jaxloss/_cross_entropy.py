@@ -80,6 +80,7 @@ def row_loss(clip: float, axes: tuple[str, ...] = ()) -> RowLoss:
         derivative=functools.partial(_derivative, axes),
         target_derivative=_target_derivative,
         stats_tangent=_stats_tangent,
+        split_axes=axes,
     )
 
 

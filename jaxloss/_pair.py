@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import PartitionSpec
 
-from jaxloss._calls import along, manual_axes, taken_out, weighted
+from jaxloss._calls import along, manual_axes, taken_out, varying, weighted
 from jaxloss._rows import Op
 from jaxloss.formulas import real
 
@@ -36,6 +37,7 @@ class RowLoss:
         derivative: the derivative of a row's loss with respect to `x`, from `(x, target, *stats)`.
         target_derivative: the same with respect to the target.
         stats_tangent: the tangents of the statistics, from `(x, *stats, tangent of x)`.
+        split_axes: the mesh axes that an enclosing `shard_map` has split the features over.
     """
 
     row_rank: Callable[..., int]
@@ -45,14 +47,22 @@ class RowLoss:
     derivative: Callable[..., Array]
     target_derivative: Callable[..., Array]
     stats_tangent: Callable[..., tuple[Array, ...]]
+    split_axes: tuple[str, ...] = ()
 
 
 def row_dot(a: Array, b: Array, rank: int) -> Array:
     """The sum of `a * b` over all axes but the first `rank`."""
     rows, features = tuple(range(rank)), tuple(range(rank, a.ndim))
+    sharding = jax.typeof(a).sharding
+    # Where shardings are part of the types, split features must be told what becomes of them: they are summed.
+    out_sharding = PartitionSpec(*sharding.spec[:rank]) if sharding.mesh.explicit_axes else None
     # Not sum(a * b), which jaxlib 0.10.2's CPU compiler gets wrong under vmap.
     return jax.lax.dot_general(
-        real(a), real(b), ((features, features), (rows, rows)), precision=jax.lax.Precision.HIGHEST
+        real(a),
+        real(b),
+        ((features, features), (rows, rows)),
+        precision=jax.lax.Precision.HIGHEST,
+        out_sharding=out_sharding,
     )
 
 
@@ -214,7 +224,12 @@ def weighted_sum(loss: RowLoss) -> Callable[..., Any]:
 
     def tangent(primals, tangents):
         live = tuple(not _is_zero(tangent) for tangent in tangents)
+        # In a shard_map, an operand that every device holds may meet one that differs: this cast gives each device a
+        # gradient of its own, and in reverse mode becomes their sum.
+        axes = [axis for axis in manual_axes(*primals) if axis not in loss.split_axes]
+        primals = tuple(varying(axes, operand) for operand in primals)
         of_live, operands, dots = _of_live(functools.partial(pair, live), primals, tangents)
+        dots = tuple(varying(axes, dot) for dot in dots)
         out, pull = jax.vjp(of_live, *operands)
         gradients = pull(jnp.ones_like(out))
         terms = (_total_product(g, dot) for g, dot in zip(gradients, dots, strict=True))

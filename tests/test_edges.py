@@ -67,6 +67,9 @@ LABELS_OUT_OF_RANGE = [
 
 @pytest.mark.parametrize(("dtype", "label"), LABELS_OUT_OF_RANGE)
 def test_a_label_out_of_range_spoils_its_row_only(dtype, label):
+    wide, labels = INDICES.sample((3, 107), target_dtype=dtype)
+    labels[1] = label if label != 7 else 107
+    assert_agrees(INDICES, wide, labels, reduction="none")
     x, a = INDICES.sample((4, 7), target_dtype=dtype)
     a[2] = label
     assert_agrees(INDICES, x, a, reduction="none")

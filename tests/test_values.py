@@ -12,7 +12,7 @@ import pytest
 
 import tolerance
 from agreement import assert_agrees
-from losses import ALL_CASES, CASES, FLOATS, REDUCTIONS
+from losses import ALL_CASES, BINARY, CASES, FLOATS, REDUCTIONS
 
 SHAPES = ((), (1,), (7,), (33,), (5, 1), (6, 5), (1, 129), (3, 257), (2, 3, 5), (2, 3, 2, 5))
 
@@ -85,6 +85,25 @@ def test_many_rows_of_few_classes(case, shape, dtype):
         a[rows % 7 == 1] = shape[1]
     assert_agrees(case, x, a, where=where, weights=weights, reduction="none")
     assert_agrees(case, x, a)
+
+
+def test_exponential_and_logarithm_to_the_last_digits():
+    """What a loss of many terms would hide: binary cross entropy shows both functions of one number, relative to itself."""
+    x = -np.linspace(0, 85, 30_001, dtype=np.float32)  # to where subnormal numbers are near
+    exact = x.astype(np.float64)
+
+    sigmoid = BINARY.gradient(x, np.zeros_like(x), reduction="sum")
+    expected = np.exp(exact) / (1 + np.exp(exact))
+    largest_error = tolerance.OPERATIONS_OF_ELEMENT * tolerance.epsilon("float32") * expected
+    tolerance.assert_within(sigmoid, expected, largest_error, "a sigmoid")
+
+    def total(weights):  # each row is one element, so the gradient with respect to its weight is its own loss
+        return BINARY(x[:, None], np.zeros_like(x)[:, None], weights=weights, clip=None, reduction="sum")
+
+    losses = jax.grad(total)(np.ones_like(x))
+    expected = np.log1p(np.exp(exact))
+    largest_error = tolerance.OPERATIONS_OF_ELEMENT * tolerance.epsilon("float32") * expected
+    tolerance.assert_within(losses, expected, largest_error, "a logarithm")
 
 
 @pytest.fixture(scope="session")

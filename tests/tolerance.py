@@ -13,6 +13,9 @@ import numpy as np
 OPERATIONS = 8
 """Of one loss and its gradient: an exponential and a logarithm of 2 epsilon each, and eight roundings of half an epsilon."""
 
+OPERATIONS_OF_ELEMENT = 4
+"""Of one exponential within 2 epsilon, and a sum and a quotient or a logarithm made of it."""
+
 OPERATIONS_OF_HIGHER_ORDER = 64
 """Of a second or third derivative: each order multiplies by, and subtracts, numbers that err like the order below."""
 
@@ -42,7 +45,7 @@ def bound(expected, magnitude, *, computed, stored, operations=OPERATIONS, terms
     least = float(ml_dtypes.finfo(computed).smallest_normal) + float(finfo.smallest_subnormal)
     rounding = 0
     if np.dtype(stored) != np.dtype(computed):
-        rounding = epsilon(stored) * np.where(np.isfinite(expected), np.abs(expected), 0)
+        rounding = epsilon(stored) / 2 * np.where(np.isfinite(expected), np.abs(expected), 0)  # to the nearest number
     magnitude = np.where(np.isfinite(magnitude), magnitude, 0)  # what is not finite is exact
     return (operations + math.sqrt(terms)) * epsilon(computed) * magnitude + rounding + least
 
