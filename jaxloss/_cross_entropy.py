@@ -78,8 +78,7 @@ def row_loss(clip: float, axes: tuple[str, ...] = ()) -> RowLoss:
         value_and_stats=op(value_and_stats, slice_value_and_stats),
         value_and_grad=op(value_and_grad, slice_value_and_grad),
         derivative=functools.partial(_derivative, axes),
-        target_derivative=_target_derivative,
-        stats_tangent=_stats_tangent,
+        tangents=functools.partial(_tangents, axes),
         split_axes=axes,
     )
 
@@ -113,19 +112,24 @@ def _whole_rows(axes: tuple[str, ...], clip: float, logits: Array, target: Array
     return losses, maximum, log_sum, total
 
 
-def _derivative(axes, logits, target, maximum, log_sum):
+def _derivative(axes, operands, stats):
+    logits, target, _ = operands
     total = formulas.target_sum(logits, target)
     if axes:
         total = jax.lax.psum(total, axes)
+    maximum, log_sum = stats
     return formulas.d_cross_entropy_of_stats(logits, target, maximum, log_sum, total)
 
 
-def _target_derivative(logits, target, maximum, log_sum):
-    del target
-    return log_sum[..., None] - (formulas.real(logits) - maximum[..., None])
-
-
-def _stats_tangent(logits, maximum, log_sum, logits_dot):
-    softmax = formulas.softmax_of_stats(logits, maximum, log_sum)
-    # All of the log-sum-exp's tangent is given to one of its two terms: only their sum has a meaning.
-    return jnp.zeros_like(maximum), varying_like(log_sum, row_dot(softmax, logits_dot, maximum.ndim))
+def _tangents(axes, operands, losses, stats, dots):
+    (logits, *_), (maximum, log_sum), (logits_dot, target_dot, _) = operands, stats, dots
+    rank, terms, log_sum_dot = losses.ndim, [], None
+    if logits_dot is not None:
+        terms.append(row_dot(_derivative(axes, operands, stats), logits_dot, rank))
+        softmax = formulas.softmax_of_stats(logits, maximum, log_sum)
+        # All of the log-sum-exp's tangent is given to one of its two terms: only their sum has a meaning.
+        log_sum_dot = varying_like(log_sum, row_dot(softmax, logits_dot, rank))
+    if target_dot is not None:
+        nll = log_sum[..., None] - (formulas.real(logits) - maximum[..., None])
+        terms.append(row_dot(nll, target_dot, rank))
+    return varying_like(losses, sum(terms[1:], start=terms[0])), None, log_sum_dot

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxloss import _calls, _pair
 from jaxloss._calls import Array, Formula
 from jaxloss._examples import Examples, row_weight
-from jaxloss._pair import RowLoss
+from jaxloss._pair import RowLoss, row_dot, varying_like
 from jaxloss._rows import row_wise
 from jaxloss.formulas import real
 
@@ -78,10 +78,19 @@ def row_loss(loss: Elementwise) -> RowLoss:
         value=value_op,
         value_and_stats=value_op,
         value_and_grad=row_wise(value_and_grad, split_value_and_grad, _row_rank),
-        derivative=loss.derivative,
-        target_derivative=loss.target_derivative,
-        stats_tangent=lambda *_: (),
+        derivative=lambda operands, _: loss.derivative(*operands[:2]),
+        tangents=functools.partial(_tangents, loss),
     )
+
+
+def _tangents(loss: Elementwise, operands, losses, stats, dots):
+    (x, target, _), (x_dot, target_dot, _) = operands, dots
+    terms = [
+        row_dot(derivative(x, target), dot, losses.ndim)
+        for dot, derivative in ((x_dot, loss.derivative), (target_dot, loss.target_derivative))
+        if dot is not None
+    ]
+    return (varying_like(losses, sum(terms[1:], start=terms[0])),)
 
 
 @functools.cache

@@ -1,9 +1,11 @@
 """A loss paired with its hand-derived gradient, in reverse and in forward mode.
 
-`weighted_sum(loss)(x, target, row_weight)` is Σ wᵢ ℓᵢ. Its value and its gradient come out of one custom call; that
-pair is a `custom_vjp`. A `custom_vjp` alone refuses forward mode, so it sits in a `custom_jvp` whose tangent is
-⟨gradient, tangent⟩. Derivatives of the custom calls themselves, which second and higher orders ask for, are plain
+`weighted_sum(loss)` is Σ wᵢ ℓᵢ of rows i. Its value and its gradient with respect to `x` come out of one custom call;
+the pair is a `custom_jvp` whose tangent is ⟨gradient, tangent⟩, which JAX transposes to reverse mode. Derivatives with
+respect to other operands, and those of the custom calls themselves, which second and higher orders ask for, are plain
 formulas.
+
+Operands are always `(x, target, row_weight, *parameters)`.
 """
 
 import dataclasses
@@ -13,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
@@ -25,18 +28,20 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class RowLoss:
-    """A loss of rows: its row-wise ops on `(x, target, row_weight)`, and their derivatives as plain formulas.
+    """A loss of rows: its row-wise ops on `(x, target, row_weight, *parameters)`, and their derivatives as formulas.
 
     Losses are those of the rows, unweighted; gradients are times the row's weight.
 
     Attributes:
-        row_rank: how many axes of `x` are rows, from `(x, target, row_weight)`.
+        row_rank: how many axes of `x` are rows, from the operands.
         value: to `(losses,)`.
         value_and_stats: to `(losses, *stats)`, where the statistics are what the formulas below need of a row.
-        value_and_grad: to `(losses, gradient)`.
-        derivative: the derivative of a row's loss with respect to `x`, from `(x, target, *stats)`.
-        target_derivative: the same with respect to the target.
-        stats_tangent: the tangents of the statistics, from `(x, *stats, tangent of x)`.
+        value_and_grad: to `(losses, gradient)`, or to `(losses, *stats, gradient)`.
+        derivative: the derivative of a row's loss with respect to `x`, from operands and statistics.
+        tangents: the tangents of losses and statistics, from operands, losses, statistics and the operands' tangents
+            (None for zero; that of `row_weight` is always None). None in the result stands for zeros too.
+        grad_gives_stats: whether `value_and_grad` gives the statistics.
+        features: the positions of the operands whose last axis is that of `x`, and not its first ones'.
         split_axes: the mesh axes that an enclosing `shard_map` has split the features over.
     """
 
@@ -44,9 +49,10 @@ class RowLoss:
     value: Op
     value_and_stats: Op
     value_and_grad: Op
-    derivative: Callable[..., Array]
-    target_derivative: Callable[..., Array]
-    stats_tangent: Callable[..., tuple[Array, ...]]
+    derivative: Callable[[tuple, tuple], Array]
+    tangents: Callable[[tuple, Array, tuple, tuple], tuple]
+    grad_gives_stats: bool = False
+    features: tuple[int, ...] = ()
     split_axes: tuple[str, ...] = ()
 
 
@@ -98,22 +104,35 @@ def _of_live(function: Callable, primals, tangents):
 
 def _kept(keep: Array, *arrays: Array) -> tuple[Array, ...]:
     """The arrays with zeros in the rows that are not kept, so that what such a row holds can reach no derivative."""
-    return tuple(jnp.where(along(keep, a), a, 0) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays)
+    return tuple(
+        jnp.where(along(keep, a), a, 0) if jnp.issubdtype(a.dtype, jnp.floating) and a.ndim >= keep.ndim else a
+        for a in arrays
+    )
 
 
-# Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions: they
-# would keep XLA from folding a cotangent of 1, and from fusing.
-@functools.partial(jax.checkpoint, static_argnums=0, prevent_cse=False)
-def _losses_tangent(loss: RowLoss, keep: Array, operands, losses, stats, x_dot, target_dot) -> Array:
-    """The tangent of the losses of rows, 0 for those that are not kept."""
-    rank = loss.row_rank(*operands)
-    x, target, *stats = _kept(keep, *operands[:2], *stats)
-    terms = [
-        row_dot(derivative(x, target, *stats), _kept(keep, dot)[0], rank)
-        for dot, derivative in ((x_dot, loss.derivative), (target_dot, loss.target_derivative))
-        if dot is not None
-    ]
-    return varying_like(losses, sum(terms[1:], start=terms[0]))
+def _kept_operands(loss: RowLoss, keep: Array, operands) -> tuple:
+    """The operands of rows so, but for the weights; None stays None."""
+    return tuple(
+        operand if operand is None or place == 2 or place in loss.features else _kept(keep, operand)[0]
+        for place, operand in enumerate(operands)
+    )
+
+
+def _tangents(loss: RowLoss, keep: Array, operands, losses: Array, stats, dots) -> tuple:
+    """The tangents of the losses and statistics of rows, 0 for those that are not kept."""
+    # Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions: they
+    # would keep XLA from folding a cotangent of 1, and from fusing.
+    tangents = jax.checkpoint(loss.tangents, prevent_cse=False)
+    dots = _kept_operands(loss, keep, (*dots[:2], None, *dots[3:]))
+    results = tangents(_kept_operands(loss, keep, operands), losses, _kept(keep, *stats), dots)
+    return tuple(_zeros(of) if dot is None else dot for of, dot in zip((losses, *stats), results, strict=True))
+
+
+def _zeros(primal: Array):
+    """Its tangent, where it has none."""
+    if jnp.issubdtype(primal.dtype, jnp.floating):
+        return jnp.zeros_like(primal)
+    return np.zeros(primal.shape, jax.dtypes.float0)
 
 
 @functools.cache
@@ -121,15 +140,12 @@ def value_and_stats(loss: RowLoss) -> Op:
     """The op of that name, with its derivative."""
     op = jax.custom_jvp(loss.value_and_stats)
 
-    def tangent(primals, tangents):
-        x_dot, target_dot = map(_or_none, tangents[:2])
+    def tangent(primals, tangents) -> Any:
         results = losses, *stats = op(*primals)
-        losses_dot, stats_dot = jnp.zeros_like(losses), tuple(map(jnp.zeros_like, stats))
-        if x_dot is not None or target_dot is not None:
-            losses_dot = _losses_tangent(loss, ~taken_out(primals[2]), primals, losses, stats, x_dot, target_dot)
-        if x_dot is not None and stats:
-            stats_dot = loss.stats_tangent(*_kept(~taken_out(primals[2]), primals[0], *stats, x_dot))
-        return results, (losses_dot, *stats_dot)
+        dots = tuple(map(_or_none, tangents))
+        if all(dot is None for place, dot in enumerate(dots) if place != 2):
+            return results, tuple(map(_zeros, results))
+        return results, _tangents(loss, ~taken_out(primals[2]), primals, losses, stats, dots)
 
     op.defjvp(tangent, symbolic_zeros=True)
     return op
@@ -140,7 +156,7 @@ def value(loss: RowLoss) -> Op:
     """The op of that name, with its derivative: that of `value_and_stats`."""
     op = jax.custom_jvp(loss.value)
 
-    def tangent(primals, tangents):
+    def tangent(primals, tangents) -> Any:
         of_live, live, live_dots = _of_live(value_and_stats(loss), primals, tangents)
         (losses, *_), (losses_dot, *_) = jax.jvp(of_live, live, live_dots)
         return (losses,), (losses_dot,)
@@ -154,13 +170,15 @@ def value_and_grad(loss: RowLoss) -> Op:
     """The op of that name, with its derivative: that of the same results as a formula."""
     op = jax.custom_jvp(loss.value_and_grad)
 
-    def formula(x, target, row_weight):
+    def formula(*operands):
+        x, _, row_weight, *_ = operands
         keep = ~taken_out(row_weight)
-        losses, *stats = value_and_stats(loss)(x, target, row_weight)
-        (derivative,) = _kept(keep, loss.derivative(*_kept(keep, x, target, *stats)))
-        return losses, weighted(row_weight, derivative).astype(x.dtype)
+        losses, *stats = value_and_stats(loss)(*operands)
+        derivative = loss.derivative(_kept_operands(loss, keep, operands), _kept(keep, *stats))
+        gradient = weighted(row_weight, _kept(keep, derivative)[0]).astype(x.dtype)
+        return (losses, *stats, gradient) if loss.grad_gives_stats else (losses, gradient)
 
-    def tangent(primals, tangents):
+    def tangent(primals, tangents) -> Any:
         of_live, live, live_dots = _of_live(formula, primals, tangents)
         return op(*primals), jax.jvp(of_live, live, live_dots)[1]
 
@@ -176,92 +194,97 @@ def _total_product(a: Array, b: Array) -> Array:
 
 def _contracted(row_weight: Array, losses: Array) -> Array:
     """Σ wᵢ ℓᵢ; a weight of 0 takes a loss out even if that is NaN."""
-    if row_weight.ndim < losses.ndim:  # fewer weights than rows: the rows of a weight first
-        losses = losses.sum(tuple(range(row_weight.ndim, losses.ndim)))
-    return weighted(row_weight, losses).sum()
+    return weighted(row_weight, _of_weights(row_weight, losses)).sum()
+
+
+def _counted(row_weight: Array, losses: Array) -> Array:
+    """Which rows' tangents count: a weight of 0 takes them out, too, where the loss is not finite."""
+    weight = along(row_weight, losses)
+    return ~(taken_out(weight) | ((weight == 0) & ~jnp.isfinite(losses)))
+
+
+def _of_weights(row_weight: Array, losses: Array) -> Array:
+    """The losses of all rows of each weight together."""
+    return losses.sum(tuple(range(row_weight.ndim, losses.ndim)))
 
 
 @functools.cache
-def weighted_sum(loss: RowLoss) -> Callable[..., Any]:
-    """The scalar Σ wᵢ ℓᵢ of rows with weights w, as a function of `(x, target, row_weight)`."""
+def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
+    """The scalar Σ wᵢ ℓᵢ of rows with weights w, from the operands; `with_stats`, that and the statistics."""
 
-    # `live` says which operands the gradient is wanted for: what nobody asked for is not computed.
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def pair(live, x, target, row_weight):
-        return _contracted(row_weight, value(loss)(x, target, row_weight)[0])
+    def primal(*operands):
+        losses, *stats = (value_and_stats if with_stats else value)(loss)(*operands)
+        return _contracted(operands[2], losses), *stats
 
-    def forward(live, x, target, row_weight):
-        of_x, of_target, of_weight = live
-        gradient = stats = losses = None
-        if of_x:
-            losses, gradient = value_and_grad(loss)(x, target, row_weight)
-        if of_target:
-            losses, *stats = value_and_stats(loss)(x, target, row_weight)
-        if losses is None:
-            (losses,) = value(loss)(x, target, row_weight)
-        saved_for_target = (x, target, stats, row_weight) if of_target else None
-        saved_for_weight = (losses, row_weight) if of_weight else None
-        return _contracted(row_weight, losses), (gradient, saved_for_target, saved_for_weight)
+    def differentiated(operands, of_x: bool, of_others: bool):
+        """Losses, statistics (if anybody needs them) and gradient (if it is of `x`), by as few calls as can be."""
+        wants_stats = of_others or with_stats
+        if not of_x:
+            losses, *stats = (value_and_stats if wants_stats else value)(loss)(*operands)
+            return losses, stats, None
+        losses, *stats, gradient = value_and_grad(loss)(*operands)
+        if wants_stats and not loss.grad_gives_stats:
+            losses, *stats = value_and_stats(loss)(*operands)
+        return losses, stats, gradient
 
-    def backward(live, saved, cotangent):
-        gradient, saved_for_target, saved_for_weight = saved
-        of_x = None if gradient is None else (real(gradient) * cotangent).astype(gradient.dtype)
-        of_target = of_weight = None
-        if saved_for_target:
-            x, target, stats, row_weight = saved_for_target
-            derivative = loss.target_derivative(*_kept(~taken_out(row_weight), x, target, *stats))
-            of_target = (weighted(row_weight, derivative) * cotangent).astype(target.dtype)
-        if saved_for_weight:
-            losses, row_weight = saved_for_weight
-            of_weight = losses.sum(tuple(range(row_weight.ndim, losses.ndim))) * cotangent
-        return of_x, of_target, of_weight
-
-    pair.defvjp(forward, backward)
-
-    @jax.custom_jvp
-    def total(x, target, row_weight):
-        return pair((False, False, False), x, target, row_weight)
-
-    def tangent(primals, tangents):
-        live = tuple(not _is_zero(tangent) for tangent in tangents)
+    def tangent(primals, tangents) -> Any:
         # In a shard_map, an operand that every device holds may meet one that differs: this cast gives each device a
         # gradient of its own, and in reverse mode becomes their sum.
         axes = [axis for axis in manual_axes(*primals) if axis not in loss.split_axes]
-        primals = tuple(varying(axes, operand) for operand in primals)
-        of_live, operands, dots = _of_live(functools.partial(pair, live), primals, tangents)
-        dots = tuple(varying(axes, dot) for dot in dots)
-        out, pull = jax.vjp(of_live, *operands)
-        gradients = pull(jnp.ones_like(out))
-        terms = (_total_product(g, dot) for g, dot in zip(gradients, dots, strict=True))
-        return out, sum(varying_like(out, term) for term in terms)
+        operands = tuple(varying(axes, operand) for operand in primals)
+        dots = tuple(None if _is_zero(dot) else varying(axes, dot) for dot in tangents)
+        x_dot, target_dot, weight_dot, *parameter_dots = dots
+        others = (None, target_dot, None, *parameter_dots)
+        row_weight = operands[2]
 
+        of_others = any(dot is not None for dot in others)
+        losses, stats, gradient = differentiated(operands, x_dot is not None, of_others)
+        out = _contracted(row_weight, losses)
+        terms = []
+        if x_dot is not None:
+            terms.append(_total_product(gradient, x_dot))
+        if of_others:
+            losses_dot = _tangents(loss, _counted(row_weight, losses), operands, losses, stats, others)[0]
+            terms.append(jnp.sum(along(row_weight, losses) * losses_dot))
+        if weight_dot is not None:
+            terms.append(_total_product(_of_weights(row_weight, losses), weight_dot))
+        dot = sum(varying_like(out, term) for term in terms)
+        if not with_stats:
+            return (out,), (dot,)
+        _, *stats_dots = _tangents(loss, ~taken_out(row_weight), operands, losses, stats, (x_dot, *others[1:]))
+        return (out, *stats), (dot, *stats_dots)
+
+    total = jax.custom_jvp(primal)
     total.defjvp(tangent, symbolic_zeros=True)
-    return total
+    return total if with_stats else lambda *operands: total(*operands)[0]
 
 
 @functools.cache
-def weighted_rows(loss: RowLoss) -> Callable[..., Any]:
-    """The losses wᵢ ℓᵢ of rows with weights w, as a function of `(x, target, row_weight)`.
+def weighted_rows(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
+    """The losses wᵢ ℓᵢ of rows with weights w, from the operands; `with_stats`, those and the statistics.
 
     Their derivative is a plain formula from the statistics that the forward call leaves: XLA fuses it, and its
     transpose, into one pass over `x`, so a kernel for it would gain nothing.
     """
 
-    @jax.custom_jvp
-    def rows(x, target, row_weight):
-        return weighted(row_weight, value(loss)(x, target, row_weight)[0])
+    def primal(*operands):
+        losses, *stats = (value_and_stats if with_stats else value)(loss)(*operands)
+        return weighted(operands[2], losses), *stats
 
-    def tangent(primals, tangents):
-        (x, target, row_weight), (x_dot, target_dot, weight_dot) = primals, map(_or_none, tangents)
-        losses, *stats = value_and_stats(loss)(x, target, row_weight)
-        dot = jnp.zeros_like(losses)
-        if x_dot is not None or target_dot is not None:
-            weight = along(row_weight, losses)
-            keep = ~(taken_out(weight) | ((weight == 0) & ~jnp.isfinite(losses)))
-            dot = weight * _losses_tangent(loss, keep, primals, losses, stats, x_dot, target_dot)
+    def tangent(primals, tangents) -> Any:
+        dots = tuple(map(_or_none, tangents))
+        row_weight, weight_dot = primals[2], dots[2]
+        losses, *stats = value_and_stats(loss)(*primals)
+        dot, stats_dots = jnp.zeros_like(losses), tuple(map(_zeros, stats))
+        if any(dot is not None for place, dot in enumerate(dots) if place != 2):
+            losses_dot = _tangents(loss, _counted(row_weight, losses), primals, losses, stats, dots)[0]
+            dot = along(row_weight, losses) * losses_dot
+            _, *stats_dots = _tangents(loss, ~taken_out(row_weight), primals, losses, stats, dots)
         if weight_dot is not None:
             dot = dot + losses * along(weight_dot, losses)
-        return weighted(row_weight, losses), dot
+        out = weighted(row_weight, losses)
+        return ((out, *stats), (dot, *stats_dots)) if with_stats else ((out,), (dot,))
 
+    rows = jax.custom_jvp(primal)
     rows.defjvp(tangent, symbolic_zeros=True)
-    return rows
+    return rows if with_stats else lambda *operands: rows(*operands)[0]

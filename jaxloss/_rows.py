@@ -3,7 +3,7 @@
 A row-wise op's first operand is `[rows..., features...]`, and the axes of every other operand and of every result are
 the first axes of it: all of them, the rows', or fewer. So a batch axis is one more row axis, and a device that holds
 some of the rows computes them alone. Where features are split, the op says what the devices must tell each other
-(`split`).
+(`split`). An operand with a number for each feature of the last axis, the same for many rows, has that axis last.
 """
 
 import functools
@@ -20,14 +20,28 @@ Array = jax.Array
 Op = Callable[..., tuple[Array, ...]]
 
 
-def row_wise(local: Op, split: Callable[..., tuple[Array, ...]], row_rank: Callable[..., int]) -> Op:
+def row_wise(
+    local: Op,
+    split: Callable[..., tuple[Array, ...]],
+    row_rank: Callable[..., int],
+    features: Sequence[int] = (),
+) -> Op:
     """`local` as an op that JAX may batch and split.
 
     Args:
         local: the op on one device: operands to a tuple of results.
         split: the same where features are split over mesh axes, which it is given first, as a tuple of names.
         row_rank: how many of the first operand's axes are rows, given all operands.
+        features: the positions of operands whose last axis is that of the first operand.
     """
+
+    def axes_of(operands: Sequence) -> list[tuple[int, ...]]:
+        """Which axis of the first operand each axis of each operand is."""
+        last = len(operands[0].shape) - 1
+        ranks = [len(operand.shape) for operand in operands]
+        return [
+            (*range(rank - 1), last) if place in features else tuple(range(rank)) for place, rank in enumerate(ranks)
+        ]
 
     def on_one_device(spec: Sequence, operands: Sequence) -> Op:
         axes = mesh_axes(spec[row_rank(*operands) :])
@@ -38,17 +52,22 @@ def row_wise(local: Op, split: Callable[..., tuple[Array, ...]], row_rank: Calla
         return local(*operands)
 
     def partition(mesh, operands, results):
-        spec = common_spec(operands)
+        spec = common_spec(operands, axes_of(operands))
         rank = row_rank(*operands)
         spec = spec[:rank] + evenly_split(mesh, operands[0].shape[rank:], spec[rank:])
 
-        def sharding(aval):
-            return NamedSharding(mesh, PartitionSpec(*spec[: len(aval.shape)]))
+        def sharding(axes):
+            return NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in axes)))
 
-        shardings = tuple(map(sharding, operands))
-        return mesh, on_one_device(spec, operands), jax.tree.map(sharding, results), shardings
+        shardings = tuple(map(sharding, axes_of(operands)))
+        of_results = jax.tree.map(lambda result: sharding(range(len(result.shape))), results)
+        return mesh, on_one_device(spec, operands), of_results, shardings
 
-    automatic.def_partition(partition=partition, sharding_rule=prefix_rule)
+    def rule(mesh, operands, results):
+        del mesh
+        return sharding_rule(axes_of(operands), [range(len(result.shape)) for result in results])
+
+    automatic.def_partition(partition=partition, sharding_rule=rule)
 
     def placed(*operands):
         mesh = jax.typeof(operands[0]).sharding.mesh
@@ -58,13 +77,12 @@ def row_wise(local: Op, split: Callable[..., tuple[Array, ...]], row_rank: Calla
             return automatic(*operands)
         spec = tuple(jax.typeof(operands[0]).sharding.spec)
 
-        def of(aval):
-            return PartitionSpec(*spec[: aval.ndim])
-
-        operands = tuple(jax.sharding.reshard(operand, of(operand)) for operand in operands)
-        results = jax.tree.map(of, jax.eval_shape(local, *(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands)))
+        specs = tuple(PartitionSpec(*(spec[axis] for axis in axes)) for axes in axes_of(operands))
+        operands = tuple(map(jax.sharding.reshard, operands, specs))
+        results = jax.eval_shape(local, *(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands))
+        of_results = jax.tree.map(lambda result: PartitionSpec(*spec[: result.ndim]), results)
         body = on_one_device(spec, operands)
-        return jax.shard_map(body, in_specs=tuple(map(of, operands)), out_specs=results)(*operands)
+        return jax.shard_map(body, in_specs=specs, out_specs=of_results)(*operands)
 
     @custom_vmap
     def op(*operands):
@@ -88,11 +106,11 @@ def mesh_axes(spec: Sequence) -> tuple[str, ...]:
     return tuple(axis for entry in entries for axis in entry)
 
 
-def common_spec(operands: Sequence) -> tuple:
+def common_spec(operands: Sequence, axes_of: Sequence[Sequence[int]]) -> tuple:
     """How to split each axis of the first operand: as it is split there, else as it is in an operand that shares it."""
     spec: list = [None] * len(operands[0].shape)
-    for operand in operands:
-        for axis, entry in enumerate(tuple(operand.sharding.spec)):
+    for operand, axes in zip(operands, axes_of, strict=True):
+        for axis, entry in zip(axes, operand.sharding.spec, strict=False):
             if spec[axis] is None and entry is not None and not set(mesh_axes([entry])) & set(mesh_axes(spec)):
                 spec[axis] = entry
     return tuple(spec)
@@ -111,11 +129,10 @@ def evenly_split(mesh, shape: Sequence[int], spec: Sequence) -> tuple:
     return tuple(entry if even(size, entry) else None for size, entry in zip(shape, spec, strict=True))
 
 
-def prefix_rule(mesh, operands, results) -> str:
+def sharding_rule(operands: Sequence[Sequence[int]], results: Sequence[Sequence[int]]) -> str:
     """The rule that the partitioner propagates shardings by: equal axes of operands and results are split equally."""
-    del mesh
 
-    def axes(aval):
-        return " ".join(f"i{axis}" for axis in range(len(aval.shape)))
+    def written(arrays):
+        return ", ".join(" ".join(f"i{axis}" for axis in axes) for axes in arrays)
 
-    return f"{', '.join(map(axes, operands))} -> {', '.join(map(axes, results))}"
+    return f"{written(operands)} -> {written(results)}"
