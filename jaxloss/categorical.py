@@ -48,7 +48,8 @@ def categorical_cross_entropy(
             probability and gradient are 0.
         target: class indices `[...]` of an integer type, or probabilities `[..., V]` of a floating-point type. A row
             whose index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`. Or, for mixup,
-            `(labels, other_labels, share)`: two arrays of class indices and the share of the first, a scalar or `[...]`.
+            `(labels, other_labels, share)`: two arrays of class indices and the share of the first, a scalar or
+            `[...]`.
         axis: the axis of classes of `logits`, and of a target of probabilities.
         where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
             NaN. Shape `[...]`, or the same with a 1 for the axis of classes. $n$ counts the rows left in. Default: all
@@ -96,9 +97,9 @@ def categorical_cross_entropy(
     >>> print(jax.grad(jaxloss.categorical_cross_entropy)(logits, jnp.array([0, 2]))[1])
     [ 0.16667  0.16667 -0.33333 ]
 
-    Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4. Smoothing: C. Szegedy et al.,
-    *Rethinking the Inception Architecture for Computer Vision* (2016). z-loss: A. Chowdhery et al., *PaLM* (2022). Mixup:
-    H. Zhang et al., *mixup: Beyond Empirical Risk Minimization* (2018).
+    Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4. Smoothing: C. Szegedy et
+    al., *Rethinking the Inception Architecture for Computer Vision* (2016). z-loss: A. Chowdhery et al., *PaLM* (2022).
+    Mixup: H. Zhang et al., *mixup: Beyond Empirical Risk Minimization* (2018).
     """
     options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
     classes = checked(
@@ -237,7 +238,7 @@ def categorical_cross_entropy_with_stats(
         logits: as for `categorical_cross_entropy`.
         target: as for `categorical_cross_entropy`.
         axis: as for `categorical_cross_entropy`.
-        where: as for `categorical_cross_entropy`; the statistics of rows left out are 0, but for `predicted` and `rank`.
+        where: as for `categorical_cross_entropy`; the statistics of rows left out are 0, but `predicted` and `rank`.
         ignore_index: as for `categorical_cross_entropy`.
         weights: as for `categorical_cross_entropy`.
         class_weights: as for `categorical_cross_entropy`.
@@ -252,8 +253,8 @@ def categorical_cross_entropy_with_stats(
         axis_name: as for `categorical_cross_entropy`.
 
     Returns:
-        The loss, and `CrossEntropyStats` of arrays `[...]`. `nll`, `lse` and `entropy` are differentiable like the loss,
-        alone or together with it; gradients stop at the others.
+        The loss, and `CrossEntropyStats` of arrays `[...]`. `nll`, `lse` and `entropy` are differentiable like the
+        loss, alone or together with it; gradients stop at the others.
 
     Raises:
         TypeError: as `categorical_cross_entropy`.
@@ -328,8 +329,8 @@ def log_prob(
         axis_name: as for `categorical_cross_entropy`.
 
     Returns:
-        An array `[...]`; float64 for float64 logits, else float32. Differentiable with respect to `logits`, `softcap` and
-        `temperature`.
+        An array `[...]`; float64 for float64 logits, else float32. Differentiable with respect to `logits`, `softcap`
+        and `temperature`.
 
     Raises:
         TypeError: `logits` is not floating-point, or `labels` is not of an integer type.
@@ -372,8 +373,8 @@ def entropy(
         axis_name: as for `categorical_cross_entropy`.
 
     Returns:
-        An array `[...]`; float64 for float64 logits, else float32. Differentiable with respect to `logits`, `softcap` and
-        `temperature`.
+        An array `[...]`; float64 for float64 logits, else float32. Differentiable with respect to `logits`, `softcap`
+        and `temperature`.
 
     Raises:
         TypeError: `logits` is not floating-point.

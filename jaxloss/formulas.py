@@ -51,7 +51,7 @@ def d_binary_cross_entropy(logits: Array, target: Array) -> Array:
 
 
 def categorical_cross_entropy(logits: Array, target, clip: float | None = 1e-7, **options) -> Array:
-    r"""$\sum_i -b_i \log \max(t_i, \mathrm{clip}) + \zeta \log^2 \sum_i e^{z_i}$, $t = \mathrm{softmax}(z)$, of each row.
+    r"""$\sum_i -b_i \log \max(t_i, \mathrm{clip}) + \zeta \log^2 \sum_i e^{z_i}$ of rows, $t = \mathrm{softmax}(z)$.
 
     The target is `[..., V]` probabilities, or `[...]` class indices: then $a$ is 1 at the index and 0 elsewhere, and a
     row whose index is out of range gives NaN; or, mixed, `(labels, other_labels, share)`. Without options $z = x$ and
@@ -103,7 +103,7 @@ def counted_classes(x: Array, options) -> Array | bool:
 
 
 def scaled_logits(logits: Array, options) -> Array:
-    r"""$z = s \tanh(x / s) / T$ with softcap $s$ and temperature $T$, and $-\infty$ for padding beyond `num_classes`."""
+    r"""$z = s \tanh(x / s) / T$ with softcap $s$ and temperature $T$; $-\infty$ for padding beyond `num_classes`."""
     counted = counted_classes(logits, options)
     z = real(logits)
     if counted is not True:
@@ -255,7 +255,7 @@ def one_hot(labels: Array, classes: int) -> Array:
     return labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, (*labels.shape, classes), labels.ndim)
 
 
-def in_range(labels: Array, classes: int) -> Array:
+def in_range(labels: Array, classes: int | Array) -> Array:
     """Whether each label is the index of a class."""
     return (labels >= 0) & (labels < classes)
 
