@@ -105,7 +105,7 @@ def checked(
 
     examples = _of_rows(examples, logits, axis, counted)
     if by_weights:
-        share = None if options.class_weights is None else _class_share(first, logits, parameters, axes)
+        share = _class_share(first, logits, parameters, axes)
         examples = dataclasses.replace(examples, by_weights=True, share=share)
     objective = Objective(_arguments.clip_value(clip, 1.0), tuple(parameters), classes, details, axes)
     return Classes(objective, (logits, first, tuple(parameters.values())), examples, axis)
@@ -203,13 +203,18 @@ def _check_number(name: str, value, least: float, most: float, words: str, *, po
         raise ValueError(f"{name} is {number}: expected {words}")
 
 
-def _class_share(target: Array, logits: Array, parameters: dict[str, Array], axes: tuple[str, ...]) -> Array:
-    """What a row counts in the mean of the weights: the class weight of its label, or the mean of its probabilities."""
-    given = {name: parameters[name] for name in ("second_label", "mix") if name in parameters}
-    if axes and jnp.issubdtype(target.dtype, jnp.integer):
+def _class_share(target: Array, logits: Array, parameters: dict[str, Array], axes: tuple[str, ...]) -> Array | None:
+    """What a row counts in the sum of the weights: its target's classes' weights; None for 1."""
+    by_index = jnp.issubdtype(target.dtype, jnp.integer)
+    if by_index and "class_weights" not in parameters:
+        return None
+    given = {name: value for name, value in parameters.items() if name in ("second_label", "mix", "num_classes")}
+    if axes:
         begin = jax.lax.axis_index(axes) * logits.shape[-1]
-        target = target - begin
-        if "second_label" in given:
-            given["second_label"] = given["second_label"] - begin
-    share = jnp.sum(formulas.given_targets(logits, target, given) * parameters["class_weights"], axis=-1)
+        target = target - begin if by_index else target
+        given |= {name: given[name] - begin for name in ("second_label", "num_classes") if name in given}
+    share = formulas.given_targets(logits, target, given)
+    if "class_weights" in parameters:
+        share = share * parameters["class_weights"]
+    share = jnp.sum(share, axis=-1)
     return jax.lax.psum(share, axes) if axes else share
