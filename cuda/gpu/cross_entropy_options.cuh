@@ -114,9 +114,10 @@ struct TeamRow {
       const Real a[1] = {by_index ? Real(0) : static_cast<Real>(number(target[i]))};
       visit(Count<1>{}, i, x, a, body);
     }
-    for_batches<2, int64_t>(team.lane, span.steps, team.lanes, [&](auto batch, int64_t first) {
+    constexpr int most = sizeof(Logit) == 8 ? 1 : 2;  // arithmetic in double has no registers to spare
+    for_batches<most, int64_t>(team.lane, span.steps, team.lanes, [&](auto batch, int64_t first) {
       Packed<Logit, step> packed[batch];
-      Packed<Stored, step> targets[batch];
+      [[maybe_unused]] Packed<Stored, step> targets[batch];
 #pragma unroll
       for (int k = 0; k < batch; k++) {
         const int64_t i = span.start_of(first + k * team.lanes);
