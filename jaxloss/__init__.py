@@ -9,6 +9,7 @@ from jaxloss._library import Backends, backends
 from jaxloss._version import __version__
 from jaxloss.binary import binary_cross_entropy, d_binary_cross_entropy
 from jaxloss.categorical import categorical_cross_entropy, d_categorical_cross_entropy
+from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
 from jaxloss.regression import d_mse, mse
 
 __all__ = [
@@ -19,7 +20,11 @@ __all__ = [
     "categorical_cross_entropy",
     "d_binary_cross_entropy",
     "d_categorical_cross_entropy",
+    "d_jensen_shannon",
+    "d_kl_divergence",
     "d_mse",
     "formulas",
+    "jensen_shannon",
+    "kl_divergence",
     "mse",
 ]

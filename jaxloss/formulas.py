@@ -8,6 +8,7 @@ A clip limits the value only. The functions that begin with `d_` are the derivat
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -126,3 +127,141 @@ def in_range(labels: Array, classes: int) -> Array:
 def _product(weight: Array, value: Array) -> Array:
     """`weight * value`, where a weight of 0 takes the value out even if it is infinite."""
     return jnp.where(weight == 0, 0, weight * value)
+
+
+# ---- divergences ----------------------------------------------------------------------------------------------------
+
+
+def kl_divergence(
+    logits: Array, target: Array, *, target_type: str = "probabilities", temperature: float | Array = 1.0
+) -> Array:
+    r"""$\sum_i a_i (\log a_i - \log t_i)$ with $t = \mathrm{softmax}(x / T)$, for each row of logits `[..., V]`.
+
+    The target is probabilities $a$ `[..., V]`, or, with `target_type="logits"`, logits $y$ with
+    $a = \mathrm{softmax}(y / T)$. A term with $a_i = 0$ is 0, and so is its derivative.
+    """
+    stats = divergence_stats(logits, target, target_type == "logits", 1 / temperature)
+    return jnp.sum(divergence_terms(kl_terms, logits, target, stats, 1 / temperature)[0], axis=-1)
+
+
+def d_kl_divergence(
+    logits: Array, target: Array, *, target_type: str = "probabilities", temperature: float | Array = 1.0
+) -> Array:
+    r"""The derivative with respect to the logits, $(t_i \sum_j a_j - a_i) / T$."""
+    stats = divergence_stats(logits, target, target_type == "logits", 1 / temperature)
+    total = jnp.sum(divergence_terms(kl_terms, logits, target, stats, 1 / temperature)[1], axis=-1)
+    return d_divergence(kl_terms, logits, target, stats, total, 1 / temperature)
+
+
+def jensen_shannon(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    beta: float | Array = 0.5,
+    target_type: str = "logits",
+    temperature: float | Array = 1.0,
+) -> Array:
+    r"""$\sum_i \beta q_i \log\frac{q_i}{m_i} + (1 - \beta) p_i \log\frac{p_i}{m_i}$, $m = \beta q + (1 - \beta) p$.
+
+    For each row of logits `[..., V]`, with the student's $p = \mathrm{softmax}(x / T)$ and the teacher's $q$, which is
+    given like the target of `kl_divergence`.
+    """
+    scale = 1 / temperature
+    stats = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
+    return jnp.sum(divergence_terms(js_terms, student_logits, teacher_logits, stats, scale, beta)[0], axis=-1)
+
+
+def d_jensen_shannon(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    beta: float | Array = 0.5,
+    target_type: str = "logits",
+    temperature: float | Array = 1.0,
+) -> Array:
+    r"""The derivative, $\frac{1 - \beta}{T} p_i (\log\frac{p_i}{m_i} - \sum_j p_j \log\frac{p_j}{m_j})$."""
+    scale = 1 / temperature
+    stats = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
+    total = jnp.sum(divergence_terms(js_terms, student_logits, teacher_logits, stats, scale, beta)[1], axis=-1)
+    return d_divergence(js_terms, student_logits, teacher_logits, stats, total, scale, beta)
+
+
+def tempered_softmax_stats(logits: Array, scale: float | Array) -> tuple[Array, Array]:
+    r"""The maximum $m$ of each row, and $\log \sum_i e^{(x_i - m) \cdot \mathrm{scale}}$.
+
+    A scale, here and below, is 1 over a temperature; an array broadcasts along the logits.
+    """
+    x = real(logits)
+    maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1, initial=jnp.finfo(x.dtype).min))
+    return maximum, jnp.log(jnp.sum(jnp.exp((x - maximum[..., None]) * scale), axis=-1))
+
+
+def divergence_stats(logits: Array, target: Array, of_logits: bool, scale: float | Array) -> tuple[Array, ...]:
+    """The `tempered_softmax_stats` of the student and of a teacher that is given as logits."""
+    of_teacher = tempered_softmax_stats(target, scale) if of_logits else ()
+    return *tempered_softmax_stats(logits, scale), *of_teacher
+
+
+def above_maximum(logits: Array, maximum: Array) -> Array:
+    """What the logits are above their row's maximum; 0 for a masked class, of which no scale makes anything else."""
+    x = real(logits)
+    return jnp.where(x == -jnp.inf, 0, x - maximum[..., None])
+
+
+def log_probabilities(logits: Array, maximum: Array, log_sum: Array, scale: float | Array) -> Array:
+    """The logarithm of the softmax of rows whose `tempered_softmax_stats` are known; -Inf for a masked class."""
+    masked = real(logits) == -jnp.inf
+    return jnp.where(masked, -jnp.inf, scale * above_maximum(logits, maximum) - log_sum[..., None])
+
+
+def log_of_probabilities(probabilities: Array) -> Array:
+    """The logarithm, -Inf with derivative 0 for 0."""
+    none = probabilities == 0
+    return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, probabilities)))
+
+
+def divergence_terms(
+    terms: Callable[..., tuple[Array, Array]], logits: Array, target: Array, stats, scale, *parameters
+) -> tuple[Array, Array]:
+    r"""What `terms` gives for each class: $\varphi$, which a divergence sums up, and $p \partial\varphi/\partial p$.
+
+    `stats` are the `divergence_stats`, which also tell what the target is.
+    """
+    maximum, log_sum, *of_teacher = stats
+    log_p = log_probabilities(logits, maximum, log_sum, scale)
+    if of_teacher:
+        log_q = log_probabilities(target, *of_teacher, scale)
+        return terms(log_p, log_q, jnp.exp(log_q), *parameters)
+    q = real(target)
+    return terms(log_p, log_of_probabilities(q), q, *parameters)
+
+
+def d_divergence(
+    terms: Callable[..., tuple[Array, Array]], logits: Array, target: Array, stats, total: Array, scale, *parameters
+) -> Array:
+    r"""The derivative with respect to the student's logits: $\mathrm{scale} (\varphi'_i - p_i \sum_j \varphi'_j)$.
+
+    $\varphi' = p \partial\varphi/\partial p$; `total` is its sum.
+    """
+    of_student = divergence_terms(terms, logits, target, stats, scale, *parameters)[1]
+    return scale * (of_student - jnp.exp(log_probabilities(logits, *stats[:2], scale)) * total[..., None])
+
+
+def kl_terms(log_p: Array, log_q: Array, q: Array) -> tuple[Array, Array]:
+    r"""$\varphi$ and $p \partial\varphi/\partial p$ of a class in the KL divergence, $q \log(q / p)$ and $-q$."""
+    none = q == 0
+    return q * (jnp.where(none, 0, log_q) - jnp.where(none, 0, log_p)), -q
+
+
+def js_terms(log_p: Array, log_q: Array, q: Array, beta: float | Array) -> tuple[Array, Array]:
+    r"""The same of the Jensen-Shannon divergence; the second is $(1 - \beta) p \log(p / m)$."""
+    masked = (log_p == -jnp.inf) | (log_q == -jnp.inf)
+    difference = jnp.where(masked, 0, log_q) - jnp.where(masked, 0, log_p)
+    teacher_larger = log_q > log_p
+    # m over the larger of the two. Not the exponential of −|difference|, whose derivative at 0 would be 0.
+    ratio = jnp.where(masked, 0, jnp.exp(jnp.where(teacher_larger, -difference, difference)))
+    of_larger, of_smaller = jnp.where(teacher_larger, beta, 1 - beta), jnp.where(teacher_larger, 1 - beta, beta)
+    log_mixture = jnp.log(of_larger + of_smaller * ratio)
+    of_student = (1 - beta) * _product(jnp.exp(log_p), jnp.where(teacher_larger, -difference, 0) - log_mixture)
+    of_teacher = beta * _product(q, jnp.where(teacher_larger, 0, difference) - log_mixture)
+    return of_teacher + of_student, of_student
