@@ -169,7 +169,7 @@ def _tangents(divergence: Divergence, operands, losses, stats, dots):
     student_dot = tempered_dot(logits, logits_dot, maximum)
     student_sum_dot = log_sum_dot(log_p, student_dot, log_sum)
     if divergence.of_logits:
-        teacher = formulas.log_probabilities(target, *of_teacher, scale)
+        teacher = formulas.log_probabilities(target, of_teacher[0], of_teacher[1], scale)
         of_target = tempered_dot(target, target_dot, of_teacher[0])
         teacher_sum_dot = log_sum_dot(teacher, of_target, of_teacher[1])
         teacher_dot, sum_dots = log_p_dot(of_target, teacher_sum_dot), (None, teacher_sum_dot)

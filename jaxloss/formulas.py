@@ -7,11 +7,13 @@ cross entropy gives one loss a row, the last axis being the classes.
 A clip limits the value only. The functions that begin with `d_` are the derivatives of the losses without it.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 Array = jax.Array
 
@@ -230,7 +232,7 @@ def divergence_terms(
     maximum, log_sum, *of_teacher = stats
     log_p = log_probabilities(logits, maximum, log_sum, scale)
     if of_teacher:
-        log_q = log_probabilities(target, *of_teacher, scale)
+        log_q = log_probabilities(target, of_teacher[0], of_teacher[1], scale)
         return terms(log_p, log_q, jnp.exp(log_q), *parameters)
     q = real(target)
     return terms(log_p, log_of_probabilities(q), q, *parameters)
@@ -244,7 +246,8 @@ def d_divergence(
     $\varphi' = p \partial\varphi/\partial p$; `total` is its sum.
     """
     of_student = divergence_terms(terms, logits, target, stats, scale, *parameters)[1]
-    return scale * (of_student - jnp.exp(log_probabilities(logits, *stats[:2], scale)) * total[..., None])
+    softmax = jnp.exp(log_probabilities(logits, stats[0], stats[1], scale))
+    return scale * (of_student - softmax * total[..., None])
 
 
 def kl_terms(log_p: Array, log_q: Array, q: Array) -> tuple[Array, Array]:
@@ -253,8 +256,42 @@ def kl_terms(log_p: Array, log_q: Array, q: Array) -> tuple[Array, Array]:
     return q * (jnp.where(none, 0, log_q) - jnp.where(none, 0, log_p)), -q
 
 
+@jax.custom_jvp
 def js_terms(log_p: Array, log_q: Array, q: Array, beta: float | Array) -> tuple[Array, Array]:
     r"""The same of the Jensen-Shannon divergence; the second is $(1 - \beta) p \log(p / m)$."""
+    log_p_m, log_q_m = mixture_ratios(log_p, log_q, beta)
+    of_student = (1 - beta) * _product(jnp.exp(log_p), log_p_m)
+    return beta * _product(q, log_q_m) + of_student, of_student
+
+
+@functools.partial(js_terms.defjvp, symbolic_zeros=True)
+def _js_terms_jvp(primals, tangents):
+    """Written out, for what JAX would make of it has 1 / m in it, which cancels, but only up to its rounding.
+
+    The tangent of `q` stands for that of `log_q` too.
+    """
+    log_p, log_q, q, beta = primals
+    log_p_dot, _, q_dot, beta_dot = (None if isinstance(dot, SymbolicZero) else dot for dot in tangents)
+    value, of_student = js_terms(*primals)
+    log_p_m, log_q_m = mixture_ratios(log_p, log_q, beta)
+    p, p_m, q_m = jnp.exp(log_p), jnp.exp(log_p_m), jnp.exp(log_q_m)
+    p_m, q_m = jnp.where(log_p == -jnp.inf, 0, p_m), jnp.where(log_q == -jnp.inf, 0, q_m)
+    value_dot, of_student_dot = jnp.zeros_like(value), jnp.zeros_like(value)
+    if log_p_dot is not None:
+        value_dot += of_student * log_p_dot
+        of_student_dot += (of_student + (1 - beta) * beta * p * q_m) * log_p_dot
+    if q_dot is not None:
+        value_dot += beta * jnp.where(q == 0, 0, log_q_m) * q_dot
+        of_student_dot -= (1 - beta) * beta * p_m * jnp.where(q == 0, 0, q_dot)
+    if beta_dot is not None:
+        of_p = _product(p, log_p_m)
+        value_dot += (_product(q, log_q_m) - q - of_p + p) * beta_dot
+        of_student_dot -= (of_p + (1 - beta) * p * (q_m - p_m)) * beta_dot
+    return (value, of_student), (value_dot, of_student_dot)
+
+
+def mixture_ratios(log_p: Array, log_q: Array, beta: float | Array) -> tuple[Array, Array]:
+    r"""$\log(p / m)$ and $\log(q / m)$ with $m = \beta q + (1 - \beta) p$; finite, whatever, where p or q is 0."""
     masked = (log_p == -jnp.inf) | (log_q == -jnp.inf)
     difference = jnp.where(masked, 0, log_q) - jnp.where(masked, 0, log_p)
     teacher_larger = log_q > log_p
@@ -262,6 +299,5 @@ def js_terms(log_p: Array, log_q: Array, q: Array, beta: float | Array) -> tuple
     ratio = jnp.where(masked, 0, jnp.exp(jnp.where(teacher_larger, -difference, difference)))
     of_larger, of_smaller = jnp.where(teacher_larger, beta, 1 - beta), jnp.where(teacher_larger, 1 - beta, beta)
     log_mixture = jnp.log(of_larger + of_smaller * ratio)
-    of_student = (1 - beta) * _product(jnp.exp(log_p), jnp.where(teacher_larger, -difference, 0) - log_mixture)
-    of_teacher = beta * _product(q, jnp.where(teacher_larger, 0, difference) - log_mixture)
-    return of_teacher + of_student, of_student
+    log_p_over_larger = jnp.where(teacher_larger, -difference, 0)
+    return log_p_over_larger - log_mixture, jnp.where(teacher_larger, 0, difference) - log_mixture

@@ -24,7 +24,7 @@ struct HardwareFunctions {
 
 // ---- teams ----------------------------------------------------------------------------------------------------------
 
-constexpr int kBlockThreads = 512, kLaneThreads = 256;
+constexpr int kBlockThreads = 512, kLaneThreads = 128;
 
 // The whole block on one row.
 struct BlockTeam {
@@ -92,13 +92,17 @@ class TemperedSums {
 
 enum class Pass { forwards, backwards };  // what the pass before has read last may be cached still
 
+// How many vectors of each a thread loads together for the sums; for the terms, which take more registers, one.
+template <class Logit>
+constexpr int kSumBatch = sizeof(Logit) == 8 ? 1 : 2;
+
 // A thread's share of a row: body(x, y) for arrays of student's and teacher's numbers, one or a vector's worth. What it
 // leaves in x is the gradient, if that is not null.
-template <Pass pass, Reading reading, class Team, class Logit, class Stored, class Body>
+template <Pass pass, Reading reading, int most, class Team, class Logit, class Stored, class Body>
 __device__ __forceinline__ void along_row(const Span<Logit>& span, Team team, const Logit* logits,
                                           const Stored* teacher, Logit* gradient, Body body) {
   using Real = Accumulator<Logit>;
-  constexpr int step = kPerVector<Logit>, most = sizeof(Real) == 8 ? 1 : 2;
+  constexpr int step = kPerVector<Logit>;
   const int64_t threads = team.threads, thread = team.thread;
   for (int64_t i = thread; i < span.edges; i += threads) {
     const int64_t at = span.edge(i);
@@ -162,15 +166,15 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
 
   TemperedSums<Real> of_student(scale), of_teacher(scale);
   Real teacher_sum = 0;
-  along_row<Pass::forwards, Reading::again>(span, team, logits, teacher, static_cast<Logit*>(nullptr),
-                                            [&](auto& x, auto& y) {
-                                              of_student.add(x);
-                                              if constexpr (of_logits) {
-                                                of_teacher.add(y);
-                                              } else if constexpr (Divergence::total_is_of_teacher) {
-                                                for (const Real a : y) teacher_sum += a;
-                                              }
-                                            });
+  along_row<Pass::forwards, Reading::again, kSumBatch<Logit>>(span, team, logits, teacher, static_cast<Logit*>(nullptr),
+                                                              [&](auto& x, auto& y) {
+                                                                of_student.add(x);
+                                                                if constexpr (of_logits) {
+                                                                  of_teacher.add(y);
+                                                                } else if constexpr (Divergence::total_is_of_teacher) {
+                                                                  for (const Real a : y) teacher_sum += a;
+                                                                }
+                                                              });
   const TemperedSoftmax<Real> student = of_student.of_row(team);
   TemperedSoftmax<Real> teacher_softmax{};
   if constexpr (of_logits) teacher_softmax = of_teacher.of_row(team);
@@ -192,7 +196,7 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
 
   Real loss = 0, sum = 0;
   constexpr bool two_passes = Divergence::total_is_of_teacher;
-  along_row<Pass::backwards, two_passes ? Reading::once : Reading::again>(
+  along_row<Pass::backwards, two_passes ? Reading::once : Reading::again, 1>(
       span, team, logits, teacher, two_passes ? gradient : static_cast<Logit*>(nullptr), [&](auto& x, auto& y) {
         Real values = 0, derivatives = 0;
 #pragma unroll
@@ -210,7 +214,7 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   if constexpr (!two_passes) {
     total = team.combined(sum, Sum());
     if (gradient) {
-      along_row<Pass::forwards, Reading::once>(span, team, logits, teacher, gradient, [&](auto& x, auto& y) {
+      along_row<Pass::forwards, Reading::once, 1>(span, team, logits, teacher, gradient, [&](auto& x, auto& y) {
 #pragma unroll
         for (int i = 0; i < static_cast<int>(std::extent_v<std::remove_reference_t<decltype(x)>>); i++) {
           Real p, value, derivative;
@@ -241,9 +245,14 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
+// How many blocks are to fit on a multiprocessor: as many as leave enough registers for nothing to spill. Numbers of
+// float64 take twice as many.
+template <class Rows, int of_float>
+constexpr int kBlocks = sizeof(typename Rows::Real) == 8 ? (of_float + 1) / 2 : of_float;
+
 // Block b takes rows b, b + gridDim.x, …
 template <class Rows>
-__global__ void __launch_bounds__(kBlockThreads, 1) divergence_by_blocks(Rows rows) {
+__global__ void __launch_bounds__(kBlockThreads, kBlocks<Rows, 2>) divergence_by_blocks(Rows rows) {
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     divergence_of_row(rows, row, true, BlockTeam{static_cast<int>(threadIdx.x)});
   }
@@ -252,7 +261,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) divergence_by_blocks(Rows ro
 // Each `lanes` threads, a power of two up to a warp, take one row after the other. Lanes without a row go along, for
 // they exchange numbers with those that have one.
 template <class Rows>
-__global__ void __launch_bounds__(kLaneThreads, 2) divergence_by_lanes(Rows rows, int lanes) {
+__global__ void __launch_bounds__(kLaneThreads, kBlocks<Rows, 5>) divergence_by_lanes(Rows rows, int lanes) {
   const int teams = kLaneThreads / lanes, team = threadIdx.x / lanes;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * teams; first < rows.rows;
        first += static_cast<int64_t>(gridDim.x) * teams) {
