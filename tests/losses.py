@@ -81,8 +81,52 @@ LOSSES = (MSE, BINARY, CATEGORICAL)
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation(Loss):
+    """The divergences together, for each has its transforms from the same layers: of a student's logits and a teacher's.
+
+    The Kullback-Leibler divergence takes the teacher's logits as they are, the Jensen-Shannon divergence as probabilities
+    that do not sum to 1, so that both divergences, and both kinds of teacher, are in every test.
+    """
+
+    def __call__(self, x, a, **options) -> jax.Array:
+        return self._weighted(jaxloss.kl_divergence, jaxloss.jensen_shannon, x, a, options)
+
+    def gradient(self, x, a, **options) -> jax.Array:
+        return self._weighted(jaxloss.d_kl_divergence, jaxloss.d_jensen_shannon, x, a, options)
+
+    @staticmethod
+    def _weighted(kl, js, x, a, options):
+        wide = a if a.dtype == jnp.float64 else a.astype(jnp.float32)
+        of_logits = kl(x, a, target_type="logits", temperature=1.5, **options)
+        return of_logits + js(x, jnp.exp(wide) / 8, target_type="probabilities", beta=0.3, **options)
+
+
+def _distillation_formula(x, a):
+    log_t, log_a = jax.nn.log_softmax(x / 1.5), jax.nn.log_softmax(a / 1.5)
+    log_p, log_q = jax.nn.log_softmax(x), a - jnp.log(8.0)
+    log_m = jnp.log(0.3 * jnp.exp(log_q) + 0.7 * jnp.exp(log_p))
+    terms = (
+        (jnp.exp(log_a), log_a - log_t),
+        (0.3 * jnp.exp(log_q), log_q - log_m),
+        (0.7 * jnp.exp(log_p), log_p - log_m),
+    )
+    return sum(jnp.einsum("...v,...v->...", p, log_ratio) for p, log_ratio in terms)
+
+
+DISTILLATION = Distillation(
+    name="distillation",
+    prediction="logits",
+    by_rows=True,
+    elements=oracles.distillation,
+    formula=_distillation_formula,
+    in_modules="jaxloss",
+    has_clip=False,
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
-    """A loss with one kind of target: `numbers`, `probabilities`, `booleans`, `integers` or `indices`."""
+    """A loss with one kind of target: `numbers`, `logits`, `probabilities`, `booleans`, `integers` or `indices`."""
 
     loss: Loss
     target: str
@@ -93,7 +137,7 @@ class Case:
     @property
     def of_target(self) -> bool:
         """Whether there is a gradient with respect to the target."""
-        return self.target in ("numbers", "probabilities")
+        return self.target in ("numbers", "logits", "probabilities")
 
     def target_shape(self, shape: tuple[int, ...], axis: int = -1) -> tuple[int, ...]:
         if self.target != "indices":
@@ -116,7 +160,7 @@ class Case:
         x = (scale * rng.standard_normal(shape)).astype(dtype)
         target_shape = self.target_shape(shape, axis)
         match self.target:
-            case "numbers":
+            case "numbers" | "logits":
                 a = scale * rng.standard_normal(target_shape)
             case "probabilities" if self.loss.by_rows:  # they do not sum to one: the gradient is t Σa − a
                 a = rng.random(target_shape) / max(1, shape[axis])
@@ -159,6 +203,9 @@ CASES = (
     Case(CATEGORICAL, "probabilities"),
 )
 """A loss with each kind of target that has a kernel of its own."""
+
+COMPOSED = (*CASES, Case(DISTILLATION, "logits"))
+"""What is put through transforms and shardings."""
 
 ALL_CASES = (*CASES, Case(MSE, "integers"), Case(BINARY, "booleans"), Case(BINARY, "integers"))
 """And with each that is converted to another."""

@@ -225,6 +225,19 @@ def jensen_shannon(x, a, clip=None, *, target_type="logits", beta=0.5, temperatu
     return _untempered(p, q, (loss, loss_size), (gradient, gradient_size), of_target, of_beta, target_type, temperature)
 
 
+def distillation(x: Array, a: Array, clip: float | None = None) -> Terms:
+    """The sum of both divergences that `losses.DISTILLATION` is, of a teacher's logits and of an eighth of their exp."""
+    kl = kl_divergence(x, a, clip, target_type="logits", temperature=1.5)
+    probabilities = np.exp(a) / 8
+    js = jensen_shannon(x, probabilities, clip, target_type="probabilities", beta=0.3)
+
+    def added(name, factor=1.0):
+        first, second = getattr(kl, name), getattr(js, name)
+        return first[0] + factor * second[0], first[1] + factor * second[1]
+
+    return Terms(added("loss"), added("of_prediction"), added("of_target", probabilities))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Distribution:
     """Probabilities, their logarithms and the magnitude of these; and the logits above their maximum, 0 if masked."""

@@ -412,6 +412,22 @@ def test_second_derivatives_of_equal_distributions():
         tolerance.assert_close(hessian, factor * fisher, "a Hessian", operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@cells
+def test_a_scan_saves_nothing_wider_than_its_logits(kind, target_type, reduction):
+    x, a = sample((16, 64), target_type, "bfloat16")
+
+    def total(xs):
+        def step(sum_so_far, x):
+            return sum_so_far + KINDS[kind][0](x, a, target_type=target_type, reduction=reduction).sum(), None
+
+        return jax.lax.scan(step, jnp.zeros(()), xs)[0]
+
+    program = str(jax.make_jaxpr(jax.grad(total))(np.stack([x] * 7)))
+    assert "bf16[7,16,64]" in program
+    assert "f32[7,16,64]" not in program
+
+
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
