@@ -16,6 +16,7 @@ from jaxloss.categorical import (
     entropy,
     log_prob,
 )
+from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
 from jaxloss.regression import d_mse, mse
 
 __all__ = [
@@ -28,9 +29,13 @@ __all__ = [
     "categorical_cross_entropy_with_stats",
     "d_binary_cross_entropy",
     "d_categorical_cross_entropy",
+    "d_jensen_shannon",
+    "d_kl_divergence",
     "d_mse",
     "entropy",
     "formulas",
+    "jensen_shannon",
+    "kl_divergence",
     "log_prob",
     "mse",
 ]

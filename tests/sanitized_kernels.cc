@@ -259,6 +259,58 @@ void exercise(const CrossEntropyOptionRows<Logit, Target>*, int64_t rows, int64_
   }
 }
 
+template <class Stored>
+Array<Stored> teacher_of(TeacherLogits<Stored>, int64_t size, bool wild) {
+  Array<Stored> logits(size);
+  fill(logits, wild);
+  return logits;
+}
+template <class Stored>
+Array<Stored> teacher_of(ClassProbabilities<Stored>, int64_t size, bool wild) {
+  Array<Stored> probabilities(size);
+  fill(probabilities, wild);
+  for (int64_t i = 0; !wild && i < size; i++) store(probabilities[i], 0.01f * static_cast<float>(i * 31 % 29));
+  return probabilities;
+}
+
+template <class Divergence, class Logit, class Teacher>
+void exercise(const DivergenceRows<Divergence, Logit, Teacher>*, int64_t rows, int64_t classes, bool wild) {
+  using Real = Accumulator<Logit>;
+  using Stored = typename Teacher::Stored;
+  constexpr bool of_logits = std::is_same_v<Teacher, TeacherLogits<Stored>>;
+  const int64_t rows_each = rows % 3 ? 1 : 3;
+  for (bool with_gradient : {false, true}) {
+    Array<Logit> logits(rows * classes), gradient(with_gradient ? rows * classes : 0);
+    Array<Stored> teacher = teacher_of(Teacher{}, rows * classes, wild);
+    Array<Real> weight(rows), scale(rows / rows_each), beta(1), loss(rows), max(rows), log_sum(rows), total(rows);
+    Array<Real> teacher_max(of_logits ? rows : 0), teacher_log_sum(of_logits ? rows : 0);
+    fill(logits, wild);
+    fill_weights(weight, with_gradient);
+    for (int64_t i = 0; i < scale.size(); i++) scale[i] = static_cast<Real>(0.5 + i % 3);
+    beta[0] = static_cast<Real>(0.3);
+    DivergenceRows<Divergence, Logit, Teacher> all = {};
+    all.logits = logits.get();
+    all.teacher = Teacher{teacher.get()};
+    all.row_weight = {0, weight.get(), 1};
+    all.scale = {1, scale.get(), rows_each};
+    if (Divergence::parameter_count > 0) all.parameter = {0, beta.get(), rows};
+    all.loss = loss.get();
+    all.max = max.get();
+    all.log_sum = log_sum.get();
+    all.teacher_max = of_logits ? teacher_max.get() : nullptr;
+    all.teacher_log_sum = of_logits ? teacher_log_sum.get() : nullptr;
+    all.total = total.get();
+    all.gradient = with_gradient ? gradient.get() : nullptr;
+    all.rows = rows;
+    all.classes = classes;
+    run(all, rows);
+    for (const Array<Real>* result : {&loss, &max, &log_sum, &teacher_max, &teacher_log_sum, &total}) {
+      result->require_written("a result of rows");
+    }
+    gradient.require_written("a gradient");
+  }
+}
+
 template <class... Task>
 int exercise_all(List<Task...>) {
   for (int64_t width : kWidths) {

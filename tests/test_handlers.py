@@ -84,6 +84,16 @@ def cross_entropy_with_options(target: Buffer) -> list[Call]:
     ]
 
 
+def divergence(name: str, parameters: dict[str, Buffer], of_teacher: dict[str, Buffer]) -> list[Call]:
+    operands = {"logits": X, "target": X, "row_weight": ROWS, "scale": ROWS, **parameters, "loss": ROWS}
+    stats = {"max": ROWS, "log_sum": ROWS, **of_teacher, "total": ROWS}
+    return [
+        Call(f"jaxloss_{name}_value", {**operands, **stats}, 1 + len(stats), {}),
+        Call(f"jaxloss_{name}_value_and_grad", {**operands, "gradient": X, **stats}, 2 + len(stats), {}),
+    ]
+
+
+BETA, TEACHER_STATS = {"beta": ROWS}, {"teacher_max": ROWS, "teacher_log_sum": ROWS}
 CALLS = [
     *elementwise("mse", ()),
     *elementwise("binary_cross_entropy", (1e-7,)),
@@ -91,6 +101,10 @@ CALLS = [
     *cross_entropy(X),
     *cross_entropy_with_options(((4, 3), S32)),
     *cross_entropy_with_options(X),
+    *divergence("kl_divergence_of_logits", {}, TEACHER_STATS),
+    *divergence("kl_divergence_of_probabilities", {}, {}),
+    *divergence("jensen_shannon_of_logits", BETA, TEACHER_STATS),
+    *divergence("jensen_shannon_of_probabilities", BETA, {}),
 ]
 IDS = [f"{call.target}-{i}" for i, call in enumerate(CALLS)]
 FEWER_AXES = (
@@ -103,6 +117,8 @@ FEWER_AXES = (
     "softcap",
     "temperature",
     "num_classes",
+    "scale",
+    "beta",
 )
 """What may have fewer axes than the rows."""
 OTHER_TYPES = ("int8", "bool", "int32", "uint32", "float16", "complex64")
@@ -137,10 +153,18 @@ def test_the_right_buffers_are_taken(call):
     call()
 
 
-@pytest.mark.parametrize(
-    ("call", "name"),
-    [pytest.param(call, name, id=f"{i}-{name}") for call, i in zip(CALLS, IDS, strict=True) for name in call.buffers],
-)
+# The targets of divergences are one template: one of them has every buffer spoilt, the others only the teacher.
+SPOILT = [
+    pytest.param(call, name, id=f"{i}-{name}")
+    for call, i in zip(CALLS, IDS, strict=True)
+    for name in call.buffers
+    if "scale" not in call.buffers
+    or name == "target"
+    or call.target == "jaxloss_jensen_shannon_of_logits_value_and_grad"
+]
+
+
+@pytest.mark.parametrize(("call", "name"), SPOILT)
 def test_a_wrong_buffer_is_refused(call, name):
     for buffer in spoilt(call, name):
         with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss"):
@@ -182,3 +206,19 @@ def test_a_loss_may_have_more_parts_than_there_are_elements(call):
         losses = call({**call.buffers, "loss": ((4, parts), F32)})[0]
         assert losses.shape == (4, parts)
         np.testing.assert_allclose(losses.sum(-1), call()[0].sum(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if "scale" in call.buffers], ids=lambda call: call.target)
+def test_a_wrong_number_of_parameters_is_refused(call):
+    names = list(call.buffers)
+    after_scale = names.index("scale") + 1
+    more = {**{name: call.buffers[name] for name in names[:after_scale]}, "another": ROWS, **call.buffers}
+    spare = [more]
+    if "beta" in call.buffers:
+        spare.append({name: buffer for name, buffer in call.buffers.items() if name != "beta"})
+    for buffers in spare:
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss.*parameters"):
+            call(buffers)
+    without_total = {name: buffer for name, buffer in call.buffers.items() if name != "total"}
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss.*statistics"):
+        dataclasses.replace(call, results=call.results - 1)(without_total)
