@@ -1,16 +1,8 @@
 """Losses of a student that is to give the probabilities of a teacher."""
 
-import dataclasses
-import math
-
-import jax.numpy as jnp
-import numpy as np
-
-from jaxloss import _arguments, _divergence, _examples, formulas
+from jaxloss import _divergence, _teacher, formulas
 from jaxloss._calls import Array
 from jaxloss._divergence import Divergence
-
-_TYPES = ("probabilities", "logits")
 
 
 def kl_divergence(
@@ -80,7 +72,7 @@ def kl_divergence(
 
     Source: G. Hinton, O. Vinyals, J. Dean, *Distilling the Knowledge in a Neural Network* (2015), arXiv:1503.02531.
     """
-    checked = _checked(
+    checked = _teacher.checked(
         "logits",
         logits,
         "target",
@@ -95,7 +87,7 @@ def kl_divergence(
         axis_name,
     )
     divergence = Divergence("kl_divergence", formulas.kl_terms, target_type == "logits")
-    return _divergence.value(divergence, *checked.operands)
+    return _divergence.value(divergence, *checked.all)
 
 
 def d_kl_divergence(
@@ -137,7 +129,7 @@ def d_kl_divergence(
     >>> print(jaxloss.d_kl_divergence(jnp.zeros((1, 4)), jnp.array([[0.0, 1.0, 0.0, 0.0]])))
     [[ 0.25 -0.75  0.25  0.25]]
     """
-    checked = _checked(
+    checked = _teacher.checked(
         "logits",
         logits,
         "target",
@@ -152,7 +144,7 @@ def d_kl_divergence(
         axis_name,
     )
     divergence = Divergence("kl_divergence", formulas.kl_terms, target_type == "logits")
-    return checked.like_logits(_divergence.gradient(divergence, *checked.operands))
+    return checked.like_logits(_divergence.gradient(divergence, *checked.all))
 
 
 def jensen_shannon(
@@ -231,7 +223,7 @@ def jensen_shannon(
     Source: R. Agarwal et al., *On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes*
     (2024), arXiv:2306.13649, equation 2.
     """
-    checked = _checked(
+    checked = _teacher.checked(
         "student_logits",
         student_logits,
         "teacher_logits",
@@ -246,7 +238,7 @@ def jensen_shannon(
         axis_name,
     )
     divergence = Divergence("jensen_shannon", formulas.js_terms, target_type == "logits")
-    return _divergence.value(divergence, *checked.operands, _beta(beta, checked.scale.dtype))
+    return _divergence.value(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
 
 
 def d_jensen_shannon(
@@ -290,7 +282,7 @@ def d_jensen_shannon(
     >>> print(jaxloss.d_jensen_shannon(jnp.array([[2.0, 1.0, 0.0]]), jnp.array([[1.0, 1.0, 0.0]])))
     [[ 0.05692 -0.04161 -0.01531]]
     """
-    checked = _checked(
+    checked = _teacher.checked(
         "student_logits",
         student_logits,
         "teacher_logits",
@@ -305,89 +297,6 @@ def d_jensen_shannon(
         axis_name,
     )
     divergence = Divergence("jensen_shannon", formulas.js_terms, target_type == "logits")
-    return checked.like_logits(_divergence.gradient(divergence, *checked.operands, _beta(beta, checked.scale.dtype)))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Checked:
-    """Student and teacher with the classes last, the examples, and the scale, 1 over the temperature."""
-
-    axes: tuple[str, ...]
-    student: Array
-    teacher: Array
-    examples: _examples.Examples
-    scale: Array
-    axis: int
-    dtype: np.dtype
-
-    @property
-    def operands(self) -> tuple:
-        return self.axes, self.student, self.teacher, self.examples, self.scale
-
-    def like_logits(self, gradient: Array) -> Array:
-        return jnp.moveaxis(gradient, -1, self.axis).astype(self.dtype)
-
-
-def _checked(
-    name: str,
-    logits,
-    target_name: str,
-    target,
-    target_type: str,
-    axis: int,
-    where,
-    weights,
-    temperature,
-    reduction,
-    normalizer,
-    axis_name,
-) -> _Checked:
-    logits = _arguments.prediction(name, logits)
-    if target_type not in _TYPES:
-        raise ValueError(f"target_type is {target_type!r}: expected one of {', '.join(map(repr, _TYPES))}")
-    axis = _arguments.axis_index(axis, logits.ndim)
-    axes = _arguments.mesh_axes(axis_name, logits)
-    examples = _examples.checked(where, weights, reduction, normalizer)
-    teacher, student = _arguments.probabilities(target, name, logits, target_name)
-    temperature = _number("temperature", temperature, 0, math.inf, formulas.real(student).dtype)
-
-    def classes_last(x):
-        return x if x is None or x.ndim != logits.ndim else jnp.moveaxis(x, axis, -1)
-
-    where, weights = classes_last(examples.where), classes_last(examples.weights)
-    return _Checked(
-        axes=axes,
-        student=classes_last(student),
-        teacher=classes_last(teacher),
-        examples=dataclasses.replace(examples, where=where, weights=weights),
-        scale=1 / temperature,
-        axis=axis,
-        dtype=logits.dtype,
+    return checked.like_logits(
+        _divergence.gradient(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
     )
-
-
-def _beta(beta, dtype) -> Array:
-    if isinstance(beta, int | float) and beta in (0, 1):
-        student, teacher = ("student_logits", "teacher_logits")[:: 1 if beta == 0 else -1]
-        raise ValueError(
-            f"beta is {beta}: expected a number between 0 and 1, where the divergence vanishes. The "
-            f"{'forward' if beta == 0 else 'reverse'} divergence that it is divided by beta (1 - beta) is "
-            f'kl_divergence({student}, {teacher}, target_type="logits")'
-        )
-    return _number("beta", beta, 0, 1, dtype)
-
-
-def _number(name: str, x, lower: float, upper: float, dtype) -> Array:
-    """`x` as a scalar array; a number that is not between the bounds is an error, in an array it is NaN."""
-    interval = f"greater than {lower}" if upper == math.inf else f"between {lower} and {upper}"
-    if isinstance(x, bool) or not isinstance(x, int | float | np.number | np.ndarray | Array):
-        raise TypeError(f"{name} has type {type(x).__name__}: expected a number or a scalar array")
-    if isinstance(x, int | float) and not lower < x < upper:
-        raise ValueError(f"{name} is {x!r}: expected a number {interval}")
-    x = jnp.asarray(x)
-    if x.shape:
-        raise ValueError(f"{name} has shape {x.shape}: expected a scalar")
-    if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point or integer type")
-    x = x.astype(dtype)
-    return jnp.where((x > lower) & (x < upper), x, jnp.nan)

