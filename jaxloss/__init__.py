@@ -9,7 +9,7 @@ from jaxloss._library import Backends, backends
 from jaxloss._version import __version__
 from jaxloss.binary import binary_cross_entropy, d_binary_cross_entropy
 from jaxloss.categorical import categorical_cross_entropy, d_categorical_cross_entropy
-from jaxloss.regression import d_mse, mse
+from jaxloss.regression import d_huber, d_log_cosh, d_mae, d_mse, d_quantile, huber, log_cosh, mae, mse, quantile
 
 __all__ = [
     "Backends",
@@ -19,7 +19,15 @@ __all__ = [
     "categorical_cross_entropy",
     "d_binary_cross_entropy",
     "d_categorical_cross_entropy",
+    "d_huber",
+    "d_log_cosh",
+    "d_mae",
     "d_mse",
+    "d_quantile",
     "formulas",
+    "huber",
+    "log_cosh",
+    "mae",
     "mse",
+    "quantile",
 ]

@@ -16,7 +16,9 @@ namespace jaxloss::JAXLOSS_ISA {
 
 using jaxloss::absolute;
 using jaxloss::exponential;
+using jaxloss::exponential_minus_one;
 using jaxloss::log_one_plus;
+using jaxloss::logarithm;
 using jaxloss::select;
 
 constexpr int kLanes = VECTOR_BYTES / 4;
@@ -77,8 +79,26 @@ JAXLOSS_INLINE Vector exponential(Vector x) {
   return p * first * second;
 }
 
-// log(1 + x) for x in [0, 1] = 2 artanh(s), s = x / (2 + x) ≤ 1/3: the odd series needs no range reduction, loses no
-// digits of a small x, and its terms fall by at least 9.
+// e^x − 1 for x ≤ 0 within 2 ulp: x = k log 2 + r as above, 2^k (e^r − 1) + (2^k − 1), in which nothing cancels.
+JAXLOSS_INLINE Vector exponential_minus_one(Vector x) {
+  x = at_least(x, Vector(-30.0));  // −1 from here on
+  const Vector round(12582912.0);
+  const Vector k = (x * Vector(1.44269504088896341) + round) - round;
+  const Vector r = (x - k * Vector(0.693359375)) - k * Vector(-2.12194440e-4);
+  Vector p(1.9875691500e-4);
+  p = p * r + Vector(1.3981999507e-3);
+  p = p * r + Vector(8.3334519073e-3);
+  p = p * r + Vector(4.1665795894e-2);
+  p = p * r + Vector(1.6666665459e-1);
+  p = p * r + Vector(5.0000001201e-1);
+  p = p * (r * r) + r;
+  const IntLanes exponent = __builtin_convertvector(k.lanes, IntLanes);
+  const Vector scale = bits<FloatLanes>((exponent + 127) << 23);
+  return p * scale + (scale - Vector(1.0));
+}
+
+// log(1 + x) for x in [−½, 1] = 2 artanh(s), s = x / (2 + x), |s| ≤ 1/3: the odd series needs no range reduction, loses
+// no digits of a small x, and its terms fall by at least 9.
 JAXLOSS_INLINE Vector log_one_plus(Vector x) {
   const Vector s = x / (Vector(2.0) + x);
   const Vector t = s * s;
@@ -91,6 +111,19 @@ JAXLOSS_INLINE Vector log_one_plus(Vector x) {
   p = p * t + Vector(2.0 / 5);
   p = p * t + Vector(2.0 / 3);
   return p * t * s + (s + s);
+}
+
+// log x within 2 ulp, of every float. x = 2^k m, ½ √2 ≤ m < √2.
+JAXLOSS_INLINE Vector logarithm(Vector x) {
+  const IntLanes subnormal = x < Vector(1.17549435e-38);
+  const IntLanes word = bits<IntLanes>(select(subnormal, x * Vector(0x1p25), x).lanes);
+  const IntLanes exponent = (word - 0x3f3504f3) >> 23;
+  const Vector m = bits<FloatLanes>(word - (exponent << 23));
+  const Vector k = __builtin_convertvector(exponent + (subnormal & -25), FloatLanes);
+  const Vector log = k * Vector(0.693359375) + (log_one_plus(m - Vector(1.0)) + k * Vector(-2.12194440e-4));
+  const Vector zero(0.0), infinity(__builtin_inf());
+  const Vector of_positive = select(x < infinity, log, x);
+  return select(x > zero, of_positive, select(x == zero, -infinity, Vector(__builtin_nan(""))));
 }
 
 // 16-bit floats, in integer arithmetic: every instruction set has it, and it vectorises.
