@@ -9,6 +9,8 @@ from jaxloss._calls import Array
 
 def number(name: str, x, expected: str, valid) -> Array:
     """A scalar option; `valid` tells of a Python number whether it is `expected`."""
+    if x is None:
+        raise TypeError(f"{name} is None: expected {expected}")
     if isinstance(x, int | float) and not isinstance(x, bool) and (not math.isfinite(x) or not valid(x)):
         raise ValueError(f"{name} is {x!r}: expected {expected}")
     x = _real(name, x)
@@ -17,15 +19,15 @@ def number(name: str, x, expected: str, valid) -> Array:
     return x
 
 
-def per_class(name: str, x, logits: Array) -> Array:
-    """An option with one number for each index of the last axis of the logits."""
+def per_class(name: str, x, logits: Array, otherwise: str = "") -> Array:
+    """An option with one number for each index of the last axis of the logits, or `otherwise`."""
     x = _real(name, x)
     if logits.ndim == 0:
         raise ValueError(f"{name} has shape {x.shape}, logits (): expected logits with an axis of classes")
     if x.shape != logits.shape[-1:]:
         raise ValueError(
             f"{name} has shape {x.shape}, logits {logits.shape}: expected {logits.shape[-1:]}, one number for each "
-            f"index of the last axis"
+            f"index of the last axis{otherwise}"
         )
     return x
 

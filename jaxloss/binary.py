@@ -227,5 +227,5 @@ def _weights(class_weights, pos_weight, x: Array) -> tuple[Array, Array]:
     if jnp.ndim(pos_weight) == 0:
         positive = _parameters.number("pos_weight", pos_weight, "a number of at least 0", lambda y: y >= 0)
     else:
-        positive = _parameters.per_class("pos_weight", pos_weight, x)
+        positive = _parameters.per_class("pos_weight", pos_weight, x, ", or a scalar")
     return of_class * positive, of_class

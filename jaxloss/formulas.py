@@ -80,7 +80,7 @@ def quantile(pred: Array, target: Array, q: Array | float = 0.5) -> Array:
 def d_quantile(pred: Array, target: Array, q: Array | float = 0.5) -> Array:
     r"""The derivative with respect to the prediction, $-q$ below the target, $1 - q$ above, 0 where they are equal."""
     error = d_squared_error(pred, target)
-    return jnp.where(error < 0, -q, jnp.where(error > 0, 1 - q, error))
+    return jnp.where(error < 0, q, 1 - q) * jnp.sign(error)
 
 
 def binary_cross_entropy(logits: Array, target: Array, clip: float | None = 1e-7) -> Array:

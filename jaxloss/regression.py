@@ -369,7 +369,7 @@ def _checked(pred, target, where, weights, reduction, normalizer):
 
 
 def _delta(delta) -> Array:
-    return _parameters.number("delta", delta, "a number above 0", lambda y: y > 0)
+    return _parameters.number("delta", delta, "a finite number above 0 (mse has no limit)", lambda y: y > 0)
 
 
 def _q(q) -> Array:

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import tolerance
 from conftest import VIRTUAL_DEVICES
-from losses import CASES
+from losses import CASES, MATRIX, WithEverything
 from modules import collectives
 
 pytestmark = [
@@ -75,8 +75,11 @@ def scalar(loss, reduction, **options):
     return contracted
 
 
-def assert_only_rows_travel(compiled, rows=ROWS * BATCH):
+def assert_only_rows_travel(compiled, rows=ROWS * BATCH, weights_of_classes=0):
+    """Weights of classes that are constants of the program XLA may split for one use, and gather for another."""
     for kind, size in collectives(compiled):
+        if kind == "all-gather" and size <= weights_of_classes:
+            continue
         assert kind == "all-reduce", f"there is an {kind} of {size} numbers"
         assert size <= rows, f"an all-reduce of {size} numbers"
 
@@ -102,7 +105,8 @@ def run_sharded(program, case, reduction, mesh, specs, operands):
     with jax.set_mesh(mesh):
         placed = [jax.device_put(t, NamedSharding(mesh, spec)) for t, spec in zip(operands, specs, strict=True)]
         compiled = jax.jit(lambda *operands: program(scalar(case.loss, reduction), *operands)).lower(*placed).compile()
-        assert_only_rows_travel(compiled)
+        has_weights = isinstance(case.loss, WithEverything)
+        assert_only_rows_travel(compiled, weights_of_classes=FEATURES if has_weights else 0)
         return compiled(*placed), placed
 
 
@@ -127,7 +131,7 @@ CELLS = [(name, "mean") for name in PROGRAMS] + [("value_and_grad", "sum"), ("va
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize(("name", "reduction"), CELLS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MATRIX)
 def test_placements(case, name, reduction, placement, axis_type):
     (x, a), (v, _) = sample(case), sample(case, 1)
     spec = PLACEMENTS[placement]
@@ -142,7 +146,7 @@ def test_placements(case, name, reduction, placement, axis_type):
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("placement", ["rows", "features", "both"])
 @pytest.mark.parametrize("name", STACKED_PROGRAMS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MATRIX)
 def test_placements_of_a_stack(case, name, placement, axis_type):
     (x, a), (y, _) = sample(case), sample(case, 1)
     spec, xs = PLACEMENTS[placement], np.stack([x, y])
@@ -154,7 +158,7 @@ def test_placements_of_a_stack(case, name, placement, axis_type):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("placement", ["rows", "features", "both"])
-@pytest.mark.parametrize("case", [case for case in CASES if case.of_target])
+@pytest.mark.parametrize("case", [case for case in MATRIX if case.of_target])
 def test_gradient_of_both_operands(case, placement, axis_type):
     def program(f, x, a):
         return jax.value_and_grad(f, (0, 1))(x, a)
@@ -199,7 +203,7 @@ def test_masks_and_weights_split_like_the_rows(case, placement, axis_type):
 
 @pytest.mark.parametrize(("rows", "features"), [(10, 64), (16, 30), (3, 7)])
 @pytest.mark.parametrize("placement", ["rows", "rows_over_two_axes", "features", "both"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MATRIX)
 def test_sizes_that_do_not_divide_the_mesh(case, placement, rows, features):
     x, a = case.sample((rows, features))
     placed = NamedSharding(mesh_of(AxisType.Auto), PLACEMENTS[placement])
