@@ -1,0 +1,421 @@
+"""`jaxloss.optax` against optax itself in float64: any operands, axes and masks; values, gradients, tangents, types, errors.
+
+What differs on purpose is in `test_optax_differences.py`, and is not drawn here.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+import tolerance
+from jaxloss import optax as ours
+
+NAMES = ours.__all__
+
+
+def sixteenths(low: int, high: int) -> st.SearchStrategy[float]:
+    """Numbers that every type holds."""
+    return st.integers(16 * low, 16 * high).map(lambda i: i / 16)
+
+
+NUMBERS = sixteenths(-25, 25)
+LARGE = st.one_of(NUMBERS, st.sampled_from([0.0, 1e4, -1e4, 320.0]))  # drawn for some calls in place of NUMBERS
+SMALL = sixteenths(-2, 2)
+MODERATE = sixteenths(-8, 8)
+LOG_PROBABILITIES = sixteenths(-8, 0)
+PROBABILITIES = st.integers(1, 15).map(lambda i: i / 16)
+BITS = st.integers(0, 1)
+BOOLEANS = st.booleans()
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """What an operand of a form is, but for its values."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    elements: st.SearchStrategy
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Form:
+    """Calls that differ in values alone: they are compiled once.
+
+    Attributes:
+        name: of the function.
+        operands: all arrays that it is given, by name, masks among them.
+        options: everything else.
+        differentiated: the operands that optax's derivatives are right for.
+    """
+
+    name: str
+    operands: dict[str, Operand]
+    options: dict
+    differentiated: tuple[str, ...]
+
+    def __str__(self) -> str:
+        arrays = (f"{name}:{o.dtype}{list(o.shape)}" for name, o in self.operands.items())
+        return f"{self.name}({', '.join([*arrays, *(f'{k}={v}' for k, v in self.options.items())])})".replace(" ", "")
+
+
+def elementwise(name, x, a, elements, targets, options=(), of_target=True, equal=False):
+    """Forms with two operands called `x` and `a`: every type of either, and every way to broadcast."""
+    one, two = ((3, 5), (3, 5)), ((2,), (2,))
+    shapes = [one, two, one, two] if equal else [one, ((5,), (3, 1)), ((3, 5), ()), ((), ())]
+    types = [("float32", "float32"), ("bfloat16", "float32"), ("float16", "int32"), ("float64", "bool")]
+    for place, ((shape, target_shape), (dtype, target_dtype)) in enumerate(zip(shapes, types, strict=True)):
+        is_float = target_dtype.startswith("float")
+        operands = {
+            x: Operand(shape, dtype, elements),
+            a: Operand(target_shape, target_dtype, targets if is_float else BITS),
+        }
+        extra = dict(options[place % len(options)]) if options else {}
+        operands |= {k: v for k, v in extra.items() if isinstance(v, Operand)}
+        rest = {k: v for k, v in extra.items() if not isinstance(v, Operand)}
+        yield Form(name, operands, rest, (x, a) if of_target and is_float else (x,))
+
+
+def of_rows(name, labels: str, options=({},)):
+    """Forms of logits with `labels` of kind "indices" or "probabilities": every form of axis and of mask."""
+    table = [
+        # shape, axis, shape of where, shape of probabilities, type of logits, of probabilities, of indices
+        ((3, 5), -1, None, (3, 5), "float32", "float32", "int32"),
+        ((3, 5), -1, (3,), (5,), "bfloat16", "float32", "uint8"),
+        ((3, 5), 0, (3, 5), (3, 5), "float16", "float16", "int32"),
+        ((5,), 0, (5,), (), "float32", "int32", "int32"),
+        ((2, 3, 4), 1, (2, 1, 4), (2, 1, 4), "bfloat16", "bfloat16", "int32"),
+        ((2, 3, 4), (2, -2), (1, 3, 4), (2, 3, 4), "float64", "float32", "int64"),
+        ((2, 3, 4), (0, 2), None, (1, 3, 1), "bfloat16", "float16", "int32"),
+        ((2, 3, 4), (-2, -1), (2,), (2, 3, 4), "float32", "bool", "int32"),
+        ((3, 5), None, (3, 5), (3, 5), "float32", "float32", None),
+        ((5,), -1, None, (3, 5), "float32", "bfloat16", "int32"),
+    ]
+    for place, (shape, axis, where, probabilities, dtype, label_dtype, index_dtype) in enumerate(table):
+        if labels == "indices" and axis is None:
+            continue
+        if name == "poly_loss_cross_entropy" and label_dtype in ("int32", "bool"):
+            label_dtype = "float32"
+        if name == "poly_loss_cross_entropy" and where is not None and len(where) != len(shape):
+            where = tuple(size if at < len(where) else 1 for at, size in enumerate(shape))  # all that it takes
+        operands = {"logits": Operand(shape, dtype, NUMBERS)}
+        if labels == "indices":
+            rows, classes = split(shape, axis)
+            operands["labels"] = Operand(rows, index_dtype, st.integers(0, math.prod(classes) - 1))
+        else:
+            is_float = label_dtype not in ("int32", "bool")
+            operands["labels"] = Operand(probabilities, label_dtype, PROBABILITIES if is_float else BITS)
+        if where is not None:
+            operands["where"] = Operand(where, "bool", BOOLEANS)
+        of_labels = labels == "probabilities" and where is None
+        differentiated = ("logits", "labels") if of_labels else ("logits",)
+        yield Form(name, operands, {"axis": axis} | options[place % len(options)], differentiated)
+
+
+def split(shape, axis) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of the axes of rows, and of those of classes in their order."""
+    axes = [one % len(shape) for one in (axis if isinstance(axis, tuple) else (axis,))]
+    return tuple(size for at, size in enumerate(shape) if at not in axes), tuple(shape[one] for one in axes)
+
+
+def divergences(name, target: str):
+    elements = LOG_PROBABILITIES if target == "log_targets" else PROBABILITIES
+    table = [
+        ((3, 5), (3, 5), None, -1, "float32", "float32"),
+        ((5,), (3, 5), (5,), 0, "bfloat16", "float32"),
+        ((2, 3, 4), (4,), (2, 3, 4), (-1, 0), "float16", "float16"),
+        ((3, 5), (3, 1), (), None, "float64", "bfloat16"),
+        ((3, 5), (3, 5), (3, 1), (), "bfloat16", "bfloat16"),
+    ]
+    for shape, target_shape, where, axis, dtype, target_dtype in table:
+        operands = {
+            "log_predictions": Operand(shape, dtype, LOG_PROBABILITIES),
+            target: Operand(target_shape, target_dtype, elements),
+        }
+        differentiated = tuple(operands)
+        if where is not None:
+            operands["where"] = Operand(where, "bool", BOOLEANS)
+        yield Form(name, operands, {"axis": axis}, differentiated)
+
+
+def smoothings(name):
+    for shape, axis, dtype, alpha in (
+        ((3, 5), -1, "float32", 0.1),
+        ((5,), 0, "bfloat16", 0.5),
+        ((2, 3), None, "float16", np.float32(0.25)),
+    ):
+        yield Form(name, {"labels": Operand(shape, dtype, PROBABILITIES)}, {"alpha": alpha, "axis": axis}, ("labels",))
+
+
+def rankings(name):
+    reductions = (jnp.mean, jnp.sum, None, jnp.mean)
+    for place, (shape, dtype, label_dtype, where, weights) in enumerate(
+        [
+            ((3, 5), "float32", "float32", None, None),
+            ((3, 5), "bfloat16", "float32", (3, 5), None),
+            ((5,), "float16", "int32", None, "float32"),
+            ((3, 5), "float32", "bfloat16", (3, 5), "bfloat16"),
+        ]
+    ):
+        operands = {
+            "logits": Operand(shape, dtype, NUMBERS),
+            "labels": Operand(shape, label_dtype, PROBABILITIES if "float" in label_dtype else BITS),
+        }
+        if where is not None:
+            operands["where"] = Operand(where, "bool", BOOLEANS)
+        if weights is not None:
+            operands["weights"] = Operand(shape, weights, PROBABILITIES)
+        yield Form(name, operands, {"reduce_fn": reductions[place]}, ("logits",))
+
+
+ERRORS_OF = ("predictions", "targets")
+DELTAS = [{"delta": 0.5}, {"delta": Operand((3, 1), "float32", PROBABILITIES)}, {}, {"delta": np.float32(2)}]
+FOCAL = [
+    {},
+    {"alpha": np.float32(0.25)},
+    {"gamma": 0.5},
+    {"alpha": 0.75, "gamma": Operand((), "float32", PROBABILITIES)},
+]
+EPSILONS = [{}, {"epsilon": -1.0}, {"epsilon": np.float32(0.5)}]
+OUTPUTS = ("predictor_outputs", "targets")
+LOGITS = ("logits", "labels")
+
+FORMS = [
+    *list(elementwise("squared_error", *ERRORS_OF, NUMBERS, NUMBERS, equal=True))[1:3],
+    *elementwise("l2_loss", *ERRORS_OF, NUMBERS, NUMBERS, equal=True),
+    *elementwise("huber_loss", *ERRORS_OF, NUMBERS, NUMBERS, options=DELTAS),
+    *elementwise("log_cosh", *ERRORS_OF, NUMBERS, NUMBERS),
+    *elementwise("sigmoid_binary_cross_entropy", *LOGITS, NUMBERS, PROBABILITIES),
+    *elementwise("sigmoid_focal_loss", *LOGITS, MODERATE, PROBABILITIES, options=FOCAL),
+    *list(elementwise("hinge_loss", *OUTPUTS, SMALL, SMALL))[1:3],
+    *list(elementwise("perceptron_loss", *OUTPUTS, SMALL, SMALL, equal=True))[1:3],
+    *list(elementwise("sparsemax_loss", *LOGITS, SMALL, PROBABILITIES, of_target=False))[1:3],
+    *of_rows("softmax_cross_entropy", "probabilities"),
+    *of_rows("softmax_cross_entropy_with_integer_labels", "indices"),
+    *(
+        dataclasses.replace(form, options={})
+        for form in of_rows("safe_softmax_cross_entropy", "probabilities")
+        if "where" not in form.operands and form.options == {"axis": -1}
+    ),
+    *list(of_rows("poly_loss_cross_entropy", "probabilities", EPSILONS))[::2],
+    *divergences("kl_divergence", "targets"),
+    *list(divergences("kl_divergence_with_log_targets", "log_targets"))[1:4],
+    *list(divergences("generalized_kl_divergence", "targets"))[::2],
+    *list(divergences("convex_kl_divergence", "targets"))[:1],
+    *smoothings("smooth_labels"),
+    *rankings("ranking_softmax_loss"),
+]
+
+
+@functools.cache
+def compiled(form: Form, which) -> Callable:
+    """Of all operands: the value of the function of `which` module, its tangent and its gradients along eighths."""
+
+    def eighths(x):
+        return jnp.round(8 * jnp.cos(jnp.arange(x.size, dtype=jnp.float32))).reshape(x.shape).astype(x.dtype) / 8
+
+    def everything(operands):
+        def of_live(*live):
+            return getattr(which, form.name)(
+                **operands | dict(zip(form.differentiated, live, strict=True)), **form.options
+            )
+
+        live = [operands[name] for name in form.differentiated]
+        value, pull = jax.vjp(of_live, *live)
+        _, tangent = jax.jvp(of_live, live, [eighths(x) for x in live])
+        return value, tangent, pull(eighths(value))
+
+    return jax.jit(everything, compiler_options={"xla_backend_optimization_level": 0})  # it runs a few times only
+
+
+@st.composite
+def calls(draw, form: Form) -> dict[str, np.ndarray]:
+    """Values for the operands of a form."""
+    numbers = LARGE if draw(st.booleans()) else NUMBERS
+    drawn = {}
+    for name, o in form.operands.items():
+        elements = numbers if o.elements is NUMBERS else o.elements
+        values = draw(arrays.arrays(np.float64, o.shape, elements=elements.map(float), fill=st.nothing()))
+        drawn[name] = values.astype(o.dtype)
+    if form.name.endswith("integer_labels") and "where" in drawn:
+        drawn["labels"] = of_included(drawn, form.options["axis"])
+    return drawn
+
+
+def of_included(drawn: dict[str, np.ndarray], axis) -> np.ndarray:
+    """The labels, but those of a class that is masked, of which optax is wrong, replaced by one that is not."""
+    shape, where, labels = drawn["logits"].shape, drawn["where"], drawn["labels"]
+    if where.ndim != len(shape):
+        return labels
+    axes = [one % len(shape) for one in (axis if isinstance(axis, tuple) else (axis,))]
+    order = [at for at in range(len(shape)) if at not in axes] + axes
+    included = np.broadcast_to(where, shape).transpose(order).reshape((*labels.shape, -1))
+    is_there = np.take_along_axis(included, labels[..., None].astype(int), -1)[..., 0]
+    return np.where(is_there, labels, included.argmax(-1)).astype(labels.dtype)
+
+
+def magnitude(form: Form, call: dict[str, np.ndarray], but: str = "") -> float:
+    """Of the largest terms of a loss, or of its derivative with respect to the operand `but`.
+
+    A loss is a sum of products of what it is given; that of an error, at most its square.
+    """
+    sizes = {name: 1 + np.abs(x.astype(np.float64)).max(initial=0) for name, x in call.items()}
+    if ERRORS_OF[0] in call:
+        of_error = sum(sizes.pop(name) for name in ERRORS_OF)
+        sizes["error"] = of_error if but else of_error**2
+    elif form.name == "sigmoid_focal_loss":
+        sizes["inverse of a label"] = 16
+    elif form.name != "kl_divergence_with_log_targets":  # where exp(log_targets) stays
+        sizes.pop(but, None)
+    return 2 * float(
+        np.prod([*sizes.values(), *(1 + abs(v) for v in form.options.values() if isinstance(v, float | np.float32))])
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*convex_kl_divergence:DeprecationWarning")
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@hypothesis.settings(max_examples=6)
+@hypothesis.given(data=st.data())
+def test_any_call(form, data):
+    """The value, gradients and tangent are those of optax in float64; shapes and types those of optax."""
+    call = data.draw(calls(form))
+    floats = {name: x for name, x in call.items() if not np.issubdtype(x.dtype, np.integer) and x.dtype != bool}
+    with jax.enable_x64(any(x.itemsize == 8 for x in call.values())):
+        operands = {name: jnp.asarray(x) for name, x in call.items()}
+        promised = promises(form)
+        results = value, tangent, gradients = compiled(form, ours)(operands)
+    with jax.enable_x64(True):
+        exact = call | {name: x.astype(np.float64) for name, x in floats.items()}
+        expected = compiled(form, optax.losses)({name: jnp.asarray(x) for name, x in exact.items()})
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), results) == jax.tree.map(lambda x: (x.shape, x.dtype), promised)
+
+    computed = np.float64 if all(x.dtype == np.float64 for x in floats.values()) else np.float32
+    terms = max(x.size for x in call.values())
+
+    def check(what, actual, exact, magnitude, summed=1):
+        """`summed`: how many numbers that were rounded to the type of the result were added up to it."""
+        exact = np.asarray(exact)
+        largest = tolerance.bound(exact, magnitude, computed=computed, stored=actual.dtype, operations=32, terms=terms)
+        rounded = 0.0 if summed == 1 else summed * tolerance.epsilon(actual.dtype) * magnitude
+        tolerance.assert_within(actual, exact, largest + rounded, f"{what} of {call}")
+
+    check("value", value, expected[0], magnitude(form, call))
+    tangent_size = sum(x.size * magnitude(form, call, name) for name, x in call.items() if name in form.differentiated)
+    check("tangent", tangent, expected[1], tangent_size)
+    for name, gradient, exact in zip(form.differentiated, gradients, expected[2], strict=True):
+        shape = np.broadcast_shapes(*(x.shape for k, x in call.items() if k in form.differentiated))
+        check(
+            f"gradient with respect to {name}",
+            gradient,
+            exact,
+            magnitude(form, call, name),
+            summed=math.prod(shape) // gradient.size,
+        )
+
+
+@functools.cache
+def promises(form: Form):
+    """Shapes and types of optax's results."""
+    operands = {name: jax.ShapeDtypeStruct(o.shape, o.dtype) for name, o in form.operands.items()}
+    return jax.eval_shape(compiled(form, optax.losses), operands)
+
+
+def test_every_function_is_drawn():
+    assert {form.name for form in FORMS} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signature(name):
+    """Names, order, kinds and defaults of the parameters."""
+
+    def parameters(function):
+        return [(p.name, p.kind, p.default) for p in inspect.signature(inspect.unwrap(function)).parameters.values()]
+
+    assert parameters(getattr(ours, name)) == parameters(getattr(optax.losses, name))
+
+
+def test_deprecated_name_warns_as_optax_does():
+    p = jnp.full(2, 0.5)
+    for function in (ours.convex_kl_divergence, optax.losses.convex_kl_divergence):
+        with pytest.warns(DeprecationWarning, match="generalized_kl_divergence"):
+            function(jnp.log(p), p)
+
+
+X, ONE_HOT, LABELS = jnp.zeros((2, 3)), jnp.eye(3)[:2], jnp.array([0, 1])
+CE, INDICES = "softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"
+MASKED = {
+    CE: (X, ONE_HOT),
+    INDICES: (X, LABELS),
+    "poly_loss_cross_entropy": (X, ONE_HOT),
+    "kl_divergence": (X, ONE_HOT),
+}
+ERRORS = [
+    *((name, (X.astype(int), ONE_HOT), {}) for name in NAMES if name not in ("smooth_labels", "hinge_loss", "perceptron_loss", "sparsemax_loss", INDICES, "ranking_softmax_loss")),
+    *((name, (X, jnp.ones((2, 4))), {}) for name in NAMES if name not in ("smooth_labels", INDICES, "sparsemax_loss", "ranking_softmax_loss")),
+    *((name, (X, jnp.ones(2)), {}) for name in NAMES if name not in ("smooth_labels", INDICES)),
+    *((name, args, {"axis": axis}) for name, args in MASKED.items() for axis in (2, -3, (0, 5), (1, 1), (1, -1))),
+    *((name, args, {"axis": 1.0}) for name, args in MASKED.items()),
+    *((name, args, {"where": where}) for name, args in MASKED.items() for where in (jnp.ones((2, 3)), jnp.ones((2, 3), int), jnp.ones((2, 2), bool), jnp.ones(4, bool))),
+    *((INDICES, (X, LABELS), {"axis": axis}) for axis in (None, [1], "1")),
+    *((INDICES, (X, labels), {}) for labels in (jnp.zeros(3, int), jnp.zeros((2, 1), int), jnp.zeros((1, 2), int), jnp.zeros((), int), LABELS > 0, LABELS * 1.0)),
+    (INDICES, (X.astype(int), LABELS), {}),
+    (INDICES, (jnp.float32(1), jnp.int32(0)), {}),
+    (CE, (jnp.float32(1), jnp.float32(0)), {}),
+    ("kl_divergence", (X, ONE_HOT.astype(int)), {}),
+    ("kl_divergence_with_log_targets", (X, ONE_HOT.astype(int)), {}),
+    ("poly_loss_cross_entropy", (X, ONE_HOT.astype(int)), {}),
+    ("smooth_labels", (ONE_HOT.astype(int), 0.1), {}),
+    *(("smooth_labels", (ONE_HOT, 0.1), {"axis": axis}) for axis in (2, -3, (1, 1), 1.0)),
+    ("smooth_labels", (ONE_HOT, 0.1), {"where": jnp.ones((2, 3, 1), bool)}),
+    *((name, (X, jnp.ones(())), {}) for name in ("squared_error", "l2_loss", "perceptron_loss")),
+    ("huber_loss", (X,), {"delta": jnp.ones(2)}),
+    ("ranking_softmax_loss", (X.astype(int), ONE_HOT), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "args", "options"), ERRORS)
+def test_what_is_an_error_of_optax_is_one_here(name, args, options):
+    """Of the same type; but one about shapes or axes is always a ValueError, where optax has TypeErrors too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with pytest.raises((TypeError, ValueError)) as theirs:
+            getattr(optax.losses, name)(*args, **options)
+        with pytest.raises((TypeError, ValueError)) as mine:
+            getattr(ours, name)(*args, **options)
+    about_shapes = any(words in str(theirs.value) for words in ("shape", "permutation"))
+    assert mine.type is (ValueError if about_shapes else theirs.type), mine.value
+
+
+@pytest.mark.parametrize("name", ["squared_error", "l2_loss", "huber_loss", "hinge_loss", "sparsemax_loss"])
+def test_results_are_as_weakly_typed(name):
+    """A loss of Python numbers takes the type of what it is then multiplied with."""
+    args = (jnp.full(2, 1.0), jnp.full(2, 1.0))
+    assert getattr(ours, name)(*args).weak_type
+    assert getattr(optax.losses, name)(*args).weak_type
+
+
+@pytest.mark.parametrize("name", [CE, INDICES])
+def test_kernels_run(name):
+    """The loss of classes is the custom call of jaxloss, beside which the logits are read for nothing else."""
+    text = jax.jit(getattr(ours, name)).lower(X, LABELS if name == INDICES else ONE_HOT).as_text()
+    assert "jaxloss_cross_entropy_value" in text
+    assert "stablehlo.exponential" not in text
+
+
+def test_optax_is_not_needed():
+    code = "import sys; sys.modules['optax'] = None; from jaxloss import optax; print(optax.l2_loss(2.0))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "2.0", done.stderr
