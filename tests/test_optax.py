@@ -84,9 +84,10 @@ def elementwise(name, x, a, elements, targets, options=(), of_target=True, equal
             a: Operand(target_shape, target_dtype, targets if is_float else BITS),
         }
         extra = dict(options[place % len(options)]) if options else {}
-        operands |= {k: v for k, v in extra.items() if isinstance(v, Operand)}
+        parameters = {k: v for k, v in extra.items() if isinstance(v, Operand)}
         rest = {k: v for k, v in extra.items() if not isinstance(v, Operand)}
-        yield Form(name, operands, rest, (x, a) if of_target and is_float else (x,))
+        differentiated = (x, a, *parameters) if of_target and is_float else (x, *parameters)
+        yield Form(name, operands | parameters, rest, differentiated)
 
 
 def of_rows(name, labels: str, options=({},)):
@@ -276,7 +277,7 @@ def magnitude(form: Form, call: dict[str, np.ndarray], but: str = "") -> float:
     if ERRORS_OF[0] in call:
         of_error = sum(sizes.pop(name) for name in ERRORS_OF)
         sizes["error"] = of_error if but else of_error**2
-    elif form.name == "sigmoid_focal_loss":
+    elif form.name == "sigmoid_focal_loss" and but == "labels":
         sizes["inverse of a label"] = 16
     elif form.name != "kl_divergence_with_log_targets":  # where exp(log_targets) stays
         sizes.pop(but, None)
