@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss import _library, formulas
+from jaxloss import _library
 
 Array = jax.Array
 Formula = Callable[..., Array]
@@ -42,7 +42,7 @@ def varying(axes: Sequence[str], x: Array) -> Array:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def _call(name: str, results: Sequence[jax.ShapeDtypeStruct], formula: Callable, *operands: Array, **attributes) -> Any:
+def call(name: str, results: Sequence[jax.ShapeDtypeStruct], formula: Callable, *operands: Array, **attributes) -> Any:
     """The kernel `name` where the platform has it, else the formula. Both give the tuple of results."""
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
     axes = manual_axes(*operands)
@@ -62,7 +62,7 @@ def _call(name: str, results: Sequence[jax.ShapeDtypeStruct], formula: Callable,
     return jax.lax.platform_dependent(*operands, default=plain, **branches)
 
 
-def _like(x: Array, dtype=None) -> jax.ShapeDtypeStruct:
+def like(x: Array, dtype=None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype)
 
 
@@ -95,7 +95,7 @@ def elementwise_value(
     def plain(x, target, row_weight):
         return (_in_one_part(_sum_of_features(value(x, target), row_weight), parts),)
 
-    (losses,) = _call(f"{name}_value", (result,), plain, x, target, row_weight, parameters=_attribute(parameters))
+    (losses,) = call(f"{name}_value", (result,), plain, x, target, row_weight, parameters=_attribute(parameters))
     return (losses.sum(-1),)
 
 
@@ -116,8 +116,8 @@ def elementwise_value_and_grad(
         losses = _in_one_part(_sum_of_features(value(x, target), row_weight), parts)
         return losses, weighted(row_weight, derivative(x, target))
 
-    losses, gradient = _call(
-        f"{name}_value_and_grad", (result, _like(x)), plain, x, target, row_weight, parameters=_attribute(parameters)
+    losses, gradient = call(
+        f"{name}_value_and_grad", (result, like(x)), plain, x, target, row_weight, parameters=_attribute(parameters)
     )
     return losses.sum(-1), gradient
 
@@ -128,62 +128,3 @@ def _attribute(parameters: tuple[float, ...]) -> np.ndarray:
 
 def _in_one_part(losses: Array, parts: int) -> Array:
     return jnp.pad(losses[..., None], [(0, 0)] * losses.ndim + [(0, parts - 1)])
-
-
-# ---- cross entropy --------------------------------------------------------------------------------------------------
-
-
-def cross_entropy_value(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array]:
-    """The loss of each row; `clip` is 0 for none."""
-
-    def plain(logits, target, row_weight):
-        losses = formulas.categorical_cross_entropy(logits, target, clip)
-        return (jnp.where(taken_out(along(row_weight, losses)), 0, losses),)
-
-    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
-    return _call("cross_entropy_value", (rows,), plain, logits, target, row_weight, clip=np.float64(clip))
-
-
-def cross_entropy_value_and_stats(
-    logits: Array, target: Array, row_weight: Array, *, clip: float
-) -> tuple[Array, Array, Array]:
-    """The loss of each row, and its `formulas.softmax_stats`."""
-
-    def plain(logits, target, row_weight):
-        stats = formulas.softmax_stats(logits)
-        losses = formulas.cross_entropy_of_stats(logits, target, *stats, clip=clip)
-        return tuple(jnp.where(taken_out(along(row_weight, losses)), 0, out) for out in (losses, *stats))
-
-    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
-    return _call("cross_entropy_value_and_stats", (rows,) * 3, plain, logits, target, row_weight, clip=np.float64(clip))
-
-
-def cross_entropy_value_and_grad(
-    logits: Array, target: Array, row_weight: Array, *, clip: float
-) -> tuple[Array, Array]:
-    """The loss of each row, and the gradient with respect to the logits times the row's weight."""
-
-    def plain(logits, target, row_weight):
-        losses = formulas.categorical_cross_entropy(logits, target, clip)
-        gradient = weighted(row_weight, formulas.d_categorical_cross_entropy(logits, target))
-        return jnp.where(taken_out(along(row_weight, losses)), 0, losses), gradient
-
-    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
-    return _call(
-        "cross_entropy_value_and_grad", (rows, _like(logits)), plain, logits, target, row_weight, clip=np.float64(clip)
-    )
-
-
-def cross_entropy_grad(
-    logits: Array, target: Array, row_weight: Array, maximum: Array, log_sum: Array, target_sum: Array
-) -> Array:
-    """The gradient alone, of rows (or of a slice of their classes) whose statistics and target sum are known.
-
-    A label outside the slice is not at fault: only a target sum of 0 says that the row's label is out of range.
-    """
-
-    def plain(logits, target, row_weight, maximum, log_sum, total):
-        return (weighted(row_weight, formulas.d_cross_entropy_of_stats(logits, target, maximum, log_sum, total)),)
-
-    operands = (logits, target, row_weight, maximum, log_sum, target_sum)
-    return _call("cross_entropy_grad", (_like(logits),), plain, *operands)[0]
