@@ -334,6 +334,35 @@ def promises(form: Form):
     return jax.eval_shape(compiled(form, optax.losses), operands)
 
 
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "poly_loss_cross_entropy"])
+def test_a_class_that_is_masked_is_as_good_as_deleted(name, axis):
+    """Value, gradients and tangent, those of labels too, are what optax says of the others in float64."""
+    rng = np.random.default_rng(0)
+    x, a, x_dot, a_dot = rng.standard_normal((4, 3, 6)).astype(np.float32)
+    kept = np.array([True, True, False, True, False, True])
+    operands = [np.moveaxis(array, -1, axis) for array in (x, abs(a), x_dot, a_dot)]
+    where = np.moveaxis(np.broadcast_to(kept, x.shape), -1, axis)
+    spoilt = [np.where(where, array, np.float32(7)) for array in operands]
+
+    def results(function, x, a, x_dot, a_dot):
+        value, pull = jax.vjp(function, x, a)
+        return value, jax.jvp(function, (x, a), (x_dot, a_dot))[1], *pull(jnp.ones_like(value))
+
+    masked = jax.jit(
+        lambda *operands: results(lambda x, a: getattr(ours, name)(x, a, axis=axis, where=where), *operands)
+    )
+    deleted = jax.jit(lambda *operands: results(lambda x, a: getattr(optax.losses, name)(x, a, axis=axis), *operands))
+    found = masked(*map(jnp.asarray, spoilt))
+    with jax.enable_x64(True):
+        exact = deleted(*(jnp.asarray(np.compress(kept, array, axis).astype(np.float64)) for array in operands))
+    for what, array, expected in zip(("value", "tangent", "gradient", "gradient of labels"), found, exact, strict=True):
+        if array.ndim == 2:
+            assert (array[~where] == 0).all()
+            array = np.compress(kept, array, axis)
+        tolerance.assert_close(array, expected, what, terms=6, magnitude=4.0)
+
+
 def test_every_function_is_drawn():
     assert {form.name for form in FORMS} == set(NAMES)
 

@@ -92,25 +92,6 @@ def test_gradients_of_labels_under_a_mask(where):
             close(row[keep], -np.log(softmax(x[keep])))
 
 
-def test_tangents_of_labels_under_a_mask():
-    def tangent(function):
-        return jax.jvp(lambda x, a: function(x, a, where=WITHOUT_A_CLASS), (LOGITS, ONE_HOT), (ONE_HOT, LOGITS))[1]
-
-    assert np.isnan(tangent(theirs.softmax_cross_entropy)[0])
-    kept = np.array([1.0, 3.0])
-    close(tangent(ours.softmax_cross_entropy)[0], softmax(kept) @ [1.0, 0.0] - 1.0 - np.log(softmax(kept)) @ kept)
-
-
-@pytest.mark.parametrize("where", [WITHOUT_A_CLASS, jnp.array([[True], [False]])], ids=["classes", "rows"])
-def test_labels_that_are_left_out_may_be_nan(where):
-    labels = jnp.where(where, ONE_HOT, NAN)
-    kept = np.broadcast_to(where, LOGITS.shape)
-    assert np.isnan(gradient(theirs.softmax_cross_entropy, LOGITS, labels, where=where)).any()
-    clean = gradient(ours.softmax_cross_entropy, LOGITS, ONE_HOT, where=where)
-    np.testing.assert_array_equal(gradient(ours.softmax_cross_entropy, LOGITS, labels, where=where), clean)
-    assert (clean[~kept] == 0).all()
-
-
 def test_a_label_of_minus_one():
     labels = jnp.array([-1, 1])
     close(theirs.softmax_cross_entropy_with_integer_labels(LOGITS, labels)[0], nll(LOGITS[0], 2))
@@ -144,8 +125,6 @@ def test_the_label_of_a_class_that_is_not_there():
 
 def test_a_mask_that_broadcasts_along_some_of_the_axes():
     x, labels, where = jnp.zeros((2, 3, 4)), jnp.zeros(2, int), jnp.array([True, False, True])[:, None]
-    with pytest.raises(ValueError, match="axes don't match"):
-        theirs.softmax_cross_entropy_with_integer_labels(x, labels, (1, 2), where[:, 0])
     with pytest.raises(ValueError, match="broadcast"):
         theirs.softmax_cross_entropy_with_integer_labels(x, labels, (1, 2), where[None])
     close(ours.softmax_cross_entropy_with_integer_labels(x, labels, (1, 2), where[None]), np.log([8.0, 8.0]))
@@ -204,8 +183,8 @@ def test_the_focal_gradient_of_a_certain_label():
         for label, other in ((0.0, step), (1.0, 1 - step)):
             slope = float(theirs.sigmoid_focal_loss(x, other) - theirs.sigmoid_focal_loss(x, label)) / (other - label)
             assert abs(float(gradient(theirs.sigmoid_focal_loss, x, label, of=1)) / slope - 1) > 0.05
-            # The slope errs by half its step times the second derivative, which is below 10 of its own size.
-            assert abs(float(gradient(ours.sigmoid_focal_loss, x, label, of=1)) / slope - 1) < 5 * step
+            # The slope errs by half its step times the second derivative, which is 17 times the first.
+            assert abs(float(gradient(ours.sigmoid_focal_loss, x, label, of=1)) / slope - 1) < 10 * step
 
 
 def test_small_errors_of_log_cosh():
@@ -300,19 +279,12 @@ def test_arithmetic_in_float32():
     x = jnp.array([300.0], jnp.float16)
     assert theirs.l2_loss(x)[0] == INF
     assert ours.l2_loss(x)[0] == 45000
-    rng = np.random.default_rng(0)
-    logits = jnp.asarray(rng.standard_normal((64, 200)), jnp.bfloat16)
-    labels = jnp.asarray(rng.dirichlet(np.ones(200), 64), jnp.bfloat16)
-    exact = -(np.float64(labels) * np.log([softmax(row) for row in np.asarray(logits)])).sum(-1)
-
-    def error(function):
-        result = function(logits, labels)
-        assert result.dtype == jnp.bfloat16
-        return (abs(np.asarray(result, np.float64) - exact) / exact).max()
-
-    half_a_unit = tolerance.epsilon("bfloat16") / 2
-    assert error(theirs.softmax_cross_entropy) > 2 * half_a_unit
-    assert error(ours.softmax_cross_entropy) < 1.01 * half_a_unit
+    logits, one_hot = jnp.array([2.0, 1.0, 0.0], jnp.bfloat16), jnp.array([1.0, 0.0, 0.0], jnp.bfloat16)
+    exact = nll([2.0, 1.0, 0.0], 0) + 2 * (1 - softmax([2.0, 1.0, 0.0])[0])
+    rounded = theirs.poly_loss_cross_entropy(logits, one_hot, epsilon=jnp.float32(2))
+    assert rounded.dtype == jnp.float32
+    assert abs(rounded / exact - 1) > tolerance.epsilon("bfloat16") / 2
+    close(ours.poly_loss_cross_entropy(logits, one_hot, epsilon=jnp.float32(2)), exact)
 
 
 def test_errors_about_shapes_are_value_errors():
@@ -348,7 +320,6 @@ def test_masks_of_fewer_axes():
     ):
         with pytest.raises(error):
             getattr(theirs, name)(LOGITS, labels, **options)
-        options = {k: v for k, v in options.items() if k != "where"} | {"where": options["where"]}
         unmasked = getattr(ours, name)(LOGITS, labels, **{k: v for k, v in options.items() if k != "where"})
         np.testing.assert_array_equal(getattr(ours, name)(LOGITS, labels, **options), unmasked)
 
