@@ -69,7 +69,8 @@ class Form:
 
     def __str__(self) -> str:
         arrays = (f"{name}:{o.dtype}{list(o.shape)}" for name, o in self.operands.items())
-        return f"{self.name}({', '.join([*arrays, *(f'{k}={v}' for k, v in self.options.items())])})".replace(" ", "")
+        options = (f"{name}={getattr(value, '__name__', value)}" for name, value in self.options.items())
+        return f"{self.name}({', '.join([*arrays, *options])})".replace(" ", "")
 
 
 def elementwise(name, x, a, elements, targets, options=(), of_target=True, equal=False):
@@ -198,7 +199,7 @@ FORMS = [
     *list(elementwise("squared_error", *ERRORS_OF, NUMBERS, NUMBERS, equal=True))[1:3],
     *elementwise("l2_loss", *ERRORS_OF, NUMBERS, NUMBERS, equal=True),
     *elementwise("huber_loss", *ERRORS_OF, NUMBERS, NUMBERS, options=DELTAS),
-    *elementwise("log_cosh", *ERRORS_OF, NUMBERS, NUMBERS),
+    *list(elementwise("log_cosh", *ERRORS_OF, NUMBERS, NUMBERS))[1:3],
     *elementwise("sigmoid_binary_cross_entropy", *LOGITS, NUMBERS, PROBABILITIES),
     *elementwise("sigmoid_focal_loss", *LOGITS, MODERATE, PROBABILITIES, options=FOCAL),
     *list(elementwise("hinge_loss", *OUTPUTS, SMALL, SMALL))[1:3],
@@ -211,10 +212,10 @@ FORMS = [
         for form in of_rows("safe_softmax_cross_entropy", "probabilities")
         if "where" not in form.operands and form.options == {"axis": -1}
     ),
-    *list(of_rows("poly_loss_cross_entropy", "probabilities", EPSILONS))[::2],
+    *list(of_rows("poly_loss_cross_entropy", "probabilities", EPSILONS))[::3],
     *divergences("kl_divergence", "targets"),
     *list(divergences("kl_divergence_with_log_targets", "log_targets"))[1:4],
-    *list(divergences("generalized_kl_divergence", "targets"))[::2],
+    *list(divergences("generalized_kl_divergence", "targets"))[1:3],
     *list(divergences("convex_kl_divergence", "targets"))[:1],
     *smoothings("smooth_labels"),
     *rankings("ranking_softmax_loss"),
@@ -295,12 +296,11 @@ def test_any_call(form, data):
     call = data.draw(calls(form))
     floats = {name: x for name, x in call.items() if not np.issubdtype(x.dtype, np.integer) and x.dtype != bool}
     with jax.enable_x64(any(x.itemsize == 8 for x in call.values())):
-        operands = {name: jnp.asarray(x) for name, x in call.items()}
         promised = promises(form)
-        results = value, tangent, gradients = compiled(form, ours)(operands)
+        results = value, tangent, gradients = compiled(form, ours)(call)
     with jax.enable_x64(True):
         exact = call | {name: x.astype(np.float64) for name, x in floats.items()}
-        expected = compiled(form, optax.losses)({name: jnp.asarray(x) for name, x in exact.items()})
+        expected = compiled(form, optax.losses)(exact)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), results) == jax.tree.map(lambda x: (x.shape, x.dtype), promised)
 
     computed = np.float64 if all(x.dtype == np.float64 for x in floats.values()) else np.float32
@@ -334,8 +334,7 @@ def promises(form: Form):
     return jax.eval_shape(compiled(form, optax.losses), operands)
 
 
-@pytest.mark.parametrize("axis", [-1, 0])
-@pytest.mark.parametrize("name", ["softmax_cross_entropy", "poly_loss_cross_entropy"])
+@pytest.mark.parametrize(("name", "axis"), [("softmax_cross_entropy", 0), ("poly_loss_cross_entropy", -1)])
 def test_a_class_that_is_masked_is_as_good_as_deleted(name, axis):
     """Value, gradients and tangent, those of labels too, are what optax says of the others in float64."""
     rng = np.random.default_rng(0)
@@ -353,9 +352,9 @@ def test_a_class_that_is_masked_is_as_good_as_deleted(name, axis):
         lambda *operands: results(lambda x, a: getattr(ours, name)(x, a, axis=axis, where=where), *operands)
     )
     deleted = jax.jit(lambda *operands: results(lambda x, a: getattr(optax.losses, name)(x, a, axis=axis), *operands))
-    found = masked(*map(jnp.asarray, spoilt))
+    found = masked(*spoilt)
     with jax.enable_x64(True):
-        exact = deleted(*(jnp.asarray(np.compress(kept, array, axis).astype(np.float64)) for array in operands))
+        exact = deleted(*(np.compress(kept, array, axis).astype(np.float64) for array in operands))
     for what, array, expected in zip(("value", "tangent", "gradient", "gradient of labels"), found, exact, strict=True):
         if array.ndim == 2:
             assert (array[~where] == 0).all()

@@ -27,7 +27,7 @@ def sigmoid_binary_cross_entropy(logits, labels) -> Array:
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
     >>> print(losses.sigmoid_binary_cross_entropy(jnp.array([0.0, 2.0]), jnp.array([1, 0])))
-    [0.69315 2.12693]
+    [0.69315 2.12693 ]
 
     Source: I. Goodfellow, Y. Bengio and A. Courville, *Deep Learning* (2016), section 6.2.2.2.
     """
@@ -56,7 +56,7 @@ def sigmoid_focal_loss(logits, labels, *, alpha=None, gamma=2.0) -> Array:
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
     >>> print(losses.sigmoid_focal_loss(jnp.array([0.0, 2.0]), jnp.array([1, 0])))
-    [0.17329 1.65002]
+    [0.17329 1.65008]
 
     Source: T.-Y. Lin et al., *Focal Loss for Dense Object Detection* (2017).
     """

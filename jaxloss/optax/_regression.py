@@ -101,7 +101,7 @@ def log_cosh(predictions, targets=None) -> Array:
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
     >>> print(losses.log_cosh(jnp.array([1.0, 100.0])))
-    [ 0.43378 99.30685]
+    [ 0.43378 99.30685 ]
 
     Source: P. Chen, G. Chen and S. Zhang, *Log Hyperbolic Cosine Loss Improves Variational Auto-Encoder* (2018).
     """

@@ -56,11 +56,7 @@ def of_probabilities(logits: Array, labels: Array, axis: Axis, where) -> Rows:
             "the end, which is the same of both"
         )
     where = _where(logits, axis, axes, where)
-    shape = broadcast(logits=logits, labels=labels, where=where)
-    classes = [logits.shape[one] for one in axes]
-    if classes != [shape[one] for one in axes]:
-        found = f"labels has shape {labels.shape}" + ("" if where is None else f", where {where.shape}")
-        raise ValueError(f"logits has shape {logits.shape}, {found}: expected logits of all classes (axis is {axis})")
+    shape = _broadcast(logits, labels, where, axes)
     rows, included = _masks(where, shape, axes)
     return Rows(_flat(logits, shape, axes), _flat(labels, shape, axes), rows, included)
 
@@ -74,9 +70,7 @@ def of_indices(logits: Array, labels: Array, axis: Axis, where) -> Rows:
         )
     beside = jnp.expand_dims(labels, axes)
     where = _where(logits, axis, axes, where)
-    shape = broadcast(logits=logits, labels=beside, where=where)
-    if [logits.shape[one] for one in axes] != [shape[one] for one in axes]:
-        raise ValueError(f"where has shape {where.shape}, logits {logits.shape}: expected logits of all classes")
+    shape = _broadcast(logits, beside, where, axes)
     rows, included = _masks(where, shape, axes)
     return Rows(_flat(logits, shape, axes), _along_rows(beside, shape, axes), rows, included)
 
@@ -113,6 +107,17 @@ def _where(logits: Array, axis: Axis, axes: tuple[int, ...], where) -> Array | N
             f"{logits.ndim - len(axes)} for one that is about rows"
         )
     return beside
+
+
+def _broadcast(logits: Array, labels: Array, where: Array | None, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of all three, which has no more classes than the logits: one logit is no softmax of several."""
+    shape = broadcast(logits=logits, labels=labels, where=where)
+    if any(logits.shape[one] != shape[one] for one in axes):
+        raise ValueError(
+            f"logits has shape {logits.shape}, labels and where broadcast with it to {shape}: expected logits of all "
+            f"classes, which are along the axes {axes}"
+        )
+    return shape
 
 
 def _masks(where: Array | None, shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[Array | None, Array | None]:
