@@ -1,0 +1,75 @@
+"""Operands as optax takes them, which broadcast and mix types, and formulas of them with derivatives of their own."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jaxloss._calls import Array
+
+
+def floating(name: str, x) -> Array:
+    """`x` as an array, of a floating-point type."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point type")
+    return x
+
+
+def number(name: str, x) -> Array:
+    """`x` as an array, of any real type."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} has dtype {x.dtype}: expected a real type")
+    return x
+
+
+def mask(where) -> Array:
+    """`where` as an array of booleans."""
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise ValueError(f"where has dtype {where.dtype}: expected bool")
+    return where
+
+
+def broadcast(**operands: Array | None) -> tuple[int, ...]:
+    """The shape that the named operands broadcast to; None has no part in it."""
+    shapes = {name: x.shape for name, x in operands.items() if x is not None}
+    try:
+        return jnp.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        found = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{found}: expected shapes that broadcast") from error
+
+
+def wide(x: Array) -> Array:
+    """`x` in the type that losses are computed in: float32 for floating-point types that are narrower."""
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+    return x.astype(jnp.float32) if narrow else x
+
+
+def of_type(x: Array, *operands) -> Array:
+    """`x` in the type that optax gives a result of these operands: the one they promote to."""
+    dtype = jnp.result_type(*map(jnp.asarray, operands))
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def with_derivatives(value: Callable[..., Array], *derivatives: Callable[..., Array]) -> Callable[..., Array]:
+    """An elementwise `value` with its derivative with respect to each of its operands, as formulas.
+
+    Only operands that have a tangent are asked for: another's derivative may be infinite, and 0 × ∞ is not 0.
+    """
+    function = jax.custom_jvp(value)
+
+    def tangent(primals, tangents):
+        out = function(*primals)
+        terms = [
+            derivative(*primals) * dot
+            for derivative, dot in zip(derivatives, tangents, strict=True)
+            if not isinstance(dot, SymbolicZero)
+        ]
+        return out, jnp.broadcast_to(sum(terms, start=jnp.zeros((), out.dtype)), out.shape).astype(out.dtype)
+
+    function.defjvp(tangent, symbolic_zeros=True)
+    return function

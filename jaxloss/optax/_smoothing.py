@@ -1,0 +1,40 @@
+"""optax's smoothing of labels."""
+
+import jax.numpy as jnp
+
+from jaxloss._calls import Array
+from jaxloss.optax._operands import broadcast, floating, number, of_type, wide
+
+
+def smooth_labels(labels, alpha, *, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
+    r"""Labels of which a part $\alpha$ is spread evenly over the classes, $(1 - \alpha) a_i + \alpha / V$.
+
+    Args:
+        labels: $a$, probabilities of classes, of a floating-point type.
+        alpha: $\alpha$, the part that is spread; broadcasts with `labels`.
+        axis: the axis or axes of the classes; None for all.
+        where: booleans, false for elements that are none of the $V$ classes: they get 0. Broadcasts with `labels`.
+
+    Returns:
+        An array like `labels`, of the type that `labels` and `alpha` promote to.
+
+    Raises:
+        TypeError: `labels` is not floating-point.
+        ValueError: shapes do not broadcast, or `axis` is none of `labels`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxloss import optax as losses
+    >>> print(losses.smooth_labels(jnp.array([0.0, 1.0]), 0.2))
+    [0.1 0.9]
+
+    Source: C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision* (2016), section 7.
+    """
+    a, rate = floating("labels", labels), wide(number("alpha", alpha))
+    if where is None:
+        broadcast(labels=a, alpha=rate)
+        return of_type((1 - rate) * wide(a) + rate / jnp.size(a, axis), labels, alpha)
+    included = number("where", where).astype(bool)
+    included = jnp.broadcast_to(included, broadcast(labels=a, where=included))
+    broadcast(labels=included, alpha=rate)
+    classes = jnp.maximum(jnp.sum(included, axis, dtype=wide(a).dtype, keepdims=True), 1)
+    return of_type(jnp.where(included, (1 - rate) * wide(a) + rate / classes, 0), labels, alpha)

@@ -1,0 +1,199 @@
+"""optax's losses of classes that exclude each other, by the kernels of `jaxloss.categorical_cross_entropy`."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss._calls import Array
+from jaxloss.categorical import categorical_cross_entropy
+from jaxloss.optax._operands import broadcast, floating, mask, number, of_type, wide
+from jaxloss.optax._rows import Axis, Rows, masked, of_indices, of_probabilities
+
+
+def softmax_cross_entropy(logits, labels, axis: Axis = -1, where=None) -> Array:
+    r"""Cross entropy of each row with probabilities, $\sum_i -a_i \log t_i$ with $t = \mathrm{softmax}(x)$.
+
+    Args:
+        logits: $x$, of a floating-point type. A class whose logit is -Inf is masked: its probability is 0, and it costs
+            nothing while its label is 0.
+        labels: $a$, probabilities, of any real type; broadcasts with `logits`.
+        axis: the axis or axes of the classes; None for all.
+        where: booleans that broadcast with `logits`, false for classes that a row does not have; or one a row (without
+            the axes of the classes), false for rows that are left out. A row without classes has loss 0. What is left
+            out may hold anything.
+
+    Returns:
+        An array without the axes of the classes, of the type that `logits` and `labels` promote to.
+
+    Raises:
+        TypeError: `logits` is not floating-point.
+        ValueError: shapes do not broadcast, `axis` is none of `logits`, or `where` is not boolean.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxloss import optax as losses
+    >>> print(losses.softmax_cross_entropy(jnp.array([2.0, 1.0, 0.0]), jnp.array([1.0, 0.0, 0.0])))
+    0.40761
+
+    Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4.
+    """
+    rows = _checked(logits, labels, axis, where)
+    losses = _cross_entropy(rows)
+    return of_type(losses.sum() if axis is None else losses, logits, labels)
+
+
+def safe_softmax_cross_entropy(logits, labels) -> Array:
+    """`softmax_cross_entropy` over the last axis, which is safe here too.
+
+    Args:
+        logits: as for `softmax_cross_entropy`.
+        labels: as for `softmax_cross_entropy`.
+
+    Returns:
+        As `softmax_cross_entropy`.
+
+    Raises:
+        TypeError: as `softmax_cross_entropy`.
+        ValueError: as `softmax_cross_entropy`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxloss import optax as losses
+    >>> print(losses.safe_softmax_cross_entropy(jnp.array([2.0, 1.0, -jnp.inf]), jnp.array([1.0, 0.0, 0.0])))
+    0.31326
+    """
+    return softmax_cross_entropy(logits, labels)
+
+
+def softmax_cross_entropy_with_integer_labels(logits, labels, axis: int | tuple[int, ...] = -1, where=None) -> Array:
+    r"""Cross entropy of each row with the index of its class, $-\log t_a$ with $t = \mathrm{softmax}(x)$.
+
+    Args:
+        logits: $x$, of a floating-point type.
+        labels: $a$, class indices of an integer type, of the shape of `logits` without the axes of the classes, or one
+            that broadcasts with it. A row whose index is not in `[0, V)` has loss NaN and gradient 0.
+        axis: the axis or axes of the classes; indices of several axes count along them in their order.
+        where: as for `softmax_cross_entropy`. A label of a class that is not there costs Inf.
+
+    Returns:
+        An array like `labels`, of the type of `logits`.
+
+    Raises:
+        TypeError: `logits` is not floating-point, or `labels` not of an integer type.
+        ValueError: shapes do not match, `axis` is none of `logits`, or `where` is not boolean.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxloss import optax as losses
+    >>> print(losses.softmax_cross_entropy_with_integer_labels(jnp.array([[2.0, 1.0, 0.0]]), jnp.array([0])))
+    [0.40761]
+
+    Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4.
+    """
+    x, labels = floating("logits", logits), jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type")
+    if not isinstance(axis, int | tuple):
+        raise ValueError(f"axis has type {type(axis).__name__}: expected int or a tuple of int")
+    rows = of_indices(x, labels, axis, where)
+    return of_type(_rows_loss(masked(rows, finite=False), rows.labels, rows), logits)
+
+
+def poly_loss_cross_entropy(logits, labels, *, epsilon=2.0, axis: Axis = -1, where=None) -> Array:
+    r"""The PolyLoss of each row, $\sum_i -a_i \log t_i + \epsilon \sum_i a_i (1 - t_i)$ with $t = \mathrm{softmax}(x)$.
+
+    Args:
+        logits: as for `softmax_cross_entropy`.
+        labels: as for `softmax_cross_entropy`, but of a floating-point type.
+        epsilon: $\epsilon$, a number, or an array that broadcasts with the losses.
+        axis: as for `softmax_cross_entropy`.
+        where: as for `softmax_cross_entropy`.
+
+    Returns:
+        An array without the axes of the classes, of the type that `logits`, `labels` and `epsilon` promote to.
+
+    Raises:
+        TypeError: `logits` or `labels` is not floating-point.
+        ValueError: as `softmax_cross_entropy`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxloss import optax as losses
+    >>> print(losses.poly_loss_cross_entropy(jnp.array([2.0, 1.0, 0.0]), jnp.array([1.0, 0.0, 0.0])))
+    1.07713
+
+    Source: Z. Leng et al., *PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions* (2022).
+    """
+    floating("labels", labels)
+    rows = _checked(logits, labels, axis, where)
+    losses, scale = _cross_entropy(rows), wide(number("epsilon", epsilon))
+    x, a = wide(masked(rows, finite=True)), wide(rows.labels)
+    if rows.included is not None:
+        a = jnp.where(rows.included, a, 0)
+    if rows.where is not None:
+        x, a = (jnp.where(rows.where[..., None], part, 0) for part in (x, a))
+    misses = jnp.sum(a * (1 - jax.nn.softmax(x)), -1)
+    if axis is None:
+        losses, misses = losses.sum(), misses.sum()
+    broadcast(losses=losses, epsilon=scale)
+    return of_type(losses + scale * misses, logits, labels, epsilon)
+
+
+def ranking_softmax_loss(
+    logits, labels, *, where=None, weights=None, reduce_fn: Callable[..., Array] | None = jnp.mean
+) -> Array:
+    r"""The softmax loss of lists, $\sum_i -w_i a_i \log t_i$ with $t = \mathrm{softmax}(x)$ for each, reduced.
+
+    Args:
+        logits: scores $x$ of a list's items, `[..., V]` of a floating-point type.
+        labels: the items' relevance $a$, of any real type; broadcasts with `logits`.
+        where: booleans that broadcast with `logits`, false for items that a list does not have. Default: it has all.
+        weights: $w$, numbers that broadcast with `logits`. Default: 1.
+        reduce_fn: takes the losses `[...]`, and with `where=` which lists have items; `jax.numpy.mean` and
+            `jax.numpy.sum` do. None returns the losses. A mean over no list is 0.
+
+    Returns:
+        What `reduce_fn` makes of the losses, of the type that `logits` and `weights` promote to.
+
+    Raises:
+        TypeError: `logits` is not floating-point.
+        ValueError: shapes do not broadcast, or `where` is not boolean.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxloss import optax as losses
+    >>> print(losses.ranking_softmax_loss(jnp.array([2.0, 1.0, 3.0]), jnp.array([1.0, 0.0, 0.0])))
+    1.40761
+
+    Source: Z. Cao et al., *Learning to Rank: From Pairwise Approach to Listwise Approach* (2007).
+    """
+    x, a = floating("logits", logits), number("labels", labels)
+    weight = None if weights is None else number("weights", weights)
+    where = None if where is None else mask(where)
+    broadcast(logits=x, labels=a, weights=weight, where=where)
+    operands = (x,) if weight is None else (x, weights)
+    a = a.astype(wide(x).dtype if weight is not None or a.dtype != x.dtype else x.dtype)
+    if weight is not None:
+        a = a * wide(weight) if where is None else jnp.where(where, a * wide(weight), 0)
+    rows = of_probabilities(x, a, -1, where)
+    losses, has_items = _cross_entropy(rows), rows.where
+    if reduce_fn is None:
+        return of_type(losses, *operands)
+    reduced = reduce_fn(losses, where=has_items)
+    if reduce_fn is jnp.mean:
+        none = losses.size == 0 if has_items is None else ~has_items.any()
+        reduced = jnp.where(none, 0, reduced)
+    return of_type(reduced, *operands)
+
+
+def _checked(logits, labels, axis: Axis, where) -> Rows:
+    x, a = floating("logits", logits), number("labels", labels)
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        a = a.astype(x.dtype)
+    return of_probabilities(x, a, axis, where)
+
+
+def _cross_entropy(rows: Rows) -> Array:
+    """The losses of rows of probabilities."""
+    labels = rows.labels if rows.included is None else jnp.where(rows.included, rows.labels, 0)
+    return _rows_loss(masked(rows, finite=True), labels, rows)
+
+
+def _rows_loss(logits: Array, labels: Array, rows: Rows) -> Array:
+    return categorical_cross_entropy(logits, labels, where=rows.where, clip=None, reduction="none")
