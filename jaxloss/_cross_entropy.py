@@ -332,30 +332,46 @@ def _tangents(objective: Objective, operands, losses, stats, dots):
     def of_given(operands):
         return formulas.given_targets(logits, operands["target"], operands)
 
+    def of_labels(operands):
+        """Above 0 at every label, also at one whose share is 0."""
+        return formulas.given_targets(logits, target, {**operands, "mix": jnp.full_like(maximum, 0.5)})
+
     def summed(*terms) -> Array:
         """The sum of the terms, each ⟨derivative, tangent⟩ of rows."""
         dot = functools.reduce(jnp.add, [row_dot(a, b, rank) for a, b in terms], jnp.zeros_like(losses))
         return varying_like(losses, dot)
 
-    in_z, in_targets = ("logits", "softcap", "temperature"), ("target", "mix", "class_weights", "label_smoothing")
     z = of_z(named)
-    z_dot = _along_live(of_z, named, {name: named_dots.get(name) for name in in_z})
-    if z_dot is not None:  # a masked class moves with no parameter
-        z_dot = jnp.where(jnp.isfinite(z), z_dot, 0)
-    b_dot = _along_live(of_targets, named, {name: named_dots.get(name) for name in in_targets})
-    a_dot = _along_live(of_given, named, {name: named_dots.get(name) for name in ("target", "mix")})
+    z_dot = _along_live(of_z, named, {"logits": named_dots["logits"]})
+    # A masked class moves with no parameter.
+    unmasked = {**named, "logits": jnp.where(jnp.isneginf(z), 0, logits)}
+    of_parameters = _along_live(of_z, unmasked, {name: named_dots.get(name) for name in ("softcap", "temperature")})
+    if of_parameters is not None:
+        of_parameters = jnp.where(jnp.isneginf(z), 0, of_parameters)
+        z_dot = of_parameters if z_dot is None else z_dot + of_parameters
+    given_dots = {name: named_dots.get(name) for name in ("target", "mix")}
+    weighing_dots = {name: named_dots.get(name) for name in ("class_weights", "label_smoothing")}
     nll = log_sum[..., None] - (z - maximum[..., None])
-    if jnp.issubdtype(target.dtype, jnp.integer):  # a masked class that is no target has no part in any sum
-        nll = jnp.where(jnp.isinf(nll) & (of_targets(named) == 0), 0, nll)
-    elif "num_classes" in options:
-        nll = jnp.where(formulas.counted_classes(z, options), nll, 0)
+
+    def nll_where_targeted(target_of_class: Array) -> Array:
+        """Without the infinite ones of masked classes that are no target, which have no part in any sum."""
+        if jnp.issubdtype(target.dtype, jnp.integer):
+            return jnp.where(jnp.isinf(nll) & (target_of_class == 0), 0, nll)
+        return jnp.where(formulas.counted_classes(z, options), nll, 0)
+
+    given_nll = nll_where_targeted(of_labels(named))
+    of_targets_dots = []
+    for of, along_dots in ((given_nll, given_dots), (nll_where_targeted(of_targets(named)), weighing_dots)):
+        b_dot = _along_live(of_targets, named, along_dots)
+        if b_dot is not None:
+            valid, _ = _whole_targets(objective, objective.axes, logits, target, options)
+            of_targets_dots.append((of, jnp.where(valid[..., None], b_dot, 0)))
+    a_dot = _along_live(of_given, named, given_dots)
 
     terms = []
     if z_dot is not None:
         terms.append((_z_derivative(objective, operands, stats), z_dot))
-    if b_dot is not None:
-        valid, _ = _whole_targets(objective, objective.axes, logits, target, options)
-        terms.append((nll, jnp.where(valid[..., None], b_dot, 0)))
+    terms += of_targets_dots
     losses_dot = summed(*terms)
     if named_dots.get("z_loss") is not None:
         lse = maximum + log_sum
@@ -378,6 +394,6 @@ def _tangents(objective: Objective, operands, losses, stats, dots):
         total = varying_like(losses, given.sum(-1))
         terms.append((jnp.where(valid[..., None], softmax * total[..., None] - given, 0), z_dot))
     if a_dot is not None:
-        terms.append((nll, jnp.where(valid[..., None], a_dot, 0)))
+        terms.append((given_nll, jnp.where(valid[..., None], a_dot, 0)))
     nll_dot = summed(*terms) if terms else None
     return losses_dot, None, log_sum_dot, nll_dot, entropy_dot, None, None
