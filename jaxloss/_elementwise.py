@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxloss import _calls, _pair
 from jaxloss._calls import Array, Formula
@@ -124,12 +125,20 @@ def _tangents(loss: Elementwise, operands, losses, stats, dots):
     x_dot, target_dot, _, *parameter_dots = dots
     of_elements = [x_dot, target_dot]
     for place, dot in enumerate(parameter_dots):
-        if dot is not None:
-            (dot,) = _calls.parameters_of_elements((dot,), (0,) if place in loss.features else (), x)
-            dot = jnp.broadcast_to(dot, x.shape)
-        of_elements.append(dot)
+        of_elements.append(None if dot is None else _of_every_element(dot, place in loss.features, x))
     terms = [row_dot(partial(place), dot, losses.ndim) for place, dot in enumerate(of_elements) if dot is not None]
     return (varying_like(losses, sum(terms[1:], start=terms[0])),)
+
+
+def _of_every_element(dot: Array, per_feature: bool, x: Array) -> Array:
+    """The tangent of a parameter, as often as there are elements."""
+    axes = (*range(dot.ndim - 1), x.ndim - 1) if per_feature else tuple(range(dot.ndim))
+    sharding = jax.typeof(x).sharding
+    if not sharding.mesh.explicit_axes:
+        return jax.lax.broadcast_in_dim(dot, x.shape, axes)
+    # Where shardings are part of the types: split like `x`, so that in reverse mode devices add up what they have.
+    dot = jax.sharding.reshard(dot, PartitionSpec(*(sharding.spec[axis] for axis in axes)))
+    return jax.lax.broadcast_in_dim(dot, x.shape, axes, out_sharding=sharding.spec)
 
 
 @functools.cache

@@ -9,10 +9,7 @@ from jaxloss.formulas.arithmetic import Array, product, real
 
 
 def binary_cross_entropy(logits: Array, target: Array, clip: float | None = 1e-7) -> Array:
-    r"""$-a \log t - (1 - a) \log(1 - t)$ with $t = \sigma(x)$ clipped to $[\mathrm{clip}, 1 - \mathrm{clip}]$.
-
-    Computed as $-\log\sigma(x) = \max(-x, 0) + \log(1 + e^{-|x|})$, so that nothing underflows before its logarithm.
-    """
+    r"""$-a \log t - (1 - a) \log(1 - t)$ with $t = \sigma(x)$ clipped to $[\mathrm{clip}, 1 - \mathrm{clip}]$."""
     a = real(target)
     if_one, if_zero = binary_nll(logits, clip)
     return product(a, if_one) + product(1 - a, if_zero)
@@ -24,10 +21,14 @@ def d_binary_cross_entropy(logits: Array, target: Array) -> Array:
 
 
 def binary_nll(logits: Array, clip: float | None = None) -> tuple[Array, Array]:
-    r"""$-\log t$ and $-\log(1 - t)$ with $t = \sigma(x)$ clipped to $[\mathrm{clip}, 1 - \mathrm{clip}]$."""
+    r"""$-\log t$ and $-\log(1 - t)$ with $t = \sigma(x)$ clipped to $[\mathrm{clip}, 1 - \mathrm{clip}]$.
+
+    Computed as $-\log\sigma(x) = \max(-x, 0) + \log(1 + e^{-|x|})$, so that nothing underflows before its logarithm.
+    """
     x = real(logits)
-    softplus = jnp.log1p(jnp.exp(-jnp.abs(x)))
-    if_one, if_zero = jnp.maximum(-x, 0) + softplus, jnp.maximum(x, 0) + softplus
+    negative = x < 0
+    softplus = jnp.log1p(jnp.exp(-jnp.where(negative, -x, x)))  # not abs, whose derivative at 0 is neither side's
+    if_one, if_zero = jnp.where(negative, -x, 0) + softplus, jnp.where(negative, 0, x) + softplus
     if clip:
         floor, ceiling = -math.log1p(-clip), -math.log(clip)
         if_one, if_zero = jnp.clip(if_one, floor, ceiling), jnp.clip(if_zero, floor, ceiling)
@@ -128,7 +129,7 @@ def _focus(logits: Array, a: Array) -> tuple[Array, Array]:
     """
     x = real(logits)
     negative = x < 0
-    size = jnp.where(negative, -x, x)  # not abs, whose derivative at 0 is neither side's
+    size = jnp.where(negative, -x, x)
     share, other = jnp.where(negative, 1 - a, a), jnp.where(negative, a, 1 - a)
     certain = other == 0
     r = jnp.exp(-size)
