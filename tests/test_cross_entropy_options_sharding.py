@@ -1,0 +1,91 @@
+"""The options of cross entropy that are arrays of classes or count them, where devices share the classes and the rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxloss
+import tolerance
+from test_sharding import assert_only_rows_travel, mesh_of, pytestmark  # noqa: F401
+
+P = PartitionSpec
+ROWS, CLASSES, COUNTED = 16, 64, 51
+PLACEMENTS = {"rows": P("d", None), "features": P(None, "v"), "both": P("d", "v")}
+OPTIONS = {"label_smoothing": 0.1, "num_classes": COUNTED, "z_loss": 0.02, "clip": None}
+
+
+def sample(kind):
+    rng = np.random.default_rng(0)
+    x = (3 * rng.normal(size=(ROWS, CLASSES))).astype(np.float32)
+    labels, others = (rng.integers(0, COUNTED, ROWS, np.int32) for _ in range(2))
+    mix, weights = rng.random(ROWS).astype(np.float32), np.linspace(0.5, 2, CLASSES, dtype=np.float32)
+    probabilities = (rng.random(x.shape) / CLASSES).astype(np.float32)
+    return x, {"indices": (labels,), "mixed": (labels, others, mix), "probabilities": (probabilities,)}[kind], weights
+
+
+def of_target(target):
+    return target if len(target) == 3 else target[0]
+
+
+def everything(x, weights, *target, **options):
+    """Loss, statistics and gradients, of logits and class weights."""
+
+    def loss(x, weights):
+        total, stats = jaxloss.categorical_cross_entropy_with_stats(
+            x, of_target(target), class_weights=weights, **OPTIONS, **options
+        )
+        return total + jnp.sum(stats.nll * jnp.cos(stats.entropy)), stats
+
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, weights)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("kind", ["indices", "mixed", "probabilities"])
+def test_placements(kind, placement, axis_type):
+    x, target, weights = sample(kind)
+    expected = jax.jit(everything)(x, weights, *target)
+    rows, classes = PLACEMENTS[placement]
+    mesh = mesh_of(axis_type)
+    with jax.set_mesh(mesh):
+        specs = [P(rows, classes), P(classes), *(P(rows) if t.ndim == 1 else P(rows, classes) for t in target)]
+        placed = [
+            jax.device_put(t, NamedSharding(mesh, spec)) for t, spec in zip((x, weights, *target), specs, strict=True)
+        ]
+        compiled = jax.jit(everything).lower(*placed).compile()
+        assert_only_rows_travel(compiled, max(ROWS, CLASSES))
+        actual = compiled(*placed)
+    for ours, alone in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        if ours.dtype == np.int32:
+            np.testing.assert_array_equal(ours, alone)
+        else:
+            tolerance.assert_close(ours, alone, f"{kind}, {placement}", terms=x.size, magnitude=1.0)
+
+
+@pytest.mark.parametrize("kind", ["indices", "mixed", "probabilities"])
+def test_classes_that_the_caller_has_split(kind):
+    """With `axis_name`, class weights are the device's slice, labels and the number of classes those of all."""
+    x, target, weights = sample(kind)
+    mesh = mesh_of(AxisType.Auto)
+
+    def sharded(x, weights, *target):
+        def of_slice(x, weights, *target):
+            (loss, stats), (of_x, of_weights) = everything(
+                x, weights, *target, axis_name="v", normalizer="weights" if kind == "indices" else None
+            )
+            return loss, stats, of_x, of_weights
+
+        specs = (P(None, "v"), P("v"), *(P(None) if t.ndim == 1 else P(None, "v") for t in target))
+        return jax.shard_map(of_slice, mesh=mesh, in_specs=specs, out_specs=(P(), P(), P(None, "v"), P("v")))(
+            x, weights, *target
+        )
+
+    loss, stats, *gradients = jax.jit(sharded)(x, weights, *target)
+    expected = everything(x, weights, *target, normalizer="weights" if kind == "indices" else None)
+    for ours, alone in zip(jax.tree.leaves(((loss, stats), gradients)), jax.tree.leaves(expected), strict=True):
+        if ours.dtype == np.int32:
+            np.testing.assert_array_equal(ours, alone)
+        else:
+            tolerance.assert_close(ours, alone, kind, terms=x.size, magnitude=1.0)
