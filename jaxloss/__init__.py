@@ -9,6 +9,7 @@ from jaxloss._library import Backends, backends
 from jaxloss._version import __version__
 from jaxloss.binary import binary_cross_entropy, d_binary_cross_entropy
 from jaxloss.categorical import categorical_cross_entropy, d_categorical_cross_entropy
+from jaxloss.linear import linear_cross_entropy, linear_log_prob
 from jaxloss.regression import d_mse, mse
 
 __all__ = [
@@ -21,5 +22,7 @@ __all__ = [
     "d_categorical_cross_entropy",
     "d_mse",
     "formulas",
+    "linear_cross_entropy",
+    "linear_log_prob",
     "mse",
 ]

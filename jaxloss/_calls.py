@@ -42,14 +42,26 @@ def varying(axes: Sequence[str], x: Array) -> Array:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def _call(name: str, results: Sequence[jax.ShapeDtypeStruct], formula: Callable, *operands: Array, **attributes) -> Any:
-    """The kernel `name` where the platform has it, else the formula. Both give the tuple of results."""
+def _call(
+    name: str,
+    results: Sequence[jax.ShapeDtypeStruct],
+    formula: Callable,
+    *operands: Array,
+    aliases: dict[int, int] | None = None,
+    **attributes,
+) -> Any:
+    """The kernel `name` where the platform has it, else the formula. Both give the tuple of results.
+
+    `aliases` says which operand's memory the kernel may write a result to; XLA copies the operand if it is still needed.
+    """
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
     axes = manual_axes(*operands)
     operands = tuple(varying(axes, operand) for operand in operands)
 
     def kernel(*operands):
-        outputs = jax.ffi.ffi_call(f"jaxloss_{name}", tuple(results))(*operands, **attributes)
+        outputs = jax.ffi.ffi_call(f"jaxloss_{name}", tuple(results), input_output_aliases=aliases)(
+            *operands, **attributes
+        )
         return tuple(varying(axes, output) for output in outputs)
 
     def plain(*operands):
@@ -159,9 +171,12 @@ def cross_entropy_value_and_stats(
 
 
 def cross_entropy_value_and_grad(
-    logits: Array, target: Array, row_weight: Array, *, clip: float
+    logits: Array, target: Array, row_weight: Array, *, clip: float, in_place: bool = False
 ) -> tuple[Array, Array]:
-    """The loss of each row, and the gradient with respect to the logits times the row's weight."""
+    """The loss of each row, and the gradient with respect to the logits times the row's weight.
+
+    `in_place` lets the gradient overwrite the logits: for logits that nobody else needs.
+    """
 
     def plain(logits, target, row_weight):
         losses = formulas.categorical_cross_entropy(logits, target, clip)
@@ -170,20 +185,35 @@ def cross_entropy_value_and_grad(
 
     rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
     return _call(
-        "cross_entropy_value_and_grad", (rows, _like(logits)), plain, logits, target, row_weight, clip=np.float64(clip)
+        "cross_entropy_value_and_grad",
+        (rows, _like(logits)),
+        plain,
+        logits,
+        target,
+        row_weight,
+        aliases={0: 1} if in_place else None,
+        clip=np.float64(clip),
     )
 
 
 def cross_entropy_grad(
-    logits: Array, target: Array, row_weight: Array, maximum: Array, log_sum: Array, target_sum: Array
+    logits: Array,
+    target: Array,
+    row_weight: Array,
+    maximum: Array,
+    log_sum: Array,
+    target_sum: Array,
+    *,
+    in_place: bool = False,
 ) -> Array:
     """The gradient alone, of rows (or of a slice of their classes) whose statistics and target sum are known.
 
-    A label outside the slice is not at fault: only a target sum of 0 says that the row's label is out of range.
+    `in_place` lets it overwrite the logits. A label outside the slice is not at fault: only a target sum of 0 says that the row's label is out of range.
     """
 
     def plain(logits, target, row_weight, maximum, log_sum, total):
         return (weighted(row_weight, formulas.d_cross_entropy_of_stats(logits, target, maximum, log_sum, total)),)
 
     operands = (logits, target, row_weight, maximum, log_sum, target_sum)
-    return _call("cross_entropy_grad", (_like(logits),), plain, *operands)[0]
+    aliases = {0: 0} if in_place else None
+    return _call("cross_entropy_grad", (_like(logits),), plain, *operands, aliases=aliases)[0]

@@ -16,14 +16,14 @@ from jaxloss._rows import row_wise
 def value(axes: tuple[str, ...], clip: float, logits: Array, target: Array, examples: Examples) -> Array:
     """The reduced loss of logits `[..., V]`; an example is a row. For `axes` see `row_loss`."""
     reduced = _pair.weighted_rows if examples.reduction == "none" else _pair.weighted_sum
-    return reduced(row_loss(clip, axes))(logits, _of_slice(axes, logits, target), _weight(logits, examples))
+    return reduced(row_loss(clip, axes))(logits, target_of_slice(axes, logits, target), _weight(logits, examples))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def gradient(axes: tuple[str, ...], logits: Array, target: Array, examples: Examples) -> Array:
     """The gradient of the reduced loss with respect to the logits, which no clip changes."""
     loss = row_loss(0.0, axes)
-    return _pair.value_and_grad(loss)(logits, _of_slice(axes, logits, target), _weight(logits, examples))[1]
+    return _pair.value_and_grad(loss)(logits, target_of_slice(axes, logits, target), _weight(logits, examples))[1]
 
 
 def _weight(logits: Array, examples: Examples) -> Array:
@@ -36,8 +36,10 @@ def _row_rank(logits, *_) -> int:
 
 
 @functools.cache
-def row_loss(clip: float, axes: tuple[str, ...] = ()) -> RowLoss:
+def row_loss(clip: float, axes: tuple[str, ...] = (), *, in_place: bool = False) -> RowLoss:
     """The cross entropy of rows of logits with class indices or probabilities; `clip` is 0 for none.
+
+    `in_place` lets a gradient overwrite the logits, for a caller who has made them and needs them no more.
 
     The statistics of a row are its `formulas.softmax_stats`. With `axes`, an enclosing `shard_map` has split the
     classes over these mesh axes: logits and target are the slice of this device, losses and statistics are the whole
@@ -51,7 +53,7 @@ def row_loss(clip: float, axes: tuple[str, ...] = ()) -> RowLoss:
         return _calls.cross_entropy_value_and_stats(logits, target, row_weight, clip=clip)
 
     def value_and_grad(logits, target, row_weight):
-        return _calls.cross_entropy_value_and_grad(logits, target, row_weight, clip=clip)
+        return _calls.cross_entropy_value_and_grad(logits, target, row_weight, clip=clip, in_place=in_place)
 
     def slice_value_and_stats(axes, logits, target, row_weight):
         return _whole_rows(axes, clip, logits, target, row_weight)[:3]
@@ -61,14 +63,17 @@ def row_loss(clip: float, axes: tuple[str, ...] = ()) -> RowLoss:
 
     def slice_value_and_grad(axes, logits, target, row_weight):
         losses, maximum, log_sum, total = _whole_rows(axes, clip, logits, target, row_weight)
-        return losses, _calls.cross_entropy_grad(logits, target, row_weight, maximum, log_sum, total)
+        gradient = _calls.cross_entropy_grad(
+            logits, target, row_weight, maximum, log_sum, total, in_place=in_place
+        )
+        return losses, gradient
 
     def op(whole, of_slice):
         if axes:
             whole = functools.partial(of_slice, axes)
 
         def split(split_axes, logits, target, row_weight):
-            return of_slice(split_axes, logits, _of_slice(split_axes, logits, target), row_weight)
+            return of_slice(split_axes, logits, target_of_slice(split_axes, logits, target), row_weight)
 
         return row_wise(whole, split, _row_rank)
 
@@ -83,7 +88,7 @@ def row_loss(clip: float, axes: tuple[str, ...] = ()) -> RowLoss:
     )
 
 
-def _of_slice(axes: tuple[str, ...], logits: Array, target: Array) -> Array:
+def target_of_slice(axes: tuple[str, ...], logits: Array, target: Array) -> Array:
     """The target of this device's slice of the classes: an index within the slice, -1 for one that is elsewhere."""
     if not axes or not jnp.issubdtype(target.dtype, jnp.integer):
         return target
