@@ -170,7 +170,7 @@ def weighted_sum(plan: Plan) -> Callable[..., Array]:
             nothing = (None,) * (REST + plan.has_bias)
             losses_dot = _tangents(plan, operands, (*nothing, *parameter_dots))
             counted = _pair._counted(weight, of_tokens)
-            terms.append(jnp.sum(weighted(weight, jnp.where(counted, losses_dot, 0))))
+            terms.append(jnp.sum(weight * jnp.where(counted, losses_dot, 0)))
         return out, sum(_pair.varying_like(out, term) for term in terms)
 
     total.defjvp(tangent, symbolic_zeros=True)
@@ -197,7 +197,7 @@ def weighted_rows(plan: Plan) -> Callable[..., Array]:
             (of_tokens,), dot = losses(plan)(*operands), 0
             if any(other is not None for other in others):
                 losses_dot = _tangents(plan, operands, others)
-                dot = weighted(weight, jnp.where(_pair._counted(weight, of_tokens), losses_dot, 0))
+                dot = weight * jnp.where(_pair._counted(weight, of_tokens), losses_dot, 0)
         if weight_dot is not None:
             dot = dot + of_tokens * weight_dot
         out = weighted(weight, of_tokens)
