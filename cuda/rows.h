@@ -69,6 +69,44 @@ struct CrossEntropyGradientRows {
   }
 };
 
+// One number for every `rows_per_number` rows; `otherwise` for all of them where none is given.
+template <class Number>
+struct RowNumbers {
+  Number otherwise;
+  const Number* number = nullptr;
+  int64_t rows_per_number = 1;
+
+  JAXLOSS_INLINE bool given() const { return number != nullptr; }
+  JAXLOSS_INLINE Number of(int64_t row) const { return given() ? number[row / rows_per_number] : otherwise; }
+};
+
+// `CrossEntropyRows` and `CrossEntropyGradientRows` with everything that a loss may ask for besides: see
+// `maths/cross_entropy_options.h` for what the options mean.
+template <class Logit, class Target>
+struct CrossEntropyOptionRows {
+  using Real = Accumulator<Logit>;
+  const Logit* logits = nullptr;  // [rows, classes]
+  Target target = {};
+  RowNumbers<Real> row_weight{1};
+  int64_t rows = 0, classes = 0;
+
+  RowNumbers<int32_t> second_label{-1};
+  RowNumbers<Real> mix{1}, label_smoothing{0}, z_loss{0}, softcap{1}, temperature{1};  // no softcap unless given
+  RowNumbers<int32_t> num_classes{0};
+  const Real* class_weights = nullptr;  // [rows / rows_per_class_weights, classes]
+  int64_t rows_per_class_weights = 1;
+  int64_t smoothed_classes = 0;  // that a row's smoothing is shared by, here or in other slices of the row
+  Real ceiling = 0;              // −log clip, or infinity
+
+  // Of whole rows, where the classes here are a slice of them; null where they are to be found.
+  const Real *known_max = nullptr, *known_log_sum = nullptr, *known_total = nullptr;  // [rows]
+
+  Real *loss = nullptr, *max = nullptr, *log_sum = nullptr;  // [rows] or null
+  Real *nll = nullptr, *entropy = nullptr;                   // [rows] or null
+  int32_t *predicted = nullptr, *rank = nullptr;             // [rows] or null
+  Logit* gradient = nullptr;                                 // [rows, classes] or null
+};
+
 JAXLOSS_INLINE bool taken_out(float weight) { return weight == 0.0f && __builtin_signbit(weight); }
 JAXLOSS_INLINE bool taken_out(double weight) { return weight == 0.0 && __builtin_signbit(weight); }
 

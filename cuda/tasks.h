@@ -59,7 +59,9 @@ struct RowsOfLogits<Rows, List<Pair...>> {
 };
 using CrossEntropyTasks = RowsOfLogits<CrossEntropyRows, StoredPairs>::type;
 using CrossEntropyGradientTasks = RowsOfLogits<CrossEntropyGradientRows, StoredPairs>::type;
+using CrossEntropyOptionTasks = RowsOfLogits<CrossEntropyOptionRows, StoredPairs>::type;
 
-using Tasks = Concatenate<ElementwiseTasks, CrossEntropyTasks, CrossEntropyGradientTasks>::type;
+using Tasks =
+    Concatenate<ElementwiseTasks, CrossEntropyTasks, CrossEntropyGradientTasks, CrossEntropyOptionTasks>::type;
 
 }  // namespace jaxloss

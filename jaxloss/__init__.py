@@ -8,21 +8,33 @@ from jaxloss import formulas
 from jaxloss._library import Backends, backends
 from jaxloss._version import __version__
 from jaxloss.binary import binary_cross_entropy, d_binary_cross_entropy
-from jaxloss.categorical import categorical_cross_entropy, d_categorical_cross_entropy
-from jaxloss.linear import linear_cross_entropy, linear_log_prob
+from jaxloss.categorical import (
+    CrossEntropyStats,
+    categorical_cross_entropy,
+    categorical_cross_entropy_with_stats,
+    d_categorical_cross_entropy,
+    entropy,
+    log_prob,
+)
+from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob
 from jaxloss.regression import d_mse, mse
 
 __all__ = [
     "Backends",
+    "CrossEntropyStats",
     "__version__",
     "backends",
     "binary_cross_entropy",
     "categorical_cross_entropy",
+    "categorical_cross_entropy_with_stats",
     "d_binary_cross_entropy",
     "d_categorical_cross_entropy",
     "d_mse",
+    "entropy",
     "formulas",
     "linear_cross_entropy",
+    "linear_cross_entropy_with_stats",
     "linear_log_prob",
+    "log_prob",
     "mse",
 ]

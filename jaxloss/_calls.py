@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss import _library, formulas
+from jaxloss import _library
 
 Array = jax.Array
 Formula = Callable[..., Array]
@@ -42,7 +42,7 @@ def varying(axes: Sequence[str], x: Array) -> Array:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def _call(
+def call(
     name: str,
     results: Sequence[jax.ShapeDtypeStruct],
     formula: Callable,
@@ -52,16 +52,15 @@ def _call(
 ) -> Any:
     """The kernel `name` where the platform has it, else the formula. Both give the tuple of results.
 
-    `aliases` says which operand's memory the kernel may write a result to; XLA copies the operand if it is still needed.
+    `aliases` says which operand's memory the kernel may write a result to; XLA copies what is still needed.
     """
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
     axes = manual_axes(*operands)
     operands = tuple(varying(axes, operand) for operand in operands)
 
     def kernel(*operands):
-        outputs = jax.ffi.ffi_call(f"jaxloss_{name}", tuple(results), input_output_aliases=aliases)(
-            *operands, **attributes
-        )
+        target = jax.ffi.ffi_call(f"jaxloss_{name}", tuple(results), input_output_aliases=aliases)
+        outputs = target(*operands, **attributes)
         return tuple(varying(axes, output) for output in outputs)
 
     def plain(*operands):
@@ -74,7 +73,7 @@ def _call(
     return jax.lax.platform_dependent(*operands, default=plain, **branches)
 
 
-def _like(x: Array, dtype=None) -> jax.ShapeDtypeStruct:
+def like(x: Array, dtype=None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype)
 
 
@@ -107,7 +106,7 @@ def elementwise_value(
     def plain(x, target, row_weight):
         return (_in_one_part(_sum_of_features(value(x, target), row_weight), parts),)
 
-    (losses,) = _call(f"{name}_value", (result,), plain, x, target, row_weight, parameters=_attribute(parameters))
+    (losses,) = call(f"{name}_value", (result,), plain, x, target, row_weight, parameters=_attribute(parameters))
     return (losses.sum(-1),)
 
 
@@ -128,8 +127,8 @@ def elementwise_value_and_grad(
         losses = _in_one_part(_sum_of_features(value(x, target), row_weight), parts)
         return losses, weighted(row_weight, derivative(x, target))
 
-    losses, gradient = _call(
-        f"{name}_value_and_grad", (result, _like(x)), plain, x, target, row_weight, parameters=_attribute(parameters)
+    losses, gradient = call(
+        f"{name}_value_and_grad", (result, like(x)), plain, x, target, row_weight, parameters=_attribute(parameters)
     )
     return losses.sum(-1), gradient
 
@@ -140,80 +139,3 @@ def _attribute(parameters: tuple[float, ...]) -> np.ndarray:
 
 def _in_one_part(losses: Array, parts: int) -> Array:
     return jnp.pad(losses[..., None], [(0, 0)] * losses.ndim + [(0, parts - 1)])
-
-
-# ---- cross entropy --------------------------------------------------------------------------------------------------
-
-
-def cross_entropy_value(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array]:
-    """The loss of each row; `clip` is 0 for none."""
-
-    def plain(logits, target, row_weight):
-        losses = formulas.categorical_cross_entropy(logits, target, clip)
-        return (jnp.where(taken_out(along(row_weight, losses)), 0, losses),)
-
-    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
-    return _call("cross_entropy_value", (rows,), plain, logits, target, row_weight, clip=np.float64(clip))
-
-
-def cross_entropy_value_and_stats(
-    logits: Array, target: Array, row_weight: Array, *, clip: float
-) -> tuple[Array, Array, Array]:
-    """The loss of each row, and its `formulas.softmax_stats`."""
-
-    def plain(logits, target, row_weight):
-        stats = formulas.softmax_stats(logits)
-        losses = formulas.cross_entropy_of_stats(logits, target, *stats, clip=clip)
-        return tuple(jnp.where(taken_out(along(row_weight, losses)), 0, out) for out in (losses, *stats))
-
-    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
-    return _call("cross_entropy_value_and_stats", (rows,) * 3, plain, logits, target, row_weight, clip=np.float64(clip))
-
-
-def cross_entropy_value_and_grad(
-    logits: Array, target: Array, row_weight: Array, *, clip: float, in_place: bool = False
-) -> tuple[Array, Array]:
-    """The loss of each row, and the gradient with respect to the logits times the row's weight.
-
-    `in_place` lets the gradient overwrite the logits: for logits that nobody else needs.
-    """
-
-    def plain(logits, target, row_weight):
-        losses = formulas.categorical_cross_entropy(logits, target, clip)
-        gradient = weighted(row_weight, formulas.d_categorical_cross_entropy(logits, target))
-        return jnp.where(taken_out(along(row_weight, losses)), 0, losses), gradient
-
-    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
-    return _call(
-        "cross_entropy_value_and_grad",
-        (rows, _like(logits)),
-        plain,
-        logits,
-        target,
-        row_weight,
-        aliases={0: 1} if in_place else None,
-        clip=np.float64(clip),
-    )
-
-
-def cross_entropy_grad(
-    logits: Array,
-    target: Array,
-    row_weight: Array,
-    maximum: Array,
-    log_sum: Array,
-    target_sum: Array,
-    *,
-    in_place: bool = False,
-) -> Array:
-    """The gradient alone, of rows (or of a slice of their classes) whose statistics and target sum are known.
-
-    `in_place` lets it overwrite the logits. A label outside the slice is not at fault: only a target sum of 0 says that the row's label is out of range.
-    """
-
-    def plain(logits, target, row_weight, maximum, log_sum, total):
-        return (weighted(row_weight, formulas.d_cross_entropy_of_stats(logits, target, maximum, log_sum, total)),)
-
-    operands = (logits, target, row_weight, maximum, log_sum, target_sum)
-    aliases = {0: 0} if in_place else None
-    return _call("cross_entropy_grad", (_like(logits),), plain, *operands, aliases=aliases)[0]

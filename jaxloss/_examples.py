@@ -13,7 +13,9 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("where", "weights", "normalizer"), meta_fields=("reduction",)
+    jax.tree_util.register_dataclass,
+    data_fields=("where", "weights", "normalizer", "share"),
+    meta_fields=("reduction", "by_weights"),
 )
 @dataclasses.dataclass(frozen=True)
 class Examples:
@@ -24,12 +26,16 @@ class Examples:
         weights: numbers, or None for all 1.
         reduction: one of `REDUCTIONS`.
         normalizer: what replaces the number of examples, or None.
+        by_weights: "mean" divides by the sum of what the examples that count weigh, not by their number.
+        share: what each row weighs in that sum besides its weight, or None for 1.
     """
 
     where: Array | None
     weights: Array | None
     reduction: str
     normalizer: Array | None
+    by_weights: bool = False
+    share: Array | None = None
 
 
 def checked(where, weights, reduction, normalizer) -> Examples:
@@ -107,15 +113,29 @@ def row_weight(
     if weights is not None:
         weight = weights.astype(dtype)
     if examples.reduction == "mean":
-        weight = weight * _inverse(_count(examples, where, shape, example_rank, dtype))
+        by_weights = examples.by_weights
+        n = (_weight_sum if by_weights else _count)(examples, where, weights, shape, example_rank, dtype)
+        weight = weight * _inverse(n)
     # A zero that is not `TAKEN_OUT`, whatever its sign was; its derivative stays 1.
     weight = weight - jax.lax.stop_gradient(jnp.where(taken_out(weight), weight, 0))
     weight = along_rows(weight, shape[:rank])
     return weight if where is None else jnp.where(along_rows(where, shape[:rank]), weight, TAKEN_OUT)
 
 
-def _count(examples: Examples, where: Array | None, shape: tuple[int, ...], example_rank: int, dtype) -> Array:
+def _weight_sum(examples: Examples, where, weights, shape: tuple[int, ...], example_rank: int, dtype) -> Array:
+    """What "mean" divides by where `by_weights`: the sum of what the rows that count weigh."""
+    rows = shape[:example_rank]
+    weight = jnp.ones(rows, dtype) if examples.share is None else examples.share.astype(dtype)
+    if weights is not None:
+        weight = weight * along_rows(weights.astype(dtype), rows)
+    if where is not None:
+        weight = jnp.where(along_rows(where, rows), weight, 0)
+    return weight.sum()
+
+
+def _count(examples: Examples, where, weights, shape: tuple[int, ...], example_rank: int, dtype) -> Array:
     """What "mean" divides by: the number of examples of which any element counts."""
+    del weights
     if examples.normalizer is not None:
         return examples.normalizer.astype(dtype)
     if where is None:

@@ -1,48 +1,26 @@
-"""Cross entropy of `hidden @ kernel`, chunk by chunk of tokens: the logits never exist for all of them.
+"""What one device makes of tokens and a kernel: cross entropy of `hidden @ kernel`, chunk by chunk of tokens.
 
-On one device a scan makes a chunk's logits, and from them all that is asked for: losses alone; or, by the fused custom
-call that overwrites the logits with their gradient, losses and the gradients of hidden states, kernel and bias, by one
-more matrix product each for the first two. There is no backward pass: the gradients of a reduced loss are kept for it.
+Of a chunk's logits come losses alone; or, by the fused custom call that overwrites the logits with their gradient,
+losses and the gradients of hidden states, kernel and bias, for one more matrix product each for the first two.
 
 Operands are always `(hidden, kernel, labels, row_weight, [bias,] *parameters)`.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxloss import _cross_entropy, _pair, _token_chunks
+from jaxloss import _cross_entropy, _pair
 from jaxloss._calls import Array, along, manual_axes, varying
+from jaxloss._cross_entropy import Objective
 from jaxloss._linear_mesh import Roles
-from jaxloss._pair import RowLoss
-from jaxloss._token_chunks import zeros
+from jaxloss._token_chunks import Overlapping, Result, Strided, chunk_size, scan_chunks
 from jaxloss.formulas import real
 
 HIDDEN, KERNEL, LABELS, WEIGHT, REST = range(5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """The loss of rows of logits: all that is known here of its options.
-
-    Attributes:
-        clip: 0 for none.
-        with_stats: whether statistics of rows are wanted beside their losses.
-    """
-
-    clip: float = 0.0
-
-    def loss(self, axes: tuple[str, ...]) -> RowLoss:
-        """Where the classes are split over these mesh axes."""
-        return _cross_entropy.row_loss(self.clip, axes, in_place=True)
-
-    def operands(self, axes: tuple[str, ...], logits: Array, labels: Array, weight: Array, parameters) -> tuple:
-        """What its ops are given."""
-        return logits, _cross_entropy.target_of_slice(axes, logits, labels), weight, *parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,36 +28,51 @@ class Plan:
     """What a linear loss is, beside its operands.
 
     Attributes:
-        rows: the loss of rows of logits.
+        objective: the loss of rows of logits, and the mesh axes that an enclosing `shard_map` has split them over.
         token_rank: how many axes of the hidden states are tokens.
         classes_first: whether the kernel is `[V, D]`.
         has_bias: whether there is a bias.
-        masked: whether rows may be taken out, or weigh nothing.
+        masked: whether tokens may be left out.
+        weighted: whether tokens have weights, which may be 0.
         chunk: how many tokens a chunk has, None for what `chunk_size` says.
         accumulate_dtype: what the gradient of the kernel is summed in.
         precision: of the matrix products.
-        axes: the mesh axes that an enclosing `shard_map` has split the classes over.
     """
 
-    rows: Rows
+    objective: Objective
     token_rank: int
     classes_first: bool
     has_bias: bool
     masked: bool
+    weighted: bool
     chunk: int | None
     accumulate_dtype: Any
     precision: Any
-    axes: tuple[str, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes that an enclosing `shard_map` has split the classes over."""
+        return self.objective.axes
 
     @property
     def tokens(self) -> Roles:
         """The roles of the tokens' axes."""
         return tuple(f"t{axis}" for axis in range(self.token_rank))
 
-    def roles(self, parameters: tuple[Roles, ...] = ()) -> tuple[Roles, ...]:
+    @property
+    def roles(self) -> tuple[Roles, ...]:
         """Of the operands' axes."""
         kernel = ("v", "d") if self.classes_first else ("d", "v")
-        return ((*self.tokens, "e"), kernel, self.tokens, self.tokens, *((("v",),) if self.has_bias else ()), *parameters)
+        bias: tuple[Roles, ...] = (("v",),) if self.has_bias else ()
+        parameters: tuple[Roles, ...] = tuple(
+            ("v",) if name == "class_weights" else () for name in self.objective.parameters
+        )
+        return (*self.tokens, "e"), kernel, self.tokens, self.tokens, *bias, *parameters
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """The names of the statistics of a token that are asked for."""
+        return self.objective.stats if self.objective.details else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,163 +93,181 @@ class Wanted:
 
 
 class Work:
-    """The operands on one device, and what is made of a chunk of their tokens."""
+    """The operands on one device, and what is made of a chunk of their tokens.
+
+    Attributes:
+        axes: the mesh axes that the classes are split over.
+        own_axes: the other axes of a `shard_map` that operands vary over. A device's sums are over its own tokens, so
+            its kernel is one of its own too.
+        all_axes: both.
+    """
 
     def __init__(self, plan: Plan, axes: tuple[str, ...], operands: tuple):
         self.plan, self.axes = plan, axes
-        # A device's sums are over its own tokens, so its kernel is one of its own too; not so over `axes`.
-        self.own_axes = tuple(axis for axis in manual_axes(*operands) if axis not in axes)
-        self.all_axes = tuple(manual_axes(*operands))
+        self.all_axes = manual_axes(*operands)
+        self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
         hidden, kernel, labels, weight, *rest = (varying(self.own_axes, operand) for operand in operands)
         self.dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
         self.kernel = kernel.astype(self.dtype)
         self.bias = rest.pop(0) if plan.has_bias else None
         self.parameters = tuple(rest)
-        self.loss = plan.rows.loss(axes)
+        self.objective = dataclasses.replace(plan.objective, axes=axes, in_place=True)
+        self.loss = _cross_entropy.row_loss(self.objective)
         self.token_shape = hidden.shape[:-1]
-        self.tokens = math.prod(self.token_shape)
         self.rows = tuple(self.flat(array) for array in (hidden, labels, weight))
+
+    @property
+    def classes_axis(self) -> int:
+        """The axis of classes of the kernel."""
+        return 0 if self.plan.classes_first else 1
+
+    @property
+    def sum_dtype(self):
+        """What the kernel's gradient is summed in."""
+        return self.dtype if self.dtype == jnp.float64 else self.plan.accumulate_dtype
 
     def flat(self, array: Array) -> Array:
         """All tokens along one axis."""
-        return array.reshape(self.tokens, *array.shape[self.plan.token_rank :])
+        return array.reshape(math.prod(self.token_shape), *array.shape[self.plan.token_rank :])
 
-    def product(self, hidden: Array, kernel: Array) -> Array:
+    def logits(self, hidden: Array, kernel: Array) -> Array:
         """`hidden @ kernel`."""
-        contracted = 1 if self.plan.classes_first else 0
-        return self._dot(hidden.astype(self.dtype), kernel, (1, contracted), self.dtype)
+        return self._dot(hidden.astype(self.dtype), kernel, (1, 1 - self.classes_axis), self.dtype)
+
+    def of_hidden(self, d_logits: Array) -> Array:
+        """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
+        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.dtype)
+
+    def of_kernel(self, hidden: Array, weight: Array, d_logits: Array) -> Array:
+        """A chunk's share of the gradient of the kernel."""
+        hidden = self.kept(hidden, weight).astype(self.dtype)
+        first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
+        return self._dot(first, second, (0, 0), self.sum_dtype)
 
     def _dot(self, a: Array, b: Array, contracted: tuple[int, int], dtype) -> Array:
         dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
         return jax.lax.dot_general(a, b, dimensions, precision=self.plan.precision, preferred_element_type=dtype)
 
-    def with_bias(self, logits: Array, bias: Array | None) -> Array:
-        """`logits + bias`."""
-        return logits if bias is None else (real(logits) + real(bias)).astype(logits.dtype)
+    def kept(self, hidden: Array, weight: Array) -> Array:
+        """Hidden states with zeros where a token weighs nothing: 0 · NaN would be NaN."""
+        if not self.plan.masked and not self.plan.weighted:
+            return hidden
+        return jnp.where(along(weight == 0, hidden), 0, hidden)
 
-    def row_operands(self, hidden: Array, labels: Array, weight: Array) -> tuple:
+    def row_operands(self, hidden: Array, labels: Array, weight: Array) -> tuple[Array, ...]:
         """The logits of a chunk and what else its row loss is given."""
-        logits = self.with_bias(self.product(hidden, self.kernel), self.bias)
-        return self.plan.rows.operands(self.axes, logits, labels, weight, self.parameters)
+        logits = self.logits(hidden, self.kernel)
+        if self.bias is not None:
+            logits = (real(logits) + real(self.bias)).astype(logits.dtype)
+        return _cross_entropy.of_slice(self.objective, self.axes, logits, labels, weight, *self.parameters)
 
-    def of_hidden(self, d_logits: Array) -> Array:
-        """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
-        return self._dot(d_logits, self.kernel, (1, 0 if self.plan.classes_first else 1), self.dtype)
+    def of_rows(self, names) -> list[Result]:
+        """The results of these names: losses and statistics."""
+        outside = {"predicted": -1, "rank": self.objective.classes}
+        dtype = self.rows[-1].dtype
+        return [
+            Result(jnp.dtype(jnp.int32), self.own_axes, of_row_taken_out=outside[name])
+            if name in outside
+            else Result(dtype, self.own_axes)
+            for name in names
+        ]
 
-    @property
-    def sum_dtype(self):
-        """What gradients are summed in over tokens."""
-        return self.dtype if self.dtype == jnp.float64 else jnp.dtype(self.plan.accumulate_dtype)
+    def zeros(self, like: Array, dtype) -> Array:
+        """What a sum over tokens starts from."""
+        return varying(self.all_axes, jnp.zeros(like.shape, dtype))
 
-    def of_kernel(self, hidden: Array, weight: Array, d_logits: Array) -> Array:
-        """A chunk's share of the gradient of the kernel."""
-        hidden = hidden.astype(self.dtype)
-        if self.plan.masked:  # 0 · NaN would be NaN
-            hidden = jnp.where(along(weight == 0, hidden), 0, hidden)
-        first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
-        return self._dot(first, second, (0, 0), self.sum_dtype)
-
-    def scan(self, strided: bool, step, sums: list, results: list, rows: tuple = ()):
-        """Runs a step over all chunks; see `_token_chunks`. The results get the tokens' axes back."""
-        # Rematerialised: what reverse mode keeps of a chunk, if it comes here, are its rows and not its logits.
-        live = jax.checkpoint(step, prevent_cse=False)
-
-        def summed(sums, rows):
-            shares, of_chunk = live(rows)
-            return tuple(a + b for a, b in zip(sums, shares, strict=True)), of_chunk
-
-        if self.plan.masked:
-            summed = _token_chunks.without_masked_chunks(summed, results)
+    def scan(self, strided: bool, step, sums: list[Array], results: list[Result], *rows: Array):
+        """`scan_chunks` over the tokens, and further rows before them; results get the tokens' axes back."""
         size = self.plan.chunk
         if size is None:
-            classes = self.kernel.shape[0 if self.plan.classes_first else 1]
-            size = _token_chunks.chunk_size(self.tokens, classes, self.dtype.itemsize)
-        chunks = _token_chunks.strided if strided else _token_chunks.overlapping
-        size = max(1, min(size, self.tokens))
-        sums, results = chunks(summed, sums, results, (*rows, *self.rows), size)
-        return sums, tuple(result.reshape(*self.token_shape, *result.shape[1:]) for result in results)
-
-    def row_zeros(self, dtype, count: int = 1) -> list[Array]:
-        """Zeros for `count` numbers of each token."""
-        return [zeros((self.tokens,), dtype, self.own_axes) for _ in range(count)]
+            size = chunk_size(self.rows[0].shape[0], self.kernel.shape[self.classes_axis], self.dtype.itemsize)
+        way = Strided if strided else Overlapping
+        sums, filled = scan_chunks(step, sums, results, (*rows, *self.rows), way, size, self.plan.masked)
+        return sums, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
 
 
-def losses(plan: Plan, axes: tuple[str, ...], strided: bool, *operands) -> tuple[Array, ...]:
-    """The losses of tokens, unweighted."""
+def losses(plan: Plan, axes: tuple[str, ...], strided: bool, *operands: Array) -> tuple[Array, ...]:
+    """The losses of tokens, unweighted, and the statistics that are asked for."""
     work = Work(plan, axes, operands)
+    op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
 
     def step(rows):
-        return (), _pair.value(work.loss)(*work.row_operands(*rows))
+        return (), op(*work.row_operands(*rows))
 
-    return work.scan(strided, step, [], work.row_zeros(operands[WEIGHT].dtype))[1]
+    return work.scan(strided, step, [], work.of_rows(("losses", *plan.stats)))[1]
 
 
-def gradients(plan: Plan, wanted: Wanted, axes: tuple[str, ...], strided: bool, *operands) -> tuple[Array, ...]:
-    """The losses of tokens, unweighted, and the gradients of the weighted ones' sum."""
+def gradients(plan: Plan, wanted: Wanted, axes: tuple[str, ...], strided: bool, *operands: Array) -> tuple[Array, ...]:
+    """The same, and the gradients of the weighted losses' sum with respect to what is wanted."""
     work = Work(plan, axes, operands)
     hidden, kernel, *_ = operands
 
     def step(rows):
-        hidden, _, weight = rows
-        losses, *_, d_logits = _pair.value_and_grad(work.loss)(*work.row_operands(*rows))
+        *of_rows, d_logits = _pair.value_and_grad(work.loss)(*work.row_operands(*rows))
         sums = ()
         if wanted.kernel:
-            sums += (work.of_kernel(hidden, weight, d_logits),)
+            sums += (work.of_kernel(rows[HIDDEN], rows[-1], d_logits),)
         if wanted.bias:
             sums += (real(d_logits).sum(0),)
-        return sums, (losses, work.of_hidden(d_logits)) if wanted.hidden else (losses,)
+        return sums, (*of_rows, *([work.of_hidden(d_logits)] if wanted.hidden else ()))
 
-    results, sums = work.row_zeros(operands[WEIGHT].dtype), []
+    sums, results = [], work.of_rows(("losses", *plan.stats))
     if wanted.hidden:
-        results.append(zeros((work.tokens, hidden.shape[-1]), work.dtype, work.all_axes))
+        results.append(Result(work.dtype, work.all_axes, width=hidden.shape[-1]))
     if wanted.kernel:
-        sums.append(zeros(kernel.shape, work.sum_dtype, work.all_axes))
+        sums.append(work.zeros(kernel, work.sum_dtype))
     if wanted.bias:
-        sums.append(zeros(operands[REST].shape, real(operands[REST]).dtype, work.all_axes))
-    sums, (losses, *of_hidden) = work.scan(strided, step, sums, results)
+        sums.append(work.zeros(operands[REST], real(operands[REST]).dtype))
+    sums, filled = work.scan(strided, step, sums, results)
+    of_rows, of_hidden = filled[: 1 + len(plan.stats)], filled[1 + len(plan.stats) :]
     if axes:
         of_hidden = [jax.lax.psum(share, axes) for share in of_hidden]
-    return losses, *(gradient.astype(hidden.dtype) for gradient in of_hidden), *sums
+    return *of_rows, *(share.astype(hidden.dtype) for share in of_hidden), *sums
 
 
 def tangents(
-    plan: Plan, live: tuple[bool, ...], axes: tuple[str, ...], strided: bool, *operands_and_dots
+    plan: Plan, live: tuple[bool, ...], axes: tuple[str, ...], strided: bool, *operands_and_dots: Array
 ) -> tuple[Array, ...]:
-    """The tangents of the tokens' losses, from operands and the tangents of those that have one."""
-    operands = operands_and_dots[: len(live)]
-    work = Work(plan, axes, operands_and_dots[: len(live)])
-    given = iter(operands_and_dots[len(live) :])
-    dots = [varying(work.own_axes, next(given)) if is_live else None for is_live in live]
+    """The tangents of the losses of tokens, and of those statistics that have one.
+
+    They are from the operands, and the tangents of those that `live` says have one.
+    """
+    operands, given = operands_and_dots[: len(live)], iter(operands_and_dots[len(live) :])
+    work = Work(plan, axes, operands)
+    # In reverse mode, the casts become the sums over devices: once, for they are made before the scan.
+    dots = [next(given) if is_live else None for is_live in live]
+    dots = [dot if dot is None else varying(work.own_axes, dot) for dot in dots]
     hidden_dot, kernel_dot, _, _, *rest_dots = dots
     bias_dot = rest_dots.pop(0) if plan.has_bias else None
-    if kernel_dot is not None:  # in reverse mode, this is the type that shares of chunks are summed in
+    if kernel_dot is not None:  # in reverse mode, this is the type that the chunks' shares are summed in
         kernel_dot = kernel_dot.astype(work.sum_dtype)
+    moving = () if hidden_dot is None else (work.flat(varying(work.all_axes, hidden_dot)),)
+    names = ("losses", *(name for name in plan.stats if name not in ("predicted", "rank")))
+    op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
 
     def step(rows):
-        *dot, hidden, labels, weight = rows
-        row_operands = work.row_operands(hidden, labels, weight)
-        logits = row_operands[0]
-        terms = [real(work.product(dot[0], work.kernel))] if dot else []
+        *hidden_dots, hidden, labels, weight = rows
+        logits, labels, weight, *parameters = work.row_operands(hidden, labels, weight)
+        terms = [real(work.logits(dot, work.kernel)) for dot in hidden_dots]
         if kernel_dot is not None:
-            kept = jnp.where(along(weight == 0, hidden), 0, hidden) if plan.masked else hidden
-            terms.append(real(work.product(kept, kernel_dot.astype(work.dtype))))
+            terms.append(real(work.logits(work.kept(hidden, weight), kernel_dot.astype(work.dtype))))
         if bias_dot is not None:
             terms.append(jnp.broadcast_to(real(bias_dot), logits.shape))
-        logits_dot = [sum(terms[1:], start=terms[0]).astype(logits.dtype)] if terms else []
-        rest = [dot for dot in rest_dots if dot is not None]
 
-        def losses(*now):
-            now = iter(now)
-            first = next(now) if terms else logits
-            parameters = [
-                old if dot is None else next(now) for old, dot in zip(row_operands[3:], rest_dots, strict=True)
-            ]
-            return _pair.value(work.loss)(first, *row_operands[1:3], *parameters)[0]
+        places = [place for place, dot in enumerate(rest_dots) if dot is not None]
+        primals = [parameters[place] for place in places]
+        own_dots = [rest_dots[place] for place in places]
+        if terms:
+            primals.append(logits)
+            own_dots.append(sum(terms[1:], start=terms[0]).astype(logits.dtype))
 
-        primals = [logits] * len(logits_dot)
-        primals += [old for old, dot in zip(row_operands[3:], rest_dots, strict=True) if dot is not None]
-        return (), (jax.jvp(losses, tuple(primals), (*logits_dot, *rest))[1],)
+        def of_live(*now):
+            now, own = list(now), list(parameters)
+            of_logits = now.pop() if terms else logits
+            for place, parameter in zip(places, now, strict=True):
+                own[place] = parameter
+            return op(of_logits, labels, weight, *own)[: len(names)]
 
-    moving = () if hidden_dot is None else (work.flat(hidden_dot),)
-    results = work.row_zeros(operands[WEIGHT].dtype)
-    return work.scan(strided, step, [], results, moving)[1]
+        return (), jax.jvp(of_live, tuple(primals), tuple(own_dots))[1]
+
+    return work.scan(strided, step, [], work.of_rows(names), *moving)[1]

@@ -102,20 +102,23 @@ def _of_live(function: Callable, primals, tangents):
     return of_live, tuple(primals[i] for i in places), tuple(tangents[i] for i in places)
 
 
-def _kept(keep: Array, *arrays: Array) -> tuple[Array, ...]:
-    """The arrays with zeros in the rows that are not kept, so that what such a row holds can reach no derivative."""
+def _kept(keep: Array, *arrays: Array, otherwise: float = 0) -> tuple[Array, ...]:
+    """The arrays with other numbers in the rows that are not kept, so that what is there can reach no derivative."""
     return tuple(
-        jnp.where(along(keep, a), a, 0) if jnp.issubdtype(a.dtype, jnp.floating) and a.ndim >= keep.ndim else a
+        jnp.where(along(keep, a), a, otherwise) if jnp.issubdtype(a.dtype, jnp.floating) and a.ndim >= keep.ndim else a
         for a in arrays
     )
 
 
-def _kept_operands(loss: RowLoss, keep: Array, operands) -> tuple:
-    """The operands of rows so, but for the weights; None stays None."""
-    return tuple(
-        operand if operand is None or place == 2 or place in loss.features else _kept(keep, operand)[0]
-        for place, operand in enumerate(operands)
-    )
+def _kept_operands(loss: RowLoss, keep: Array, operands, *, parameters: float = 1) -> tuple:
+    """The operands of rows so, but for the weights; parameters become 1, a number that none is undefined at."""
+
+    def kept(place, operand):
+        if operand is None or place == 2 or place in loss.features:
+            return operand
+        return _kept(keep, operand, otherwise=0 if place < 2 else parameters)[0]
+
+    return tuple(kept(place, operand) for place, operand in enumerate(operands))
 
 
 def _tangents(loss: RowLoss, keep: Array, operands, losses: Array, stats, dots) -> tuple:
@@ -123,7 +126,7 @@ def _tangents(loss: RowLoss, keep: Array, operands, losses: Array, stats, dots) 
     # Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions: they
     # would keep XLA from folding a cotangent of 1, and from fusing.
     tangents = jax.checkpoint(loss.tangents, prevent_cse=False)
-    dots = _kept_operands(loss, keep, (*dots[:2], None, *dots[3:]))
+    dots = _kept_operands(loss, keep, (*dots[:2], None, *dots[3:]), parameters=0)
     results = tangents(_kept_operands(loss, keep, operands), losses, _kept(keep, *stats), dots)
     return tuple(_zeros(of) if dot is None else dot for of, dot in zip((losses, *stats), results, strict=True))
 

@@ -1,9 +1,6 @@
-"""Work on tokens, a chunk of them at a time, so that what is made of a chunk never exists for all of them.
+"""Work on tokens, a chunk of them at a time, so that what is made of a chunk never exists for all of them."""
 
-A step takes sums so far and the rows of a chunk, and gives the sums with the chunk's share and results for its rows.
-The last array of rows is the rows' weight.
-"""
-
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -11,16 +8,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxloss._calls import TAKEN_OUT, Array, along, manual_axes, varying
-
-Step = Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]]
-Chunks = Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]]
+from jaxloss._calls import TAKEN_OUT, Array, taken_out, varying
 
 MEMORY = 2**29
 """The bytes that the logits of a chunk may take. On an H100 chunks of this size cost 2 to 4 % of the products' time."""
 
 FEWEST = 512
-"""Products of fewer tokens wait for the kernel to be read, on an H100: it does 300 multiplications a byte."""
+"""Products of fewer tokens wait for the kernel to be read: an H100 does 300 multiplications a byte."""
 
 MULTIPLE = 256
 """Chunks are multiples of what the matrix products of a GPU are tiled by."""
@@ -29,90 +23,154 @@ MULTIPLE = 256
 def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY) -> int:
     """How many tokens a chunk has, if its logits of `itemsize` bytes may take about so much memory.
 
-    The width of the hidden states does not matter: the products of a chunk and the traffic of the kernel and of its
-    gradient, which each chunk reads anew, all grow with it. The chunks are as equal as multiples allow.
+    The width of the hidden states does not matter: the products of a chunk, and the traffic of the kernel and of its
+    gradient that each chunk costs, all grow with it. The chunks are as equal as multiples allow.
     """
     largest = max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
     equal = math.ceil(tokens / max(1, math.ceil(tokens / largest)))
     return max(1, min(tokens, math.ceil(equal / MULTIPLE) * MULTIPLE))
 
 
-def overlapping(step: Step, sums: Sequence[Array], results: Sequence[Array], rows: Sequence[Array], size: int):
-    """Runs `step` over chunks of rows that follow each other; nothing is copied to make their number even.
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a step gives of each row.
 
-    Args:
-        step: the work on one chunk.
-        sums: what the sums start from.
-        results: zeros of the shapes and types of all rows' results.
-        rows: arrays whose first axis is the rows.
-        size: how many rows a chunk has, at most all.
+    Attributes:
+        dtype: of its numbers.
+        axes: the mesh axes of a `shard_map` that it varies over.
+        width: how many numbers a row has, None for one without an axis.
+        of_row_taken_out: what a row that is taken out has.
     """
-    count = rows[0].shape[0]
-    if count == 0:
-        return tuple(sums), tuple(results)
-    chunks = math.ceil(count / size)
-    places = jnp.arange(size)
 
-    def body(carry, chunk):
-        sums, results = carry
-        # The last chunk begins early enough to be whole. It comes first, so that the rows it shares with the one
-        # before, which it must not count, are written over by that.
-        begin = (chunks - 1 - chunk) * size
-        start = jnp.minimum(begin, count - size)
-        *others, weight = (jax.lax.dynamic_slice_in_dim(array, start, size) for array in rows)
-        if count % size:
-            weight = jnp.where(places < begin - start, jnp.asarray(TAKEN_OUT, weight.dtype), weight)
-        sums, of_chunk = step(sums, (*others, weight))
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-        return (sums, tuple(write(*pair) for pair in zip(results, of_chunk, strict=True))), None
+    dtype: jnp.dtype
+    axes: tuple[str, ...]
+    width: int | None = None
+    of_row_taken_out: int = 0
 
-    return jax.lax.scan(body, (tuple(sums), tuple(results)), jnp.arange(chunks))[0]
+    def initial(self, rows: int) -> Array:
+        """That of rows which are all taken out."""
+        shape = (rows,) if self.width is None else (rows, self.width)
+        return varying(self.axes, jnp.full(shape, self.of_row_taken_out, self.dtype))
 
 
-def strided(step: Step, sums: Sequence[Array], results: Sequence[Array], rows: Sequence[Array], size: int):
-    """The same over chunks of every so many-th row.
+class Overlapping:
+    """Chunks of rows that follow each other.
+
+    The last chunk begins early enough to be whole, so nothing is padded. It comes first: the rows that it shares with
+    the one before, which it does not count, are written over by that.
+    """
+
+    def __init__(self, rows: int, size: int):
+        self.rows, self.size, self.chunks = rows, size, math.ceil(rows / size)
+
+    def _begin(self, chunk: Array) -> Array:
+        return (self.chunks - 1 - chunk) * self.size
+
+    def _start(self, chunk: Array) -> Array:
+        return jnp.minimum(self._begin(chunk), self.rows - self.size)
+
+    def split(self, array: Array, _: float) -> Array:
+        """The array of all rows, in the form that `take` and `put` work on."""
+        return array
+
+    def joined(self, array: Array) -> Array:
+        """The reverse."""
+        return array
+
+    def take(self, array: Array, chunk: Array) -> Array:
+        """The rows of a chunk."""
+        return jax.lax.dynamic_slice_in_dim(array, self._start(chunk), self.size)
+
+    def put(self, array: Array, of_chunk: Array, chunk: Array) -> Array:
+        """The array with a chunk's rows in place."""
+        return jax.lax.dynamic_update_slice_in_dim(array, of_chunk, self._start(chunk), 0)
+
+    def weight(self, weight: Array, chunk: Array) -> Array:
+        """The weights of a chunk's rows, those taken out that another chunk counts."""
+        own = self.take(weight, chunk)
+        if self.rows % self.size == 0:
+            return own
+        elsewhere = jnp.arange(self.size) < self._begin(chunk) - self._start(chunk)
+        return jnp.where(elsewhere, jnp.asarray(TAKEN_OUT, own.dtype), own)
+
+
+class Strided:
+    """Chunks of every so many-th row.
 
     Where XLA's partitioner has split the rows over devices, all of them then have a share of every chunk.
     """
+
+    def __init__(self, rows: int, size: int):
+        self.rows, self.chunks = rows, math.ceil(rows / size)
+        self.size = math.ceil(rows / self.chunks)
+
+    def split(self, array: Array, filling: float) -> Array:
+        """The array of all rows, in the form that `take` and `put` work on."""
+        padding = [(0, self.chunks * self.size - self.rows)] + [(0, 0)] * (array.ndim - 1)
+        padded = jnp.pad(array, padding, constant_values=filling)
+        return padded.reshape(self.size, self.chunks, *array.shape[1:])
+
+    def joined(self, array: Array) -> Array:
+        """The reverse."""
+        return array.reshape(-1, *array.shape[2:])[: self.rows]
+
+    def take(self, array: Array, chunk: Array) -> Array:
+        """The rows of a chunk."""
+        return jax.lax.dynamic_index_in_dim(array, chunk, 1, keepdims=False)
+
+    def put(self, array: Array, of_chunk: Array, chunk: Array) -> Array:
+        """The array with a chunk's rows in place."""
+        return jax.lax.dynamic_update_index_in_dim(array, of_chunk, chunk, 1)
+
+    weight = take
+
+
+def scan_chunks(
+    step: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
+    sums: Sequence[Array],
+    results: Sequence[Result],
+    rows: Sequence[Array],
+    chunks: type[Overlapping] | type[Strided],
+    size: int,
+    skip: bool,
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The sums over all chunks, and the results of all rows.
+
+    Args:
+        step: rows of a chunk to what the chunk adds to the sums, and the results of its rows.
+        sums: what the sums start from.
+        results: what the results are.
+        rows: arrays whose first axis is the rows; the last is their weight.
+        chunks: how rows are divided.
+        size: how many rows a chunk has at most.
+        skip: whether a chunk of which every row is taken out is not worked on.
+    """
     count = rows[0].shape[0]
     if count == 0:
-        return tuple(sums), tuple(results)
-    chunks = math.ceil(count / size)
-    size = math.ceil(count / chunks)
-
-    def in_chunks(array, filling):
-        padded = jnp.pad(array, [(0, chunks * size - count)] + [(0, 0)] * (array.ndim - 1), constant_values=filling)
-        return padded.reshape(size, chunks, *array.shape[1:])
-
-    rows = tuple(in_chunks(array, TAKEN_OUT if array is rows[-1] else 0) for array in rows)
-    results = tuple(in_chunks(array, 0) for array in results)
+        return tuple(sums), tuple(result.initial(0) for result in results)
+    way = chunks(count, min(size, count))
+    *others, weight = (way.split(array, TAKEN_OUT if array is rows[-1] else 0) for array in rows)
+    filled = tuple(way.split(result.initial(count), result.of_row_taken_out) for result in results)
 
     def body(carry, chunk):
-        sums, results = carry
-        sums, of_chunk = step(sums, tuple(jax.lax.dynamic_index_in_dim(a, chunk, 1, keepdims=False) for a in rows))
-        write = functools.partial(jax.lax.dynamic_update_index_in_dim, index=chunk, axis=1)
-        return (sums, tuple(write(*pair) for pair in zip(results, of_chunk, strict=True))), None
+        sums, filled = carry
+        own_weight = way.weight(weight, chunk)
 
-    sums, results = jax.lax.scan(body, (tuple(sums), results), jnp.arange(chunks))[0]
-    return sums, tuple(array.reshape(-1, *array.shape[2:])[:count] for array in results)
+        # Rematerialised: what reverse mode keeps of a chunk, if it comes here, is its number. Its logits, and even its
+        # rows, are made again.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def worked_on(chunk, own_weight):
+            return step((*(way.take(array, chunk) for array in others), own_weight))
 
+        def work(sums):
+            shares, of_chunk = worked_on(chunk, own_weight)
+            return tuple(a + b for a, b in zip(sums, shares, strict=True)), of_chunk
 
-def zeros(shape: Sequence[int], dtype, axes: Sequence[str]) -> Array:
-    """Zeros that vary over these axes of a `shard_map`."""
-    return varying(axes, jnp.zeros(shape, dtype))
+        def idle(sums):
+            return sums, tuple(result.initial(way.size) for result in results)
 
+        sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
+        return (sums, tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))), None
 
-def without_masked_chunks(step: Step, results: Sequence[Array]) -> Step:
-    """`step`, left out for a chunk of which every row is taken out."""
-
-    def either(sums, rows):
-        weight = rows[-1]
-
-        def idle(sums, rows):
-            return sums, tuple(
-                zeros((weight.shape[0], *r.shape[1:]), r.dtype, manual_axes(r)) for r in results
-            )
-
-        return jax.lax.cond(jnp.all((weight == 0) & jnp.signbit(weight)), idle, step, sums, rows)
-
-    return either
+    sums, filled = jax.lax.scan(body, (tuple(sums), filled), jnp.arange(way.chunks))[0]
+    return sums, tuple(map(way.joined, filled))

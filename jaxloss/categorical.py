@@ -1,12 +1,13 @@
 """Losses of classes that exclude each other."""
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxloss import _arguments, _cross_entropy, _examples
+from jaxloss import _arguments, _cross_entropy
 from jaxloss._calls import Array
+from jaxloss._class_arguments import Options, checked
 
 
 def categorical_cross_entropy(
@@ -17,6 +18,12 @@ def categorical_cross_entropy(
     where=None,
     ignore_index: int | None = None,
     weights=None,
+    class_weights=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    softcap=None,
+    temperature=1.0,
+    num_classes: int | None = None,
     clip: float | None = 1e-7,
     reduction="mean",
     normalizer=None,
@@ -30,11 +37,19 @@ def categorical_cross_entropy(
     An example is a row: everything but the axis of classes; $n$ is the number of rows. Where a target $a$ does not sum
     to 1, the gradient is $t_i \sum_j a_j - a_i$.
 
+    With options the softmax is that of $z_i = s \tanh(x_i / s) / T$ (softcap $s$, temperature $T$), the target is
+    $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$, smoothing $\varepsilon$ over $K$ classes),
+    and a row's loss has the term $\zeta \log^2 \sum_j e^{z_j}$ (z-loss $\zeta$) besides. All of it is done in the same
+    pass; an option that is off costs nothing. `label_smoothing`, `z_loss`, `softcap` and `temperature` may be Python
+    numbers or traced scalars: a schedule does not compile anew.
+
     Args:
         logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked: its
             probability and gradient are 0.
         target: class indices `[...]` of an integer type, or probabilities `[..., V]` of a floating-point type. A row
-            whose index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`.
+            whose index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`. Or, for mixup,
+            `(labels, other_labels, share)`: two arrays of class indices and the share of the first, a scalar or
+            `[...]`.
         axis: the axis of classes of `logits`, and of a target of probabilities.
         where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
             NaN. Shape `[...]`, or the same with a 1 for the axis of classes. $n$ counts the rows left in. Default: all
@@ -42,18 +57,28 @@ def categorical_cross_entropy(
         ignore_index: rows whose class index is this are left out, as by `where`.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
+        class_weights: $w$, `[V]`: what each class's part of the target is multiplied by; $n$ stays, unless
+            `normalizer` says otherwise. Default: 1.
+        label_smoothing: $\varepsilon$, from 0 to 1.
+        z_loss: $\zeta$, 0 or more; the term is not multiplied by class weights.
+        softcap: $s$, above 0; None for none. It bounds masked logits too, to $-s$.
+        temperature: $T$, above 0; it divides the logits after the softcap.
+        num_classes: $K$, for logits that are padded beyond it. Padding counts as -Inf whatever it holds, gets gradient
+            exactly 0 and takes no smoothing. Default: `V`.
         clip: the value is that of $\max(t_i, \mathrm{clip})$. The gradient is never clipped, so that a saturated
             prediction still learns. None for the exact value.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum over the rows
+            left in of `weights` times the class weight of their label (of probabilities $\sum_i w_i a_i$).
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: logits, and probabilities, are the slice of this device, class indices are those of
-            the whole vocabulary. The loss is that of whole rows, the gradient that of the slice; only numbers of one a
-            row are exchanged.
+            split the classes over: logits, probabilities and class weights are the slice of this device, class indices
+            and `num_classes` are those of the whole vocabulary. The loss is that of whole rows, the gradient that of
+            the slice; only numbers of one a row are exchanged.
 
     Returns:
         A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
-        with respect to `logits`, a target of probabilities, `weights` and `normalizer`; a mean over no row is 0.
+        with respect to `logits`, a target of probabilities, the share of a mixed one, `weights`, `class_weights`,
+        `normalizer` and every option that is a number; a mean over no row is 0.
 
     Raises:
         TypeError: `logits` is not floating-point, or another argument is of the wrong kind.
@@ -67,15 +92,30 @@ def categorical_cross_entropy(
     0.75311
     >>> print(jaxloss.categorical_cross_entropy(logits, jnp.array([0, -100]), ignore_index=-100))
     0.40761
+    >>> print(jaxloss.categorical_cross_entropy(logits, jnp.array([0, 2]), label_smoothing=0.1, z_loss=1e-4))
+    0.80348
     >>> print(jax.grad(jaxloss.categorical_cross_entropy)(logits, jnp.array([0, 2]))[1])
     [ 0.16667  0.16667 -0.33333 ]
 
-    Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4.
+    Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4. Smoothing: C. Szegedy et
+    al., *Rethinking the Inception Architecture for Computer Vision* (2016). z-loss: A. Chowdhery et al., *PaLM* (2022).
+    Mixup: H. Zhang et al., *mixup: Beyond Empirical Risk Minimization* (2018).
     """
-    x, a, examples, axes, _ = _checked(
-        logits, target, axis, where, ignore_index, weights, reduction, normalizer, axis_name
+    options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
+    classes = checked(
+        logits,
+        target,
+        options,
+        axis=axis,
+        where=where,
+        ignore_index=ignore_index,
+        weights=weights,
+        clip=clip,
+        reduction=reduction,
+        normalizer=normalizer,
+        axis_name=axis_name,
     )
-    return _cross_entropy.value(axes, _arguments.clip_value(clip, 1.0), x, a, examples)
+    return _cross_entropy.value(classes.objective, classes.operands, classes.examples)
 
 
 def d_categorical_cross_entropy(
@@ -86,12 +126,18 @@ def d_categorical_cross_entropy(
     where=None,
     ignore_index: int | None = None,
     weights=None,
+    class_weights=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    softcap=None,
+    temperature=1.0,
+    num_classes: int | None = None,
     clip: float | None = 1e-7,
     reduction="mean",
     normalizer=None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Array:
-    r"""The gradient of `categorical_cross_entropy` with respect to `logits`: $(t - a) / n$.
+    r"""The gradient of `categorical_cross_entropy` with respect to `logits`: $(t - a) / n$ without options.
 
     Args:
         logits: as for `categorical_cross_entropy`.
@@ -100,6 +146,12 @@ def d_categorical_cross_entropy(
         where: as for `categorical_cross_entropy`; the gradient of what is left out is 0.
         ignore_index: as for `categorical_cross_entropy`.
         weights: as for `categorical_cross_entropy`.
+        class_weights: as for `categorical_cross_entropy`.
+        label_smoothing: as for `categorical_cross_entropy`.
+        z_loss: as for `categorical_cross_entropy`.
+        softcap: as for `categorical_cross_entropy`.
+        temperature: as for `categorical_cross_entropy`.
+        num_classes: as for `categorical_cross_entropy`; the gradient of padding is 0.
         clip: as for `categorical_cross_entropy`; it does not change the gradient.
         reduction: as for `categorical_cross_entropy`; `"none"` gives the gradient of each row's own loss, as does
             `"sum"`.
@@ -118,34 +170,229 @@ def d_categorical_cross_entropy(
     >>> print(jaxloss.d_categorical_cross_entropy(jnp.zeros((1, 4)), jnp.array([1])))
     [[ 0.25 -0.75  0.25  0.25]]
     """
-    x, a, examples, axes, axis = _checked(
-        logits, target, axis, where, ignore_index, weights, reduction, normalizer, axis_name
+    options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
+    classes = checked(
+        logits,
+        target,
+        options,
+        axis=axis,
+        where=where,
+        ignore_index=ignore_index,
+        weights=weights,
+        clip=clip,
+        reduction=reduction,
+        normalizer=normalizer,
+        axis_name=axis_name,
     )
-    _arguments.clip_value(clip, 1.0)
-    return jnp.moveaxis(_cross_entropy.gradient(axes, x, a, examples), -1, axis).astype(jnp.asarray(logits).dtype)
+    gradient = _cross_entropy.gradient(classes.objective, classes.operands, classes.examples)
+    return jnp.moveaxis(gradient, -1, classes.axis).astype(jnp.asarray(logits).dtype)
 
 
-def _checked(logits, target, axis, where, ignore_index, weights, reduction, normalizer, axis_name):
-    """Logits and target with the classes last, the examples, the mesh axes, and the axis counted from the front."""
+class CrossEntropyStats(NamedTuple):
+    r"""What `categorical_cross_entropy_with_stats` says of each row, of the softmax $t$ that the loss sees.
+
+    Attributes:
+        nll: $-\log t$ of the label, of probabilities $\sum -a_i \log t_i$; without clip, smoothing and weights of any
+            kind. NaN for a label that is out of range. `jnp.exp(nll)` averaged is the perplexity.
+        lse: $\log \sum_j e^{z_j}$.
+        entropy: $\sum -t_i \log t_i$.
+        z_loss: the row's z-loss term, 0 without `z_loss`.
+        predicted: the class of the largest logit, of equal ones the first; -1 for a row that is left out.
+        rank: how many classes are predicted before the label: 0 where it is `predicted`, less than k where it is among
+            the top k. The number of classes for a row that is left out, a label out of range, and a target that is no
+            single label.
+        target_probability: $t$ of the label, $e^{-\mathrm{nll}}$.
+    """
+
+    nll: Array
+    lse: Array
+    entropy: Array
+    z_loss: Array
+    predicted: Array
+    rank: Array
+    target_probability: Array
+
+
+def categorical_cross_entropy_with_stats(
+    logits,
+    target,
+    *,
+    axis: int = -1,
+    where=None,
+    ignore_index: int | None = None,
+    weights=None,
+    class_weights=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    softcap=None,
+    temperature=1.0,
+    num_classes: int | None = None,
+    clip: float | None = 1e-7,
+    reduction="mean",
+    normalizer=None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[Array, CrossEntropyStats]:
+    r"""`categorical_cross_entropy`, and what else the same pass over the logits sees of each row.
+
+    Args:
+        logits: as for `categorical_cross_entropy`.
+        target: as for `categorical_cross_entropy`.
+        axis: as for `categorical_cross_entropy`.
+        where: as for `categorical_cross_entropy`; the statistics of rows left out are 0, but `predicted` and `rank`.
+        ignore_index: as for `categorical_cross_entropy`.
+        weights: as for `categorical_cross_entropy`.
+        class_weights: as for `categorical_cross_entropy`.
+        label_smoothing: as for `categorical_cross_entropy`.
+        z_loss: as for `categorical_cross_entropy`.
+        softcap: as for `categorical_cross_entropy`.
+        temperature: as for `categorical_cross_entropy`.
+        num_classes: as for `categorical_cross_entropy`.
+        clip: as for `categorical_cross_entropy`; statistics are never clipped.
+        reduction: as for `categorical_cross_entropy`; statistics are never reduced.
+        normalizer: as for `categorical_cross_entropy`.
+        axis_name: as for `categorical_cross_entropy`.
+
+    Returns:
+        The loss, and `CrossEntropyStats` of arrays `[...]`. `nll`, `lse` and `entropy` are differentiable like the
+        loss, alone or together with it; gradients stop at the others.
+
+    Raises:
+        TypeError: as `categorical_cross_entropy`.
+        ValueError: as `categorical_cross_entropy`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> logits = jnp.array([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> loss, stats = jaxloss.categorical_cross_entropy_with_stats(logits, jnp.array([1, 2]))
+    >>> print(stats.entropy, stats.rank)
+    [0.83240 1.09861] [1 2]
+    >>> print((stats.rank < 2).mean())  # top-2 accuracy
+    0.5
+    """
+    options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
+    classes = checked(
+        logits,
+        target,
+        options,
+        axis=axis,
+        where=where,
+        ignore_index=ignore_index,
+        weights=weights,
+        clip=clip,
+        reduction=reduction,
+        normalizer=normalizer,
+        axis_name=axis_name,
+        details=True,
+    )
+    loss, stats = _cross_entropy.value_and_stats(classes.objective, classes.operands, classes.examples)
+    return loss, public_stats(classes.objective, classes.operands[2], stats)
+
+
+def public_stats(objective: _cross_entropy.Objective, parameters, stats: dict[str, Array]) -> CrossEntropyStats:
+    """The statistics as the public functions give them, from those of the row loss."""
+    lse, z_loss = stats["maximum"] + stats["log_sum"], objective.options(parameters).get("z_loss")
+    term = jnp.zeros_like(lse) if z_loss is None else z_loss * lse * lse
+    out_of_loss = stats["predicted"] < 0
+    return CrossEntropyStats(
+        nll=stats["nll"],
+        lse=lse,
+        entropy=stats["entropy"],
+        z_loss=jax.lax.stop_gradient(term),
+        predicted=stats["predicted"],
+        rank=stats["rank"],
+        target_probability=jax.lax.stop_gradient(jnp.where(out_of_loss, 0, jnp.exp(-stats["nll"]))),
+    )
+
+
+def log_prob(
+    logits,
+    labels,
+    *,
+    axis: int = -1,
+    where=None,
+    softcap=None,
+    temperature=1.0,
+    num_classes: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Array:
+    r"""The logarithm of the probability of each row's label: $\log t_y$ with $t = \mathrm{softmax}(z)$.
+
+    What policy gradients and evaluations ask for. The options are those of `categorical_cross_entropy`.
+
+    Args:
+        logits: `[..., V]`; float32, bfloat16, float16 or float64.
+        labels: class indices `[...]` of an integer type; one that is out of range gives NaN, and gradient 0.
+        axis: the axis of classes of `logits`.
+        where: booleans `[...]`, false for rows that are left out: they give 0, and gradient 0.
+        softcap: as for `categorical_cross_entropy`.
+        temperature: as for `categorical_cross_entropy`.
+        num_classes: as for `categorical_cross_entropy`.
+        axis_name: as for `categorical_cross_entropy`.
+
+    Returns:
+        An array `[...]`; float64 for float64 logits, else float32. Differentiable with respect to `logits`, `softcap`
+        and `temperature`.
+
+    Raises:
+        TypeError: `logits` is not floating-point, or `labels` is not of an integer type.
+        ValueError: shapes do not match, or an option has no such value.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.log_prob(jnp.array([[2.0, 1.0, 0.0]]), jnp.array([0])))
+    [-0.40761]
+
+    Source: R. J. Williams, *Simple statistical gradient-following algorithms* (1992).
+    """
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
+    options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
+    classes = checked(logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name)
+    return -_cross_entropy.value(classes.objective, classes.operands, classes.examples)
+
+
+def entropy(
+    logits,
+    *,
+    axis: int = -1,
+    where=None,
+    softcap=None,
+    temperature=1.0,
+    num_classes: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Array:
+    r"""The entropy of each row's softmax: $\sum_i -t_i \log t_i$.
+
+    Args:
+        logits: `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf adds nothing.
+        axis: the axis of classes of `logits`.
+        where: booleans `[...]`, false for rows that are left out: they give 0, and gradient 0.
+        softcap: as for `categorical_cross_entropy`.
+        temperature: as for `categorical_cross_entropy`.
+        num_classes: as for `categorical_cross_entropy`.
+        axis_name: as for `categorical_cross_entropy`.
+
+    Returns:
+        An array `[...]`; float64 for float64 logits, else float32. Differentiable with respect to `logits`, `softcap`
+        and `temperature`.
+
+    Raises:
+        TypeError: `logits` is not floating-point.
+        ValueError: an option has no such value.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.entropy(jnp.array([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])))
+    [0.83240 1.09861]
+
+    Source: C. E. Shannon, *A Mathematical Theory of Communication* (1948).
+    """
     logits = _arguments.prediction("logits", logits)
     axis = _arguments.axis_index(axis, logits.ndim)
-    axes = _arguments.mesh_axes(axis_name, logits)
-    examples = _examples.checked(where, weights, reduction, normalizer)
-    target, shape = jnp.asarray(target), logits.shape
-    if target.shape == shape and not jnp.issubdtype(target.dtype, jnp.integer):
-        target = jnp.moveaxis(target, axis, -1)
-    logits = jnp.moveaxis(logits, axis, -1)
-    classes = logits.shape[-1] * (jax.lax.axis_size(axes) if axes else 1)
-    target, logits, counted = _arguments.class_target(target, logits, classes, ignore_index)
-
-    def classes_last(x):
-        return x if x is None or x.ndim != logits.ndim else jnp.moveaxis(x, axis, -1)
-
-    where, weights = classes_last(examples.where), classes_last(examples.weights)
-    if counted is not None:
-        rank = logits.ndim - 1
-        if where is not None:
-            where = _examples.leading("where", where, logits.shape, rank, rank)
-            counted = counted & _examples.along_rows(where, logits.shape[:-1])
-        where = counted
-    return logits, target, dataclasses.replace(examples, where=where, weights=weights), axes, axis
+    labels = jnp.zeros_like(jnp.moveaxis(logits, axis, -1)[..., 0], jnp.int32)  # split like the rows
+    options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
+    classes = checked(
+        logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name, details=True
+    )
+    return _cross_entropy.value_and_stats(classes.objective, classes.operands, classes.examples)[1]["entropy"]

@@ -2,6 +2,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/cross_entropy.h"
+#include "cpu/cross_entropy_options.h"
 #include "cpu/elementwise.h"
 
 namespace jaxloss::JAXLOSS_ISA {
@@ -23,6 +24,11 @@ void run(const CrossEntropyRows<Logit, Target>& rows, int64_t begin, int64_t end
 template <class Logit, class Target>
 void run(const CrossEntropyGradientRows<Logit, Target>& rows, int64_t begin, int64_t end) {
   cross_entropy_gradient_rows(rows, begin, end);
+}
+
+template <class Logit, class Target>
+void run(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t begin, int64_t end) {
+  cross_entropy_option_rows(rows, begin, end);
 }
 
 template <class... Task>

@@ -16,6 +16,7 @@ namespace jaxloss::JAXLOSS_ISA {
 
 using jaxloss::absolute;
 using jaxloss::exponential;
+using jaxloss::hyperbolic_tangent;
 using jaxloss::log_one_plus;
 using jaxloss::select;
 
@@ -91,6 +92,19 @@ JAXLOSS_INLINE Vector log_one_plus(Vector x) {
   p = p * t + Vector(2.0 / 5);
   p = p * t + Vector(2.0 / 3);
   return p * t * s + (s + s);
+}
+
+// tanh x: an odd polynomial (Taylor's coefficients bent to the interval) where 1 − 2 / (1 + e^2|x|) would lose digits.
+JAXLOSS_INLINE Vector hyperbolic_tangent(Vector x) {
+  const Vector size = absolute(x), square = x * x;
+  Vector p(-5.70498872745e-3);
+  p = p * square + Vector(2.06390887954e-2);
+  p = p * square + Vector(-5.37397155531e-2);
+  p = p * square + Vector(1.33314422036e-1);
+  p = p * square + Vector(-3.33332819422e-1);
+  const Vector small = p * square * x + x;
+  const Vector large = Vector(1.0) - Vector(2.0) / (exponential(size + size) + Vector(1.0));
+  return select(size < Vector(0.625), small, select(x < Vector(0.0), -large, large));
 }
 
 // 16-bit floats, in integer arithmetic: every instruction set has it, and it vectorises.

@@ -19,4 +19,7 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& r
 template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyGradientRows<Logit, Target>& rows);
 
+template <class Logit, class Target>
+cudaError_t launch(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Target>& rows);
+
 }  // namespace jaxloss::gpu

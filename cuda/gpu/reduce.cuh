@@ -8,6 +8,7 @@ namespace jaxloss::gpu {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 
+__device__ __forceinline__ int from_lane_xor(int x, int mask) { return __shfl_xor_sync(kAllLanes, x, mask); }
 __device__ __forceinline__ float from_lane_xor(float x, int mask) { return __shfl_xor_sync(kAllLanes, x, mask); }
 __device__ __forceinline__ double from_lane_xor(double x, int mask) { return __shfl_xor_sync(kAllLanes, x, mask); }
 

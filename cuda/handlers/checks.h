@@ -24,6 +24,10 @@ struct DataTypeOf<double> {
   static constexpr ffi::DataType value = ffi::F64;
 };
 template <>
+struct DataTypeOf<int32_t> {
+  static constexpr ffi::DataType value = ffi::S32;
+};
+template <>
 struct DataTypeOf<bfloat16> {
   static constexpr ffi::DataType value = ffi::BF16;
 };

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "handlers/cross_entropy.h"
+#include "handlers/cross_entropy_options.h"
 #include "handlers/elementwise.h"
 
 namespace jaxloss {
@@ -42,6 +43,15 @@ struct Bindings {
   static auto cross_entropy_grad() {
     return rows().template Arg<Buffer>().template Arg<Buffer>().template Arg<Buffer>().template Ret<Buffer>();
   }
+  static auto cross_entropy_with_options() {
+    return rows()
+        .RemainingArgs()
+        .RemainingRets()
+        .template Attr<int64_t>("given")
+        .template Attr<int64_t>("wanted")
+        .template Attr<int64_t>("smoothed_classes")
+        .template Attr<double>("clip");
+  }
 };
 
 template <class Platform, class... Loss>
@@ -56,6 +66,11 @@ std::vector<CallTarget> targets_of(LossList<Loss...>) {
        handle<cross_entropy_value_and_grad<Platform>, Bind::cross_entropy_value_and_grad>},
       {"jaxloss_cross_entropy_grad", platform, handle<cross_entropy_grad<Platform>, Bind::cross_entropy_grad>},
   };
+  // One handler; the names say in a profile, and in a compiled module, what a call is for.
+  for (const char* purpose : {"value", "value_and_stats", "value_and_grad", "grad"}) {
+    targets.push_back({std::string("jaxloss_cross_entropy_with_options_") + purpose, platform,
+                       handle<cross_entropy_with_options<Platform>, Bind::cross_entropy_with_options>});
+  }
   const auto add = [&](auto loss_tag) {
     using L = typename decltype(loss_tag)::type;
     const std::string name = std::string("jaxloss_") + L::name;

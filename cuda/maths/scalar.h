@@ -24,6 +24,9 @@ JAXLOSS_INLINE double log_one_plus(double x) { return log1p(x); }
 JAXLOSS_INLINE float logarithm(float x) { return logf(x); }
 JAXLOSS_INLINE double logarithm(double x) { return log(x); }
 
+JAXLOSS_INLINE float hyperbolic_tangent(float x) { return tanhf(x); }
+JAXLOSS_INLINE double hyperbolic_tangent(double x) { return tanh(x); }
+
 // A weight times a value, where a weight of zero takes the value out even if it is infinite or NaN.
 template <class Value>
 JAXLOSS_INLINE Value weighted(Value weight, Value value) {

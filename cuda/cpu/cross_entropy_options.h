@@ -1,0 +1,209 @@
+// Cross entropy with options on the CPU: a row at a time. Its logits, as the options make them, are kept in a buffer
+// that stays in the cache.
+#pragma once
+
+#include <cstdlib>
+#include <initializer_list>
+
+#include "cpu/cross_entropy.h"
+#include "maths/cross_entropy_options.h"
+
+namespace jaxloss::JAXLOSS_ISA {
+
+// Memory for the logits of a row. (A std::vector's functions would exist once for all instruction sets.)
+template <class Real>
+struct Buffer {
+  Real* numbers;
+  JAXLOSS_INLINE explicit Buffer(int64_t count) : numbers(static_cast<Real*>(std::malloc(count * sizeof(Real) + 1))) {}
+  JAXLOSS_INLINE ~Buffer() { std::free(numbers); }
+  Buffer(const Buffer&) = delete;
+};
+
+template <class Logit, class Target>
+struct OptionRow {
+  using Rows = CrossEntropyOptionRows<Logit, Target>;
+  using Real = Accumulator<Logit>;
+  using Value = typename Step<Logit>::Value;
+  static constexpr bool by_index = std::is_same_v<Target, ClassIndices>;
+
+  const Rows& rows;
+  int64_t row;
+  const RowObjective<Real> objective;
+  Real* z;  // [classes]
+
+  JAXLOSS_INLINE OptionRow(const Rows& rows_, int64_t row_, Real* buffer)
+      : rows(rows_), row(row_), objective(rows_, row_), z(buffer) {
+    const Logit* logits = rows.logits + row * rows.classes;
+    for_each_step<Logit>(objective.classes, [&](int64_t i, int64_t count) {
+      store_step(z + i, objective.logit(load_step(logits + i, count)), count);
+    });
+  }
+
+  JAXLOSS_INLINE Value class_weights(int64_t i, int64_t count) const {
+    return objective.class_weights ? load_step(objective.class_weights + i, count) : Value(1);
+  }
+  JAXLOSS_INLINE Value probabilities(int64_t i, int64_t count) const {
+    return load_step(rows.target.probability + row * rows.classes + i, count);
+  }
+  // The target without what the labels add to it.
+  JAXLOSS_INLINE Value target(int64_t i, int64_t count) const {
+    Value a(objective.smooth);
+    if constexpr (!by_index) a = a + Value(objective.hard) * probabilities(i, count);
+    return a * class_weights(i, count);
+  }
+  JAXLOSS_INLINE bool is_dense() const { return !by_index || objective.smooth != 0; }
+
+  // f(i, count) summed over the classes.
+  template <class Body>
+  JAXLOSS_INLINE Real sum(Body body) const {
+    return static_cast<Real>(sum_over_steps<Real>(objective.classes, body));
+  }
+  template <class Body>
+  JAXLOSS_INLINE Real sum_of_labels(Body body) const {
+    Real total = 0;
+    for (int which = 0; which < 2; which++) {
+      if (objective.holds(which)) total += body(which);
+    }
+    return total;
+  }
+
+  JAXLOSS_INLINE Real total() const {
+    const Real dense = is_dense() ? sum([&](int64_t i, int64_t count) { return target(i, count); }) : Real(0);
+    return dense + sum_of_labels([&](int which) { return objective.label_target(which); });
+  }
+
+  // `a` is the target of the loss, `share` what a label adds to it.
+  template <class Targets, class Share>
+  JAXLOSS_INLINE Real loss(Real max, Real log_sum, Real ceiling, bool dense, Targets targets, Share share) const {
+    const Real of_all = dense ? sum([&](int64_t i, int64_t count) {
+      const Value z_minus_max = load_step(z + i, count) - Value(max);
+      return weighted(targets(i, count), negative_log_likelihood(Value(log_sum), z_minus_max, Value(ceiling)));
+    })
+                              : Real(0);
+    return of_all + sum_of_labels([&](int which) {
+             return weighted(share(which), negative_log_likelihood(log_sum, z[objective.label[which]] - max, ceiling));
+           });
+  }
+
+  JAXLOSS_INLINE Real entropy(Real max, Real sum_of_exponentials, Real log_sum) const {
+    const Real dot = sum([&](int64_t i, int64_t count) {
+      const Value z_minus_max = load_step(z + i, count) - Value(max);
+      return weighted(exponential(z_minus_max), z_minus_max);
+    });
+    return log_sum - dot / sum_of_exponentials;
+  }
+
+  // The first class of the largest logit; NaNs are passed over.
+  JAXLOSS_INLINE int32_t predicted() const {
+    int64_t best = -1;
+    for (int64_t i = 0; i < objective.classes; i++) {
+      if (best < 0 ? z[i] == z[i] : z[i] > z[best]) best = i;
+    }
+    return static_cast<int32_t>(best < 0 ? 0 : best);
+  }
+
+  // How many classes come before the label in order of logits, of equal ones the first.
+  JAXLOSS_INLINE int32_t rank() const {
+    const int64_t label = objective.label[0], after = label + 1;
+    const Value of_label(z[label]), one(1), none(0);
+    const double before_label = sum_over_steps<Real>(label, [&](int64_t i, int64_t count) {
+      const Value other = load_step(z + i, count);
+      return select(other > of_label, one, select(other == of_label, one, none));
+    });
+    const double after_label = sum_over_steps<Real>(objective.classes - after, [&](int64_t i, int64_t count) {
+      return select(load_step(z + after + i, count) > of_label, one, none);
+    });
+    return static_cast<int32_t>(before_label + after_label);
+  }
+
+  JAXLOSS_INLINE void gradient(Real max, Real softmax, Real total, Real weight, Logit* result) const {
+    if (weight == 0 || !(objective.valid || rows.known_max)) {
+      std::memset(result, 0, rows.classes * sizeof(Logit));
+      return;
+    }
+    const auto derivative = [&](Value z_of, Value target) {
+      const Value exponentials = exponential(z_of - Value(max));
+      return (exponentials * Value(softmax * total) - target) * Value(weight) * objective.slope(z_of);
+    };
+    for_each_step<Logit>(objective.classes, [&](int64_t i, int64_t count) {
+      const Value a = is_dense() ? target(i, count) : Value(0);
+      store_step(result + i, derivative(load_step(z + i, count), a), count);
+    });
+    sum_of_labels([&](int which) {
+      const int64_t i = objective.label[which];
+      const Value added(sum_of_labels(
+          [&](int other) { return objective.label[other] == i ? objective.label_target(other) : Real(0); }));
+      const Value a = is_dense() ? target(i, 1) : Value(0);
+      store_step(result + i, derivative(Value(z[i]), a + added), 1);
+      return Real(0);
+    });
+    std::memset(result + objective.classes, 0, (rows.classes - objective.classes) * sizeof(Logit));
+  }
+};
+
+template <class Logit, class Target>
+JAXLOSS_INLINE void write_taken_out(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t row) {
+  for (auto* result : {rows.loss, rows.max, rows.log_sum, rows.nll, rows.entropy}) {
+    if (result) result[row] = 0;
+  }
+  if (rows.predicted) rows.predicted[row] = -1;
+  if (rows.rank) rows.rank[row] = static_cast<int32_t>(rows.smoothed_classes);
+  if (rows.gradient) std::memset(rows.gradient + row * rows.classes, 0, rows.classes * sizeof(Logit));
+}
+
+// Rows [begin, end).
+template <class Logit, class Target>
+void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t begin, int64_t end) {
+  using Real = Accumulator<Logit>;
+  constexpr bool by_index = std::is_same_v<Target, ClassIndices>;
+  constexpr Real infinity = static_cast<Real>(__builtin_inf()), nan = static_cast<Real>(__builtin_nan(""));
+  const Buffer<Real> buffer(rows.classes);
+  for (int64_t row = begin; row < end; row++) {
+    const Real weight = rows.row_weight.of(row);
+    if (taken_out(weight)) {
+      write_taken_out(rows, row);
+      continue;
+    }
+    const OptionRow<Logit, Target> of(rows, row, buffer.numbers);
+    const auto& objective = of.objective;
+    if (rows.known_max) {
+      of.gradient(rows.known_max[row], exponential(-rows.known_log_sum[row]), rows.known_total[row], weight,
+                  rows.gradient + row * rows.classes);
+      continue;
+    }
+    const SoftmaxSums<Real> sums = softmax_sums(of.z, objective.classes);
+    const Real max = sums.max, log_sum = logarithm(sums.sum), lse = max + log_sum;
+    if (rows.loss) {
+      const Real loss = of.loss(
+          max, log_sum, rows.ceiling, of.is_dense(), [&](int64_t i, int64_t count) { return of.target(i, count); },
+          [&](int which) { return objective.label_target(which); });
+      rows.loss[row] = objective.valid ? loss + weighted(objective.z_loss, lse * lse) : nan;
+    }
+    if (rows.max) rows.max[row] = max;
+    if (rows.log_sum) rows.log_sum[row] = log_sum;
+    if (rows.nll) {
+      const Real nll = of.loss(
+          max, log_sum, infinity, !by_index,
+          [&](int64_t i, int64_t count) {
+            if constexpr (by_index)
+              return typename Step<Logit>::Value(0);
+            else
+              return of.probabilities(i, count);
+          },
+          [&](int which) { return objective.share[which]; });
+      rows.nll[row] = objective.valid ? nll : nan;
+    }
+    if (rows.entropy) rows.entropy[row] = of.entropy(max, sums.sum, log_sum);
+    if (rows.predicted) rows.predicted[row] = of.predicted();
+    if (rows.rank) {
+      const bool has_label = by_index && objective.holds(0);
+      rows.rank[row] = has_label ? of.rank() : static_cast<int32_t>(rows.smoothed_classes);
+    }
+    if (rows.gradient) {
+      const Real total = of.total() + 2 * weighted(objective.z_loss, lse);
+      of.gradient(max, 1 / sums.sum, total, weight, rows.gradient + row * rows.classes);
+    }
+  }
+}
+
+}  // namespace jaxloss::JAXLOSS_ISA

@@ -1,0 +1,339 @@
+// Cross entropy with options: a team of threads a row, which it goes along twice where a gradient or a target of many
+// classes is wanted, the second time mostly out of the caches.
+#pragma once
+
+#include "gpu/launch.h"
+#include "gpu/softmax.cuh"
+#include "gpu/vector.cuh"
+#include "maths/cross_entropy_options.h"
+
+namespace jaxloss::gpu {
+
+constexpr int kOptionThreads = 256;
+
+// `lanes` threads: neighbours in a warp, or all of a block.
+struct Team {
+  int lanes;
+  int lane;
+
+  template <class Value, class Combine>
+  __device__ __forceinline__ Value across(Value value, Combine combine) const {
+    return lanes <= kWarp ? across_lanes(value, lanes, combine) : across_block<kOptionThreads>(value, combine);
+  }
+};
+
+// The first of the classes with the largest logit; NaNs are passed over.
+template <class Real>
+struct Best {
+  Real logit;
+  int index;
+
+  static __device__ __forceinline__ Best of_nothing() { return {-static_cast<Real>(INFINITY), 0x7fffffff}; }
+  __device__ __forceinline__ void add(Real x, int i) {
+    if (x > logit || (x == logit && i < index)) *this = {x, i};
+  }
+};
+struct First {};
+template <class Real>
+__device__ __forceinline__ Best<Real> across_lanes(Best<Real> best, int lanes, First) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    if (mask < lanes) best.add(from_lane_xor(best.logit, mask), from_lane_xor(best.index, mask));
+  }
+  return best;
+}
+
+// Σ e^(z − max) and Σ e^(z − max) (z − max) of the logits seen so far.
+template <class Real>
+struct EntropySums {
+  Real max = no_logits<Real>().max, sum = 0, dot = 0;
+
+  __device__ __forceinline__ void relative_to(Real higher) {
+    if (sum != 0) {
+      const Real ratio = Exponentials<Real>(higher).term(max);
+      dot = (dot + (max - higher) * sum) * ratio;
+      sum *= ratio;
+    }
+    max = higher;
+  }
+  template <int count>
+  __device__ __forceinline__ void add(const Real (&z)[count]) {
+    Real highest = z[0];
+#pragma unroll
+    for (int i = 1; i < count; i++) highest = Maximum()(highest, z[i]);
+    if (highest > max) relative_to(highest);
+    const Exponentials<Real> exponentials(max);
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+      const Real term = exponentials.term(z[i]);
+      sum += term;
+      dot += weighted(term, z[i] - max);
+    }
+  }
+};
+template <class Real>
+__device__ __forceinline__ EntropySums<Real> across(const Team& team, EntropySums<Real> sums) {
+  sums.relative_to(team.across(sums.max, Maximum()));
+  return {sums.max, team.across(sums.sum, Sum()), team.across(sums.dot, Sum())};
+}
+
+// A row as a team goes along it. `Body` is called with a Count<n>, the first of n classes, their logits as the options
+// make them, and their target without what labels add.
+template <class Logit, class Target>
+struct TeamRow {
+  using Real = Accumulator<Logit>;
+  static constexpr bool by_index = std::is_same_v<Target, ClassIndices>;
+  static constexpr int step = kPerVector<Logit>;
+
+  const CrossEntropyOptionRows<Logit, Target>& rows;
+  const Team& team;
+  const RowObjective<Real>& objective;
+  const int64_t offset;
+  const bool dense;
+
+  template <class Body>
+  __device__ __forceinline__ void for_classes(Body body) const {
+    const Logit* logits = rows.logits + offset;
+    Logit* gradient = rows.gradient ? rows.gradient + offset : nullptr;
+    const Logit* aligned_with = gradient ? gradient : logits;
+    if constexpr (by_index) {
+      along(Span<Logit>(objective.classes, logits, aligned_with), logits, logits, body);
+    } else {
+      const auto* target = rows.target.probability + offset;
+      along(Span<Logit>(objective.classes, logits, aligned_with, target), logits, target, body);
+    }
+  }
+
+ private:
+  template <class Stored, class Body>
+  __device__ __forceinline__ void along(const Span<Logit>& span, const Logit* logits, const Stored* target,
+                                        Body body) const {
+    for (int64_t k = team.lane; k < span.edges; k += team.lanes) {
+      const int64_t i = span.edge(k);
+      const Real x[1] = {number(logits[i])};
+      const Real a[1] = {by_index ? Real(0) : static_cast<Real>(number(target[i]))};
+      visit(Count<1>{}, i, x, a, body);
+    }
+    for_batches<2, int64_t>(team.lane, span.steps, team.lanes, [&](auto batch, int64_t first) {
+      Packed<Logit, step> packed[batch];
+      Packed<Stored, step> targets[batch];
+#pragma unroll
+      for (int k = 0; k < batch; k++) {
+        const int64_t i = span.start_of(first + k * team.lanes);
+        packed[k] = load<step, Reading::again>(logits + i);
+        if constexpr (!by_index) targets[k] = load<step, Reading::again>(target + i);
+      }
+#pragma unroll
+      for (int k = 0; k < batch; k++) {
+        Real x[step], a[step] = {};
+        packed[k].numbers(x);
+        if constexpr (!by_index) targets[k].numbers(a);
+        visit(Count<step>{}, span.start_of(first + k * team.lanes), x, a, body);
+      }
+    });
+  }
+
+  template <int count, class Body>
+  __device__ __forceinline__ void visit(Count<count> size, int64_t first, const Real (&x)[count],
+                                        const Real (&a)[count], Body body) const {
+    Real z[count], target[count];
+#pragma unroll
+    for (int j = 0; j < count; j++) {
+      z[j] = objective.logit(x[j]);
+      target[j] = objective.smooth + objective.hard * a[j];
+      if (dense && objective.class_weights) target[j] *= objective.class_weights[first + j];
+    }
+    body(size, first, z, a, target);
+  }
+};
+
+template <class Logit>
+__device__ __forceinline__ void store_numbers(Logit* to, const Accumulator<Logit> (&x)[1]) {
+  *to = stored<Logit>(x[0]);
+}
+template <class Logit, int count>
+__device__ __forceinline__ void store_numbers(Logit* to, const Accumulator<Logit> (&x)[count]) {
+  store<Logit>(to, x);
+}
+
+template <class Logit, class Target>
+__device__ __forceinline__ void zero_gradient(const CrossEntropyOptionRows<Logit, Target>& rows, const Team& team,
+                                              int64_t row, int64_t first) {
+  if (!rows.gradient) return;
+  Logit* gradient = rows.gradient + row * rows.classes;
+  const Span<Logit> span(rows.classes - first, gradient + first);
+  const Accumulator<Logit> zeros[kPerVector<Logit>] = {};
+  for (int64_t k = team.lane; k < span.edges; k += team.lanes) gradient[first + span.edge(k)] = Logit{};
+  for (int64_t k = team.lane; k < span.steps; k += team.lanes) store<Logit>(gradient + first + span.start_of(k), zeros);
+}
+
+template <class Real>
+struct RowResults {
+  Real loss, max, log_sum, nll, entropy;
+  int predicted, rank;
+};
+
+template <class Rows, class Real>
+__device__ __forceinline__ void write_results(const Rows& rows, const Team& team, int64_t row,
+                                              const RowResults<Real>& results) {
+  if (team.lane != 0) return;
+  if (rows.loss) rows.loss[row] = results.loss;
+  if (rows.max) rows.max[row] = results.max;
+  if (rows.log_sum) rows.log_sum[row] = results.log_sum;
+  if (rows.nll) rows.nll[row] = results.nll;
+  if (rows.entropy) rows.entropy[row] = results.entropy;
+  if (rows.predicted) rows.predicted[row] = results.predicted;
+  if (rows.rank) rows.rank[row] = results.rank;
+}
+
+// Teams take rows in turn; threads of a warp go round equally often, for they shuffle. Of a row taken out nothing is
+// read.
+template <class Logit, class Target>
+__global__ void __launch_bounds__(kOptionThreads)
+    cross_entropy_with_options(CrossEntropyOptionRows<Logit, Target> rows, int lanes) {
+  using Real = Accumulator<Logit>;
+  constexpr bool by_index = std::is_same_v<Target, ClassIndices>;
+  const Real nan = static_cast<Real>(NAN);
+  const Team team{lanes, static_cast<int>(threadIdx.x) & (lanes - 1)};
+  const int64_t teams_a_block = kOptionThreads / lanes, teams = gridDim.x * teams_a_block;
+  for (int64_t first = blockIdx.x * teams_a_block; first < rows.rows; first += teams) {
+    const int64_t own = first + threadIdx.x / lanes;
+    const bool exists = own < rows.rows;
+    const int64_t row = exists ? own : rows.rows - 1;
+    const Real weight = rows.row_weight.of(row);
+    const bool reads = exists && !taken_out(weight);
+    RowObjective<Real> objective(rows, row);
+    if (!reads) objective.classes = 0;  // the team goes along nothing, but takes part in every exchange
+    const int64_t offset = row * rows.classes;
+    const TeamRow<Logit, Target> along{rows, team, objective, offset, !by_index || rows.label_smoothing.given()};
+    const bool valid = objective.valid;
+    const int no_rank = static_cast<int>(rows.smoothed_classes);
+
+    Real label_logit[2] = {0, 0}, label_target[2] = {0, 0};
+#pragma unroll
+    for (int which = 0; which < 2; which++) {
+      if (!reads || !objective.holds(which)) continue;
+      label_logit[which] = objective.logit(number(rows.logits[offset + objective.label[which]]));
+      label_target[which] = objective.label_target(which);
+    }
+
+    Real max, log_sum, total;
+    RowResults<Real> results{};
+    if (rows.known_max) {
+      max = reads ? rows.known_max[row] : Real(0);
+      log_sum = reads ? rows.known_log_sum[row] : Real(0);
+      total = reads ? rows.known_total[row] : Real(0);
+    } else {
+      EntropySums<Real> sums;
+      RunningSoftmax<Real> running;
+      Best<Real> best = Best<Real>::of_nothing();
+      int before = 0;
+      total = 0;
+      along.for_classes([&](auto count, int64_t i, const auto& z, const auto&, const auto& target) {
+        if (along.dense) {
+#pragma unroll
+          for (int j = 0; j < count; j++) total += target[j];
+        }
+        if (!rows.entropy) {
+          running.add(z);
+          return;
+        }
+        sums.add(z);
+#pragma unroll
+        for (int j = 0; j < count; j++) {
+          const int index = static_cast<int>(i) + j;
+          best.add(z[j], index);
+          before += z[j] > label_logit[0] || (z[j] == label_logit[0] && index < objective.label[0]);
+        }
+      });
+      if (rows.entropy) {
+        sums = across(team, sums);
+        best = team.across(best, First());
+        before = team.across(before, Sum());
+      } else {
+        const SoftmaxSums<Real> merged = team.across(running.sums(), Merged());
+        sums.max = merged.max;
+        sums.sum = merged.sum;
+      }
+      if (along.dense) total = team.across(total, Sum());
+      max = sums.max;
+      log_sum = logarithm(sums.sum);
+      const Real lse = max + log_sum;
+      total += label_target[0] + label_target[1] + 2 * weighted(objective.z_loss, lse);
+      results.loss = weighted(objective.z_loss, lse * lse);
+      results.entropy = log_sum - sums.dot / sums.sum;
+      results.predicted = best.index < rows.classes ? best.index : 0;
+      results.rank = by_index && objective.holds(0) ? before : no_rank;
+    }
+
+    const bool has_gradient = rows.gradient && reads && weight != 0 && (valid || rows.known_max);
+    const bool has_sums = along.dense && rows.loss;
+    Real loss = 0, nll = 0;
+    if (has_gradient || has_sums) {
+      const Exponentials<Real> exponentials(max);
+      const Real scale = total * exponential(-log_sum);
+      along.for_classes([&](auto count, int64_t i, const auto& z, const auto& a, const auto& target) {
+        if (has_sums) {
+#pragma unroll
+          for (int j = 0; j < count; j++) {
+            const Real of_class = log_sum - (z[j] - max);
+            loss += weighted(target[j], at_most(of_class, rows.ceiling));
+            if (!by_index) nll += weighted(a[j], of_class);
+          }
+        }
+        if (!has_gradient) return;
+        Real x[count];
+#pragma unroll
+        for (int j = 0; j < count; j++) {
+          Real b = along.dense ? target[j] : Real(0);
+          if (by_index && i + j == objective.label[0]) b += label_target[0];
+          if (by_index && i + j == objective.label[1]) b += label_target[1];
+          x[j] = (exponentials.term(z[j]) * scale - b) * weight * objective.slope(z[j]);
+        }
+        store_numbers<Logit>(rows.gradient + offset + i, x);
+      });
+    }
+    if (exists && has_gradient) zero_gradient(rows, team, row, objective.classes);
+    if (exists && !has_gradient) zero_gradient(rows, team, row, 0);
+    if (rows.known_max) continue;
+
+    if (has_sums) {
+      loss = team.across(loss, Sum());
+      nll = team.across(nll, Sum());
+    }
+#pragma unroll
+    for (int which = 0; which < 2; which++) {
+      const Real of_label = log_sum - (label_logit[which] - max);
+      loss += weighted(label_target[which], at_most(of_label, rows.ceiling));
+      nll += weighted(objective.share[which], of_label);
+    }
+    results.loss = valid ? results.loss + loss : nan;
+    results.nll = valid ? nll : nan;
+    results.max = max;
+    results.log_sum = log_sum;
+    if (!reads) results = {0, 0, 0, 0, 0, -1, no_rank};
+    if (exists) write_results(rows, team, row, results);
+  }
+}
+
+// A thread for some four vectors of a short row, up to a warp; a block for a long one.
+template <class Logit>
+int option_lanes(int64_t classes) {
+  const int64_t vectors = classes / kPerVector<Logit> + 1;
+  if (vectors > 4 * kWarp) return kOptionThreads;
+  int lanes = 1;
+  while (lanes < kWarp && 4 * lanes < vectors) lanes *= 2;
+  return lanes;
+}
+
+template <class Logit, class Target>
+cudaError_t launch(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Target>& rows) {
+  if (rows.rows == 0) return cudaSuccess;
+  const int lanes = option_lanes<Logit>(rows.classes);
+  const int64_t teams_a_block = kOptionThreads / lanes, blocks = (rows.rows + teams_a_block - 1) / teams_a_block;
+  cross_entropy_with_options<<<static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff), kOptionThreads, 0,
+                               stream>>>(rows, lanes);
+  return cudaGetLastError();
+}
+
+}  // namespace jaxloss::gpu

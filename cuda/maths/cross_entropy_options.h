@@ -1,0 +1,78 @@
+// What the options of cross entropy make of one row.
+//
+// The logits that count are z = softcap · tanh(x / softcap) / temperature of the first `classes` classes; those beyond
+// are padding. The target b of a class is its target with smoothing, times the class's weight:
+// b = w · ((1 − ε) · a + ε / K). Of class indices, a is `mix` at the label and 1 − `mix` at the second one. The loss is
+// Σ b · min(lse(z) − z, −log clip) + z_loss · lse², and with p = softmax(z) its derivative with respect to z is
+// (Σ b + 2 · z_loss · lse) · p − b.
+#pragma once
+
+#include "maths/cross_entropy.h"
+#include "rows.h"
+
+namespace jaxloss {
+
+template <class Real>
+struct RowObjective {
+  int64_t classes;
+  bool capped;
+  Real softcap, inverse_softcap, temperature, inverse_temperature;
+  Real hard, smooth;          // 1 − ε, ε / K
+  const Real* class_weights;  // or null
+  Real z_loss;
+  int64_t label[2];  // outside [0, classes): nothing here
+  Real share[2];     // what of the target each label has
+  bool valid;        // false: a label is no class
+
+  template <class Logit, class Target>
+  JAXLOSS_INLINE RowObjective(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t row)
+      : classes(rows.num_classes.given() ? rows.num_classes.of(row) : rows.classes),
+        capped(rows.softcap.given()),
+        softcap(rows.softcap.of(row)),
+        inverse_softcap(1 / softcap),
+        temperature(rows.temperature.of(row)),
+        inverse_temperature(1 / temperature),
+        hard(1 - rows.label_smoothing.of(row)),
+        smooth(rows.label_smoothing.of(row) / static_cast<Real>(rows.smoothed_classes)),
+        class_weights(rows.class_weights ? rows.class_weights + row / rows.rows_per_class_weights * rows.classes
+                                         : nullptr),
+        z_loss(rows.z_loss.of(row)),
+        label{-1, -1},
+        share{0, 0},
+        valid(true) {
+    classes = classes < 0 ? 0 : classes > rows.classes ? rows.classes : classes;
+    if constexpr (std::is_same_v<Target, ClassIndices>) {
+      const Real mix = rows.mix.of(row);
+      set_label(0, rows.target.index[row], mix);
+      if (rows.second_label.given()) set_label(1, rows.second_label.of(row), 1 - mix);
+    }
+  }
+
+  template <class Value>
+  JAXLOSS_INLINE Value logit(Value x) const {
+    if (capped) x = Value(softcap) * hyperbolic_tangent(x * Value(inverse_softcap));
+    return x * Value(inverse_temperature);
+  }
+
+  // dz / dx
+  template <class Value>
+  JAXLOSS_INLINE Value slope(Value z) const {
+    if (!capped) return Value(inverse_temperature);
+    const Value tangent = z * Value(temperature * inverse_softcap);
+    return (Value(1) - tangent * tangent) * Value(inverse_temperature);
+  }
+
+  JAXLOSS_INLINE Real class_weight(int64_t i) const { return class_weights ? class_weights[i] : Real(1); }
+  JAXLOSS_INLINE bool holds(int which) const { return label[which] >= 0 && label[which] < classes; }
+  // The target that a label's class has for being the label.
+  JAXLOSS_INLINE Real label_target(int which) const { return hard * share[which] * class_weight(label[which]); }
+
+ private:
+  JAXLOSS_INLINE void set_label(int which, int64_t index, Real of_target) {
+    label[which] = index;
+    share[which] = of_target;
+    valid = valid && holds(which);
+  }
+};
+
+}  // namespace jaxloss

@@ -1,0 +1,241 @@
+"""The arguments that every loss of classes has, checked and brought into the form that `_cross_entropy` takes."""
+
+import dataclasses
+import math
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxloss import _arguments, _examples, formulas
+from jaxloss._calls import Array
+from jaxloss._cross_entropy import Objective, Operands
+from jaxloss._cross_entropy_calls import PARAMETERS
+from jaxloss._examples import Examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of a cross entropy as its caller gives them; the defaults are off."""
+
+    class_weights: object = None
+    label_smoothing: object = 0.0
+    z_loss: object = 0.0
+    softcap: object = None
+    temperature: object = 1.0
+    num_classes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Checked arguments.
+
+    Attributes:
+        objective: what is compiled in.
+        operands: logits with the classes last, target and parameters.
+        examples: which rows count, and what for.
+        axis: the axis of classes, counted from the front.
+    """
+
+    objective: Objective
+    operands: Operands
+    examples: Examples
+    axis: int
+
+
+def checked(
+    logits,
+    target,
+    options: Options,
+    *,
+    axis: int = -1,
+    where=None,
+    ignore_index: int | None = None,
+    weights=None,
+    clip: float | None = None,
+    reduction="mean",
+    normalizer=None,
+    axis_name: str | tuple[str, ...] | None = None,
+    details: bool = False,
+) -> Classes:
+    """All of it, or the error that says what is wrong."""
+    logits = _arguments.prediction("logits", logits)
+    axis = _arguments.axis_index(axis, logits.ndim)
+    axes = _arguments.mesh_axes(axis_name, logits)
+    by_weights = divides_by_weights(normalizer, reduction)
+    examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
+    mixed = isinstance(target, tuple)
+    if mixed and len(target) != 3:
+        raise ValueError(f"target is a tuple of {len(target)}: expected (labels, other labels, share of the first)")
+    if mixed and ignore_index is not None:
+        raise ValueError(f"ignore_index is {ignore_index}, target is mixed: expected None; leave rows out by where=")
+    first, second, mix = target if mixed else (target, None, None)
+
+    first, shape = jnp.asarray(first), logits.shape
+    if first.shape == shape and not jnp.issubdtype(first.dtype, jnp.integer):
+        if mixed:
+            raise ValueError(f"target mixes arrays of dtype {first.dtype}: expected class indices; mix probabilities")
+        first = jnp.moveaxis(first, axis, -1)
+    logits = jnp.moveaxis(logits, axis, -1)
+    width = whole_width(logits, axes)
+    first, logits, counted = _arguments.class_target(first, logits, width, ignore_index)
+    given, classes = parameters_of(options, logits, axes)
+    dtype = formulas.real(logits).dtype
+
+    parameters: dict[str, Array] = {}
+    if mixed:
+        second = jnp.asarray(second)
+        if not jnp.issubdtype(second.dtype, jnp.integer):
+            raise TypeError(f"target mixes labels with an array of dtype {second.dtype}: expected class indices")
+        parameters["second_label"] = _arguments.class_target(second, logits, width, None)[0]
+        parameters["mix"] = _share(mix, logits, axis, dtype)
+    parameters |= given
+
+    examples = _of_rows(examples, logits, axis, counted)
+    if by_weights:
+        share = _class_share(first, logits, parameters, axes)
+        examples = dataclasses.replace(examples, by_weights=True, share=share)
+    objective = Objective(_arguments.clip_value(clip, 1.0), tuple(parameters), classes, details, axes)
+    return Classes(objective, (logits, first, tuple(parameters.values())), examples, axis)
+
+
+def divides_by_weights(normalizer, reduction: str) -> bool:
+    """Whether the normalizer is the sum of the weights, and no number."""
+    if not isinstance(normalizer, str):
+        return False
+    if normalizer != "weights":
+        raise ValueError(f"normalizer is {normalizer!r}: expected a number or 'weights'")
+    if reduction != "mean":
+        raise ValueError(f"normalizer replaces the batch size of reduction='mean': found reduction={reduction!r}")
+    return True
+
+
+def whole_width(logits, axes: tuple[str, ...]) -> int:
+    """How many classes a row of logits has, of which a device holds a slice where `axes` split them."""
+    return logits.shape[-1] * (jax.lax.axis_size(axes) if axes else 1)
+
+
+def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict[str, Array], int]:
+    """The parameters of the options that are on, and how many classes count. Of logits, type and shape are asked."""
+    width = whole_width(logits, axes)
+    num_classes = _number_of_classes(options.num_classes, width)
+    dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
+    parameters: dict[str, Array] = {}
+    if options.class_weights is not None:
+        parameters["class_weights"] = _class_weights(options.class_weights, logits, num_classes, axes).astype(dtype)
+    for name, value in _numbers(options).items():
+        parameters[name] = jnp.asarray(value, dtype)
+    if num_classes is not None and num_classes != width:
+        parameters["num_classes"] = jnp.int32(num_classes)
+    in_order = {name: parameters[name] for name in PARAMETERS if name in parameters}
+    return in_order, width if num_classes is None else num_classes
+
+
+def _of_rows(examples: Examples, logits: Array, axis: int, counted: Array | None) -> Examples:
+    """The same with the classes last, and without the rows that do not count."""
+
+    def classes_last(x):
+        return x if x is None or x.ndim != logits.ndim else jnp.moveaxis(x, axis, -1)
+
+    where, weights = classes_last(examples.where), classes_last(examples.weights)
+    if counted is not None:
+        rank = logits.ndim - 1
+        if where is not None:
+            where = _examples.leading("where", where, logits.shape, rank, rank)
+            counted = counted & _examples.along_rows(where, logits.shape[:-1])
+        where = counted
+    return dataclasses.replace(examples, where=where, weights=weights)
+
+
+def _number_of_classes(num_classes: int | None, width: int) -> int | None:
+    if num_classes is None:
+        return None
+    if not isinstance(num_classes, numbers.Integral) or isinstance(num_classes, bool):
+        raise TypeError(f"num_classes has type {type(num_classes).__name__}: expected int")
+    if not 1 <= num_classes <= width:
+        raise ValueError(f"num_classes is {num_classes}, logits has {width} classes: expected from 1 to {width}")
+    return int(num_classes)
+
+
+def _share(mix, logits: Array, axis: int, dtype) -> Array:
+    """The share of the first of two labels, of all rows or of each."""
+    _check_number("the share of the first label in target", mix, 0, 1, "from 0 to 1")
+    mix = jnp.asarray(mix)
+    if not jnp.issubdtype(mix.dtype, jnp.floating) and not jnp.issubdtype(mix.dtype, jnp.integer):
+        raise TypeError(f"the share of the first label in target has dtype {mix.dtype}: expected a floating-point type")
+    if mix.ndim == logits.ndim:
+        mix = jnp.moveaxis(mix, axis, -1)
+    rank = logits.ndim - 1
+    return _examples.leading("the share of the first label in target", mix, logits.shape, rank, rank).astype(dtype)
+
+
+def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: tuple[str, ...]) -> Array:
+    class_weights, width = jnp.asarray(class_weights), logits.shape[-1]
+    if not jnp.issubdtype(class_weights.dtype, jnp.floating) and not jnp.issubdtype(class_weights.dtype, jnp.integer):
+        raise TypeError(f"class_weights has dtype {class_weights.dtype}: expected a floating-point or integer type")
+    if num_classes is not None and not axes and class_weights.shape == (num_classes,):
+        class_weights = jnp.pad(class_weights, (0, width - num_classes))
+    if class_weights.shape != (width,):
+        expected = f"({width},)" if num_classes in (None, width) or axes else f"({num_classes},) or ({width},)"
+        raise ValueError(
+            f"class_weights has shape {class_weights.shape}, logits has {width} classes: expected {expected}, "
+            "a weight a class"
+        )
+    return class_weights
+
+
+def _numbers(options: Options) -> dict[str, object]:
+    """The options that are one number and on. A Python number that is the default is off."""
+    limits = {
+        "label_smoothing": (0.0, 0, 1, "from 0 to 1"),
+        "z_loss": (0.0, 0, math.inf, "0 or more, and finite"),
+        "softcap": (None, 0, math.inf, "a positive finite number, or None for none"),
+        "temperature": (1.0, 0, math.inf, "a positive finite number"),
+    }
+    found = {}
+    for name, (off, least, most, words) in limits.items():
+        value = getattr(options, name)
+        if value is None and off is None:
+            continue
+        _check_number(name, value, least, most, words, positive="positive" in words)
+        if not isinstance(value, jax.Array) and value == off:
+            continue
+        found[name] = value
+    return found
+
+
+def _check_number(name: str, value, least: float, most: float, words: str, *, positive: bool = False) -> None:
+    """That it is a number, and if it is known now, one in range."""
+    if isinstance(value, jax.Array):
+        if value.shape and not name.startswith("the share"):
+            raise ValueError(f"{name} has shape {value.shape}: expected a scalar")
+        if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(value.dtype, jnp.integer):
+            raise TypeError(f"{name} has dtype {value.dtype}: expected a floating-point type")
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray):
+        raise TypeError(f"{name} has type {type(value).__name__}: expected a number")
+    if isinstance(value, np.ndarray) and value.shape:
+        if not name.startswith("the share"):
+            raise ValueError(f"{name} has shape {value.shape}: expected a scalar")
+        return
+    number = float(value)
+    if not least <= number <= most or math.isinf(number) or (positive and number == 0):
+        raise ValueError(f"{name} is {number}: expected {words}")
+
+
+def _class_share(target: Array, logits: Array, parameters: dict[str, Array], axes: tuple[str, ...]) -> Array | None:
+    """What a row counts in the sum of the weights: its target's classes' weights; None for 1."""
+    by_index = jnp.issubdtype(target.dtype, jnp.integer)
+    if by_index and "class_weights" not in parameters:
+        return None
+    given = {name: value for name, value in parameters.items() if name in ("second_label", "mix", "num_classes")}
+    if axes:
+        begin = jax.lax.axis_index(axes) * logits.shape[-1]
+        target = target - begin if by_index else target
+        given |= {name: given[name] - begin for name in ("second_label", "num_classes") if name in given}
+    share = formulas.given_targets(logits, target, given)
+    if "class_weights" in parameters:
+        share = share * parameters["class_weights"]
+    share = jnp.sum(share, axis=-1)
+    return jax.lax.psum(share, axes) if axes else share

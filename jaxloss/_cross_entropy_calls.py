@@ -1,0 +1,202 @@
+"""The custom call targets of cross entropy, a typed function for each, and the formulas that stand in for them."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxloss import formulas
+from jaxloss._calls import Array, along, call, like, taken_out, weighted
+
+RESULTS = ("losses", "maximum", "log_sum", "nll", "entropy", "predicted", "rank", "gradient")
+"""All that a call can give of rows, in this order: losses, statistics and gradient."""
+
+STATS, DETAILS = RESULTS[1:3], RESULTS[3:7]
+
+PARAMETERS = (
+    "second_label",
+    "mix",
+    "class_weights",
+    "label_smoothing",
+    "z_loss",
+    "softcap",
+    "temperature",
+    "num_classes",
+)
+"""What a call may be given besides, in this order (as in `cuda/handlers/cross_entropy_options.h`)."""
+
+_KNOWN = ("maximum", "log_sum", "total")
+
+
+def _shapes(names: Sequence[str], logits: Array, row_weight: Array) -> list[jax.ShapeDtypeStruct]:
+    rows = jax.ShapeDtypeStruct(logits.shape[:-1], row_weight.dtype)
+    indices = jax.ShapeDtypeStruct(rows.shape, np.int32)
+    others = {"gradient": like(logits), "predicted": indices, "rank": indices}
+    return [others.get(name, rows) for name in names]
+
+
+def _results(names: Sequence[str], logits: Array, target: Array, row_weight: Array, options, clip: float, classes: int):
+    """What a kernel gives, by formula."""
+    results = formulas.cross_entropy_results(logits, target, options, clip, classes)
+    out = taken_out(along(row_weight, results["losses"]))
+    of_row_taken_out = {"predicted": -1, "rank": classes}
+    gradient = weighted(row_weight, results.pop("gradient"))
+    results = {name: jnp.where(out, of_row_taken_out.get(name, 0), result) for name, result in results.items()}
+    return tuple(gradient if name == "gradient" else results[name] for name in names)
+
+
+def _aliases(in_place: bool, names: Sequence[str]) -> dict[int, int] | None:
+    """The gradient in the memory of the logits, where a caller who made them needs them no more."""
+    return {0: names.index("gradient")} if in_place and "gradient" in names else None
+
+
+# ---- without options -------------------------------------------------------------------------------------------------
+
+
+def _cross_entropy(
+    purpose: str, names: Sequence[str], clip: float, *operands: Array, in_place: bool = False
+) -> tuple[Array, ...]:
+    logits, _, row_weight = operands
+
+    def plain(logits, target, row_weight):
+        return _results(names, logits, target, row_weight, {}, clip, logits.shape[-1])
+
+    shapes = _shapes(names, logits, row_weight)
+    aliases = _aliases(in_place, names)
+    return call(f"cross_entropy_{purpose}", shapes, plain, *operands, aliases=aliases, clip=np.float64(clip))
+
+
+def cross_entropy_value(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array, ...]:
+    """The loss of each row; `clip` is 0 for none."""
+    return _cross_entropy("value", ("losses",), clip, logits, target, row_weight)
+
+
+def cross_entropy_value_and_stats(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array, ...]:
+    """The loss of each row, and its `formulas.softmax_stats`."""
+    return _cross_entropy("value_and_stats", ("losses", *STATS), clip, logits, target, row_weight)
+
+
+def cross_entropy_value_and_grad(
+    logits: Array, target: Array, row_weight: Array, *, clip: float, in_place: bool = False
+) -> tuple[Array, ...]:
+    """The loss of each row, and the gradient with respect to the logits times the row's weight.
+
+    `in_place`: the gradient may overwrite the logits.
+    """
+    names = ("losses", "gradient")
+    return _cross_entropy("value_and_grad", names, clip, logits, target, row_weight, in_place=in_place)
+
+
+def cross_entropy_grad(
+    logits: Array,
+    target: Array,
+    row_weight: Array,
+    maximum: Array,
+    log_sum: Array,
+    target_sum: Array,
+    *,
+    in_place: bool = False,
+) -> Array:
+    """The gradient alone, of rows (or of a slice of their classes) whose statistics and target sum are known.
+
+    A label outside the slice is not at fault: only a target sum of 0 says that the row's label is out of range.
+    `in_place`: the gradient may overwrite the logits.
+    """
+
+    def plain(logits, target, row_weight, maximum, log_sum, total):
+        derivative = formulas.d_cross_entropy_with_options(logits, target, {}, maximum, log_sum, total, 1)
+        if jnp.issubdtype(target.dtype, jnp.integer):
+            derivative = jnp.where(total[..., None] == 0, 0, derivative)
+        return (weighted(row_weight, derivative),)
+
+    operands = (logits, target, row_weight, maximum, log_sum, target_sum)
+    aliases = _aliases(in_place, ("gradient",))
+    return call("cross_entropy_grad", (like(logits),), plain, *operands, aliases=aliases)[0]
+
+
+# ---- with options ----------------------------------------------------------------------------------------------------
+
+
+def _bits(all_names: tuple[str, ...], names) -> np.int64:
+    return np.int64(sum(1 << place for place, name in enumerate(all_names) if name in names))
+
+
+def cross_entropy_with_options(
+    purpose: str,
+    names: Sequence[str],
+    logits: Array,
+    target: Array,
+    row_weight: Array,
+    options: Mapping[str, Array],
+    *,
+    clip: float,
+    classes: int,
+    in_place: bool = False,
+) -> tuple[Array, ...]:
+    """Those `RESULTS` that are named, of rows with options.
+
+    Args:
+        purpose: the end of the target's name: what the results are for.
+        names: of results, in their order; the losses are always one, and `DETAILS` come together.
+        logits: `[rows..., V]`.
+        target: as everywhere; the first of two labels where there is a `second_label`.
+        row_weight: as everywhere.
+        options: parameters by name, in their order.
+        clip: 0 for none.
+        classes: how many classes a row has, here and in other slices of it.
+        in_place: the gradient may overwrite the logits.
+    """
+
+    def plain(logits, target, row_weight, *parameters):
+        given = dict(zip(options, parameters, strict=True))
+        return _results(names, logits, target, row_weight, given, clip, classes)
+
+    return call(
+        f"cross_entropy_with_options_{purpose}",
+        _shapes(names, logits, row_weight),
+        plain,
+        *(logits, target, row_weight, *options.values()),
+        aliases=_aliases(in_place, names),
+        given=_bits(PARAMETERS, options),
+        wanted=_bits(RESULTS, names),
+        smoothed_classes=np.int64(classes),
+        clip=np.float64(clip),
+    )
+
+
+def cross_entropy_with_options_grad(
+    logits: Array,
+    target: Array,
+    row_weight: Array,
+    options: Mapping[str, Array],
+    maximum: Array,
+    log_sum: Array,
+    total: Array,
+    *,
+    classes: int,
+    in_place: bool = False,
+) -> Array:
+    """The gradient alone, of rows (or of a slice of their classes) whose statistics are known.
+
+    `total` is what the softmax is multiplied by in the derivative. A label outside the slice is not at fault: a row
+    whose label is out of range must come with a weight of 0. `in_place`: it may overwrite the logits.
+    """
+
+    def plain(logits, target, row_weight, *parameters):
+        *parameters, maximum, log_sum, total = parameters
+        given = dict(zip(options, parameters, strict=True))
+        derivative = formulas.d_cross_entropy_with_options(logits, target, given, maximum, log_sum, total, classes)
+        return (weighted(row_weight, derivative),)
+
+    return call(
+        "cross_entropy_with_options_grad",
+        (like(logits),),
+        plain,
+        *(logits, target, row_weight, *options.values(), maximum, log_sum, total),
+        aliases=_aliases(in_place, ("gradient",)),
+        given=_bits((*PARAMETERS, *_KNOWN), (*options, *_KNOWN)),
+        wanted=_bits(RESULTS, ("gradient",)),
+        smoothed_classes=np.int64(classes),
+        clip=np.float64(0),
+    )[0]
