@@ -44,14 +44,15 @@ def value(plan: Plan, operands: tuple[Array, Array, Array], examples: Examples, 
 @functools.cache
 def _losses_on_mesh(plan: Plan) -> Op:
     results = (plan.tokens,) * (1 + len(plan.stats))
-    return on_mesh(functools.partial(_linear_work.losses, plan), plan.roles, results, plan.axes, by_partitioner=True)
+    local = functools.partial(_linear_work.losses, plan, True)
+    return on_mesh(local, plan.roles, results, plan.axes, direct=True)
 
 
 @functools.cache
-def _gradients_on_mesh(plan: Plan, wanted: Wanted, by_partitioner: bool) -> Op:
-    local = functools.partial(_linear_work.gradients, plan, wanted)
+def _gradients_on_mesh(plan: Plan, wanted: Wanted, direct: bool) -> Op:
+    local = functools.partial(_linear_work.gradients, plan, wanted, direct)
     results = ((plan.tokens,) * (1 + len(plan.stats)), wanted.of(plan.roles))
-    return on_mesh(local, plan.roles, results[0] + results[1], plan.axes, by_partitioner)
+    return on_mesh(local, plan.roles, results[0] + results[1], plan.axes, direct)
 
 
 @functools.cache
@@ -60,7 +61,7 @@ def _tangents_on_mesh(plan: Plan, live: tuple[bool, ...]) -> Op:
     of_dots = tuple(roles for roles, is_live in zip(plan.roles, live, strict=True) if is_live)
     moving = [name for name in plan.stats if name not in ("predicted", "rank")]
     results = (plan.tokens,) * (1 + len(moving))
-    return on_mesh(local, (*plan.roles, *of_dots), results, plan.axes, by_partitioner=False)
+    return on_mesh(local, (*plan.roles, *of_dots), results, plan.axes, direct=False)
 
 
 def _batched(size: int, batched, operands, plan: Plan, op_of: Callable[[Plan], Op], sums: bool):
@@ -117,7 +118,7 @@ def gradients(plan: Plan, wanted: Wanted) -> Op:
 
     @custom_vmap
     def op(*operands):
-        return _gradients_on_mesh(plan, wanted, by_partitioner=True)(*operands)
+        return _gradients_on_mesh(plan, wanted, direct=True)(*operands)
 
     @op.def_vmap
     def _(size, batched, *operands):
@@ -127,7 +128,7 @@ def gradients(plan: Plan, wanted: Wanted) -> Op:
     differentiable = jax.custom_jvp(op)
 
     def tangent(primals, tangents) -> Any:
-        plain = _gradients_on_mesh(plan, wanted, by_partitioner=False)
+        plain = _gradients_on_mesh(plan, wanted, direct=False)
         of_live, live, live_dots = _pair._of_live(plain, primals, tangents)
         return op(*primals), jax.jvp(of_live, live, live_dots)[1]
 

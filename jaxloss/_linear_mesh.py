@@ -108,7 +108,7 @@ def on_mesh(
     operand_roles: Sequence[Roles],
     result_roles: Sequence[Roles],
     axes: tuple[str, ...],
-    by_partitioner: bool,
+    direct: bool,
 ) -> Callable[..., tuple[Array, ...]]:
     """`local` on operands that devices may share.
 
@@ -118,8 +118,8 @@ def on_mesh(
         operand_roles: the roles of the operands' axes.
         result_roles: the roles of the results' axes.
         axes: the mesh axes that an enclosing `shard_map` has split the classes over.
-        by_partitioner: whether automatic sharding asks `split_of`; what it then makes can not be differentiated. If
-            not, XLA splits the operations of `local` as it sees fit.
+        direct: whether this is not to be differentiated. Then automatic sharding asks `split_of`; if not, XLA splits
+            the operations of `local` as it sees fit.
     """
 
     def on_device(split: Split, *operands):
@@ -149,7 +149,7 @@ def on_mesh(
         if mesh.manual_axes:  # inside a shard_map: the operands are what this device holds
             return local(axes, False, *operands)
         if mesh.empty or not mesh.are_all_axes_explicit:
-            return automatic(*operands) if by_partitioner else local((), True, *operands)
+            return automatic(*operands) if direct else local((), True, *operands)
         specs = [jax.typeof(operand).sharding.spec for operand in operands]
         split = split_of(mesh, operand_roles, [o.shape for o in operands], specs)
         in_specs = tuple(map(split.operand_spec, operand_roles))

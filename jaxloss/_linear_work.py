@@ -100,10 +100,11 @@ class Work:
         own_axes: the other axes of a `shard_map` that operands vary over. A device's sums are over its own tokens, so
             its kernel is one of its own too.
         all_axes: both.
+        direct: whether it is not differentiated.
     """
 
-    def __init__(self, plan: Plan, axes: tuple[str, ...], operands: tuple):
-        self.plan, self.axes = plan, axes
+    def __init__(self, plan: Plan, axes: tuple[str, ...], operands: tuple, *, direct: bool = False):
+        self.plan, self.axes, self.direct = plan, axes, direct
         self.all_axes = manual_axes(*operands)
         self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
         hidden, kernel, labels, weight, *rest = (varying(self.own_axes, operand) for operand in operands)
@@ -181,14 +182,18 @@ class Work:
         size = self.plan.chunk
         if size is None:
             size = chunk_size(self.rows[0].shape[0], self.kernel.shape[self.classes_axis], self.dtype.itemsize)
-        way = Strided if strided else Overlapping
-        sums, filled = scan_chunks(step, sums, results, (*rows, *self.rows), way, size, self.plan.masked)
+        division = Strided if strided else Overlapping
+        skip = self.plan.masked
+        sums, filled = scan_chunks(step, sums, results, (*rows, *self.rows), division, size, skip, self.direct)
         return sums, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
 
 
-def losses(plan: Plan, axes: tuple[str, ...], strided: bool, *operands: Array) -> tuple[Array, ...]:
-    """The losses of tokens, unweighted, and the statistics that are asked for."""
-    work = Work(plan, axes, operands)
+def losses(plan: Plan, direct: bool, axes: tuple[str, ...], strided: bool, *operands: Array) -> tuple[Array, ...]:
+    """The losses of tokens, unweighted, and the statistics that are asked for.
+
+    `direct`: this is not differentiated.
+    """
+    work = Work(plan, axes, operands, direct=direct)
     op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
 
     def step(rows):
@@ -197,9 +202,11 @@ def losses(plan: Plan, axes: tuple[str, ...], strided: bool, *operands: Array) -
     return work.scan(strided, step, [], work.of_rows(("losses", *plan.stats)))[1]
 
 
-def gradients(plan: Plan, wanted: Wanted, axes: tuple[str, ...], strided: bool, *operands: Array) -> tuple[Array, ...]:
+def gradients(
+    plan: Plan, wanted: Wanted, direct: bool, axes: tuple[str, ...], strided: bool, *operands: Array
+) -> tuple[Array, ...]:
     """The same, and the gradients of the weighted losses' sum with respect to what is wanted."""
-    work = Work(plan, axes, operands)
+    work = Work(plan, axes, operands, direct=direct)
     hidden, kernel, *_ = operands
 
     def step(rows):

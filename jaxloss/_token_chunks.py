@@ -130,9 +130,10 @@ def scan_chunks(
     sums: Sequence[Array],
     results: Sequence[Result],
     rows: Sequence[Array],
-    chunks: type[Overlapping] | type[Strided],
+    division: type[Overlapping] | type[Strided],
     size: int,
     skip: bool,
+    direct: bool,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The sums over all chunks, and the results of all rows.
 
@@ -141,18 +142,19 @@ def scan_chunks(
         sums: what the sums start from.
         results: what the results are.
         rows: arrays whose first axis is the rows; the last is their weight.
-        chunks: how rows are divided.
+        division: how rows are divided.
         size: how many rows a chunk has at most.
         skip: whether a chunk of which every row is taken out is not worked on.
+        direct: whether reverse mode never comes here.
     """
     count = rows[0].shape[0]
     if count == 0:
         return tuple(sums), tuple(result.initial(0) for result in results)
-    way = chunks(count, min(size, count))
+    way = division(count, min(size, count))
     *others, weight = (way.split(array, TAKEN_OUT if array is rows[-1] else 0) for array in rows)
     filled = tuple(way.split(result.initial(count), result.of_row_taken_out) for result in results)
 
-    def body(carry, chunk):
+    def body(carry, chunk, skip):
         sums, filled = carry
         own_weight = way.weight(weight, chunk)
 
@@ -170,7 +172,16 @@ def scan_chunks(
             return sums, tuple(result.initial(way.size) for result in results)
 
         sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
-        return (sums, tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))), None
+        return sums, tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
 
-    sums, filled = jax.lax.scan(body, (tuple(sums), filled), jnp.arange(way.chunks))[0]
+    carry, chunks = (tuple(sums), filled), jnp.arange(way.chunks)
+    if skip and direct:
+        # Only the chunks that have work, in their order. A branch would do, too, but XLA copies the sums around it.
+        idle = jax.vmap(lambda chunk: taken_out(way.weight(weight, chunk)).all())(chunks)
+        order = jnp.argsort(idle, stable=True)
+        busy = way.chunks - idle.sum()
+        carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), carry)
+    else:
+        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, chunks)[0]
+    sums, filled = carry
     return sums, tuple(map(way.joined, filled))
