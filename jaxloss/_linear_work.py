@@ -184,8 +184,8 @@ class Work:
             size = chunk_size(self.rows[0].shape[0], self.kernel.shape[self.classes_axis], self.dtype.itemsize)
         division = Strided if strided else Overlapping
         skip = self.plan.masked
-        sums, filled = scan_chunks(step, sums, results, (*rows, *self.rows), division, size, skip, self.direct)
-        return sums, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
+        added, filled = scan_chunks(step, sums, results, (*rows, *self.rows), division, size, skip, self.direct)
+        return added, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
 
 
 def losses(plan: Plan, direct: bool, axes: tuple[str, ...], strided: bool, *operands: Array) -> tuple[Array, ...]:

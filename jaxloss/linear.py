@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -338,7 +339,7 @@ def _checked(
     if chunk_size is not None and _integer("chunk_size", chunk_size) < 1:
         raise ValueError(f"chunk_size is {chunk_size}: expected at least 1, or None")
 
-    logits = jax.ShapeDtypeStruct((*tokens, classes), jnp.promote_types(hidden.dtype, kernel.dtype))
+    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), jnp.promote_types(hidden.dtype, kernel.dtype))
     by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     labels, labelled = _shifted(labels, _integer("shift", shift))

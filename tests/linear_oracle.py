@@ -37,7 +37,7 @@ class Expected:
 
 def expected(s: Sample, cotangent, keep=None, with_bias=True) -> Expected:
     """Of tokens' losses and their sum with these factors; tokens that are not kept count nothing."""
-    width, classes = s.kernel.shape
+    width = s.kernel.shape[0]
     keep = np.ones(s.labels.shape, bool) if keep is None else np.broadcast_to(keep, s.labels.shape)
     hidden = np.where(keep[..., None], s.hidden, 0).astype(np.float64).reshape(-1, width)
     kernel, bias = s.kernel.astype(np.float64), s.bias.astype(np.float64) * with_bias

@@ -186,9 +186,7 @@ def _whole(s):
     def run(hidden, kernel):
         logits = jax.lax.dot_general(hidden, kernel, (((1,), (0,)), ((), ())), preferred_element_type=hidden.dtype)
         loss, d_logits = jax.value_and_grad(jaxloss.categorical_cross_entropy)(logits, s.labels, clip=None)
-        of_hidden = jax.lax.dot_general(
-            d_logits, kernel, (((1,), (1,)), ((), ())), preferred_element_type=hidden.dtype
-        )
+        of_hidden = jax.lax.dot_general(d_logits, kernel, (((1,), (1,)), ((), ())), preferred_element_type=hidden.dtype)
         of_kernel = jax.lax.dot_general(hidden, d_logits, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
         return loss, of_hidden, of_kernel.astype(kernel.dtype)
 
