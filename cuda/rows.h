@@ -27,8 +27,9 @@ struct ClassIndices {
 };
 
 // Rows of logits with one probability a class.
-template <class Stored>
+template <class Stored_>
 struct ClassProbabilities {
+  using Stored = Stored_;
   const Stored* probability;  // [rows, classes]
 };
 
@@ -105,6 +106,32 @@ struct CrossEntropyOptionRows {
   Real *nll = nullptr, *entropy = nullptr;                   // [rows] or null
   int32_t *predicted = nullptr, *rank = nullptr;             // [rows] or null
   Logit* gradient = nullptr;                                 // [rows, classes] or null
+};
+
+// The teacher's logits, of which it is the softmax that counts; `ClassProbabilities` are a teacher too.
+template <class Stored_>
+struct TeacherLogits {
+  using Stored = Stored_;
+  const Stored* logits;  // [rows, classes]
+};
+
+// Rows of a student's logits, each with a teacher's distribution over the same classes.
+template <class Divergence, class Logit, class Teacher>
+struct DivergenceRows {
+  using Real = Accumulator<Logit>;
+  const Logit* logits;  // [rows, classes]
+  Teacher teacher;
+  RowNumbers<Real> row_weight;
+  RowNumbers<Real> scale;      // what logits are multiplied by: 1 / temperature
+  RowNumbers<Real> parameter;  // of the divergence; null if it has none
+  Real* loss;                  // [rows], unweighted
+  Real* max;                   // [rows], as all that follow
+  Real* log_sum;               // log Σ exp((x − max) · scale)
+  Real* teacher_max;           // the same two of the teacher's logits; null for probabilities
+  Real* teacher_log_sum;
+  Real* total;      // Σ φ′: see maths/divergence.h
+  Logit* gradient;  // [rows, classes], times the row's weight; or null
+  int64_t rows, classes;
 };
 
 JAXLOSS_INLINE bool taken_out(float weight) { return weight == 0.0f && __builtin_signbit(weight); }

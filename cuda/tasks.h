@@ -2,6 +2,7 @@
 // it, and every platform instantiates its kernels from it.
 #pragma once
 
+#include "maths/divergence.h"
 #include "maths/elementwise.h"
 #include "rows.h"
 
@@ -61,7 +62,22 @@ using CrossEntropyTasks = RowsOfLogits<CrossEntropyRows, StoredPairs>::type;
 using CrossEntropyGradientTasks = RowsOfLogits<CrossEntropyGradientRows, StoredPairs>::type;
 using CrossEntropyOptionTasks = RowsOfLogits<CrossEntropyOptionRows, StoredPairs>::type;
 
-using Tasks =
-    Concatenate<ElementwiseTasks, CrossEntropyTasks, CrossEntropyGradientTasks, CrossEntropyOptionTasks>::type;
+template <class Divergence, class Pairs>
+struct DivergenceTasksOf;
+template <class Divergence, class... Pair>
+struct DivergenceTasksOf<Divergence, List<Pair...>> {
+  using type =
+      List<DivergenceRows<Divergence, typename Pair::Prediction, TeacherLogits<typename Pair::Target>>...,
+           DivergenceRows<Divergence, typename Pair::Prediction, ClassProbabilities<typename Pair::Target>>...>;
+};
+template <class Divergences>
+struct DivergenceTasksOfAll;
+template <class... Divergence>
+struct DivergenceTasksOfAll<DivergenceList<Divergence...>>
+    : Concatenate<typename DivergenceTasksOf<Divergence, StoredPairs>::type...> {};
+using DivergenceTasks = DivergenceTasksOfAll<Divergences>::type;
+
+using Tasks = Concatenate<ElementwiseTasks, CrossEntropyTasks, CrossEntropyGradientTasks, CrossEntropyOptionTasks,
+                          DivergenceTasks>::type;
 
 }  // namespace jaxloss

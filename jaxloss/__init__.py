@@ -16,6 +16,7 @@ from jaxloss.categorical import (
     entropy,
     log_prob,
 )
+from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
 from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob
 from jaxloss.regression import d_mse, mse
 
@@ -29,9 +30,13 @@ __all__ = [
     "categorical_cross_entropy_with_stats",
     "d_binary_cross_entropy",
     "d_categorical_cross_entropy",
+    "d_jensen_shannon",
+    "d_kl_divergence",
     "d_mse",
     "entropy",
     "formulas",
+    "jensen_shannon",
+    "kl_divergence",
     "linear_cross_entropy",
     "linear_cross_entropy_with_stats",
     "linear_log_prob",

@@ -18,16 +18,16 @@ def prediction(name: str, x) -> Array:
     return x
 
 
-def probabilities(target, name: str, x: Array) -> tuple[Array, Array]:
+def probabilities(target, name: str, x: Array, target_name: str = "target") -> tuple[Array, Array]:
     """A target with the shape of the prediction `x`, and `x`, in a pair of types that has kernels.
 
     The target keeps its type, or is widened, never narrowed.
     """
     target = jnp.asarray(target)
     if jnp.issubdtype(target.dtype, jnp.complexfloating):
-        raise TypeError(f"target has dtype {target.dtype}: expected a real type")
+        raise TypeError(f"{target_name} has dtype {target.dtype}: expected a real type")
     if target.shape != x.shape:
-        raise ValueError(f"target has shape {target.shape}, {name} {x.shape}: expected equal shapes")
+        raise ValueError(f"{target_name} has shape {target.shape}, {name} {x.shape}: expected equal shapes")
     if target.dtype == jnp.float64 and x.dtype != jnp.float64:
         x = x.astype(jnp.float64)
     elif target.dtype == jnp.bool_ or x.dtype in (jnp.float32, jnp.float64):

@@ -139,3 +139,43 @@ def _attribute(parameters: tuple[float, ...]) -> np.ndarray:
 
 def _in_one_part(losses: Array, parts: int) -> Array:
     return jnp.pad(losses[..., None], [(0, 0)] * losses.ndim + [(0, parts - 1)])
+
+
+# ---- divergences ----------------------------------------------------------------------------------------------------
+
+
+def divergence_value(name: str, stats: int, formula: Callable[..., tuple[Array, ...]], *operands: Array):
+    """The divergence of each row, and its statistics, so many; the operands are those of the formula of both."""
+    x, _, row_weight, *_ = operands
+
+    def plain(*operands):
+        return _without_taken_out(operands[2], formula(*operands))
+
+    rows = jax.ShapeDtypeStruct(x.shape[:-1], row_weight.dtype)
+    return call(f"{name}_value", (rows,) * (1 + stats), plain, *operands)
+
+
+def divergence_value_and_grad(
+    name: str,
+    stats: int,
+    formula: Callable[..., tuple[Array, ...]],
+    derivative: Callable[[tuple, tuple], Array],
+    *operands: Array,
+):
+    """The same, and the gradient with respect to `x` times the row's weight."""
+    x, _, row_weight, *_ = operands
+
+    def plain(*operands):
+        losses, *stats = formula(*operands)
+        gradient = weighted(operands[2], derivative(operands, tuple(stats)))
+        losses, *stats = _without_taken_out(operands[2], (losses, *stats))
+        return losses, gradient, *stats
+
+    rows = jax.ShapeDtypeStruct(x.shape[:-1], row_weight.dtype)
+    results = (rows, like(x), *(rows,) * stats)
+    losses, gradient, *of_rows = call(f"{name}_value_and_grad", results, plain, *operands)
+    return losses, *of_rows, gradient
+
+
+def _without_taken_out(row_weight: Array, rows: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(jnp.where(taken_out(along(row_weight, of_rows)), 0, of_rows) for of_rows in rows)

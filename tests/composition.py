@@ -11,7 +11,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import test_axis_name
 import test_shard_map
 import test_sharding
-from losses import CASES, REDUCTIONS
+from losses import MATRIX, REDUCTIONS
 from transforms import TRANSFORMS, TRANSFORMS_OF_TARGET
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "composition.md"
@@ -60,10 +60,10 @@ def table(heads: list[str], lines: list[tuple[str, list[bool]]]) -> str:
 
 def page() -> str:
     """The text of the page."""
-    names = [str(case).replace("-", ", ") for case in CASES]
-    everywhere = [True] * len(CASES)
+    names = [str(case).replace("-", ", ") for case in MATRIX]
+    everywhere = [True] * len(MATRIX)
     transforms = [(name, everywhere) for name in TRANSFORMS]
-    transforms += [(name, [case.of_target for case in CASES]) for name in TRANSFORMS_OF_TARGET]
+    transforms += [(name, [case.of_target for case in MATRIX]) for name in TRANSFORMS_OF_TARGET]
     placements = list(test_sharding.PLACEMENTS)
     stacked = ("rows", "features", "both")
     sharded = [(name, [True] * len(placements)) for name in test_sharding.PROGRAMS]

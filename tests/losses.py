@@ -80,9 +80,87 @@ CATEGORICAL = Loss(
 LOSSES = (MSE, BINARY, CATEGORICAL)
 
 
+CATEGORICAL_OPTIONS = {"label_smoothing": 0.125, "z_loss": 0.0625, "softcap": 4.0, "temperature": 1.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoricalWithOptions(Loss):
+    """The categorical cross entropy with the options that are numbers."""
+
+    def __call__(self, x, a, **options) -> jax.Array:
+        return CATEGORICAL(x, a, **CATEGORICAL_OPTIONS, **options)
+
+    def gradient(self, x, a, **options) -> jax.Array:
+        return CATEGORICAL.gradient(x, a, **CATEGORICAL_OPTIONS, **options)
+
+
+def _row_formula_with_options(x, a):
+    smoothing, cap = CATEGORICAL_OPTIONS["label_smoothing"], CATEGORICAL_OPTIONS["softcap"]
+    z = cap * jnp.tanh(x / cap) / CATEGORICAL_OPTIONS["temperature"]
+    if jnp.issubdtype(a.dtype, jnp.integer):
+        a = jax.nn.one_hot(a, x.shape[-1], dtype=x.dtype)
+    losses = _row_formula(z, (1 - smoothing) * a + smoothing / x.shape[-1])
+    return losses + CATEGORICAL_OPTIONS["z_loss"] * jax.nn.logsumexp(z, axis=-1) ** 2
+
+
+CATEGORICAL_WITH_OPTIONS = CategoricalWithOptions(
+    name="categorical_cross_entropy_with_options",
+    prediction="logits",
+    by_rows=True,
+    elements=lambda x, a, clip: oracles.categorical_cross_entropy_with_options(x, a, clip, **CATEGORICAL_OPTIONS),
+    formula=_row_formula_with_options,
+    in_modules="jaxloss_cross_entropy_with_options",
+    has_clip=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation(Loss):
+    """The divergences together, for each has its transforms from the same layers: of a student's logits and a teacher's.
+
+    The Kullback-Leibler divergence takes the teacher's logits as they are, the Jensen-Shannon divergence as probabilities
+    that do not sum to 1, so that both divergences, and both kinds of teacher, are in every test.
+    """
+
+    def __call__(self, x, a, **options) -> jax.Array:
+        return self._weighted(jaxloss.kl_divergence, jaxloss.jensen_shannon, x, a, options)
+
+    def gradient(self, x, a, **options) -> jax.Array:
+        return self._weighted(jaxloss.d_kl_divergence, jaxloss.d_jensen_shannon, x, a, options)
+
+    @staticmethod
+    def _weighted(kl, js, x, a, options):
+        wide = a if a.dtype == jnp.float64 else a.astype(jnp.float32)
+        of_logits = kl(x, a, target_type="logits", temperature=1.5, **options)
+        return of_logits + js(x, jnp.exp(wide) / 8, target_type="probabilities", beta=0.3, **options)
+
+
+def _distillation_formula(x, a):
+    log_t, log_a = jax.nn.log_softmax(x / 1.5), jax.nn.log_softmax(a / 1.5)
+    log_p, log_q = jax.nn.log_softmax(x), a - jnp.log(8.0)
+    log_m = jnp.log(0.3 * jnp.exp(log_q) + 0.7 * jnp.exp(log_p))
+    terms = (
+        (jnp.exp(log_a), log_a - log_t),
+        (0.3 * jnp.exp(log_q), log_q - log_m),
+        (0.7 * jnp.exp(log_p), log_p - log_m),
+    )
+    return sum(jnp.einsum("...v,...v->...", p, log_ratio) for p, log_ratio in terms)
+
+
+DISTILLATION = Distillation(
+    name="distillation",
+    prediction="logits",
+    by_rows=True,
+    elements=oracles.distillation,
+    formula=_distillation_formula,
+    in_modules="jaxloss",
+    has_clip=False,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A loss with one kind of target: `numbers`, `probabilities`, `booleans`, `integers` or `indices`."""
+    """A loss with one kind of target: `numbers`, `logits`, `probabilities`, `booleans`, `integers` or `indices`."""
 
     loss: Loss
     target: str
@@ -93,7 +171,7 @@ class Case:
     @property
     def of_target(self) -> bool:
         """Whether there is a gradient with respect to the target."""
-        return self.target in ("numbers", "probabilities")
+        return self.target in ("numbers", "logits", "probabilities")
 
     def target_shape(self, shape: tuple[int, ...], axis: int = -1) -> tuple[int, ...]:
         if self.target != "indices":
@@ -116,7 +194,7 @@ class Case:
         x = (scale * rng.standard_normal(shape)).astype(dtype)
         target_shape = self.target_shape(shape, axis)
         match self.target:
-            case "numbers":
+            case "numbers" | "logits":
                 a = scale * rng.standard_normal(target_shape)
             case "probabilities" if self.loss.by_rows:  # they do not sum to one: the gradient is t Σa − a
                 a = rng.random(target_shape) / max(1, shape[axis])
@@ -159,6 +237,14 @@ CASES = (
     Case(CATEGORICAL, "probabilities"),
 )
 """A loss with each kind of target that has a kernel of its own."""
+
+MATRIX = (
+    *CASES,
+    Case(CATEGORICAL_WITH_OPTIONS, "indices"),
+    Case(CATEGORICAL_WITH_OPTIONS, "probabilities"),
+    Case(DISTILLATION, "logits"),
+)
+"""What is put through transforms and shardings."""
 
 ALL_CASES = (*CASES, Case(MSE, "integers"), Case(BINARY, "booleans"), Case(BINARY, "integers"))
 """And with each that is converted to another."""

@@ -59,6 +59,39 @@ def categorical_cross_entropy(x: Array, a: Array, clip: float | None) -> Terms:
     return Terms((loss, loss_size), (gradient, gradient_size), (exact, size))
 
 
+def categorical_cross_entropy_with_options(
+    x: Array,
+    a: Array,
+    clip: float | None,
+    *,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    temperature: float,
+) -> Terms:
+    """The cross entropy of z = s tanh(x / s) / T with smoothed targets, and z_loss · lse²."""
+    classes = x.shape[-1]
+    valid = np.ones(x.shape[:-1], bool)
+    if np.issubdtype(a.dtype, np.integer):
+        valid = (a >= 0) & (a < classes)
+        a = ((np.arange(classes) == a[..., None]) & valid[..., None]).astype(np.float64)
+    tangent = np.tanh(x / softcap)
+    z, slope = softcap * tangent / temperature, (1 - tangent**2) / temperature
+    terms = categorical_cross_entropy(z, (1 - label_smoothing) * a + label_smoothing / classes, clip)
+    maximum = z.max(-1, keepdims=True, initial=np.finfo(np.float64).min)
+    lse = maximum + np.log(np.exp(z - maximum).sum(-1, keepdims=True))
+    softmax, cap = np.exp(z - lse), softcap / temperature  # z is rounded like numbers of this size
+    loss = terms.loss[0] + z_loss * lse[..., 0] ** 2
+    gradient = terms.of_prediction[0] + 2 * z_loss * lse * softmax
+    gradient_size = terms.of_prediction[1] + (2 * z_loss * abs(lse) + 1) * softmax * (1 + cap)
+    keep = valid[..., None]
+    return Terms(
+        (np.where(valid, loss, np.nan), terms.loss[1] + cap + z_loss * lse[..., 0] ** 2),
+        (np.where(keep, gradient * slope, 0), gradient_size / temperature),
+        ((1 - label_smoothing) * terms.of_target[0], terms.of_target[1] + cap),
+    )
+
+
 def _product(weight: Array, value: Array) -> Array:
     return np.where(weight == 0, 0, weight * value)
 
@@ -167,3 +200,121 @@ def _gathered(spread: Callable[[Array], Array], values: Array, shape: tuple[int,
     """The transpose of `spread`: values per unit, added up where they came from the same entry of an array of `shape`."""
     places = spread(np.arange(int(np.prod(shape))).reshape(shape))
     return np.bincount(places.ravel(), weights=values.ravel(), minlength=int(np.prod(shape))).reshape(shape)
+
+
+# ---- divergences ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class DivergenceTerms(Terms):
+    """And the derivatives of each row with respect to the temperature and to beta, with their magnitudes."""
+
+    of_temperature: tuple[Array, Array]
+    of_beta: tuple[Array, Array]
+
+
+def kl_divergence(x, a, clip=None, *, target_type="probabilities", temperature=1.0) -> DivergenceTerms:
+    """Rows of classes along the last axis; a target of probabilities or logits."""
+    del clip
+    p, q = _student(x, temperature), _teacher(a, target_type, temperature)
+    difference = np.where(q.value == 0, 0, q.log - np.where(q.value == 0, 0, p.log))
+    size = _product(q.value, p.size + q.size)
+    loss, loss_size = _total(q.value * difference), _total(size)
+    total, total_size = _total(q.value), _total(abs(q.value))
+    gradient = p.value * total - q.value
+    gradient_size = p.value * p.size * total_size + q.value * q.size
+    if target_type == "logits":
+        of_target = q.value * (difference - loss)
+        of_target_size = q.value * (q.size * (abs(difference) + abs(loss)) + p.size + q.size + loss_size)
+    else:
+        of_target, of_target_size = np.where(q.value == 0, 0, difference + 1), p.size + q.size
+    none = np.zeros_like(loss), np.zeros_like(loss)
+    of_target = of_target, of_target_size
+    return _untempered(p, q, (loss, loss_size), (gradient, gradient_size), of_target, none, target_type, temperature)
+
+
+def jensen_shannon(x, a, clip=None, *, target_type="logits", beta=0.5, temperature=1.0) -> DivergenceTerms:
+    """The same; `beta` is the teacher's share."""
+    del clip
+    p, q = _student(x, temperature), _teacher(a, target_type, temperature)
+    log_m = np.logaddexp(np.log(beta) + q.log, np.log1p(-beta) + p.log)
+    p_ratio, q_ratio = (np.where(of.log == -np.inf, 0, of.log - log_m) for of in (p, q))  # log p/m, log q/m
+    size = _product(beta * q.value + (1 - beta) * p.value, p.size + q.size)
+    of_p, of_q = p.value * p_ratio, q.value * q_ratio
+    loss, loss_size = _total(beta * of_q + (1 - beta) * of_p), _total(size)
+    p_total, q_total = _total(of_p), _total(of_q)
+    p_size = _total(_product(p.value, p.size * (1 + abs(p_ratio)) + q.size))
+    q_size = _total(_product(q.value, q.size * (1 + abs(q_ratio)) + p.size))
+    gradient = (1 - beta) * p.value * (p_ratio - p_total)
+    gradient_size = (1 - beta) * p.value * (p.size * (abs(p_ratio) + abs(p_total)) + p.size + q.size + p_size)
+    if target_type == "logits":
+        of_target = beta * q.value * (q_ratio - q_total)
+        of_target_size = beta * q.value * (q.size * (abs(q_ratio) + abs(q_total)) + p.size + q.size + q_size)
+    else:
+        of_target, of_target_size = np.where(q.value == 0, 0, beta * q_ratio), beta * (p.size + q.size)
+    of_beta = q_total - p_total - _total(q.value) + _total(p.value)
+    of_beta_size = p_size + q_size + _total(q.value) + 1
+    of_target, of_beta = (of_target, of_target_size), (of_beta, of_beta_size)
+    return _untempered(p, q, (loss, loss_size), (gradient, gradient_size), of_target, of_beta, target_type, temperature)
+
+
+def distillation(x: Array, a: Array, clip: float | None = None) -> Terms:
+    """The sum of both divergences that `losses.DISTILLATION` is, of a teacher's logits and of an eighth of their exp."""
+    kl = kl_divergence(x, a, clip, target_type="logits", temperature=1.5)
+    probabilities = np.exp(a) / 8
+    js = jensen_shannon(x, probabilities, clip, target_type="probabilities", beta=0.3)
+
+    def added(name, factor=1.0):
+        first, second = getattr(kl, name), getattr(js, name)
+        return first[0] + factor * second[0], first[1] + factor * second[1]
+
+    return Terms(added("loss"), added("of_prediction"), added("of_target", probabilities))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Distribution:
+    """Probabilities, their logarithms and the magnitude of these; and the logits above their maximum, 0 if masked."""
+
+    value: Array
+    log: Array
+    size: Array
+    shifted: Array
+
+
+def _student(x: Array, temperature: float) -> _Distribution:
+    shifted = x - x.max(-1, keepdims=True, initial=np.finfo(np.float64).min)
+    tempered = shifted / temperature
+    log_sum = np.log(np.exp(tempered).sum(-1, keepdims=True))
+    log, shifted = tempered - log_sum, np.where(np.isinf(shifted), 0, shifted)
+    size = 1 + abs(log_sum) + abs(shifted) / temperature
+    return _Distribution(np.exp(log), log, size, shifted)
+
+
+def _teacher(a: Array, target_type: str, temperature: float) -> _Distribution:
+    if target_type == "logits":
+        return _student(a, temperature)
+    log = np.log(a)
+    return _Distribution(a, log, 1 + np.where(np.isinf(log), 0, abs(log)), np.zeros_like(a))
+
+
+def _untempered(p, q, loss, gradient, of_target, of_beta, target_type, temperature) -> DivergenceTerms:
+    """With one number a row, and derivatives with respect to the logits themselves; those given are of tempered ones.
+
+    Each derivative along a row of logits sums to 0, so that of the temperature may leave an offset out.
+    """
+    of_temperature, size = -gradient[0] * p.shifted, gradient[1] * abs(p.shifted)
+    scale = 1.0
+    if target_type == "logits":
+        of_temperature, size = of_temperature - of_target[0] * q.shifted, size + of_target[1] * abs(q.shifted)
+        scale = 1 / temperature
+    return DivergenceTerms(
+        loss=(loss[0][..., 0], loss[1][..., 0]),
+        of_prediction=(gradient[0] / temperature, gradient[1] / temperature),
+        of_target=(of_target[0] * scale, of_target[1] * scale),
+        of_temperature=(_total(of_temperature)[..., 0] / temperature**2, _total(size)[..., 0] / temperature**2),
+        of_beta=(of_beta[0][..., 0], of_beta[1][..., 0]),
+    )
+
+
+def _total(terms: Array) -> Array:
+    return terms.sum(-1, keepdims=True)

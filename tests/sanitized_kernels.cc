@@ -184,6 +184,133 @@ void exercise(const CrossEntropyGradientRows<Logit, Target>*, int64_t rows, int6
   gradient.require_written("a gradient");
 }
 
+// Every option there is, or every other one, with a number for each row, for every three or for all of them.
+template <class Logit, class Target>
+void exercise(const CrossEntropyOptionRows<Logit, Target>*, int64_t rows, int64_t classes, bool wild) {
+  using Real = Accumulator<Logit>;
+  for (int results = 0; results < 8; results++) {
+    const bool with_details = results & 1, with_gradient = results & 2, known = results == 6, every = results & 4;
+    const int64_t rows_per_number = results == 7 ? rows + (rows == 0) : rows % 3 ? 1 : 3;
+    const int64_t numbers = (rows + rows_per_number - 1) / rows_per_number;
+    Array<Logit> logits(rows * classes), gradient(with_gradient ? rows * classes : 0);
+    OwnedTarget<Target> target(rows, classes, wild);
+    OwnedTarget<ClassIndices> second(numbers, classes, wild);
+    Array<int32_t> counted(numbers), predicted(with_details ? rows : 0), rank(with_details ? rows : 0);
+    Array<Real> weight(numbers), positive(numbers), small(numbers), class_weights(numbers * classes);
+    Array<Real> loss(known ? 0 : rows), max(rows), log_sum(rows), nll(with_details ? rows : 0),
+        entropy(with_details ? rows : 0);
+    fill(logits, wild);
+    fill(class_weights, false);
+    fill_weights(weight, results);
+    for (int64_t i = 0; i < numbers; i++) {
+      counted[i] = static_cast<int32_t>(wild ? classes - i % 7 : classes - i % 2);  // none at all, and fewer, too
+      positive[i] = static_cast<Real>(1.5);
+      small[i] = static_cast<Real>(0.1);
+    }
+    CrossEntropyOptionRows<Logit, Target> task;
+    const auto give = [&](auto& option, const auto& array) {
+      option.number = array.get();
+      option.rows_per_number = rows_per_number;
+    };
+    task.logits = logits.get();
+    task.target = target.get();
+    give(task.row_weight, weight);
+    task.rows = rows;
+    task.classes = classes;
+    task.smoothed_classes = classes;
+    task.ceiling = static_cast<Real>(16.1);
+    give(task.label_smoothing, small);
+    give(task.temperature, positive);
+    if (every) {
+      if (std::is_same_v<Target, ClassIndices>) {
+        give(task.second_label, second.index);
+        give(task.mix, small);
+      }
+      give(task.z_loss, small);
+      give(task.softcap, positive);
+      give(task.num_classes, counted);
+      task.class_weights = class_weights.get();
+      task.rows_per_class_weights = rows_per_number;
+    }
+    if (known) {
+      for (int64_t i = 0; i < rows; i++) max[i] = log_sum[i] = 2;
+      task.known_max = task.known_log_sum = task.known_total = max.get();
+      task.gradient = gradient.get();
+    } else {
+      task.loss = loss.get();
+      task.max = max.get();
+      task.log_sum = log_sum.get();
+      if (with_details) {
+        task.nll = nll.get();
+        task.entropy = entropy.get();
+        task.predicted = predicted.get();
+        task.rank = rank.get();
+      }
+      if (with_gradient) task.gradient = gradient.get();
+    }
+    run(task, rows);
+    loss.require_written("a loss");
+    if (!known) max.require_written("a maximum");
+    if (!known) log_sum.require_written("a log-sum");
+    if (with_details) nll.require_written("an nll");
+    if (with_details) entropy.require_written("an entropy");
+    if (with_details) rank.require_written("a rank");
+    if (with_gradient) gradient.require_written("a gradient");
+  }
+}
+
+template <class Stored>
+Array<Stored> teacher_of(TeacherLogits<Stored>, int64_t size, bool wild) {
+  Array<Stored> logits(size);
+  fill(logits, wild);
+  return logits;
+}
+template <class Stored>
+Array<Stored> teacher_of(ClassProbabilities<Stored>, int64_t size, bool wild) {
+  Array<Stored> probabilities(size);
+  fill(probabilities, wild);
+  for (int64_t i = 0; !wild && i < size; i++) store(probabilities[i], 0.01f * static_cast<float>(i * 31 % 29));
+  return probabilities;
+}
+
+template <class Divergence, class Logit, class Teacher>
+void exercise(const DivergenceRows<Divergence, Logit, Teacher>*, int64_t rows, int64_t classes, bool wild) {
+  using Real = Accumulator<Logit>;
+  using Stored = typename Teacher::Stored;
+  constexpr bool of_logits = std::is_same_v<Teacher, TeacherLogits<Stored>>;
+  const int64_t rows_each = rows % 3 ? 1 : 3;
+  for (bool with_gradient : {false, true}) {
+    Array<Logit> logits(rows * classes), gradient(with_gradient ? rows * classes : 0);
+    Array<Stored> teacher = teacher_of(Teacher{}, rows * classes, wild);
+    Array<Real> weight(rows), scale(rows / rows_each), beta(1), loss(rows), max(rows), log_sum(rows), total(rows);
+    Array<Real> teacher_max(of_logits ? rows : 0), teacher_log_sum(of_logits ? rows : 0);
+    fill(logits, wild);
+    fill_weights(weight, with_gradient);
+    for (int64_t i = 0; i < scale.size(); i++) scale[i] = static_cast<Real>(0.5 + i % 3);
+    beta[0] = static_cast<Real>(0.3);
+    DivergenceRows<Divergence, Logit, Teacher> all = {};
+    all.logits = logits.get();
+    all.teacher = Teacher{teacher.get()};
+    all.row_weight = {0, weight.get(), 1};
+    all.scale = {1, scale.get(), rows_each};
+    if (Divergence::parameter_count > 0) all.parameter = {0, beta.get(), rows};
+    all.loss = loss.get();
+    all.max = max.get();
+    all.log_sum = log_sum.get();
+    all.teacher_max = of_logits ? teacher_max.get() : nullptr;
+    all.teacher_log_sum = of_logits ? teacher_log_sum.get() : nullptr;
+    all.total = total.get();
+    all.gradient = with_gradient ? gradient.get() : nullptr;
+    all.rows = rows;
+    all.classes = classes;
+    run(all, rows);
+    for (const Array<Real>* result : {&loss, &max, &log_sum, &teacher_max, &teacher_log_sum, &total}) {
+      result->require_written("a result of rows");
+    }
+    gradient.require_written("a gradient");
+  }
+}
+
 template <class... Task>
 int exercise_all(List<Task...>) {
   for (int64_t width : kWidths) {

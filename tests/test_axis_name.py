@@ -11,13 +11,13 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss
 import tolerance
-from losses import CASES
+from losses import MATRIX
 from transforms import HIGHER_ORDER, TRANSFORMS, TRANSFORMS_OF_TARGET, Operands
 
 pytestmark = pytest.mark.cpu_only
 
 SHAPE = (8, 24)
-ROWS = [case for case in CASES if case.loss.by_rows]
+ROWS = [case for case in MATRIX if case.loss.by_rows]
 # How the classes and the rows are split over the mesh axes d (4 devices) and v (2).
 SPLITS = {"classes": ("v", None), "classes_twice": (("d", "v"), None), "both": ("v", "d")}
 NAMES = ("value_and_grad", "vmap_grad", "grad_vmap", "jvp", "linearize", "scan_checkpoint", "checkpoint")
@@ -29,18 +29,17 @@ def mesh():
     return jax.make_mesh((4, 2), ("d", "v"), axis_types=(AxisType.Auto,) * 2)
 
 
-def in_slices(split, reduction, **options):
-    """The loss of whole arrays, computed in a shard_map that holds slices of them."""
+def in_slices(case, split, reduction):
+    """The loss of whole arrays without a clip, computed in a shard_map that holds slices of them."""
     classes, rows = SPLITS[split]
+    exact = {"clip": None} if case.loss.has_clip else {}
 
     def loss(x, a):
         target_spec = P(rows) if a.ndim == 1 else P(rows, classes)
 
         def of_slice(x, a):
             n = float(SHAPE[0]) if reduction == "mean" else None
-            losses = jaxloss.categorical_cross_entropy(
-                x, a, axis_name=classes, reduction=reduction, normalizer=n, **options
-            )
+            losses = case.loss(x, a, axis_name=classes, reduction=reduction, normalizer=n, **exact)
             return losses if reduction == "none" or rows is None else jax.lax.psum(losses, rows)
 
         out = P(rows) if reduction == "none" else P()
@@ -72,7 +71,7 @@ CELLS = [
 @pytest.mark.parametrize(("case", "name"), CELLS)
 def test_agrees_with_the_formula(case, name, split, reduction):
     transform, o = {**TRANSFORMS, **TRANSFORMS_OF_TARGET}[name], operands(case)
-    actual = jax.jit(lambda o: transform(in_slices(split, reduction, clip=None), o))(o)
+    actual = jax.jit(lambda o: transform(in_slices(case, split, reduction), o))(o)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda t: t if t.dtype.kind == "i" else t.astype(np.float64), o)
         formula = lambda x, a: contracted(case.formula(x, a, reduction=reduction))  # noqa: E731
@@ -96,7 +95,7 @@ def test_exchanges_only_numbers_of_one_a_row(case, split):
     x, a = case.sample(SHAPE)
     place = lambda t, *spec: jax.device_put(t, NamedSharding(mesh(), P(*spec)))  # noqa: E731
     x, a = place(x, rows, classes), place(a, rows) if a.ndim == 1 else place(a, rows, classes)
-    compiled = jax.jit(jax.value_and_grad(in_slices(split, "mean"))).lower(x, a).compile()
+    compiled = jax.jit(jax.value_and_grad(in_slices(case, split, "mean"))).lower(x, a).compile()
     collectives = re.findall(
         r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)", compiled.as_text()
     )

@@ -209,7 +209,7 @@ def test_rows_that_do_not_count_or_have_no_label():
     gradient = jax.grad(
         lambda x: jaxloss.categorical_cross_entropy_with_stats(x, labels, where=where, ignore_index=-100)[1].nll.sum()
     )(x)
-    assert (gradient[[1, 2, 3]] == 0).all()
+    assert (gradient[1:4] == 0).all()
     assert np.isfinite(gradient).all()
 
 
@@ -220,7 +220,7 @@ def test_an_inner_axis_of_classes():
     _, last = jaxloss.categorical_cross_entropy_with_stats(np.moveaxis(x, 1, -1), labels)
     jax.tree.map(np.testing.assert_array_equal, inner, last)
     np.testing.assert_array_equal(jaxloss.entropy(x, axis=1), last.entropy)
-    np.testing.assert_array_equal(jaxloss.log_prob(x, labels, axis=1), -last.nll)
+    close(jaxloss.log_prob(x, labels, axis=1), -last.nll, "log_prob")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -59,13 +59,68 @@ def cross_entropy(target: Buffer) -> list[Call]:
     ]
 
 
+def cross_entropy_with_options(target: Buffer) -> list[Call]:
+    """With every parameter, some of which have fewer axes than the rows."""
+    operands = {"logits": X, "target": target, "row_weight": ROWS}
+    given = {"second_label": ((4, 3), S32), "mix": ROWS} if target[1] == S32 else {}
+    given |= {"class_weights": ((4, 5), F32), "label_smoothing": ((4,), F32), "z_loss": ((4,), F32)}
+    given |= {"softcap": ROWS, "temperature": ROWS, "num_classes": ((4,), S32)}
+    known = {"maximum": ROWS, "log_sum": ROWS, "total": ROWS}
+    stats = {"max": ROWS, "max_log_sum": ROWS}
+    details = {"nll": ROWS, "entropy": ROWS, "predicted": ((4, 3), S32), "rank": ((4, 3), S32)}
+    name = "jaxloss_cross_entropy_with_options"
+
+    def attributes(wanted, with_known=False):
+        bits = (0b11 if target[1] == S32 else 0) | 0b11111100 | (0b111 << 8 if with_known else 0)
+        numbers = {"given": bits, "wanted": wanted, "smoothed_classes": 5}
+        return {key: np.int64(number) for key, number in numbers.items()} | {"clip": np.float64(1e-7)}
+
+    loss, gradient = {"loss": ROWS}, {"gradient": X}
+    return [
+        Call(f"{name}_value", {**operands, **given, **loss}, 1, attributes(0b1)),
+        Call(f"{name}_value_and_stats", {**operands, **given, **loss, **stats, **details}, 7, attributes(0b1111111)),
+        Call(f"{name}_value_and_grad", {**operands, **given, **loss, **gradient}, 2, attributes(0b10000001)),
+        Call(f"{name}_grad", {**operands, **given, **known, **gradient}, 1, attributes(0b10000000, with_known=True)),
+    ]
+
+
+def divergence(name: str, parameters: dict[str, Buffer], of_teacher: dict[str, Buffer]) -> list[Call]:
+    operands = {"logits": X, "target": X, "row_weight": ROWS, "scale": ROWS, **parameters, "loss": ROWS}
+    stats = {"max": ROWS, "log_sum": ROWS, **of_teacher, "total": ROWS}
+    return [
+        Call(f"jaxloss_{name}_value", {**operands, **stats}, 1 + len(stats), {}),
+        Call(f"jaxloss_{name}_value_and_grad", {**operands, "gradient": X, **stats}, 2 + len(stats), {}),
+    ]
+
+
+BETA, TEACHER_STATS = {"beta": ROWS}, {"teacher_max": ROWS, "teacher_log_sum": ROWS}
 CALLS = [
     *elementwise("mse", ()),
     *elementwise("binary_cross_entropy", (1e-7,)),
     *cross_entropy(((4, 3), S32)),
     *cross_entropy(X),
+    *cross_entropy_with_options(((4, 3), S32)),
+    *cross_entropy_with_options(X),
+    *divergence("kl_divergence_of_logits", {}, TEACHER_STATS),
+    *divergence("kl_divergence_of_probabilities", {}, {}),
+    *divergence("jensen_shannon_of_logits", BETA, TEACHER_STATS),
+    *divergence("jensen_shannon_of_probabilities", BETA, {}),
 ]
 IDS = [f"{call.target}-{i}" for i, call in enumerate(CALLS)]
+FEWER_AXES = (
+    "row_weight",
+    "second_label",
+    "mix",
+    "class_weights",
+    "label_smoothing",
+    "z_loss",
+    "softcap",
+    "temperature",
+    "num_classes",
+    "scale",
+    "beta",
+)
+"""What may have fewer axes than the rows."""
 OTHER_TYPES = ("int8", "bool", "int32", "uint32", "float16", "complex64")
 
 
@@ -83,8 +138,9 @@ def spoilt(call: Call, name: str):
         shapes.append((*shape[1:], shape[0]))
         if not any_width:  # the parts of an elementwise loss, and the classes that labels are counted in
             shapes.append((*shape[:-1], shape[-1] + 1))
-    if name != "row_weight":  # it may have fewer axes
+    if name not in FEWER_AXES:
         shapes += [shape[1:], ()]
+    shapes = [other for other in shapes if other != shape]
     yield from ((shape, dtype) for shape in shapes)
 
 
@@ -97,10 +153,18 @@ def test_the_right_buffers_are_taken(call):
     call()
 
 
-@pytest.mark.parametrize(
-    ("call", "name"),
-    [pytest.param(call, name, id=f"{i}-{name}") for call, i in zip(CALLS, IDS, strict=True) for name in call.buffers],
-)
+# The targets of divergences are one template: one of them has every buffer spoilt, the others only the teacher.
+SPOILT = [
+    pytest.param(call, name, id=f"{i}-{name}")
+    for call, i in zip(CALLS, IDS, strict=True)
+    for name in call.buffers
+    if "scale" not in call.buffers
+    or name == "target"
+    or call.target == "jaxloss_jensen_shannon_of_logits_value_and_grad"
+]
+
+
+@pytest.mark.parametrize(("call", "name"), SPOILT)
 def test_a_wrong_buffer_is_refused(call, name):
     for buffer in spoilt(call, name):
         with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss"):
@@ -116,10 +180,23 @@ def test_logits_without_classes_are_refused(call):
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call.attributes], ids=lambda call: call.target)
 def test_wrong_attributes_are_refused(call):
-    (name,) = call.attributes
-    for attributes in ({}, {name: np.float32(1)}, {name: "x"}, {name: np.zeros(3)}):
+    for name in call.attributes:
+        others = {other: value for other, value in call.attributes.items() if other != name}
+        for attribute in ({}, {name: np.float32(1)}, {name: "x"}, {name: np.zeros(3)}):
+            with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
+                call(attributes={**others, **attribute})
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if "given" in call.attributes], ids=lambda call: call.target)
+def test_parameters_and_results_must_be_those_that_are_named(call):
+    """Fewer or more than the bits say, bits that mean nothing, and results that do not go together."""
+    given, wanted = (int(call.attributes[name]) for name in ("given", "wanted"))
+    wrong = [{"given": given & ~16}, {"given": given | 1 << 11}, {"wanted": wanted | 1 << 8}, {"smoothed_classes": -1}]
+    wrong += [{"wanted": wanted ^ bit} for bit in (1, 8, 64, 128)] + [{"given": given ^ 1 << 8}]
+    for attributes in wrong:
+        attributes = {name: np.int64(bits) for name, bits in attributes.items()}
         with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
-            call(attributes=attributes)
+            call(attributes={**call.attributes, **attributes})
 
 
 @pytest.mark.parametrize("call", CALLS[:4], ids=IDS[:4])
@@ -129,3 +206,19 @@ def test_a_loss_may_have_more_parts_than_there_are_elements(call):
         losses = call({**call.buffers, "loss": ((4, parts), F32)})[0]
         assert losses.shape == (4, parts)
         np.testing.assert_allclose(losses.sum(-1), call()[0].sum(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if "scale" in call.buffers], ids=lambda call: call.target)
+def test_a_wrong_number_of_parameters_is_refused(call):
+    names = list(call.buffers)
+    after_scale = names.index("scale") + 1
+    more = {**{name: call.buffers[name] for name in names[:after_scale]}, "another": ROWS, **call.buffers}
+    spare = [more]
+    if "beta" in call.buffers:
+        spare.append({name: buffer for name, buffer in call.buffers.items() if name != "beta"})
+    for buffers in spare:
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss.*parameters"):
+            call(buffers)
+    without_total = {name: buffer for name, buffer in call.buffers.items() if name != "total"}
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss.*statistics"):
+        dataclasses.replace(call, results=call.results - 1)(without_total)

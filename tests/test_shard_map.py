@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from losses import CASES
+from losses import MATRIX
 from test_sharding import PROGRAMS, ROWS, assert_agree, assert_only_rows_travel, exactly, mesh_of, pytestmark, scalar  # noqa: F401
 
 P = PartitionSpec
@@ -16,7 +16,7 @@ SPLITS = {"one_axis": "d", "two_axes": ("d", "v")}
 DEVICES = {"one_axis": 4, "two_axes": 8}
 
 splits = pytest.mark.parametrize("split", SPLITS)
-cases = pytest.mark.parametrize("case", CASES)
+cases = pytest.mark.parametrize("case", MATRIX)
 
 
 def sample(case):

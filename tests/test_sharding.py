@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import tolerance
 from conftest import VIRTUAL_DEVICES
-from losses import CASES
+from losses import MATRIX
 from modules import collectives
 
 pytestmark = [
@@ -127,7 +127,7 @@ CELLS = [(name, "mean") for name in PROGRAMS] + [("value_and_grad", "sum"), ("va
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize(("name", "reduction"), CELLS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MATRIX)
 def test_placements(case, name, reduction, placement, axis_type):
     (x, a), (v, _) = sample(case), sample(case, 1)
     spec = PLACEMENTS[placement]
@@ -142,7 +142,7 @@ def test_placements(case, name, reduction, placement, axis_type):
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("placement", ["rows", "features", "both"])
 @pytest.mark.parametrize("name", STACKED_PROGRAMS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MATRIX)
 def test_placements_of_a_stack(case, name, placement, axis_type):
     (x, a), (y, _) = sample(case), sample(case, 1)
     spec, xs = PLACEMENTS[placement], np.stack([x, y])
@@ -154,7 +154,7 @@ def test_placements_of_a_stack(case, name, placement, axis_type):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("placement", ["rows", "features", "both"])
-@pytest.mark.parametrize("case", [case for case in CASES if case.of_target])
+@pytest.mark.parametrize("case", [case for case in MATRIX if case.of_target])
 def test_gradient_of_both_operands(case, placement, axis_type):
     def program(f, x, a):
         return jax.value_and_grad(f, (0, 1))(x, a)
@@ -169,7 +169,7 @@ def test_gradient_of_both_operands(case, placement, axis_type):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("placement", ["rows", "rows_over_two_axes", "features", "both"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MATRIX)
 def test_masks_and_weights_split_like_the_rows(case, placement, axis_type):
     x, a = case.sample((ROWS, FEATURES))
     where = np.arange(ROWS) % 3 > 0
@@ -199,7 +199,7 @@ def test_masks_and_weights_split_like_the_rows(case, placement, axis_type):
 
 @pytest.mark.parametrize(("rows", "features"), [(10, 64), (16, 30), (3, 7)])
 @pytest.mark.parametrize("placement", ["rows", "rows_over_two_axes", "features", "both"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MATRIX)
 def test_sizes_that_do_not_divide_the_mesh(case, placement, rows, features):
     x, a = case.sample((rows, features))
     placed = NamedSharding(mesh_of(AxisType.Auto), PLACEMENTS[placement])

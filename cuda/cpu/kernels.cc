@@ -3,6 +3,7 @@
 
 #include "cpu/cross_entropy.h"
 #include "cpu/cross_entropy_options.h"
+#include "cpu/divergence.h"
 #include "cpu/elementwise.h"
 
 namespace jaxloss::JAXLOSS_ISA {
@@ -29,6 +30,11 @@ void run(const CrossEntropyGradientRows<Logit, Target>& rows, int64_t begin, int
 template <class Logit, class Target>
 void run(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t begin, int64_t end) {
   cross_entropy_option_rows(rows, begin, end);
+}
+
+template <class Divergence, class Logit, class Teacher>
+void run(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t begin, int64_t end) {
+  divergence_rows(rows, begin, end);
 }
 
 template <class... Task>

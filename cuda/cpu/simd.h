@@ -230,4 +230,34 @@ JAXLOSS_INLINE double sum_over_steps(int64_t width, Body body) {
   return total;
 }
 
+using jaxloss::logarithm;
+
+// log x within 1 ulp, subnormal numbers, 0, Inf and NaN included; NaN for what is negative.
+// x = m 2^k with m in [√½, √2), and a polynomial for log m (the Cephes library's): k log 2 is added in two parts.
+JAXLOSS_INLINE Vector logarithm(Vector x) {
+  const IntLanes subnormal = x < Vector(0x1p-126);
+  const IntLanes word = bits<IntLanes>(select(subnormal, x * Vector(0x1p23), x).lanes);
+  const IntLanes mantissa = (word & 0x7fffff) | 0x3f000000;  // in [½, 1)
+  const IntLanes low = bits<FloatLanes>(mantissa) < 0.70710678f;
+  const IntLanes exponent = (word >> 23) - 126 - (subnormal & 23) + low;
+  const Vector k = __builtin_convertvector(exponent, FloatLanes);
+  const Vector m = bits<FloatLanes>(mantissa);
+  const Vector f = select(low, m + m, m) - Vector(1.0);
+  Vector p(7.0376836292e-2);
+  p = p * f + Vector(-1.1514610310e-1);
+  p = p * f + Vector(1.1676998740e-1);
+  p = p * f + Vector(-1.2420140846e-1);
+  p = p * f + Vector(1.4249322787e-1);
+  p = p * f + Vector(-1.6668057665e-1);
+  p = p * f + Vector(2.0000714765e-1);
+  p = p * f + Vector(-2.4999993993e-1);
+  p = p * f + Vector(3.3333331174e-1);
+  const Vector square = f * f;
+  p = p * f * square + k * Vector(-2.12194440e-4) - square * Vector(0.5);
+  const Vector finite = f + p + k * Vector(0.693359375);
+  const Vector infinity(__builtin_inf());
+  const Vector special = select(x == Vector(0), -infinity, select(x == infinity, infinity, Vector(__builtin_nan(""))));
+  return select((x > Vector(0)) & (x < infinity), finite, special);
+}
+
 }  // namespace jaxloss::JAXLOSS_ISA

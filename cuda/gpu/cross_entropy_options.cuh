@@ -12,7 +12,7 @@ namespace jaxloss::gpu {
 constexpr int kOptionThreads = 256;
 
 // `lanes` threads: neighbours in a warp, or all of a block.
-struct Team {
+struct RowTeam {
   int lanes;
   int lane;
 
@@ -72,7 +72,7 @@ struct EntropySums {
   }
 };
 template <class Real>
-__device__ __forceinline__ EntropySums<Real> across(const Team& team, EntropySums<Real> sums) {
+__device__ __forceinline__ EntropySums<Real> across(const RowTeam& team, EntropySums<Real> sums) {
   sums.relative_to(team.across(sums.max, Maximum()));
   return {sums.max, team.across(sums.sum, Sum()), team.across(sums.dot, Sum())};
 }
@@ -86,7 +86,7 @@ struct TeamRow {
   static constexpr int step = kPerVector<Logit>;
 
   const CrossEntropyOptionRows<Logit, Target>& rows;
-  const Team& team;
+  const RowTeam& team;
   const RowObjective<Real>& objective;
   const int64_t offset;
   const bool dense;
@@ -114,9 +114,10 @@ struct TeamRow {
       const Real a[1] = {by_index ? Real(0) : static_cast<Real>(number(target[i]))};
       visit(Count<1>{}, i, x, a, body);
     }
-    for_batches<2, int64_t>(team.lane, span.steps, team.lanes, [&](auto batch, int64_t first) {
+    constexpr int most = sizeof(Logit) == 8 ? 1 : 2;  // arithmetic in double has no registers to spare
+    for_batches<most, int64_t>(team.lane, span.steps, team.lanes, [&](auto batch, int64_t first) {
       Packed<Logit, step> packed[batch];
-      Packed<Stored, step> targets[batch];
+      [[maybe_unused]] Packed<Stored, step> targets[batch];
 #pragma unroll
       for (int k = 0; k < batch; k++) {
         const int64_t i = span.start_of(first + k * team.lanes);
@@ -157,7 +158,7 @@ __device__ __forceinline__ void store_numbers(Logit* to, const Accumulator<Logit
 }
 
 template <class Logit, class Target>
-__device__ __forceinline__ void zero_gradient(const CrossEntropyOptionRows<Logit, Target>& rows, const Team& team,
+__device__ __forceinline__ void zero_gradient(const CrossEntropyOptionRows<Logit, Target>& rows, const RowTeam& team,
                                               int64_t row, int64_t first) {
   if (!rows.gradient) return;
   Logit* gradient = rows.gradient + row * rows.classes;
@@ -174,7 +175,7 @@ struct RowResults {
 };
 
 template <class Rows, class Real>
-__device__ __forceinline__ void write_results(const Rows& rows, const Team& team, int64_t row,
+__device__ __forceinline__ void write_results(const Rows& rows, const RowTeam& team, int64_t row,
                                               const RowResults<Real>& results) {
   if (team.lane != 0) return;
   if (rows.loss) rows.loss[row] = results.loss;
@@ -194,7 +195,7 @@ __global__ void __launch_bounds__(kOptionThreads)
   using Real = Accumulator<Logit>;
   constexpr bool by_index = std::is_same_v<Target, ClassIndices>;
   const Real nan = static_cast<Real>(NAN);
-  const Team team{lanes, static_cast<int>(threadIdx.x) & (lanes - 1)};
+  const RowTeam team{lanes, static_cast<int>(threadIdx.x) & (lanes - 1)};
   const int64_t teams_a_block = kOptionThreads / lanes, teams = gridDim.x * teams_a_block;
   for (int64_t first = blockIdx.x * teams_a_block; first < rows.rows; first += teams) {
     const int64_t own = first + threadIdx.x / lanes;

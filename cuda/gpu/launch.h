@@ -22,4 +22,7 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyGradientRows<Logit, Ta
 template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Target>& rows);
 
+template <class Divergence, class Logit, class Teacher>
+cudaError_t launch(cudaStream_t stream, const DivergenceRows<Divergence, Logit, Teacher>& rows);
+
 }  // namespace jaxloss::gpu

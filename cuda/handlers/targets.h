@@ -6,6 +6,7 @@
 
 #include "handlers/cross_entropy.h"
 #include "handlers/cross_entropy_options.h"
+#include "handlers/divergence.h"
 #include "handlers/elementwise.h"
 
 namespace jaxloss {
@@ -52,7 +53,27 @@ struct Bindings {
         .template Attr<int64_t>("smoothed_classes")
         .template Attr<double>("clip");
   }
+
+  static auto divergence() { return rows().template Arg<Buffer>().RemainingArgs().template Ret<Buffer>(); }
+  static auto divergence_value() { return divergence().RemainingRets(); }
+  static auto divergence_value_and_grad() { return divergence().template Ret<Buffer>().RemainingRets(); }
 };
+
+template <class Platform, class... Divergence>
+void add_divergences(std::vector<CallTarget>& targets, DivergenceList<Divergence...>) {
+  using Bind = Bindings<Platform>;
+  const auto add = [&](auto divergence_tag, auto given) {
+    using D = typename decltype(divergence_tag)::type;
+    using Given = decltype(given);
+    const std::string name = std::string("jaxloss_") + D::name + "_" + Given::name;
+    targets.push_back(
+        {name + "_value", Platform::name, handle<divergence_value<Platform, D, Given>, Bind::divergence_value>});
+    targets.push_back({name + "_value_and_grad", Platform::name,
+                       handle<divergence_value_and_grad<Platform, D, Given>, Bind::divergence_value_and_grad>});
+  };
+  (add(std::common_type<Divergence>{}, OfLogits{}), ...);
+  (add(std::common_type<Divergence>{}, OfProbabilities{}), ...);
+}
 
 template <class Platform, class... Loss>
 std::vector<CallTarget> targets_of(LossList<Loss...>) {
@@ -79,6 +100,7 @@ std::vector<CallTarget> targets_of(LossList<Loss...>) {
                        handle<elementwise_value_and_grad<Platform, L>, Bind::elementwise_value_and_grad>});
   };
   (add(std::common_type<Loss>{}), ...);
+  add_divergences<Platform>(targets, Divergences{});
   return targets;
 }
 

@@ -616,6 +616,8 @@ void check_graph(Buffers& buffers, const char* regime) {
   }
 }
 
+#include "divergence_check.cuh"
+
 // ---- all of it ------------------------------------------------------------------------------------------------------
 
 template <class Loss, class... Pair>
@@ -641,6 +643,9 @@ int run(const std::string& what) {
         check_all_pairs<BinaryCrossEntropy>(buffers, StoredPairs{});
       }
       check_all_pairs<SquaredError>(buffers, StoredPairs{});
+    } else if (what == "divergences") {
+      check_all_divergences<KullbackLeibler>(buffers, StoredPairs{});
+      check_all_divergences<JensenShannon>(buffers, StoredPairs{});
     } else if (what == "gradient") {
       check_all_targets(buffers, "", true, StoredPairs{});
     } else {
@@ -657,7 +662,7 @@ int main(int argc, char** argv) {
   if (argc > 1) return run(argv[1]);
   bool passed = true;
   std::vector<pid_t> children;
-  for (const char* what : {"elementwise", "gradient", "any", "registers", "shared", "streaming"}) {
+  for (const char* what : {"elementwise", "divergences", "gradient", "any", "registers", "shared", "streaming"}) {
     const pid_t child = fork();
     if (child == 0) {
       setenv("JAXLOSS_CROSS_ENTROPY_KERNEL", what, 1);

@@ -1,0 +1,179 @@
+// Divergences of distributions on the CPU: a row at a time, which stays in the cache between its passes: the maxima,
+// the sums of exponentials, the divergence, the gradient.
+#pragma once
+
+#include <initializer_list>
+
+#include "cpu/cross_entropy.h"
+#include "cpu/simd.h"
+#include "maths/divergence.h"
+#include "rows.h"
+
+namespace jaxloss::JAXLOSS_ISA {
+
+template <class Logit>
+JAXLOSS_INLINE TemperedSoftmax<Accumulator<Logit>> tempered_softmax(const Logit* logits, int64_t classes,
+                                                                    Accumulator<Logit> scale) {
+  using Real = Accumulator<Logit>;
+  using Value = ValueOf<Logit>;
+  const Real max = row_max(logits, classes);
+  const double sum = sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) {
+    return exponential((load_step(logits + i, count) - Value(max)) * Value(scale));
+  });
+  return {max, logarithm(static_cast<Real>(sum)), scale};
+}
+
+// The teacher's distribution in one row: the logarithm of the probability of each class, and the probability.
+template <class Stored>
+struct TeacherOfLogits {
+  using Real = Accumulator<Stored>;
+  const Stored* logits;
+  TemperedSoftmax<Real> softmax;
+
+  JAXLOSS_INLINE TeacherOfLogits(TeacherLogits<Stored> teacher, int64_t row, int64_t classes, Real scale)
+      : logits(teacher.logits + row * classes), softmax(tempered_softmax(logits, classes, scale)) {}
+
+  template <class Value>
+  JAXLOSS_INLINE void load(int64_t i, int64_t count, Value& log_q, Value& q) const {
+    log_q = softmax.log_probability(load_step(logits + i, count));
+    q = exponential(log_q);
+  }
+  JAXLOSS_INLINE Real sum(int64_t) const { return 1; }
+  template <class Rows>
+  JAXLOSS_INLINE void store_stats(const Rows& rows, int64_t row) const {
+    rows.teacher_max[row] = softmax.max;
+    rows.teacher_log_sum[row] = softmax.log_sum;
+  }
+};
+template <class Stored>
+struct TeacherOfProbabilities {
+  using Real = Accumulator<Stored>;
+  const Stored* probabilities;
+
+  JAXLOSS_INLINE TeacherOfProbabilities(ClassProbabilities<Stored> teacher, int64_t row, int64_t classes, Real)
+      : probabilities(teacher.probability + row * classes) {}
+
+  template <class Value>
+  JAXLOSS_INLINE void load(int64_t i, int64_t count, Value& log_q, Value& q) const {
+    q = load_step(probabilities + i, count);
+    log_q = logarithm(q);
+  }
+  JAXLOSS_INLINE Real sum(int64_t classes) const {
+    return static_cast<Real>(
+        sum_over_steps<Stored>(classes, [&](int64_t i, int64_t count) { return load_step(probabilities + i, count); }));
+  }
+  template <class Rows>
+  JAXLOSS_INLINE void store_stats(const Rows&, int64_t) const {}
+};
+template <class Stored>
+JAXLOSS_INLINE TeacherOfLogits<Stored> teacher_of(TeacherLogits<Stored> teacher, int64_t row, int64_t classes,
+                                                  Accumulator<Stored> scale) {
+  return {teacher, row, classes, scale};
+}
+template <class Stored>
+JAXLOSS_INLINE TeacherOfProbabilities<Stored> teacher_of(ClassProbabilities<Stored> teacher, int64_t row,
+                                                         int64_t classes, Accumulator<Stored> scale) {
+  return {teacher, row, classes, scale};
+}
+
+// The sums of two numbers that `body(index, count, first, second)` gives for each element of a row: see
+// `sum_over_steps`.
+template <class Stored, class Body>
+JAXLOSS_INLINE void two_sums_over_steps(int64_t width, double& first_sum, double& second_sum, Body body) {
+  using Value = ValueOf<Stored>;
+  constexpr int64_t step = Step<Stored>::width;
+  const auto add = [&](Value first, Value second, int64_t count) {
+    for (int64_t k = 0; k < count; k++) first_sum += lane(first, k);
+    for (int64_t k = 0; k < count; k++) second_sum += lane(second, k);
+  };
+  first_sum = second_sum = 0;
+  int64_t i = 0;
+  while (i + step <= width) {
+    const int64_t block = i + step * kStepsPerSum;
+    Value firsts(0), seconds(0);
+    for (; i + step <= width && i < block; i += step) {
+      Value first, second;
+      body(i, step, first, second);
+      firsts = firsts + first;
+      seconds = seconds + second;
+    }
+    add(firsts, seconds, step);
+  }
+  if (i < width) {
+    Value first, second;
+    body(i, width - i, first, second);
+    add(first, second, width - i);
+  }
+}
+
+// One row that is not taken out.
+template <class Divergence, class Logit, class Teacher>
+JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t row) {
+  using Real = Accumulator<Logit>;
+  using Value = ValueOf<Logit>;
+  const int64_t classes = rows.classes;
+  const Logit* logits = rows.logits + row * classes;
+  Logit* gradient = rows.gradient ? rows.gradient + row * classes : nullptr;
+  const Real weight = rows.row_weight.of(row), scale = rows.scale.of(row);
+  const typename Divergence::template OfRow<Real> divergence(rows.parameter.of(row));
+  const TemperedSoftmax<Real> student = tempered_softmax(logits, classes, scale);
+  const auto teacher = teacher_of(rows.teacher, row, classes, scale);
+
+  const auto terms = [&](int64_t i, int64_t count, Value& p, Value& value, Value& of_student) {
+    Value log_q, q;
+    teacher.load(i, count, log_q, q);
+    const Value log_p = student.log_probability(load_step(logits + i, count));
+    p = exponential(log_p);
+    divergence(StandardFunctions{}, log_p, log_q, p, q, value, of_student);
+  };
+  const auto store_gradient = [&](int64_t i, int64_t count, Value p, Value of_student, Real total) {
+    store_step(gradient + i, (of_student - p * Value(total)) * Value(scale * weight), count);
+  };
+  const bool wants_gradient = gradient && weight != 0;
+
+  double loss, total;
+  if constexpr (Divergence::total_is_of_teacher) {
+    total = -teacher.sum(classes);
+    loss = sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) {
+      Value p, value, of_student;
+      terms(i, count, p, value, of_student);
+      if (wants_gradient) store_gradient(i, count, p, of_student, static_cast<Real>(total));
+      return value;
+    });
+  } else {
+    two_sums_over_steps<Logit>(classes, loss, total, [&](int64_t i, int64_t count, Value& value, Value& of_student) {
+      Value p;
+      terms(i, count, p, value, of_student);
+    });
+    if (wants_gradient) {
+      for_each_step<Logit>(classes, [&](int64_t i, int64_t count) {
+        Value p, value, of_student;
+        terms(i, count, p, value, of_student);
+        store_gradient(i, count, p, of_student, static_cast<Real>(total));
+      });
+    }
+  }
+  if (gradient && !wants_gradient) std::memset(gradient, 0, classes * sizeof(Logit));
+  rows.loss[row] = static_cast<Real>(loss);
+  rows.max[row] = student.max;
+  rows.log_sum[row] = student.log_sum;
+  teacher.store_stats(rows, row);
+  rows.total[row] = static_cast<Real>(total);
+}
+
+// Rows [begin, end).
+template <class Divergence, class Logit, class Teacher>
+void divergence_rows(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; row++) {
+    if (!taken_out(rows.row_weight.of(row))) {
+      divergence_row(rows, row);
+      continue;
+    }
+    for (auto* result : {rows.loss, rows.max, rows.log_sum, rows.teacher_max, rows.teacher_log_sum, rows.total}) {
+      if (result) result[row] = 0;
+    }
+    if (rows.gradient) std::memset(rows.gradient + row * rows.classes, 0, rows.classes * sizeof(Logit));
+  }
+}
+
+}  // namespace jaxloss::JAXLOSS_ISA

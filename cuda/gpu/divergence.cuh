@@ -1,0 +1,286 @@
+// Divergences of distributions: a team of threads a row, from one lane to a block. One .cu file instantiates `launch`
+// for each stored type of logits.
+#pragma once
+
+#include "gpu/launch.h"
+#include "gpu/reduce.cuh"
+#include "gpu/softmax.cuh"
+#include "gpu/vector.cuh"
+#include "maths/divergence.h"
+
+namespace jaxloss::gpu {
+
+// The hardware's exponential and logarithm of base 2; the logarithm takes subnormal numbers for what they are.
+struct HardwareFunctions {
+  __device__ __forceinline__ static float exp(float x) { return power_of_two(x * 1.44269504f); }
+  __device__ __forceinline__ static double exp(double x) { return exponential(x); }
+  __device__ __forceinline__ static float log(float x) {
+    float y;
+    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y * 0.693147181f;
+  }
+  __device__ __forceinline__ static double log(double x) { return logarithm(x); }
+};
+
+// ---- teams ----------------------------------------------------------------------------------------------------------
+
+constexpr int kBlockThreads = 512, kLaneThreads = 128;
+
+// The whole block on one row.
+struct BlockTeam {
+  int thread;
+  static constexpr int threads = kBlockThreads;
+  template <class Real, class Combine>
+  __device__ __forceinline__ Real combined(Real value, Combine combine) const {
+    return across_block<kBlockThreads>(value, combine);
+  }
+};
+
+// Some lanes of a warp, the others of which are teams of the same size and call `combined` with it.
+struct LaneTeam {
+  int thread, threads;
+  template <class Real, class Combine>
+  __device__ __forceinline__ Real combined(Real value, Combine combine) const {
+    return across_lanes(value, threads, combine);
+  }
+};
+
+// How many lanes share a row: as many as it has 16-byte vectors, up to a warp. 0 for a block, from where on a lane
+// would go along more than eight of them.
+template <class Logit>
+int lanes_of(int64_t classes) {
+  constexpr int64_t step = kPerVector<Logit>;
+  if (classes > kWarp * step * 8) return 0;
+  int lanes = 1;
+  while (lanes < kWarp && lanes * step < classes) lanes *= 2;
+  return lanes;
+}
+
+// ---- one row --------------------------------------------------------------------------------------------------------
+
+// The maximum and the sum of exponentials, at a temperature of 1 / scale, of the logits that a thread has seen.
+template <class Real>
+class TemperedSums {
+ public:
+  __device__ __forceinline__ explicit TemperedSums(Real scale) : max_(no_logits<Real>().max), sum_(0), scale_(scale) {}
+
+  template <int count>
+  __device__ __forceinline__ void add(const Real (&x)[count]) {
+    Real highest = x[0];
+#pragma unroll
+    for (int i = 1; i < count; i++) highest = Maximum()(highest, x[i]);
+    if (highest > max_) {
+      sum_ *= term(max_, highest);
+      max_ = highest;
+    }
+#pragma unroll
+    for (int i = 0; i < count; i++) sum_ += term(x[i], max_);
+  }
+
+  // Of the row: all threads of the team must call it.
+  template <class Team>
+  __device__ __forceinline__ TemperedSoftmax<Real> of_row(Team team) const {
+    const Real max = team.combined(max_, Maximum());
+    return {max, logarithm(team.combined(sum_ * term(max_, max), Sum())), scale_};
+  }
+
+ private:
+  Real max_, sum_, scale_;
+
+  __device__ __forceinline__ Real term(Real x, Real max) const { return HardwareFunctions::exp((x - max) * scale_); }
+};
+
+enum class Pass { forwards, backwards };  // what the pass before has read last may be cached still
+
+// How many vectors of each a thread loads together for the sums; for the terms, which take more registers, one.
+template <class Logit>
+constexpr int kSumBatch = sizeof(Logit) == 8 ? 1 : 2;
+
+// A thread's share of a row: body(x, y) for arrays of student's and teacher's numbers, one or a vector's worth. What it
+// leaves in x is the gradient, if that is not null.
+template <Pass pass, Reading reading, int most, class Team, class Logit, class Stored, class Body>
+__device__ __forceinline__ void along_row(const Span<Logit>& span, Team team, const Logit* logits,
+                                          const Stored* teacher, Logit* gradient, Body body) {
+  using Real = Accumulator<Logit>;
+  constexpr int step = kPerVector<Logit>;
+  const int64_t threads = team.threads, thread = team.thread;
+  for (int64_t i = thread; i < span.edges; i += threads) {
+    const int64_t at = span.edge(i);
+    Real x[1] = {number(logits[at])}, y[1] = {number(teacher[at])};
+    body(x, y);
+    if (gradient) gradient[at] = stored<Logit>(x[0]);
+  }
+  const auto steps = [&](auto batch, int64_t first) {
+    Packed<Logit, step> of_student[batch];
+    Packed<Stored, step> of_teacher[batch];
+#pragma unroll
+    for (int k = 0; k < batch; k++) {
+      of_student[k] = load<step, reading>(logits + first + k * threads * step);
+      of_teacher[k] = load<step, reading>(teacher + first + k * threads * step);
+    }
+#pragma unroll
+    for (int k = 0; k < batch; k++) {
+      Real x[step], y[step];
+      of_student[k].numbers(x);
+      of_teacher[k].numbers(y);
+      body(x, y);
+      if (gradient) store<Logit>(gradient + first + k * threads * step, x);
+    }
+  };
+  if constexpr (pass == Pass::forwards) {
+    for_batches<most>(thread, span.steps, threads, [&](auto batch, int64_t i) { steps(batch, span.start_of(i)); });
+  } else {
+    // In rounds of a step a thread; the last round may have none for this one.
+    const int64_t last = (span.steps + threads - 1) / threads * threads - threads;
+    const int64_t begin = last + thread < span.steps ? 0 : threads;
+    for_batches<most>(begin, last + threads, threads, [&](auto batch, int64_t i) {
+      steps(batch, span.start_of(last - i - (batch - 1) * threads + thread));
+    });
+  }
+}
+
+// Row `row`, of which nothing is read if it is taken out or `exists` is false. Else logits and teacher are read twice,
+// and once more for the gradient of a divergence whose total is not known before; results are written once.
+template <class Team, class Divergence, class Logit, class Teacher>
+__device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t row,
+                                                  bool exists, Team team) {
+  using Real = Accumulator<Logit>;
+  using Stored = typename Teacher::Stored;
+  using Functions = HardwareFunctions;
+  constexpr bool of_logits = std::is_same_v<Teacher, TeacherLogits<Stored>>;
+  const Real weight = exists ? rows.row_weight.of(row) : Real(-0.0);
+  const bool live = !taken_out(weight);
+  const int64_t offset = exists ? row * rows.classes : 0;
+  const Logit* logits = rows.logits + offset;
+  Logit* gradient = exists && rows.gradient ? rows.gradient + offset : nullptr;
+  const Stored* teacher;
+  if constexpr (of_logits) {
+    teacher = rows.teacher.logits + offset;
+  } else {
+    teacher = rows.teacher.probability + offset;
+  }
+  const Span<Logit> span(live ? rows.classes : 0, logits, gradient ? gradient : logits, teacher);
+  const Real scale = live ? rows.scale.of(row) : Real(1);
+  const typename Divergence::template OfRow<Real> divergence(live ? rows.parameter.of(row) : Real(0));
+
+  TemperedSums<Real> of_student(scale), of_teacher(scale);
+  Real teacher_sum = 0;
+  along_row<Pass::forwards, Reading::again, kSumBatch<Logit>>(span, team, logits, teacher, static_cast<Logit*>(nullptr),
+                                                              [&](auto& x, auto& y) {
+                                                                of_student.add(x);
+                                                                if constexpr (of_logits) {
+                                                                  of_teacher.add(y);
+                                                                } else if constexpr (Divergence::total_is_of_teacher) {
+                                                                  for (const Real a : y) teacher_sum += a;
+                                                                }
+                                                              });
+  const TemperedSoftmax<Real> student = of_student.of_row(team);
+  TemperedSoftmax<Real> teacher_softmax{};
+  if constexpr (of_logits) teacher_softmax = of_teacher.of_row(team);
+
+  Real total = -1;
+  if constexpr (Divergence::total_is_of_teacher && !of_logits) total = -team.combined(teacher_sum, Sum());
+  const Real factor = scale * weight;
+  const auto terms = [&](Real x, Real y, Real& p, Real& value, Real& derivative) {
+    const Real log_p = student.log_probability(x);
+    p = Functions::exp(log_p);
+    const Real log_q = of_logits ? teacher_softmax.log_probability(y) : Functions::log(y);
+    const Real q = of_logits ? Functions::exp(log_q) : y;
+    divergence(Functions{}, log_p, log_q, p, q, value, derivative);
+  };
+  // Not `weighted`: a weight of 0 takes out a derivative that is infinite, and leaves no −0.
+  const auto gradient_of = [&](Real p, Real derivative) {
+    return weight == 0 ? Real(0) : (derivative - p * total) * factor;
+  };
+
+  Real loss = 0, sum = 0;
+  constexpr bool two_passes = Divergence::total_is_of_teacher;
+  along_row<Pass::backwards, two_passes ? Reading::once : Reading::again, 1>(
+      span, team, logits, teacher, two_passes ? gradient : static_cast<Logit*>(nullptr), [&](auto& x, auto& y) {
+        Real values = 0, derivatives = 0;
+#pragma unroll
+        for (int i = 0; i < static_cast<int>(std::extent_v<std::remove_reference_t<decltype(x)>>); i++) {
+          Real p, value, derivative;
+          terms(x[i], y[i], p, value, derivative);
+          values += value;
+          derivatives += derivative;
+          if (two_passes) x[i] = gradient_of(p, derivative);
+        }
+        loss += values;
+        sum += derivatives;
+      });
+  loss = team.combined(loss, Sum());
+  if constexpr (!two_passes) {
+    total = team.combined(sum, Sum());
+    if (gradient) {
+      along_row<Pass::forwards, Reading::once, 1>(span, team, logits, teacher, gradient, [&](auto& x, auto& y) {
+#pragma unroll
+        for (int i = 0; i < static_cast<int>(std::extent_v<std::remove_reference_t<decltype(x)>>); i++) {
+          Real p, value, derivative;
+          terms(x[i], y[i], p, value, derivative);
+          x[i] = gradient_of(p, derivative);
+        }
+      });
+    }
+  }
+
+  if (exists && team.thread == 0) {
+    rows.loss[row] = live ? loss : Real(0);
+    rows.max[row] = live ? student.max : Real(0);
+    rows.log_sum[row] = live ? student.log_sum : Real(0);
+    if constexpr (of_logits) {
+      rows.teacher_max[row] = live ? teacher_softmax.max : Real(0);
+      rows.teacher_log_sum[row] = live ? teacher_softmax.log_sum : Real(0);
+    }
+    rows.total[row] = live ? total : Real(0);
+  }
+  if (!live && gradient) {
+    const Span<Logit> zeros(rows.classes, gradient);
+    const Real none[kPerVector<Logit>] = {};
+    for (int64_t i = team.thread; i < zeros.edges; i += team.threads) gradient[zeros.edge(i)] = Logit{};
+    for (int64_t i = team.thread; i < zeros.steps; i += team.threads) store<Logit>(gradient + zeros.start_of(i), none);
+  }
+}
+
+// ---- kernels --------------------------------------------------------------------------------------------------------
+
+// How many blocks are to fit on a multiprocessor: as many as leave enough registers for nothing to spill. Numbers of
+// float64 take twice as many.
+template <class Rows, int of_float>
+constexpr int kBlocks = sizeof(typename Rows::Real) == 8 ? (of_float + 1) / 2 : of_float;
+
+// Block b takes rows b, b + gridDim.x, …
+template <class Rows>
+__global__ void __launch_bounds__(kBlockThreads, kBlocks<Rows, 2>) divergence_by_blocks(Rows rows) {
+  for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
+    divergence_of_row(rows, row, true, BlockTeam{static_cast<int>(threadIdx.x)});
+  }
+}
+
+// Each `lanes` threads, a power of two up to a warp, take one row after the other. Lanes without a row go along, for
+// they exchange numbers with those that have one.
+template <class Rows>
+__global__ void __launch_bounds__(kLaneThreads, kBlocks<Rows, 5>) divergence_by_lanes(Rows rows, int lanes) {
+  const int teams = kLaneThreads / lanes, team = threadIdx.x / lanes;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * teams; first < rows.rows;
+       first += static_cast<int64_t>(gridDim.x) * teams) {
+    const int64_t row = first + team;
+    divergence_of_row(rows, row, row < rows.rows, LaneTeam{static_cast<int>(threadIdx.x) % lanes, lanes});
+  }
+}
+
+template <class Divergence, class Logit, class Teacher>
+cudaError_t launch(cudaStream_t stream, const DivergenceRows<Divergence, Logit, Teacher>& rows) {
+  if (rows.rows == 0) return cudaSuccess;
+  const auto grid = [](int64_t blocks) { return static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff); };
+  const int lanes = lanes_of<Logit>(rows.classes);
+  if (lanes == 0) {
+    divergence_by_blocks<<<grid(rows.rows), kBlockThreads, 0, stream>>>(rows);
+  } else {
+    const int64_t teams = kLaneThreads / lanes;
+    divergence_by_lanes<<<grid((rows.rows + teams - 1) / teams), kLaneThreads, 0, stream>>>(rows, lanes);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace jaxloss::gpu

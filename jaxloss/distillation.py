@@ -1,0 +1,302 @@
+"""Losses of a student that is to give the probabilities of a teacher."""
+
+from jaxloss import _divergence, _teacher, formulas
+from jaxloss._calls import Array
+from jaxloss._divergence import Divergence
+
+
+def kl_divergence(
+    logits,
+    target,
+    *,
+    target_type: str = "probabilities",
+    axis: int = -1,
+    where=None,
+    weights=None,
+    temperature=1.0,
+    reduction="mean",
+    normalizer=None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Array:
+    r"""Kullback-Leibler divergence of the softmax of logits from a target distribution.
+
+    $$\mathrm{KL}(a \| t) = \frac1n \sum a_i \log\frac{a_i}{t_i}, \quad t = \mathrm{softmax}(x / T),
+      \qquad \frac{\partial}{\partial x_i} = \frac{t_i - a_i}{n T}$$
+
+    An example is a row: everything but the axis of classes; $n$ is the number of rows. A term whose $a_i$ is 0 is 0.
+    Where a target $a$ does not sum to 1, the gradient is $(t_i \sum_j a_j - a_i) / (n T)$.
+
+    The gradient falls like $1 / T^2$ at high temperatures. The factor $T^2$ that makes up for it is not included:
+    multiply the loss by `temperature**2` to have it.
+
+    Args:
+        logits: $x$, `[..., V]`, the student's; float32, bfloat16, float16 or float64. A class whose logit is -Inf is
+            masked: its probability and, where the target has none for it either, its gradient are 0; else the loss is
+            infinite.
+        target: probabilities $a$ `[..., V]`; or the teacher's logits $y$ `[..., V]`, of which
+            $a = \mathrm{softmax}(y / T)$.
+        target_type: which of the two, `"probabilities"` or `"logits"`.
+        axis: the axis of classes of `logits` and `target`.
+        where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
+            NaN. Shape `[...]`, or the same with a 1 for the axis of classes. $n$ counts the rows left in. Default: all
+            count.
+        weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
+            1.
+        temperature: $T$, a number or scalar array greater than 0, which divides `logits`, and a target of logits. An
+            array that is not greater than 0 makes every loss NaN.
+        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
+        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
+            split the classes over: `logits` and `target` are the slice of this device. The loss is that of whole rows,
+            the gradient that of the slice; only numbers of one a row are exchanged.
+
+    Returns:
+        A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
+        with respect to `logits`, `target`, `weights`, `normalizer` and `temperature`; the derivative with respect to a
+        probability that is 0 is given as 0. A mean over no row is 0.
+
+    Raises:
+        TypeError: `logits` is not floating-point, or another argument is of the wrong kind.
+        ValueError: shapes do not match, or an option has no such value.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> student, teacher = jnp.array([[2.0, 1.0, 0.0]]), jnp.array([[1.0, 1.0, 0.0]])
+    >>> print(jaxloss.kl_divergence(student, teacher, target_type="logits"))
+    0.12329
+    >>> print(jaxloss.kl_divergence(student, jnp.array([[0.5, 0.5, 0.0]])))
+    0.21446
+    >>> print(jax.grad(jaxloss.kl_divergence)(student, jnp.array([[0.5, 0.5, 0.0]])))
+    [[ 0.16524 -0.25527  0.09003]]
+
+    Source: G. Hinton, O. Vinyals, J. Dean, *Distilling the Knowledge in a Neural Network* (2015), arXiv:1503.02531.
+    """
+    checked = _teacher.checked(
+        "logits",
+        logits,
+        "target",
+        target,
+        target_type,
+        axis,
+        where,
+        weights,
+        temperature,
+        reduction,
+        normalizer,
+        axis_name,
+    )
+    divergence = Divergence("kl_divergence", formulas.kl_terms, target_type == "logits")
+    return _divergence.value(divergence, *checked.all)
+
+
+def d_kl_divergence(
+    logits,
+    target,
+    *,
+    target_type: str = "probabilities",
+    axis: int = -1,
+    where=None,
+    weights=None,
+    temperature=1.0,
+    reduction="mean",
+    normalizer=None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Array:
+    r"""The gradient of `kl_divergence` with respect to `logits`: $(t_i \sum_j a_j - a_i) / (n T)$.
+
+    Args:
+        logits: as for `kl_divergence`.
+        target: as for `kl_divergence`.
+        target_type: as for `kl_divergence`.
+        axis: as for `kl_divergence`.
+        where: as for `kl_divergence`; the gradient of what is left out is 0.
+        weights: as for `kl_divergence`.
+        temperature: as for `kl_divergence`.
+        reduction: as for `kl_divergence`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.
+        normalizer: as for `kl_divergence`.
+        axis_name: as for `kl_divergence`.
+
+    Returns:
+        An array like `logits`.
+
+    Raises:
+        TypeError: as `kl_divergence`.
+        ValueError: as `kl_divergence`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.d_kl_divergence(jnp.zeros((1, 4)), jnp.array([[0.0, 1.0, 0.0, 0.0]])))
+    [[ 0.25 -0.75  0.25  0.25]]
+    """
+    checked = _teacher.checked(
+        "logits",
+        logits,
+        "target",
+        target,
+        target_type,
+        axis,
+        where,
+        weights,
+        temperature,
+        reduction,
+        normalizer,
+        axis_name,
+    )
+    divergence = Divergence("kl_divergence", formulas.kl_terms, target_type == "logits")
+    return checked.like_logits(_divergence.gradient(divergence, *checked.all))
+
+
+def jensen_shannon(
+    student_logits,
+    teacher_logits,
+    *,
+    beta=0.5,
+    target_type: str = "logits",
+    axis: int = -1,
+    where=None,
+    weights=None,
+    temperature=1.0,
+    reduction="mean",
+    normalizer=None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Array:
+    r"""Generalised Jensen-Shannon divergence of a student's and a teacher's softmax.
+
+    $$\mathrm{JSD}_\beta = \frac1n \sum \beta q_i \log\frac{q_i}{m_i} + (1 - \beta) p_i \log\frac{p_i}{m_i},
+      \quad m = \beta q + (1 - \beta) p$$
+    $$\frac{\partial}{\partial x_i} = \frac{1 - \beta}{n T} p_i
+      \Big(\log\frac{p_i}{m_i} - \sum_j p_j \log\frac{p_j}{m_j}\Big)$$
+
+    with the student's $p = \mathrm{softmax}(x / T)$ and the teacher's $q = \mathrm{softmax}(y / T)$. It is finite for
+    all finite logits, at most $\log 2$ for $\beta = \frac12$, and 0 only for equal distributions. An example is a row:
+    everything but the axis of classes; $n$ is the number of rows.
+
+    The divergence vanishes as $\beta$ goes to 0 or 1, so these are no values of it. What other libraries return there
+    is the limit of its quotient with $\beta$ or $1 - \beta$: for 0 the forward divergence
+    `kl_divergence(student_logits, teacher_logits, target_type="logits")`, for 1 the reverse one,
+    `kl_divergence(teacher_logits, student_logits, target_type="logits")`, both differentiable with respect to either.
+
+    A factor $T^2$ is not included: multiply the loss by `temperature**2` to have it.
+
+    Args:
+        student_logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked:
+            its probability and gradient are 0.
+        teacher_logits: $y$, `[..., V]`; or, with `target_type="probabilities"`, the teacher's probabilities $q$.
+        beta: $\beta$, the teacher's share of the mixture, a number or scalar array between 0 and 1, which it must not
+            be. An array that is not between them makes every loss NaN.
+        target_type: `"logits"` or `"probabilities"`: what the teacher is given as.
+        axis: the axis of classes of both.
+        where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
+            NaN. Shape `[...]`, or the same with a 1 for the axis of classes. $n$ counts the rows left in. Default: all
+            count.
+        weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
+            1.
+        temperature: $T$, a number or scalar array greater than 0, which divides the student's logits, and the
+            teacher's. An array that is not greater than 0 makes every loss NaN.
+        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
+        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
+            split the classes over: student and teacher are the slice of this device. The loss is that of whole rows,
+            the gradient that of the slice; only numbers of one a row are exchanged.
+
+    Returns:
+        A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
+        with respect to student, teacher, `weights`, `normalizer`, `temperature` and `beta`; the derivative with respect
+        to a probability that is 0 is given as 0. A mean over no row is 0.
+
+    Raises:
+        TypeError: `student_logits` is not floating-point, or another argument is of the wrong kind.
+        ValueError: shapes do not match, or an option has no such value.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> student, teacher = jnp.array([[2.0, 1.0, 0.0]]), jnp.array([[1.0, 1.0, 0.0]])
+    >>> print(jaxloss.jensen_shannon(student, teacher))
+    0.03005
+    >>> print(jaxloss.jensen_shannon(student, teacher, beta=0.9))
+    0.01076
+    >>> print(jax.grad(jaxloss.jensen_shannon)(student, teacher))
+    [[ 0.05692 -0.04161 -0.01531]]
+
+    Source: R. Agarwal et al., *On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes*
+    (2024), arXiv:2306.13649, equation 2.
+    """
+    checked = _teacher.checked(
+        "student_logits",
+        student_logits,
+        "teacher_logits",
+        teacher_logits,
+        target_type,
+        axis,
+        where,
+        weights,
+        temperature,
+        reduction,
+        normalizer,
+        axis_name,
+    )
+    divergence = Divergence("jensen_shannon", formulas.js_terms, target_type == "logits")
+    return _divergence.value(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
+
+
+def d_jensen_shannon(
+    student_logits,
+    teacher_logits,
+    *,
+    beta=0.5,
+    target_type: str = "logits",
+    axis: int = -1,
+    where=None,
+    weights=None,
+    temperature=1.0,
+    reduction="mean",
+    normalizer=None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Array:
+    r"""The gradient of `jensen_shannon` with respect to `student_logits`.
+
+    Args:
+        student_logits: as for `jensen_shannon`.
+        teacher_logits: as for `jensen_shannon`.
+        beta: as for `jensen_shannon`.
+        target_type: as for `jensen_shannon`.
+        axis: as for `jensen_shannon`.
+        where: as for `jensen_shannon`; the gradient of what is left out is 0.
+        weights: as for `jensen_shannon`.
+        temperature: as for `jensen_shannon`.
+        reduction: as for `jensen_shannon`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.
+        normalizer: as for `jensen_shannon`.
+        axis_name: as for `jensen_shannon`.
+
+    Returns:
+        An array like `student_logits`.
+
+    Raises:
+        TypeError: as `jensen_shannon`.
+        ValueError: as `jensen_shannon`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.d_jensen_shannon(jnp.array([[2.0, 1.0, 0.0]]), jnp.array([[1.0, 1.0, 0.0]])))
+    [[ 0.05692 -0.04161 -0.01531]]
+    """
+    checked = _teacher.checked(
+        "student_logits",
+        student_logits,
+        "teacher_logits",
+        teacher_logits,
+        target_type,
+        axis,
+        where,
+        weights,
+        temperature,
+        reduction,
+        normalizer,
+        axis_name,
+    )
+    divergence = Divergence("jensen_shannon", formulas.js_terms, target_type == "logits")
+    return checked.like_logits(
+        _divergence.gradient(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
+    )
