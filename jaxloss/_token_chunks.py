@@ -27,6 +27,8 @@ def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY) -
     gradient that each chunk costs, all grow with it. The chunks are as equal as multiples allow.
     """
     largest = max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
+    if not isinstance(tokens, int):  # a size that only the call of an exported program knows
+        return min(largest, 2 * FEWEST)  # they are padded to whole chunks
     equal = math.ceil(tokens / max(1, math.ceil(tokens / largest)))
     return max(1, min(tokens, math.ceil(equal / MULTIPLE) * MULTIPLE))
 
@@ -125,12 +127,38 @@ class Strided:
     weight = take
 
 
+class Padded:
+    """Chunks of rows that follow each other, for a number of rows that only the call of an exported program knows."""
+
+    def __init__(self, rows, size: int):
+        self.rows, self.size, self.chunks = rows, size, (rows + size - 1) // size
+
+    def split(self, array: Array, filling: float) -> Array:
+        """The array of all rows, in the form that `take` and `put` work on."""
+        padding = [(0, self.chunks * self.size - self.rows)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding, constant_values=filling)
+
+    def joined(self, array: Array) -> Array:
+        """The reverse."""
+        return array[: self.rows]
+
+    def take(self, array: Array, chunk: Array) -> Array:
+        """The rows of a chunk."""
+        return jax.lax.dynamic_slice_in_dim(array, chunk * self.size, self.size)
+
+    def put(self, array: Array, of_chunk: Array, chunk: Array) -> Array:
+        """The array with a chunk's rows in place."""
+        return jax.lax.dynamic_update_slice_in_dim(array, of_chunk, chunk * self.size, 0)
+
+    weight = take
+
+
 def scan_chunks(
     step: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
     sums: Sequence[Array],
     results: Sequence[Result],
     rows: Sequence[Array],
-    division: type[Overlapping] | type[Strided],
+    division: type[Overlapping] | type[Strided] | type[Padded],
     size: int,
     skip: bool,
     direct: bool,
@@ -148,9 +176,12 @@ def scan_chunks(
         direct: whether reverse mode never comes here.
     """
     count = rows[0].shape[0]
-    if count == 0:
-        return tuple(sums), tuple(result.initial(0) for result in results)
-    way = division(count, min(size, count))
+    if isinstance(count, int):
+        if count == 0:
+            return tuple(sums), tuple(result.initial(0) for result in results)
+        way = division(count, min(size, count))
+    else:
+        way = Padded(count, size)
     *others, weight = (way.split(array, TAKEN_OUT if array is rows[-1] else 0) for array in rows)
     filled = tuple(way.split(result.initial(count), result.of_row_taken_out) for result in results)
 

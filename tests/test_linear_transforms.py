@@ -46,7 +46,6 @@ def gradient_along(f, o):
 BOTH = (0, 1)
 TRANSFORMS = {
     "jvp": lambda f, o: jax.jvp(f, (o["h"], o["w"]), (o["v"], o["u"])),
-    "linearize": lambda f, o: jax.linearize(f, o["h"], o["w"])[1](o["v"], o["u"]),
     "grad_of_scaled": lambda f, o: jax.grad(lambda h, w: 3 * f(2 * h, w) ** 2, BOTH)(o["h"], o["w"]),
     "forward_over_reverse": lambda f, o: jax.jvp(jax.grad(f, BOTH), (o["h"], o["w"]), (o["v"], o["u"])),
     "reverse_over_reverse": lambda f, o: jax.grad(gradient_along(f, o), BOTH)(o["h"], o["w"]),
@@ -107,6 +106,28 @@ def test_export(platforms):
             strict=True,
         ):
             assert (np.asarray(again) == np.asarray(now)).all()
+
+
+def test_export_with_a_symbolic_number_of_tokens():
+    """Chunks need not divide it."""
+
+    def run(hidden, kernel, labels):
+        return jax.value_and_grad(lambda *o: jaxloss.linear_cross_entropy(*o, labels, chunk_size=4), BOTH)(
+            hidden, kernel
+        )
+
+    (tokens,) = export.symbolic_shape("tokens")
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((tokens, WIDTH), "float32"), ((WIDTH, CLASSES), "float32"), ((tokens,), "int32"))
+    ]
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in _library.TARGETS]
+    artefact = export.export(jax.jit(run), disabled_checks=checks)(*shapes)
+    for count in (3, 8, 10):
+        operands = S.hidden[:count], S.kernel, S.labels[:count]
+        results = zip(jax.tree.leaves(artefact.call(*operands)), jax.tree.leaves(run(*operands)), strict=True)
+        for exported, direct in results:
+            tolerance.assert_close(exported, direct, f"of {count} tokens", terms=TOKENS * CLASSES)
 
 
 def test_eager_is_the_same():
