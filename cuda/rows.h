@@ -8,9 +8,25 @@
 
 namespace jaxloss {
 
+// A number of a loss beside its elements, such as a threshold or class weights: one for a whole row, or one for each
+// index of the prediction's last axis. Sets of rows share it.
+template <class Real>
+struct Parameter {
+  const Real* numbers;   // [rows / rows_per_set], or [rows / rows_per_set, features]
+  int64_t rows_per_set;  // at least 1
+  bool per_feature;
+};
+template <class Real, int count>
+struct Parameters {
+  Parameter<Real> of[count];
+  int64_t features;  // the size of the prediction's last axis; 0 if no parameter has a number for each
+};
+template <class Real>
+struct Parameters<Real, 0> {};
+
 // Rows of an elementwise loss, each cut into `parts` pieces of `part_width(...)` elements whose losses are summed
-// apart.
-template <class Prediction, class Target>
+// apart. Element i of a row has index (row · width + i) % features of the last axis.
+template <class Prediction, class Target, int parameter_count>
 struct ElementwiseRows {
   using Real = Accumulator<Prediction>;
   const Prediction* prediction;  // [rows, width]
@@ -19,6 +35,7 @@ struct ElementwiseRows {
   Real* loss;                    // [rows, parts], unweighted
   Prediction* gradient;          // [rows, width], times the row's weight; or null
   int64_t rows, width, parts;
+  Parameters<Real, parameter_count> parameters;
 };
 
 // Rows of logits with one class index a row.

@@ -34,7 +34,7 @@ template <class Loss_, class Prediction, class Target>
 struct ElementwiseTask {
   using Loss = Loss_;
   Loss loss;
-  ElementwiseRows<Prediction, Target> rows;
+  ElementwiseRows<Prediction, Target, Loss::parameter_count> rows;
 };
 
 template <class Loss, class Pairs>

@@ -18,7 +18,7 @@ from jaxloss.categorical import (
 )
 from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
 from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob
-from jaxloss.regression import d_mse, mse
+from jaxloss.regression import d_huber, d_log_cosh, d_mae, d_mse, d_quantile, huber, log_cosh, mae, mse, quantile
 
 __all__ = [
     "Backends",
@@ -30,16 +30,24 @@ __all__ = [
     "categorical_cross_entropy_with_stats",
     "d_binary_cross_entropy",
     "d_categorical_cross_entropy",
+    "d_huber",
     "d_jensen_shannon",
     "d_kl_divergence",
+    "d_log_cosh",
+    "d_mae",
     "d_mse",
+    "d_quantile",
     "entropy",
     "formulas",
+    "huber",
     "jensen_shannon",
     "kl_divergence",
     "linear_cross_entropy",
     "linear_cross_entropy_with_stats",
     "linear_log_prob",
+    "log_cosh",
     "log_prob",
+    "mae",
     "mse",
+    "quantile",
 ]

@@ -76,6 +76,18 @@ def _differs(target: Array, ignore_index: int) -> Array | None:
     return target != np.asarray(ignore_index, target.dtype)
 
 
+def elements_counted(target: Array, ignore_index: int | None) -> Array | None:
+    """Where a target of 0, 1 and `ignore_index` is not the latter; None without one."""
+    if ignore_index is None:
+        return None
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        raise ValueError(
+            f"ignore_index is {ignore_index}, target has dtype {target.dtype}: expected an integer type (where= leaves "
+            f"elements of other targets out)"
+        )
+    return _differs(target, ignore_index)
+
+
 def _class_shape_error(target: Array, logits: Array) -> ValueError:
     return ValueError(
         f"target has shape {target.shape} and dtype {target.dtype}, logits {logits.shape}: expected "

@@ -97,44 +97,81 @@ def _parts(width: int) -> int:
 
 
 def elementwise_value(
-    name: str, parameters: tuple[float, ...], value: Formula, x: Array, target: Array, row_weight: Array
+    name: str,
+    constants: tuple[float, ...],
+    features: Sequence[int],
+    value: Formula,
+    x: Array,
+    target: Array,
+    row_weight: Array,
+    *parameters: Array,
 ) -> tuple[Array]:
-    """The sum of the losses of each row's elements."""
+    """The sum of the losses of each row's elements.
+
+    A parameter has the first axes of the rows, and then, if its position is among `features`, the last axis of `x`. The
+    formula is given it with the axes that broadcast to `x`.
+    """
     parts = _parts(math.prod(x.shape[row_weight.ndim :]))
     result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
 
-    def plain(x, target, row_weight):
-        return (_in_one_part(_sum_of_features(value(x, target), row_weight), parts),)
+    def plain(x, target, row_weight, *parameters):
+        parameters = parameters_of_elements(_without_last_axis(parameters, features), features, x)
+        values = value(x, target, *parameters)
+        return (_in_one_part(_sum_of_features(values, row_weight), parts),)
 
-    (losses,) = call(f"{name}_value", (result,), plain, x, target, row_weight, parameters=_attribute(parameters))
+    operands = (x, target, row_weight, *_with_last_axis(parameters, features))
+    (losses,) = call(f"{name}_value", (result,), plain, *operands, constants=_attribute(constants))
     return (losses.sum(-1),)
 
 
 def elementwise_value_and_grad(
     name: str,
-    parameters: tuple[float, ...],
+    constants: tuple[float, ...],
+    features: Sequence[int],
     value: Formula,
     derivative: Formula,
     x: Array,
     target: Array,
     row_weight: Array,
+    *parameters: Array,
 ) -> tuple[Array, Array]:
     """The same, and the gradient with respect to `x` times the row's weight."""
     parts = _parts(math.prod(x.shape[row_weight.ndim :]))
     result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
 
-    def plain(x, target, row_weight):
-        losses = _in_one_part(_sum_of_features(value(x, target), row_weight), parts)
-        return losses, weighted(row_weight, derivative(x, target))
+    def plain(x, target, row_weight, *parameters):
+        parameters = parameters_of_elements(_without_last_axis(parameters, features), features, x)
+        losses = _in_one_part(_sum_of_features(value(x, target, *parameters), row_weight), parts)
+        return losses, weighted(row_weight, derivative(x, target, *parameters))
 
+    operands = (x, target, row_weight, *_with_last_axis(parameters, features))
     losses, gradient = call(
-        f"{name}_value_and_grad", (result, like(x)), plain, x, target, row_weight, parameters=_attribute(parameters)
+        f"{name}_value_and_grad", (result, like(x)), plain, *operands, constants=_attribute(constants)
     )
     return losses.sum(-1), gradient
 
 
-def _attribute(parameters: tuple[float, ...]) -> np.ndarray:
-    return np.asarray(parameters, np.float64)
+def parameters_of_elements(parameters: Sequence[Array], features: Sequence[int], x: Array) -> tuple[Array, ...]:
+    """The parameters of an elementwise loss of `x`, with axes that broadcast to it."""
+    return tuple(
+        jax.lax.expand_dims(parameter, range(parameter.ndim - 1, x.ndim - 1))
+        if place in features
+        else along(parameter, x)
+        for place, parameter in enumerate(parameters)
+    )
+
+
+def _with_last_axis(parameters: Sequence[Array], features: Sequence[int]) -> tuple[Array, ...]:
+    """As the kernels take them: all with an axis beside those of the rows, of 1 where there are no features."""
+    return tuple(parameter if place in features else parameter[..., None] for place, parameter in enumerate(parameters))
+
+
+def _without_last_axis(parameters: Sequence[Array], features: Sequence[int]) -> tuple[Array, ...]:
+    return tuple(parameter if place in features else parameter[..., 0] for place, parameter in enumerate(parameters))
+
+
+def _attribute(constants: tuple[float, ...]) -> np.ndarray:
+    return np.asarray(constants, np.float64)
 
 
 def _in_one_part(losses: Array, parts: int) -> Array:

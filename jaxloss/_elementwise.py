@@ -13,6 +13,8 @@ from jaxloss._pair import RowLoss, row_dot, varying_like
 from jaxloss._rows import row_wise
 from jaxloss.formulas import real
 
+_FIRST_PARAMETER = 3  # of the operands (x, target, row_weight, *parameters)
+
 
 @dataclasses.dataclass(frozen=True)
 class Elementwise:
@@ -20,39 +22,53 @@ class Elementwise:
 
     Attributes:
         name: its functor in `cuda/maths/elementwise.h`.
-        value: its formula, of prediction and target.
-        derivative: the derivative with respect to the prediction.
-        target_derivative: the derivative with respect to the target.
-        parameters: what the functor is made with.
+        value: its formula, of prediction, target and parameters.
+        derivative: the derivative with respect to the prediction, of the same.
+        target_derivative: the derivative with respect to the target; that of `unclipped` if None.
+        unclipped: the formula that derivatives with respect to parameters are of; `value` if None.
+        constants: what the functor is made with.
+        features: the positions of the parameters that have a number for each index of the prediction's last axis. The
+            others are scalars.
     """
 
     name: str
     value: Formula
     derivative: Formula
-    target_derivative: Formula
-    parameters: tuple[float, ...] = ()
+    target_derivative: Formula | None = None
+    unclipped: Formula | None = None
+    constants: tuple[float, ...] = ()
+    features: tuple[int, ...] = ()
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def value(loss: Elementwise, x: Array, target: Array, examples: Examples) -> Array:
+def value(loss: Elementwise, x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...] = ()) -> Array:
     """The reduced loss; an example is one index of the first axis."""
+    parameters = _computed(parameters, x)
     if examples.reduction == "none":
         weight = _weight(x, examples, full=True)
-        return _pair.weighted_rows(unreduced(loss))(x, target, weight)
-    return _pair.weighted_sum(row_loss(loss))(x, target, _weight(x, examples))
+        return _pair.weighted_rows(unreduced(loss))(x, target, weight, *parameters)
+    return _pair.weighted_sum(row_loss(loss))(x, target, _weight(x, examples), *parameters)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def gradient(loss: Elementwise, x: Array, target: Array, examples: Examples) -> Array:
+def gradient(
+    loss: Elementwise, x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...] = ()
+) -> Array:
     """The gradient of the reduced loss with respect to `x`."""
-    return _pair.value_and_grad(row_loss(loss))(x, target, _weight(x, examples))[1]
+    operands = (x, target, _weight(x, examples), *_computed(parameters, x))
+    return _pair.value_and_grad(row_loss(loss))(*operands)[1]
+
+
+def _computed(parameters: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
+    """The parameters in the type that the loss of `x` is computed in."""
+    return tuple(parameter.astype(real(x).dtype) for parameter in parameters)
 
 
 def _weight(x: Array, examples: Examples, *, full: bool = False) -> Array:
     return row_weight(examples, x.shape, real(x).dtype, example_rank=min(1, x.ndim), row_rank=x.ndim, full=full)
 
 
-def _row_rank(x, target, row_weight) -> int:
+def _row_rank(x, target, row_weight, *_) -> int:
     del x, target
     return len(row_weight.shape)
 
@@ -60,10 +76,10 @@ def _row_rank(x, target, row_weight) -> int:
 @functools.cache
 def row_loss(loss: Elementwise) -> RowLoss:
     """The sum of the losses of a row's elements; `row_weight` has as many axes as are rows."""
-    value = functools.partial(_calls.elementwise_value, loss.name, loss.parameters, loss.value)
-    value_and_grad = functools.partial(
-        _calls.elementwise_value_and_grad, loss.name, loss.parameters, loss.value, loss.derivative
-    )
+    call = (loss.name, loss.constants, loss.features, loss.value)
+    value = functools.partial(_calls.elementwise_value, *call)
+    value_and_grad = functools.partial(_calls.elementwise_value_and_grad, *call, loss.derivative)
+    features = tuple(_FIRST_PARAMETER + place for place in loss.features)
 
     def split_value(axes, *operands):
         return (jax.lax.psum(value(*operands)[0], axes),)
@@ -72,24 +88,47 @@ def row_loss(loss: Elementwise) -> RowLoss:
         losses, gradient = value_and_grad(*operands)
         return jax.lax.psum(losses, axes), gradient
 
-    value_op = row_wise(value, split_value, _row_rank)
+    value_op = row_wise(value, split_value, _row_rank, features)
     return RowLoss(
         row_rank=_row_rank,
         value=value_op,
         value_and_stats=value_op,
-        value_and_grad=row_wise(value_and_grad, split_value_and_grad, _row_rank),
-        derivative=lambda operands, _: loss.derivative(*operands[:2]),
+        value_and_grad=row_wise(value_and_grad, split_value_and_grad, _row_rank, features),
+        derivative=lambda operands, _: _of_operands(loss, loss.derivative, operands),
         tangents=functools.partial(_tangents, loss),
+        features=features,
     )
 
 
+def _of_operands(loss: Elementwise, formula: Formula, operands) -> Array:
+    x, target, _, *parameters = operands
+    return formula(x, target, *_calls.parameters_of_elements(parameters, loss.features, x))
+
+
 def _tangents(loss: Elementwise, operands, losses, stats, dots):
-    (x, target, _), (x_dot, target_dot, _) = operands, dots
-    terms = [
-        row_dot(derivative(x, target), dot, losses.ndim)
-        for dot, derivative in ((x_dot, loss.derivative), (target_dot, loss.target_derivative))
-        if dot is not None
-    ]
+    x, target, _, *parameters = operands
+    parameters = _calls.parameters_of_elements(parameters, loss.features, x)
+    arguments = (x, target, *parameters)
+    unclipped = loss.unclipped or loss.value
+
+    def partial(place):
+        if place == 0:
+            return loss.derivative(*arguments)
+        if place == 1 and loss.target_derivative is not None:
+            return loss.target_derivative(*arguments)
+        one = (jnp.ones_like(arguments[place]),)
+        return jax.jvp(
+            lambda y: unclipped(*arguments[:place], y, *arguments[place + 1 :]), arguments[place : place + 1], one
+        )[1]
+
+    x_dot, target_dot, _, *parameter_dots = dots
+    of_elements = [x_dot, target_dot]
+    for place, dot in enumerate(parameter_dots):
+        if dot is not None:
+            (dot,) = _calls.parameters_of_elements((dot,), (0,) if place in loss.features else (), x)
+            dot = jnp.broadcast_to(dot, x.shape)
+        of_elements.append(dot)
+    terms = [row_dot(partial(place), dot, losses.ndim) for place, dot in enumerate(of_elements) if dot is not None]
     return (varying_like(losses, sum(terms[1:], start=terms[0])),)
 
 
@@ -97,12 +136,14 @@ def _tangents(loss: Elementwise, operands, losses, stats, dots):
 def unreduced(loss: Elementwise) -> RowLoss:
     """Every element a row of its own, by formula: nothing is summed, so XLA fuses it with whatever comes next."""
 
-    def value(x, target, row_weight):
-        return (jnp.where(_calls.taken_out(row_weight), 0, loss.value(x, target)),)
+    def value(*operands):
+        row_weight = operands[2]
+        return (jnp.where(_calls.taken_out(row_weight), 0, _of_operands(loss, loss.value, operands)),)
 
-    def value_and_grad(x, target, row_weight):
-        derivative = row_weight * loss.derivative(x, target)
-        return *value(x, target, row_weight), jnp.where(row_weight == 0, 0, derivative).astype(x.dtype)
+    def value_and_grad(*operands):
+        x, _, row_weight, *_ = operands
+        derivative = row_weight * _of_operands(loss, loss.derivative, operands)
+        return *value(*operands), jnp.where(row_weight == 0, 0, derivative).astype(x.dtype)
 
     return dataclasses.replace(
         row_loss(loss), value=value, value_and_stats=value, value_and_grad=value_and_grad, row_rank=_rank_of_x

@@ -1,33 +1,80 @@
 """Losses of two classes, or of many that do not exclude each other."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
 
-from jaxloss import _arguments, _elementwise, _examples, formulas
+from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
 from jaxloss._calls import Array
 
 
 @functools.cache
-def _cross_entropy(clip: float) -> _elementwise.Elementwise:
+def _plain(clip: float) -> _elementwise.Elementwise:
     return _elementwise.Elementwise(
         name="binary_cross_entropy",
         value=functools.partial(formulas.binary_cross_entropy, clip=clip),
         derivative=formulas.d_binary_cross_entropy,
         target_derivative=lambda logits, target: -formulas.real(logits),
-        parameters=(clip,),
+        constants=(clip,),
+    )
+
+
+@functools.cache
+def _weighted(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwise:
+    """Of the parameters `formulas.weighted_binary_cross_entropy` has."""
+    return _elementwise.Elementwise(
+        name="weighted_binary_cross_entropy",
+        value=functools.partial(formulas.weighted_binary_cross_entropy, clip=clip),
+        derivative=formulas.d_weighted_binary_cross_entropy,
+        target_derivative=formulas.d_weighted_binary_cross_entropy_of_target,
+        unclipped=functools.partial(formulas.weighted_binary_cross_entropy, clip=None),
+        constants=(clip,),
+        features=features,
+    )
+
+
+@functools.cache
+def _focal(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwise:
+    """Of the parameters `formulas.focal_binary_cross_entropy` has."""
+    return _elementwise.Elementwise(
+        name="focal_binary_cross_entropy",
+        value=functools.partial(formulas.focal_binary_cross_entropy, clip=clip),
+        derivative=formulas.d_focal_binary_cross_entropy,
+        unclipped=functools.partial(formulas.focal_binary_cross_entropy, clip=None),
+        constants=(clip,),
+        features=features,
     )
 
 
 def binary_cross_entropy(
-    logits, target, *, where=None, weights=None, clip: float | None = 1e-7, reduction="mean", normalizer=None
+    logits,
+    target,
+    *,
+    where=None,
+    ignore_index: int | None = None,
+    weights=None,
+    class_weights=None,
+    pos_weight=None,
+    label_smoothing=0.0,
+    focal_gamma=None,
+    focal_alpha=None,
+    clip: float | None = 1e-7,
+    reduction="mean",
+    normalizer=None,
 ) -> Array:
     r"""Binary cross entropy, with the sigmoid inside.
 
     $$\frac1n \sum -a \log t - (1 - a) \log(1 - t), \quad t = \sigma(x),
       \qquad \frac{\partial}{\partial x} = \frac{t - a}{n}$$
 
-    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
+    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements. With
+    all options, of class weights $c$, `pos_weight` $p$, `label_smoothing` $\epsilon$, `focal_gamma` $\gamma$ and
+    `focal_alpha` $\alpha$, an element's loss is
+
+    $$c\, \alpha_t\, q^\gamma \left(-p\, a' \log t - (1 - a') \log(1 - t)\right), \quad
+      a' = a (1 - \epsilon) + \tfrac12 \epsilon, \quad q = a' (1 - t) + (1 - a') t, \quad
+      \alpha_t = \alpha a' + (1 - \alpha)(1 - a')$$
 
     Args:
         logits: $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or 0-D array
@@ -36,16 +83,24 @@ def binary_cross_entropy(
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
             `[n]`, or one that broadcasts to `logits`. $n$ counts the examples of which any element is left in. Default:
             all count.
+        ignore_index: elements whose target, of an integer type, is this number are left out as by `where`.
         weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `logits`; $n$ stays. Default:
             1.
-        clip: the value is that of $t$ clipped to `[clip, 1 - clip]`. The gradient is never clipped, so that a saturated
-            prediction still learns. None for the exact value.
+        class_weights: `[C]` numbers $c$ for the indices of the last axis of `logits`; $n$ stays. Default: 1.
+        pos_weight: a number $p$, or `[C]` of them, that the loss of the positive class is multiplied by. Default: 1.
+        label_smoothing: a number $\epsilon$ in [0, 1], how far the target is moved to ½. Default: 0.
+        focal_gamma: a number $\gamma \ge 0$, by which elements that are right already count less. Default: 0.
+        focal_alpha: a number $\alpha$ in [0, 1], the share of the positive class; $1 - \alpha$ is that of the negative
+            one. Default: no such factor.
+        clip: $-\log t$ and $-\log(1 - t)$ in the value are those of $t$ clipped to `[clip, 1 - clip]`. The gradient is
+            never clipped, so that a saturated prediction still learns. None for the exact value.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `logits`; float64 for float64 logits, else float32. The loss is
-        differentiable with respect to `logits`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+        A scalar, or for `"none"` an array like `logits`; float64 for float64 logits, else float32. A mean over no
+        example is 0. The loss is differentiable with respect to `logits`, `target` and every number among the options
+        but `clip`. Numbers may be traced: another value compiles nothing.
 
     Raises:
         TypeError: `logits` is not floating-point, or another argument is of the wrong kind.
@@ -59,23 +114,47 @@ def binary_cross_entropy(
     1.41004
     >>> print(jax.grad(jaxloss.binary_cross_entropy)(logits, target))
     [-0.25    0.44040]
+    >>> print(jaxloss.binary_cross_entropy(logits, target, focal_gamma=2.0, focal_alpha=0.25))
+    0.64044
 
-    Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.2.
+    Sources: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.2; T.-Y. Lin et al., *Focal
+    Loss for Dense Object Detection* (2017).
     """
-    x, a, examples = _checked(logits, target, where, weights, reduction, normalizer)
-    return _elementwise.value(_cross_entropy(_arguments.clip_value(clip, 0.5)), x, a, examples)
+    options = (class_weights, pos_weight, label_smoothing, focal_gamma, focal_alpha)
+    x, a, examples = _checked(logits, target, where, ignore_index, weights, reduction, normalizer)
+    loss, parameters = _loss(_arguments.clip_value(clip, 0.5), x, *options)
+    return _elementwise.value(loss, x, a, examples, parameters)
 
 
 def d_binary_cross_entropy(
-    logits, target, *, where=None, weights=None, clip: float | None = 1e-7, reduction="mean", normalizer=None
+    logits,
+    target,
+    *,
+    where=None,
+    ignore_index: int | None = None,
+    weights=None,
+    class_weights=None,
+    pos_weight=None,
+    label_smoothing=0.0,
+    focal_gamma=None,
+    focal_alpha=None,
+    clip: float | None = 1e-7,
+    reduction="mean",
+    normalizer=None,
 ) -> Array:
-    r"""The gradient of `binary_cross_entropy` with respect to `logits`: $(\sigma(x) - a) / n$.
+    r"""The gradient of `binary_cross_entropy` with respect to `logits`, without options $(\sigma(x) - a) / n$.
 
     Args:
         logits: as for `binary_cross_entropy`.
         target: as for `binary_cross_entropy`.
         where: as for `binary_cross_entropy`; the gradient of what is left out is 0.
+        ignore_index: as for `binary_cross_entropy`.
         weights: as for `binary_cross_entropy`.
+        class_weights: as for `binary_cross_entropy`.
+        pos_weight: as for `binary_cross_entropy`.
+        label_smoothing: as for `binary_cross_entropy`.
+        focal_gamma: as for `binary_cross_entropy`.
+        focal_alpha: as for `binary_cross_entropy`.
         clip: as for `binary_cross_entropy`; it does not change the gradient.
         reduction: as for `binary_cross_entropy`; `"none"` gives the derivative of each element's own loss, as does
             `"sum"`.
@@ -93,12 +172,60 @@ def d_binary_cross_entropy(
     >>> print(jaxloss.d_binary_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([1, 0])))
     [-0.25  0.25]
     """
-    x, a, examples = _checked(logits, target, where, weights, reduction, normalizer)
-    loss = _cross_entropy(_arguments.clip_value(clip, 0.5))
-    return _elementwise.gradient(loss, x, a, examples).astype(jnp.asarray(logits).dtype)
+    options = (class_weights, pos_weight, label_smoothing, focal_gamma, focal_alpha)
+    x, a, examples = _checked(logits, target, where, ignore_index, weights, reduction, normalizer)
+    loss, parameters = _loss(_arguments.clip_value(clip, 0.5), x, *options)
+    return _elementwise.gradient(loss, x, a, examples, parameters).astype(jnp.asarray(logits).dtype)
 
 
-def _checked(logits, target, where, weights, reduction, normalizer):
-    logits = _arguments.prediction("logits", logits)
+def _checked(logits, target, where, ignore_index, weights, reduction, normalizer):
+    """Logits and target in types that have kernels, and the examples."""
+    logits, target = _arguments.prediction("logits", logits), jnp.asarray(target)
+    examples = _examples.checked(where, weights, reduction, normalizer)
+    counted = _arguments.elements_counted(target, ignore_index)
     target, logits = _arguments.probabilities(target, "logits", logits)
-    return logits, target, _examples.checked(where, weights, reduction, normalizer)
+    if counted is not None:
+        if examples.where is not None:
+            where = _examples.leading("where", examples.where, logits.shape, min(1, logits.ndim), logits.ndim)
+            counted = counted & _examples.along_rows(where, logits.shape)
+        examples = dataclasses.replace(examples, where=counted)
+    return logits, target, examples
+
+
+def _loss(clip: float, x: Array, class_weights, pos_weight, label_smoothing, focal_gamma, focal_alpha):
+    """The loss that has what these options ask for, and its parameters."""
+    smoothing = _parameters.number("label_smoothing", label_smoothing, "a number from 0 to 1", lambda y: 0 <= y <= 1)
+    smooth, focus = not _is_zero(label_smoothing), not (focal_gamma is None or _is_zero(focal_gamma))
+    gamma = _parameters.number(
+        "focal_gamma", 0.0 if focal_gamma is None else focal_gamma, "a number of at least 0", lambda y: y >= 0
+    )
+    if_one, if_zero = _weights(class_weights, pos_weight, x)
+    alphas = (1.0, 1.0)
+    if focal_alpha is not None:
+        alpha = _parameters.number("focal_alpha", focal_alpha, "a number from 0 to 1", lambda y: 0 <= y <= 1)
+        alphas = (alpha, 1 - alpha)
+
+    weighted = class_weights is not None or pos_weight is not None
+    if not (weighted or smooth or focus or focal_alpha is not None):
+        return _plain(clip), ()
+    features = tuple(place for place, weight in enumerate((if_one, if_zero)) if weight.ndim)
+    if not focus and focal_alpha is None:
+        return _weighted(clip, features), (if_one, if_zero, smoothing)
+    return _focal(clip, features), (if_one, if_zero, smoothing, gamma, *map(jnp.asarray, alphas))
+
+
+def _is_zero(option) -> bool:
+    """Whether an option is a Python number that turns it off."""
+    return isinstance(option, int | float) and option == 0
+
+
+def _weights(class_weights, pos_weight, x: Array) -> tuple[Array, Array]:
+    """What the losses of the positive and of the negative class are multiplied by: scalars, or one for each class."""
+    of_class = jnp.ones(()) if class_weights is None else _parameters.per_class("class_weights", class_weights, x)
+    if pos_weight is None:
+        return of_class, of_class
+    if jnp.ndim(pos_weight) == 0:
+        positive = _parameters.number("pos_weight", pos_weight, "a number of at least 0", lambda y: y >= 0)
+    else:
+        positive = _parameters.per_class("pos_weight", pos_weight, x, ", or a scalar")
+    return of_class * positive, of_class

@@ -2,15 +2,22 @@
 
 import jax.numpy as jnp
 
-from jaxloss import _arguments, _elementwise, _examples, formulas
-from jaxloss._calls import Array
+from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
+from jaxloss._calls import Array, Formula
 
-_SQUARED_ERROR = _elementwise.Elementwise(
-    name="mse",
-    value=formulas.squared_error,
-    derivative=formulas.d_squared_error,
-    target_derivative=lambda pred, target: -formulas.d_squared_error(pred, target),
-)
+
+def _of_error(name: str, value: Formula, derivative: Formula) -> _elementwise.Elementwise:
+    """A loss of the difference between prediction and target."""
+    return _elementwise.Elementwise(
+        name=name, value=value, derivative=derivative, target_derivative=lambda *operands: -derivative(*operands)
+    )
+
+
+_SQUARED_ERROR = _of_error("mse", formulas.squared_error, formulas.d_squared_error)
+_ABSOLUTE_ERROR = _of_error("mae", formulas.absolute_error, formulas.d_absolute_error)
+_HUBER = _of_error("huber", formulas.huber, formulas.d_huber)
+_LOG_COSH = _of_error("log_cosh", formulas.log_cosh, formulas.d_log_cosh)
+_QUANTILE = _of_error("quantile", formulas.quantile, formulas.d_quantile)
 
 
 def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
@@ -81,7 +88,289 @@ def d_mse(pred, target, *, where=None, weights=None, reduction="mean", normalize
     return _elementwise.gradient(_SQUARED_ERROR, x, a, examples).astype(jnp.asarray(pred).dtype)
 
 
+def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+    r"""Mean absolute error.
+
+    $$\mathrm{mae}(x, a) = \frac1n \sum |x - a|,
+      \qquad \frac{\partial}{\partial x} = \frac{\mathrm{sign}(x - a)}{n}$$
+
+    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
+
+    Args:
+        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
+            0-D array is an example.
+        target: $a$, of the same shape; any real type.
+        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
+            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
+            all count.
+        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
+            1.
+        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
+
+    Returns:
+        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
+        differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+
+    Raises:
+        TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
+        ValueError: shapes do not match, or an option has no such value.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.mae(jnp.array([1.0, 4.0]), jnp.array([2.0, 2.0])))
+    1.5
+
+    Source: C. J. Willmott and K. Matsuura, *Advantages of the mean absolute error* (2005), Climate Research 30.
+    """
+    x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
+    return _elementwise.value(_ABSOLUTE_ERROR, x, a, examples)
+
+
+def d_mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+    r"""The gradient of `mae` with respect to `pred`: $\mathrm{sign}(x - a) / n$, where the sign of 0 is 0.
+
+    Args:
+        pred: as for `mae`.
+        target: as for `mae`.
+        where: as for `mae`; the gradient of what is left out is 0.
+        weights: as for `mae`.
+        reduction: as for `mae`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
+        normalizer: as for `mae`.
+
+    Returns:
+        An array like `pred`.
+
+    Raises:
+        TypeError: as `mae`.
+        ValueError: as `mae`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.d_mae(jnp.array([1.0, 4.0]), jnp.array([2.0, 2.0])))
+    [-0.5  0.5]
+    """
+    x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
+    return _elementwise.gradient(_ABSOLUTE_ERROR, x, a, examples).astype(jnp.asarray(pred).dtype)
+
+
+def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+    r"""The Huber loss: a squared error near the target, an absolute error far from it.
+
+    $$\mathrm{huber}(x, a) = \frac1n \sum \begin{cases} \frac12 e^2 & |e| \le \delta \\
+      \delta \left(|e| - \frac12 \delta\right) & |e| > \delta \end{cases}, \quad e = x - a,
+      \qquad \frac{\partial}{\partial x} = \frac{\max(-\delta, \min(e, \delta))}{n}$$
+
+    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
+
+    Args:
+        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
+            0-D array is an example.
+        target: $a$, of the same shape; any real type.
+        delta: a number $\delta > 0$, from which error on the loss is linear; it may be traced.
+        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
+            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
+            all count.
+        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
+            1.
+        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
+
+    Returns:
+        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
+        differentiable with respect to `pred`, `target`, `delta`, `weights` and `normalizer`; a mean over no example is
+        0.
+
+    Raises:
+        TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
+        ValueError: shapes do not match, or an option has no such value.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.huber(jnp.array([1.0, 4.0]), jnp.array([1.5, 2.0])))
+    0.8125
+
+    Source: P. J. Huber, *Robust Estimation of a Location Parameter* (1964).
+    """
+    x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
+    return _elementwise.value(_HUBER, x, a, examples, (_delta(delta),))
+
+
+def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+    r"""The gradient of `huber` with respect to `pred`: $\max(-\delta, \min(x - a, \delta)) / n$.
+
+    Args:
+        pred: as for `huber`.
+        target: as for `huber`.
+        delta: as for `huber`.
+        where: as for `huber`; the gradient of what is left out is 0.
+        weights: as for `huber`.
+        reduction: as for `huber`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
+        normalizer: as for `huber`.
+
+    Returns:
+        An array like `pred`.
+
+    Raises:
+        TypeError: as `huber`.
+        ValueError: as `huber`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.d_huber(jnp.array([1.0, 4.0]), jnp.array([1.5, 2.0])))
+    [-0.25  0.5 ]
+    """
+    x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
+    return _elementwise.gradient(_HUBER, x, a, examples, (_delta(delta),)).astype(jnp.asarray(pred).dtype)
+
+
+def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+    r"""The logarithm of the hyperbolic cosine of the error: a Huber loss without a corner.
+
+    $$\mathrm{log\_cosh}(x, a) = \frac1n \sum \log \cosh(x - a),
+      \qquad \frac{\partial}{\partial x} = \frac{\tanh(x - a)}{n}$$
+
+    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
+
+    Args:
+        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
+            0-D array is an example.
+        target: $a$, of the same shape; any real type.
+        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
+            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
+            all count.
+        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
+            1.
+        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
+
+    Returns:
+        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
+        differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+
+    Raises:
+        TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
+        ValueError: shapes do not match, or an option has no such value.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.log_cosh(jnp.array([1.0, 4.0]), jnp.array([1.5, 2.0])))
+    0.72256
+
+    Source: P. Chen, G. Chen and S. Zhang, *Log Hyperbolic Cosine Loss Improves Variational Auto-Encoder* (2018).
+    """
+    x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
+    return _elementwise.value(_LOG_COSH, x, a, examples)
+
+
+def d_log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+    r"""The gradient of `log_cosh` with respect to `pred`: $\tanh(x - a) / n$.
+
+    Args:
+        pred: as for `log_cosh`.
+        target: as for `log_cosh`.
+        where: as for `log_cosh`; the gradient of what is left out is 0.
+        weights: as for `log_cosh`.
+        reduction: as for `log_cosh`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
+        normalizer: as for `log_cosh`.
+
+    Returns:
+        An array like `pred`.
+
+    Raises:
+        TypeError: as `log_cosh`.
+        ValueError: as `log_cosh`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.d_log_cosh(jnp.array([1.0, 4.0]), jnp.array([1.5, 2.0])))
+    [-0.23106  0.48201]
+    """
+    x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
+    return _elementwise.gradient(_LOG_COSH, x, a, examples).astype(jnp.asarray(pred).dtype)
+
+
+def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+    r"""The pinball loss, whose least value is reached at a quantile of the target.
+
+    $$\mathrm{quantile}(x, a) = \frac1n \sum \begin{cases} q\, (a - x) & x < a \\
+      (1 - q)(x - a) & x \ge a \end{cases},
+      \qquad \frac{\partial}{\partial x} = \frac1n \begin{cases} -q & x < a \\ 1 - q & x > a \end{cases}$$
+
+    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
+
+    Args:
+        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
+            0-D array is an example.
+        target: $a$, of the same shape; any real type.
+        q: a number between 0 and 1, the quantile that is predicted; ½ for the median. It may be traced.
+        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
+            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
+            all count.
+        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
+            1.
+        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
+
+    Returns:
+        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
+        differentiable with respect to `pred`, `target`, `q`, `weights` and `normalizer`; a mean over no example is
+        0.
+
+    Raises:
+        TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
+        ValueError: shapes do not match, or an option has no such value.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.quantile(jnp.array([1.0, 4.0]), jnp.array([2.0, 2.0]), q=0.75))
+    0.625
+
+    Source: R. Koenker and G. Bassett, *Regression Quantiles* (1978), Econometrica 46.
+    """
+    x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
+    return _elementwise.value(_QUANTILE, x, a, examples, (_q(q),))
+
+
+def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+    r"""The gradient of `quantile` with respect to `pred`: $-q / n$ below the target, $(1 - q) / n$ above it.
+
+    Where prediction and target are equal it is 0.
+
+    Args:
+        pred: as for `quantile`.
+        target: as for `quantile`.
+        q: as for `quantile`.
+        where: as for `quantile`; the gradient of what is left out is 0.
+        weights: as for `quantile`.
+        reduction: as for `quantile`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
+        normalizer: as for `quantile`.
+
+    Returns:
+        An array like `pred`.
+
+    Raises:
+        TypeError: as `quantile`.
+        ValueError: as `quantile`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.d_quantile(jnp.array([1.0, 4.0]), jnp.array([2.0, 2.0]), q=0.75))
+    [-0.375  0.125]
+    """
+    x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
+    return _elementwise.gradient(_QUANTILE, x, a, examples, (_q(q),)).astype(jnp.asarray(pred).dtype)
+
+
 def _checked(pred, target, where, weights, reduction, normalizer):
     pred = _arguments.prediction("pred", pred)
     target, pred = _arguments.probabilities(target, "pred", pred)
     return pred, target, _examples.checked(where, weights, reduction, normalizer)
+
+
+def _delta(delta) -> Array:
+    return _parameters.number("delta", delta, "a finite number above 0 (mse has no limit)", lambda y: y > 0)
+
+
+def _q(q) -> Array:
+    return _parameters.number("q", q, "a number between 0 and 1", lambda y: 0 < y < 1)

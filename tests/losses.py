@@ -1,6 +1,7 @@
 """The table of losses. Every test that is about all losses is generated from it; a new loss is one more entry."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -77,7 +78,137 @@ CATEGORICAL = Loss(
     in_modules="jaxloss_cross_entropy",
     has_clip=True,
 )
-LOSSES = (MSE, BINARY, CATEGORICAL)
+MAE = Loss(
+    name="mae",
+    prediction="pred",
+    by_rows=False,
+    elements=oracles.absolute_error,
+    formula=lambda x, a: jnp.abs(x - a),
+    in_modules="jaxloss_mae",
+    has_clip=False,
+)
+HUBER = Loss(
+    name="huber",
+    prediction="pred",
+    by_rows=False,
+    elements=oracles.huber,
+    formula=lambda x, a, delta=1.0: jnp.where(
+        jnp.abs(x - a) <= delta, 0.5 * (x - a) ** 2, delta * (jnp.abs(x - a) - 0.5 * delta)
+    ),
+    in_modules="jaxloss_huber",
+    has_clip=False,
+)
+LOG_COSH = Loss(
+    name="log_cosh",
+    prediction="pred",
+    by_rows=False,
+    elements=oracles.log_cosh,
+    formula=lambda x, a: jnp.log(jnp.cosh(x - a)),
+    in_modules="jaxloss_log_cosh",
+    has_clip=False,
+)
+QUANTILE = Loss(
+    name="quantile",
+    prediction="pred",
+    by_rows=False,
+    elements=oracles.quantile,
+    formula=lambda x, a, q: jnp.maximum(q * (a - x), (q - 1) * (a - x)),
+    in_modules="jaxloss_quantile",
+    has_clip=False,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum(Loss):
+    """A sum of losses, each with a factor and the options that make it."""
+
+    parts: tuple[tuple[Loss, float, tuple[tuple[str, float], ...]], ...]
+
+    def __call__(self, x, a, **options) -> jax.Array:
+        return sum(factor * loss(x, a, **dict(made), **options) for loss, factor, made in self.parts)
+
+    def gradient(self, x, a, **options) -> jax.Array:
+        return sum(factor * loss.gradient(x, a, **dict(made), **options) for loss, factor, made in self.parts)
+
+
+def _sum(name: str, parts: tuple[tuple[Loss, float, tuple[tuple[str, float], ...]], ...]) -> Sum:
+    return Sum(
+        name=name,
+        prediction="pred",
+        by_rows=False,
+        elements=oracles.weighted_sum_of(
+            {functools.partial(loss.elements, **dict(made)): factor for loss, factor, made in parts}
+        ),
+        formula=lambda x, a: sum(factor * loss.formula(x, a, **dict(made)) for loss, factor, made in parts),
+        in_modules="jaxloss",
+        has_clip=False,
+        parts=parts,
+    )
+
+
+REGRESSION = _sum(
+    "regression",
+    ((MAE, 0.125, ()), (HUBER, 0.5, (("delta", 0.75),)), (LOG_COSH, 0.5, ()), (QUANTILE, 0.25, (("q", 0.25),))),
+)
+"""The losses of errors in one program."""
+
+
+def binary_formula(
+    x,
+    a,
+    *,
+    class_weights=1.0,
+    pos_weight=1.0,
+    label_smoothing=0.0,
+    focal_gamma=0.0,
+    focal_alpha=None,
+):
+    """The binary cross entropy with its options, as papers write it."""
+    a = a * (1 - label_smoothing) + label_smoothing / 2
+    t = jax.nn.sigmoid(x)
+    nll = pos_weight * a * jax.nn.softplus(-x) + (1 - a) * jax.nn.softplus(x)
+    alpha = 1.0 if focal_alpha is None else focal_alpha * a + (1 - focal_alpha) * (1 - a)
+    return class_weights * alpha * (a * (1 - t) + (1 - a) * t) ** focal_gamma * nll
+
+
+def per_class(classes: int) -> np.ndarray:
+    """A weight for each class that every floating-point type holds."""
+    return (0.5 + np.arange(classes) % 7 / 8).astype(np.float32)
+
+
+def everything(classes: int) -> dict:
+    """All options of the binary cross entropy; every type holds them."""
+    return {
+        "class_weights": per_class(classes),
+        "pos_weight": per_class(classes)[::-1],
+        "label_smoothing": 0.125,
+        "focal_gamma": 1.5,
+        "focal_alpha": 0.375,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class WithEverything(Loss):
+    """The binary cross entropy with all its options."""
+
+    def __call__(self, x, a, **options) -> jax.Array:
+        return BINARY(x, a, **everything(x.shape[-1]), **options)
+
+    def gradient(self, x, a, **options) -> jax.Array:
+        return BINARY.gradient(x, a, **everything(x.shape[-1]), **options)
+
+
+BINARY_WITH_EVERYTHING = WithEverything(
+    name="binary_cross_entropy_with_everything",
+    prediction="logits",
+    by_rows=False,
+    elements=lambda x, a, clip: oracles.binary_cross_entropy_with_options(x, a, clip, **everything(x.shape[-1])),
+    formula=lambda x, a: binary_formula(x, a, **everything(x.shape[-1])),
+    in_modules="jaxloss_focal_binary_cross_entropy",
+    has_clip=True,
+)
+LOSSES = (MSE, BINARY, CATEGORICAL, MAE, HUBER, LOG_COSH)
+"""Those that may be called with a prediction and a target alone."""
 
 
 CATEGORICAL_OPTIONS = {"label_smoothing": 0.125, "z_loss": 0.0625, "softcap": 4.0, "temperature": 1.5}
@@ -240,11 +371,13 @@ CASES = (
 
 MATRIX = (
     *CASES,
+    Case(REGRESSION, "numbers"),
+    Case(BINARY_WITH_EVERYTHING, "probabilities"),
     Case(CATEGORICAL_WITH_OPTIONS, "indices"),
     Case(CATEGORICAL_WITH_OPTIONS, "probabilities"),
     Case(DISTILLATION, "logits"),
 )
-"""What is put through transforms and shardings."""
+"""What is put through every transform and every placement: the others in one program, so that the suite stays quick."""
 
 ALL_CASES = (*CASES, Case(MSE, "integers"), Case(BINARY, "booleans"), Case(BINARY, "integers"))
 """And with each that is converted to another."""

@@ -28,6 +28,98 @@ def squared_error(x: Array, a: Array, clip: float | None) -> Terms:
     return Terms((loss, loss), (difference, abs(difference)), (-difference, abs(difference)))
 
 
+def absolute_error(x: Array, a: Array, clip: float | None) -> Terms:
+    del clip
+    return _of_error(x, a, abs(x - a), np.sign(x - a))
+
+
+def huber(x: Array, a: Array, clip: float | None, *, delta: float = 1.0) -> Terms:
+    del clip
+    error = x - a
+    loss = np.where(abs(error) <= delta, error**2 / 2, delta * (abs(error) - delta / 2))
+    return _of_error(x, a, loss, np.clip(error, -delta, delta))
+
+
+def log_cosh(x: Array, a: Array, clip: float | None) -> Terms:
+    del clip
+    error = abs(x - a)
+    # By its series where the exact value is lost in a number close to 1.
+    series = error**2 / 2 - error**4 / 12 + error**6 / 45
+    return _of_error(x, a, np.where(error < 1e-2, series, np.logaddexp(error, -error) - np.log(2)), np.tanh(x - a))
+
+
+def quantile(x: Array, a: Array, clip: float | None, *, q: float) -> Terms:
+    del clip
+    error = a - x
+    return _of_error(x, a, np.maximum(q * error, (q - 1) * error), np.where(error > 0, -q, (1 - q) * -np.sign(error)))
+
+
+def _of_error(x: Array, a: Array, loss: Array, derivative: Array) -> Terms:
+    """A loss of the error x − a, which is rounded as it is computed: as far as that goes, so does the derivative."""
+    derivative = np.where(np.isnan(x - a), np.nan, derivative)
+    return Terms((loss, abs(loss)), (derivative, abs(derivative)), (-derivative, abs(derivative)))
+
+
+def weighted_sum_of(parts: dict[Callable[..., Terms], float]) -> Callable[..., Terms]:
+    """The oracle of a sum of losses, from theirs and their factors."""
+
+    def elements(x: Array, a: Array, clip: float | None) -> Terms:
+        terms = [(part(x, a, clip), factor) for part, factor in parts.items()]
+
+        def total(name: str) -> tuple[Array, Array]:
+            pairs = [(getattr(term, name), factor) for term, factor in terms]
+            return sum(factor * pair[0] for pair, factor in pairs), sum(abs(factor) * pair[1] for pair, factor in pairs)
+
+        return Terms(total("loss"), total("of_prediction"), total("of_target"))
+
+    return elements
+
+
+def binary_cross_entropy_with_options(
+    x: Array,
+    a: Array,
+    clip: float | None,
+    *,
+    class_weights: Array | float = 1.0,
+    pos_weight: Array | float = 1.0,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    focal_alpha: float | None = None,
+) -> Terms:
+    """c α q^γ (−p a′ log t − (1 − a′) log(1 − t)), a′ = a (1 − ε) + ε/2, q = a′ (1 − t) + (1 − a′) t."""
+    soft = a * (1 - label_smoothing) + label_smoothing / 2
+    t, not_t = (np.where(y < 0, np.exp(-abs(y)), 1) / (1 + np.exp(-abs(y))) for y in (x, -x))
+    exact = np.logaddexp(0, -x), np.logaddexp(0, x)
+    clipped = tuple(np.clip(nll, -np.log1p(-clip), -np.log(clip)) for nll in exact) if clip else exact
+    q = soft * not_t + (1 - soft) * t
+    alpha = 1.0 if focal_alpha is None else focal_alpha * soft + (1 - focal_alpha) * (1 - soft)
+    factor = class_weights * alpha * q**focal_gamma
+    # An error of the exponent γ log q is one of the power times the exponent.
+    size = 1 + abs(_product(np.full_like(q, focal_gamma), np.where(q == 0, 0, np.log(q))))
+
+    def weighted(if_one: Array, if_zero: Array) -> Array:
+        return _product(pos_weight * soft, if_one) + _product(1 - soft, if_zero)
+
+    # Of a certain logit, log t vanishes as q does.
+    slope = np.divide((1 - 2 * soft) * t * not_t, q, out=np.zeros_like(q), where=q != 0)
+    d_nll = (1 - soft) * t, pos_weight * soft * not_t
+    focused = _product(focal_gamma * slope, weighted(*exact))
+    derivative = factor * (focused + d_nll[0] - d_nll[1])
+    d_size = abs(factor) * size * (abs(focused) + abs(d_nll[0]) + abs(d_nll[1]))
+
+    d_alpha = 0.0 if focal_alpha is None else 2 * focal_alpha - 1
+    of_q = focal_gamma * np.divide(1 - 2 * t, q, out=np.zeros_like(q), where=q != 0)
+    relative = np.divide(d_alpha, alpha, out=np.zeros_like(q), where=np.broadcast_to(alpha != 0, q.shape))
+    terms = (relative * weighted(*exact), of_q * weighted(*exact), pos_weight * exact[0], -exact[1])
+    scale = (1 - label_smoothing) * factor
+    loss = _product(factor, weighted(*clipped))
+    return Terms(
+        (loss, abs(loss) * size),
+        (derivative, d_size),
+        (scale * sum(terms), abs(scale) * size * sum(map(abs, terms))),
+    )
+
+
 def binary_cross_entropy(x: Array, a: Array, clip: float | None) -> Terms:
     sigmoid = np.where(x < 0, np.exp(-abs(x)), 1) / (1 + np.exp(-abs(x)))
     if_one, if_zero = np.logaddexp(0, -x), np.logaddexp(0, x)  # −log t, −log(1 − t)

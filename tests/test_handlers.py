@@ -16,6 +16,8 @@ Buffer = tuple[tuple[int, ...], str]  # shape and type
 F32, S32 = "float32", "int32"
 X: Buffer = ((4, 3, 5), F32)
 ROWS: Buffer = ((4, 3), F32)
+ONE: Buffer = ((1,), F32)  # a parameter of all rows
+FEATURES: Buffer = ((5,), F32)  # a parameter for each index of the last axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +39,11 @@ class Call:
         return jax.block_until_ready(outputs)
 
 
-def elementwise(name: str, parameters: tuple[float, ...]) -> list[Call]:
-    operands = {"prediction": X, "target": X, "row_weight": ((4,), F32), "loss": ((4, 1), F32)}
-    attributes = {"parameters": np.array(parameters, np.float64)}
+def elementwise(name: str, constants: tuple[float, ...] = (), parameters: tuple[Buffer, ...] = ()) -> list[Call]:
+    operands = {"prediction": X, "target": X, "row_weight": ((4,), F32)}
+    operands |= {f"parameter {i}": parameter for i, parameter in enumerate(parameters)}
+    operands |= {"loss": ((4, 1), F32)}
+    attributes = {"constants": np.array(constants, np.float64)}
     return [
         Call(f"jaxloss_{name}_value", operands, 1, attributes),
         Call(f"jaxloss_{name}_value_and_grad", {**operands, "gradient": X}, 2, attributes),
@@ -95,8 +99,14 @@ def divergence(name: str, parameters: dict[str, Buffer], of_teacher: dict[str, B
 
 BETA, TEACHER_STATS = {"beta": ROWS}, {"teacher_max": ROWS, "teacher_log_sum": ROWS}
 CALLS = [
-    *elementwise("mse", ()),
+    *elementwise("mse"),
     *elementwise("binary_cross_entropy", (1e-7,)),
+    *elementwise("mae"),
+    *elementwise("log_cosh"),
+    *elementwise("huber", (), (ONE,)),
+    *elementwise("quantile", (), (((4, 1), F32),)),
+    *elementwise("weighted_binary_cross_entropy", (1e-7,), (FEATURES, ONE, ((4, 5), F32))),
+    *elementwise("focal_binary_cross_entropy", (1e-7,), (FEATURES, ONE, ((4, 1), F32), ONE, ONE, FEATURES)),
     *cross_entropy(((4, 3), S32)),
     *cross_entropy(X),
     *cross_entropy_with_options(((4, 3), S32)),
@@ -131,6 +141,10 @@ def spoilt(call: Call, name: str):
         if other != dtype and not (name in ("prediction", "logits") and other == "float16"):
             yield shape, other
     shapes = [(shape[0] + 1, *shape[1:]), (shape[0] - 1, *shape[1:]), (*shape, 2), (2, *shape)]
+    if name.startswith("parameter"):
+        shapes = [(*shape[:-1], 2), (*shape[:-1], 0), (3, *shape), (4, 3, 1), (4, 3, 5, 1), ()]
+        yield from ((other, dtype) for other in shapes)
+        return
     any_width = (name == "loss" and "prediction" in call.buffers) or (
         name == "logits" and call.buffers["target"][1] == S32 and "gradient" not in call.buffers
     )
@@ -153,14 +167,16 @@ def test_the_right_buffers_are_taken(call):
     call()
 
 
-# The targets of divergences are one template: one of them has every buffer spoilt, the others only the teacher.
+# Handlers are templates: one target of a family, or two, has every buffer spoilt; of the others, those that differ.
+FAMILIES = ("mae", "log_cosh", "huber", "quantile", "weighted", "focal", "kl_divergence", "jensen_shannon")
 SPOILT = [
     pytest.param(call, name, id=f"{i}-{name}")
     for call, i in zip(CALLS, IDS, strict=True)
     for name in call.buffers
-    if "scale" not in call.buffers
-    or name == "target"
+    if not any(loss in call.target for loss in FAMILIES)
     or call.target == "jaxloss_jensen_shannon_of_logits_value_and_grad"
+    or (call.target == "jaxloss_focal_binary_cross_entropy_value_and_grad" and name.startswith("parameter"))
+    or ("scale" in call.buffers and name == "target")
 ]
 
 
@@ -169,6 +185,18 @@ def test_a_wrong_buffer_is_refused(call, name):
     for buffer in spoilt(call, name):
         with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss"):
             call({**call.buffers, name: buffer})
+
+
+@pytest.mark.parametrize("call", CALLS, ids=IDS)
+def test_a_wrong_number_of_parameters_is_refused(call):
+    if "prediction" not in call.buffers:
+        pytest.skip("no parameters")
+    more = {"prediction": X, "target": X, "row_weight": ((4,), F32), "one more": ONE}
+    fewer = {name: buffer for name, buffer in call.buffers.items() if name != "parameter 0"}
+    for buffers in ({**more, **call.buffers}, fewer):
+        if len(buffers) != len(call.buffers):
+            with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss.*parameters"):
+                call(buffers)
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if "logits" in call.buffers], ids=lambda call: call.target)
@@ -209,7 +237,7 @@ def test_a_loss_may_have_more_parts_than_there_are_elements(call):
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if "scale" in call.buffers], ids=lambda call: call.target)
-def test_a_wrong_number_of_parameters_is_refused(call):
+def test_a_wrong_number_of_parameters_or_statistics_is_refused(call):
     names = list(call.buffers)
     after_scale = names.index("scale") + 1
     more = {**{name: call.buffers[name] for name in names[:after_scale]}, "another": ROWS, **call.buffers}

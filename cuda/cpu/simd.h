@@ -16,8 +16,10 @@ namespace jaxloss::JAXLOSS_ISA {
 
 using jaxloss::absolute;
 using jaxloss::exponential;
+using jaxloss::exponential_minus_one;
 using jaxloss::hyperbolic_tangent;
 using jaxloss::log_one_plus;
+using jaxloss::logarithm;
 using jaxloss::select;
 
 constexpr int kLanes = VECTOR_BYTES / 4;
@@ -78,8 +80,26 @@ JAXLOSS_INLINE Vector exponential(Vector x) {
   return p * first * second;
 }
 
-// log(1 + x) for x in [0, 1] = 2 artanh(s), s = x / (2 + x) ≤ 1/3: the odd series needs no range reduction, loses no
-// digits of a small x, and its terms fall by at least 9.
+// e^x − 1 for x ≤ 0 within 2 ulp: x = k log 2 + r as above, 2^k (e^r − 1) + (2^k − 1), in which nothing cancels.
+JAXLOSS_INLINE Vector exponential_minus_one(Vector x) {
+  x = at_least(x, Vector(-30.0));  // −1 from here on
+  const Vector round(12582912.0);
+  const Vector k = (x * Vector(1.44269504088896341) + round) - round;
+  const Vector r = (x - k * Vector(0.693359375)) - k * Vector(-2.12194440e-4);
+  Vector p(1.9875691500e-4);
+  p = p * r + Vector(1.3981999507e-3);
+  p = p * r + Vector(8.3334519073e-3);
+  p = p * r + Vector(4.1665795894e-2);
+  p = p * r + Vector(1.6666665459e-1);
+  p = p * r + Vector(5.0000001201e-1);
+  p = p * (r * r) + r;
+  const IntLanes exponent = __builtin_convertvector(k.lanes, IntLanes);
+  const Vector scale = bits<FloatLanes>((exponent + 127) << 23);
+  return p * scale + (scale - Vector(1.0));
+}
+
+// log(1 + x) for x in [−½, 1] = 2 artanh(s), s = x / (2 + x), |s| ≤ 1/3: the odd series needs no range reduction, loses
+// no digits of a small x, and its terms fall by at least 9.
 JAXLOSS_INLINE Vector log_one_plus(Vector x) {
   const Vector s = x / (Vector(2.0) + x);
   const Vector t = s * s;
@@ -94,17 +114,24 @@ JAXLOSS_INLINE Vector log_one_plus(Vector x) {
   return p * t * s + (s + s);
 }
 
-// tanh x: an odd polynomial (Taylor's coefficients bent to the interval) where 1 − 2 / (1 + e^2|x|) would lose digits.
+// tanh x = −h / (2 + h), h = e^−2|x| − 1, of which no digits are lost however small x is.
 JAXLOSS_INLINE Vector hyperbolic_tangent(Vector x) {
-  const Vector size = absolute(x), square = x * x;
-  Vector p(-5.70498872745e-3);
-  p = p * square + Vector(2.06390887954e-2);
-  p = p * square + Vector(-5.37397155531e-2);
-  p = p * square + Vector(1.33314422036e-1);
-  p = p * square + Vector(-3.33332819422e-1);
-  const Vector small = p * square * x + x;
-  const Vector large = Vector(1.0) - Vector(2.0) / (exponential(size + size) + Vector(1.0));
-  return select(size < Vector(0.625), small, select(x < Vector(0.0), -large, large));
+  const Vector size = absolute(x), h = exponential_minus_one(-(size + size));
+  const Vector of_size = -h / (Vector(2.0) + h);
+  return select(x < Vector(0.0), -of_size, of_size);
+}
+
+// log x within 2 ulp, of every float. x = 2^k m, ½ √2 ≤ m < √2.
+JAXLOSS_INLINE Vector logarithm(Vector x) {
+  const IntLanes subnormal = x < Vector(1.17549435e-38);
+  const IntLanes word = bits<IntLanes>(select(subnormal, x * Vector(0x1p25), x).lanes);
+  const IntLanes exponent = (word - 0x3f3504f3) >> 23;
+  const Vector m = bits<FloatLanes>(word - (exponent << 23));
+  const Vector k = __builtin_convertvector(exponent + (subnormal & -25), FloatLanes);
+  const Vector log = k * Vector(0.693359375) + (log_one_plus(m - Vector(1.0)) + k * Vector(-2.12194440e-4));
+  const Vector zero(0.0), infinity(__builtin_inf());
+  const Vector of_positive = select(x < infinity, log, x);
+  return select(x > zero, of_positive, select(x == zero, -infinity, Vector(__builtin_nan(""))));
 }
 
 // 16-bit floats, in integer arithmetic: every instruction set has it, and it vectorises.
@@ -228,36 +255,6 @@ JAXLOSS_INLINE double sum_over_steps(int64_t width, Body body) {
     for (int64_t k = 0; k < width - i; k++) total += lane(rest, k);
   }
   return total;
-}
-
-using jaxloss::logarithm;
-
-// log x within 1 ulp, subnormal numbers, 0, Inf and NaN included; NaN for what is negative.
-// x = m 2^k with m in [√½, √2), and a polynomial for log m (the Cephes library's): k log 2 is added in two parts.
-JAXLOSS_INLINE Vector logarithm(Vector x) {
-  const IntLanes subnormal = x < Vector(0x1p-126);
-  const IntLanes word = bits<IntLanes>(select(subnormal, x * Vector(0x1p23), x).lanes);
-  const IntLanes mantissa = (word & 0x7fffff) | 0x3f000000;  // in [½, 1)
-  const IntLanes low = bits<FloatLanes>(mantissa) < 0.70710678f;
-  const IntLanes exponent = (word >> 23) - 126 - (subnormal & 23) + low;
-  const Vector k = __builtin_convertvector(exponent, FloatLanes);
-  const Vector m = bits<FloatLanes>(mantissa);
-  const Vector f = select(low, m + m, m) - Vector(1.0);
-  Vector p(7.0376836292e-2);
-  p = p * f + Vector(-1.1514610310e-1);
-  p = p * f + Vector(1.1676998740e-1);
-  p = p * f + Vector(-1.2420140846e-1);
-  p = p * f + Vector(1.4249322787e-1);
-  p = p * f + Vector(-1.6668057665e-1);
-  p = p * f + Vector(2.0000714765e-1);
-  p = p * f + Vector(-2.4999993993e-1);
-  p = p * f + Vector(3.3333331174e-1);
-  const Vector square = f * f;
-  p = p * f * square + k * Vector(-2.12194440e-4) - square * Vector(0.5);
-  const Vector finite = f + p + k * Vector(0.693359375);
-  const Vector infinity(__builtin_inf());
-  const Vector special = select(x == Vector(0), -infinity, select(x == infinity, infinity, Vector(__builtin_nan(""))));
-  return select((x > Vector(0)) & (x < infinity), finite, special);
 }
 
 }  // namespace jaxloss::JAXLOSS_ISA

@@ -28,7 +28,8 @@ Rows choice(int64_t width, int64_t parts) {
 int64_t quotient_rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class Loss, class Prediction, class Target>
-cudaError_t launch_tiles(cudaStream_t stream, const Loss& loss, const ElementwiseRows<Prediction, Target>& rows) {
+cudaError_t launch_tiles(cudaStream_t stream, const Loss& loss,
+                         const ElementwiseRows<Prediction, Target, Loss::parameter_count>& rows) {
   constexpr int step = kPerVector<Prediction>;
   const int64_t multiple = aligned_rows(rows.width, step), fitting = kTileElements / rows.width;
   const bool fits = fitting >= multiple;
@@ -48,7 +49,8 @@ cudaError_t launch_tiles(cudaStream_t stream, const Loss& loss, const Elementwis
 }  // namespace
 
 template <class Loss, class Prediction, class Target>
-cudaError_t launch(cudaStream_t stream, const Loss& loss, const ElementwiseRows<Prediction, Target>& rows) {
+cudaError_t launch(cudaStream_t stream, const Loss& loss,
+                   const ElementwiseRows<Prediction, Target, Loss::parameter_count>& rows) {
   if (rows.rows == 0 || rows.parts == 0) return cudaSuccess;
   const auto grid = [](int64_t blocks) { return static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks); };
   switch (choice(rows.width, rows.parts)) {

@@ -2,6 +2,7 @@
 // memory, and reads and writes them as if they were one.
 #pragma once
 
+#include "gpu/parameters.cuh"
 #include "gpu/reduce.cuh"
 #include "gpu/vector.cuh"
 #include "rows.h"
@@ -17,7 +18,8 @@ constexpr int kTileElements = 4096;
 // power of two.
 template <class Loss, class Prediction, class Target>
 __global__ void __launch_bounds__(kNarrowThreads)
-    elementwise_tile(Loss loss, ElementwiseRows<Prediction, Target> rows, int tile_rows, int lanes, bool vectors) {
+    elementwise_tile(Loss loss, ElementwiseRows<Prediction, Target, Loss::parameter_count> rows, int tile_rows,
+                     int lanes, bool vectors) {
   using Real = Accumulator<Prediction>;
   constexpr int step = kPerVector<Prediction>;
   __shared__ __align__(kVectorBytes) Real value_of[kTileElements];
@@ -29,6 +31,7 @@ __global__ void __launch_bounds__(kNarrowThreads)
   const Target* target = rows.target + first_row * width;
   Prediction* gradient = rows.gradient ? rows.gradient + first_row * width : nullptr;
   const Real* weight_of = rows.row_weight + first_row;
+  ParametersAlong<Real, Loss::parameter_count> parameters(rows.parameters, rows.rows);
 
   for (int i = threadIdx.x * step; i < count; i += kNarrowThreads * step) {
     const bool whole = vectors && i + step <= count;
@@ -46,17 +49,23 @@ __global__ void __launch_bounds__(kNarrowThreads)
     int row = i / width, column = i - row * width;
     Real weight = weight_of[row];
     bool out = taken_out(weight);
+    parameters.to_row(first_row + row);
+    parameters.to_element(first_row * width + i);
 #pragma unroll
     for (int k = 0; k < step; k++) {
       Real derivative;
-      loss(x[k], a[k], value[k], derivative);
+      loss(x[k], a[k], parameters.number, value[k], derivative);
       if (out) value[k] = 0;
       x[k] = weighted(weight, derivative);
       if (++column == width && k + 1 < step) {
         column = 0;
-        if (++row < row_count) weight = weight_of[row];
+        if (++row < row_count) {
+          weight = weight_of[row];
+          parameters.to_row(first_row + row);
+        }
         out = taken_out(weight);
       }
+      if (k + 1 < step) parameters.to_next_element();
     }
     store_shared<Real>(value_of + i, value);
     if (gradient && whole) {
@@ -82,40 +91,55 @@ __global__ void __launch_bounds__(kNarrowThreads)
   }
 }
 
+// One row of one element.
+template <class Loss, class Prediction, class Target>
+__device__ __forceinline__ void elementwise_single(
+    const Loss& loss, const ElementwiseRows<Prediction, Target, Loss::parameter_count>& rows, int64_t row,
+    ParametersAlong<Accumulator<Prediction>, Loss::parameter_count>& parameters) {
+  using Real = Accumulator<Prediction>;
+  const Real weight = rows.row_weight[row];
+  Real value = 0, derivative = 0;
+  if (!taken_out(weight)) {
+    parameters.to_row(row);
+    parameters.to_element(row);
+    loss(number(rows.prediction[row]), number(rows.target[row]), parameters.number, value, derivative);
+  }
+  rows.loss[row] = value;
+  if (rows.gradient) rows.gradient[row] = stored<Prediction>(weighted(weight, derivative));
+}
+
 // Rows of one element: weights and losses are read and written like the elements, one each. Those taken out are read
 // too, to no effect.
 template <class Loss, class Prediction, class Target>
 __global__ void __launch_bounds__(kNarrowThreads)
-    elementwise_singles(Loss loss, ElementwiseRows<Prediction, Target> rows) {
+    elementwise_singles(Loss loss, ElementwiseRows<Prediction, Target, Loss::parameter_count> rows) {
   using Real = Accumulator<Prediction>;
   constexpr int step = kPerVector<Prediction>;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kNarrowThreads + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kNarrowThreads;
-  const Span<Prediction> span(rows.rows, rows.prediction, rows.target, rows.row_weight, rows.loss,
-                              rows.gradient ? rows.gradient : rows.prediction);
-  for (int64_t i = thread; i < span.steps; i += threads) {
-    const int64_t start = span.start_of(i);
-    Real x[step], a[step], weight[step], value[step];
-    load<step, Reading::once>(rows.prediction + start).numbers(x);
-    load<step, Reading::once>(rows.target + start).numbers(a);
-    load<step, Reading::once>(rows.row_weight + start).numbers(weight);
+  ParametersAlong<Real, Loss::parameter_count> parameters(rows.parameters, rows.rows);
+  if constexpr (kBoundByArithmetic<Loss> || Loss::parameter_count > 0) {
+    for (int64_t row = thread; row < rows.rows; row += threads) elementwise_single(loss, rows, row, parameters);
+  } else {
+    const Span<Prediction> span(rows.rows, rows.prediction, rows.target, rows.row_weight, rows.loss,
+                                rows.gradient ? rows.gradient : rows.prediction);
+    for (int64_t i = thread; i < span.steps; i += threads) {
+      const int64_t start = span.start_of(i);
+      Real x[step], a[step], weight[step], value[step];
+      load<step, Reading::once>(rows.prediction + start).numbers(x);
+      load<step, Reading::once>(rows.target + start).numbers(a);
+      load<step, Reading::once>(rows.row_weight + start).numbers(weight);
 #pragma unroll
-    for (int k = 0; k < step; k++) {
-      Real derivative;
-      loss(x[k], a[k], value[k], derivative);
-      if (taken_out(weight[k])) value[k] = 0;
-      x[k] = weighted(weight[k], derivative);
+      for (int k = 0; k < step; k++) {
+        Real derivative;
+        loss(x[k], a[k], parameters.number, value[k], derivative);
+        if (taken_out(weight[k])) value[k] = 0;
+        x[k] = weighted(weight[k], derivative);
+      }
+      store<Real>(rows.loss + start, value);
+      if (rows.gradient) store<Prediction>(rows.gradient + start, x);
     }
-    store<Real>(rows.loss + start, value);
-    if (rows.gradient) store<Prediction>(rows.gradient + start, x);
-  }
-  for (int64_t i = thread; i < span.edges; i += threads) {
-    const int64_t row = span.edge(i);
-    const Real weight = rows.row_weight[row];
-    Real value = 0, derivative = 0;
-    if (!taken_out(weight)) loss(number(rows.prediction[row]), number(rows.target[row]), value, derivative);
-    rows.loss[row] = value;
-    if (rows.gradient) rows.gradient[row] = stored<Prediction>(weighted(weight, derivative));
+    for (int64_t i = thread; i < span.edges; i += threads) elementwise_single(loss, rows, span.edge(i), parameters);
   }
 }
 

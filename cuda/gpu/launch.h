@@ -11,7 +11,8 @@
 namespace jaxloss::gpu {
 
 template <class Loss, class Prediction, class Target>
-cudaError_t launch(cudaStream_t stream, const Loss& loss, const ElementwiseRows<Prediction, Target>& rows);
+cudaError_t launch(cudaStream_t stream, const Loss& loss,
+                   const ElementwiseRows<Prediction, Target, Loss::parameter_count>& rows);
 
 template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows);

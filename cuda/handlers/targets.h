@@ -33,8 +33,12 @@ struct Bindings {
   static auto value() { return rows().template Ret<Buffer>(); }
   static auto value_and_grad() { return value().template Ret<Buffer>(); }
 
-  static auto elementwise_value() { return value().template Attr<Parameters>("parameters"); }
-  static auto elementwise_value_and_grad() { return value_and_grad().template Attr<Parameters>("parameters"); }
+  static auto elementwise_value() {
+    return rows().RemainingArgs().template Ret<Buffer>().template Attr<Constants>("constants");
+  }
+  static auto elementwise_value_and_grad() {
+    return rows().RemainingArgs().template Ret<Buffer>().template Ret<Buffer>().template Attr<Constants>("constants");
+  }
 
   static auto cross_entropy_value() { return value().template Attr<double>("clip"); }
   static auto cross_entropy_value_and_grad() { return value_and_grad().template Attr<double>("clip"); }

@@ -1,9 +1,11 @@
 // Losses of one element: value and derivative with respect to the prediction, for every kernel on every platform.
 //
 // To add a loss: a functor like those below, its name in `ElementwiseLosses` at the end, its formula in
-// `jaxloss/formulas.py`, and the public function. `Value` is a float, a double or a vector of floats.
+// `jaxloss/formulas/`, and the public function. `Value` is a float, a double or a vector of floats. A functor is made
+// with constants, which are compiled into a call, and called with as many parameters as it counts, which are operands.
 #pragma once
 
+#include "maths/binary.h"
 #include "maths/scalar.h"
 
 namespace jaxloss {
@@ -11,50 +13,90 @@ namespace jaxloss {
 // ½ (x − a)²
 struct SquaredError {
   static constexpr const char* name = "mse";
-  static constexpr int parameter_count = 0;
+  static constexpr int constant_count = 0, parameter_count = 0;
 
   explicit SquaredError(const double*) {}
 
   template <class Value>
-  JAXLOSS_INLINE void operator()(Value prediction, Value target, Value& value, Value& derivative) const {
+  JAXLOSS_INLINE void operator()(Value prediction, Value target, const Value*, Value& value, Value& derivative) const {
     derivative = prediction - target;
     value = Value(0.5) * derivative * derivative;
   }
 };
 
-// −a log t′ − (1 − a) log(1 − t′), t′ = σ(x) clipped to [clip, 1 − clip]; the derivative is the unclipped one, σ(x) −
-// a. In log space: −log σ(x) = max(−x, 0) + log(1 + e^−|x|), so that nothing underflows before its logarithm is taken.
-struct BinaryCrossEntropy {
-  static constexpr const char* name = "binary_cross_entropy";
-  static constexpr int parameter_count = 1;  // clip; 0 for none
+// |x − a|; the derivative is 0 where x = a.
+struct AbsoluteError {
+  static constexpr const char* name = "mae";
+  static constexpr int constant_count = 0, parameter_count = 0;
 
-  double floor;    // −log(1 − clip)
-  double ceiling;  // −log(clip)
-
-  explicit BinaryCrossEntropy(const double* parameters)
-      : floor(-std::log1p(-parameters[0])), ceiling(-std::log(parameters[0])) {}
+  explicit AbsoluteError(const double*) {}
 
   template <class Value>
-  JAXLOSS_INLINE void operator()(Value logit, Value target, Value& value, Value& derivative) const {
-    const Value zero(0), one(1);
-    const Value decay = exponential(-absolute(logit));
-    const Value softplus = log_one_plus(decay);
-    const Value if_one = clipped(at_least(-logit, zero) + softplus);  // −log t
-    const Value if_zero = clipped(at_least(logit, zero) + softplus);  // −log(1 − t)
-    value = weighted(target, if_one) + weighted(one - target, if_zero);
-    derivative = select(logit < zero, decay, one) / (one + decay) - target;
+  JAXLOSS_INLINE void operator()(Value prediction, Value target, const Value*, Value& value, Value& derivative) const {
+    const Value zero(0), one(1), error = prediction - target;
+    value = absolute(error);
+    derivative = select(error < zero, -one, select(error > zero, one, error));
   }
+};
 
- private:
+// ½ e² up to |e| = δ, then δ (|e| − ½ δ), e = x − a.
+struct Huber {
+  static constexpr const char* name = "huber";
+  static constexpr int constant_count = 0, parameter_count = 1;  // δ
+
+  explicit Huber(const double*) {}
+
   template <class Value>
-  JAXLOSS_INLINE Value clipped(Value nll) const {
-    return at_most(at_least(nll, Value(floor)), Value(ceiling));
+  JAXLOSS_INLINE void operator()(Value prediction, Value target, const Value* parameter, Value& value,
+                                 Value& derivative) const {
+    const Value delta = parameter[0], error = prediction - target, magnitude = absolute(error);
+    const Value quadratic = at_most(magnitude, delta);
+    value = quadratic * (magnitude - Value(0.5) * quadratic);
+    derivative = at_most(at_least(error, -delta), delta);
+  }
+};
+
+// log cosh e, e = x − a; the derivative is tanh e. Of a small e as log(1 + (cosh e − 1)), of a large one as
+// |e| + log(1 + e^−2|e|) − log 2: relative to itself right for both.
+struct LogCosh {
+  static constexpr const char* name = "log_cosh";
+  static constexpr int constant_count = 0, parameter_count = 0;
+
+  explicit LogCosh(const double*) {}
+
+  template <class Value>
+  JAXLOSS_INLINE void operator()(Value prediction, Value target, const Value*, Value& value, Value& derivative) const {
+    const Value zero(0), one(1), two(2), error = prediction - target, magnitude = absolute(error);
+    const Value h = exponential_minus_one(-magnitude), decay = (one + h) * (one + h);
+    const auto small = magnitude < one;
+    const Value cosh_minus_one = h * h / (two * (one + h));
+    value = log_one_plus(select(small, cosh_minus_one, decay)) +
+            select(small, zero, magnitude - Value(0.693147180559945309));
+    const Value tanh = -h * (two + h) / (one + decay);
+    derivative = select(error < zero, -tanh, tanh);
+  }
+};
+
+// q (a − x) of a prediction below the target, (1 − q) (x − a) of one above; the derivative is 0 where x = a.
+struct Quantile {
+  static constexpr const char* name = "quantile";
+  static constexpr int constant_count = 0, parameter_count = 1;  // q
+
+  explicit Quantile(const double*) {}
+
+  template <class Value>
+  JAXLOSS_INLINE void operator()(Value prediction, Value target, const Value* parameter, Value& value,
+                                 Value& derivative) const {
+    const Value zero(0), error = prediction - target, below = -parameter[0], above = Value(1) - parameter[0];
+    value = select(error < zero, below, above) * error;
+    derivative = select(error < zero, below, select(error > zero, above, error));
   }
 };
 
 template <class... Loss>
 struct LossList {};
 
-using ElementwiseLosses = LossList<SquaredError, BinaryCrossEntropy>;
+using ElementwiseLosses = LossList<SquaredError, AbsoluteError, Huber, LogCosh, Quantile, BinaryCrossEntropy,
+                                   WeightedBinaryCrossEntropy, FocalBinaryCrossEntropy>;
 
 }  // namespace jaxloss

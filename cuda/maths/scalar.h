@@ -21,6 +21,10 @@ JAXLOSS_INLINE double exponential(double x) { return exp(x); }
 JAXLOSS_INLINE float log_one_plus(float x) { return log1pf(x); }
 JAXLOSS_INLINE double log_one_plus(double x) { return log1p(x); }
 
+// e^x − 1 for x ≤ 0, where e^x itself would lose the digits of a small x.
+JAXLOSS_INLINE float exponential_minus_one(float x) { return expm1f(x); }
+JAXLOSS_INLINE double exponential_minus_one(double x) { return expm1(x); }
+
 JAXLOSS_INLINE float logarithm(float x) { return logf(x); }
 JAXLOSS_INLINE double logarithm(double x) { return log(x); }
 

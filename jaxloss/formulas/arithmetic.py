@@ -1,0 +1,16 @@
+"""What all formulas are written in."""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def real(x: Array) -> Array:
+    """`x` in the type that its loss is computed in: float64 for float64, float32 for everything else."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def product(weight: Array | float, value: Array) -> Array:
+    """`weight * value`, where a weight of 0 takes the value out even if it is infinite."""
+    return weight * jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)

@@ -1,0 +1,218 @@
+"""The cross entropy of classes with its options, its derivative and its statistics."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss.formulas.arithmetic import Array, product, real
+
+
+def categorical_cross_entropy(logits: Array, target, clip: float | None = 1e-7, **options) -> Array:
+    r"""$\sum_i -b_i \log \max(t_i, \mathrm{clip}) + \zeta \log^2 \sum_i e^{z_i}$ of rows, $t = \mathrm{softmax}(z)$.
+
+    The target is `[..., V]` probabilities, or `[...]` class indices: then $a$ is 1 at the index and 0 elsewhere, and a
+    row whose index is out of range gives NaN; or, mixed, `(labels, other_labels, share)`. Without options $z = x$ and
+    $b = a$, else $z$ are the `scaled_logits` and $b$ the `class_targets`; options are named as the arguments of
+    `jaxloss.categorical_cross_entropy`.
+    """
+    target, options, classes = _unmixed(logits, target, options)
+    return cross_entropy_results(logits, target, options, clip, classes)["losses"]
+
+
+def d_categorical_cross_entropy(logits: Array, target, **options) -> Array:
+    r"""The derivative with respect to the logits, $((\sum_j b_j + 2 \zeta \log \sum_j e^{z_j}) t_i - b_i) dz_i / dx_i$.
+
+    It is 0 in a row whose index is out of range.
+    """
+    target, options, classes = _unmixed(logits, target, options)
+    return cross_entropy_results(logits, target, options, None, classes)["gradient"]
+
+
+def _unmixed(logits: Array, target, options: dict) -> tuple[Array, dict, int]:
+    """The first target, the options with what is mixed into it, and the number of classes."""
+    dtype = real(logits).dtype
+    options = {name: jnp.asarray(value) for name, value in options.items()}
+    options = {
+        name: value if jnp.issubdtype(value.dtype, jnp.integer) and name == "num_classes" else value.astype(dtype)
+        for name, value in options.items()
+    }
+    classes = logits.shape[-1] if "num_classes" not in options else int(options["num_classes"])
+    if isinstance(target, tuple):
+        target, options["second_label"], mix = target
+        options["mix"] = jnp.asarray(mix, dtype)
+    return target, options, classes
+
+
+# In what follows `options` holds the operands of a call by name: `class_weights` `[rows..., V]`, all others with the
+# first axes of the rows.
+
+
+def _along(numbers: Array, x: Array) -> Array:
+    """Numbers of rows, to be broadcast along the classes of `x`."""
+    return jax.lax.expand_dims(numbers, range(numbers.ndim, x.ndim))
+
+
+def counted_classes(x: Array, options) -> Array | bool:
+    """Which classes are no padding."""
+    if "num_classes" not in options:
+        return True
+    return jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) < _along(options["num_classes"], x)
+
+
+def scaled_logits(logits: Array, options) -> Array:
+    r"""$z = s \tanh(x / s) / T$ with softcap $s$ and temperature $T$; $-\infty$ for padding beyond `num_classes`."""
+    counted = counted_classes(logits, options)
+    z = real(logits)
+    if counted is not True:
+        z = jnp.where(counted, z, 0)
+    if "softcap" in options:
+        cap = _along(options["softcap"], z)
+        z = cap * jnp.tanh(z / cap)
+    if "temperature" in options:
+        z = z / _along(options["temperature"], z)
+    return z if counted is True else jnp.where(counted, z, -jnp.inf)
+
+
+def logit_slopes(logits: Array, options) -> Array | float:
+    """The derivative of the `scaled_logits` with respect to the logits."""
+    slope = 1.0
+    if "softcap" in options:
+        counted = counted_classes(logits, options)
+        x = real(logits) if counted is True else jnp.where(counted, real(logits), 0)
+        tangent = jnp.tanh(x / _along(options["softcap"], x))
+        slope = 1 - tangent * tangent
+    if "temperature" in options:
+        slope = slope / _along(options["temperature"], logits)
+    return slope
+
+
+def given_targets(logits: Array, target: Array, options) -> Array:
+    """The target $a$ of each class, with 1 for a class index, and shares of 1 for two that are mixed."""
+    x = real(logits)
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        counted = counted_classes(x, options)
+        return real(target).astype(x.dtype) if counted is True else jnp.where(counted, real(target), 0).astype(x.dtype)
+    a = one_hot(target, x.shape[-1]).astype(x.dtype)
+    if "second_label" not in options:
+        return a
+    mix = _along(options["mix"], x)
+    return mix * a + (1 - mix) * one_hot(options["second_label"], x.shape[-1])
+
+
+def class_targets(logits: Array, target: Array, options, classes: int) -> Array:
+    r"""$b = w ((1 - \varepsilon) a + \varepsilon / K)$: with smoothing over the $K$ `classes`, times class weights."""
+    b = given_targets(logits, target, options)
+    if "label_smoothing" in options:
+        smoothing = _along(options["label_smoothing"], b)
+        b = (1 - smoothing) * b + smoothing / classes
+    if "class_weights" in options:
+        weights = options["class_weights"]
+        b = b * jax.lax.expand_dims(weights, range(weights.ndim - 1, b.ndim - 1))
+    counted = counted_classes(b, options)
+    return b if counted is True else jnp.where(counted, b, 0)
+
+
+def valid_rows(logits: Array, target: Array, options) -> Array:
+    """Whether the class indices of each row are indices of classes."""
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        return jnp.ones(target.shape[:-1], bool)
+    classes = logits.shape[-1]
+    if "num_classes" in options:
+        classes = _along(options["num_classes"], target)
+    valid = in_range(target, classes)
+    return valid & in_range(options["second_label"], classes) if "second_label" in options else valid
+
+
+def cross_entropy_results(logits: Array, target: Array, options, clip: float | None, classes: int) -> dict[str, Array]:
+    """Everything that is known of rows with `options`, by name: losses, gradient and statistics.
+
+    Args:
+        logits: `[..., V]`.
+        target: class indices `[...]` or probabilities `[..., V]`.
+        options: operands by name.
+        clip: of the losses.
+        classes: how many classes smoothing is spread over.
+    """
+    z, valid = scaled_logits(logits, options), valid_rows(logits, target, options)
+    a, b = given_targets(logits, target, options), class_targets(logits, target, options, classes)
+    maximum, log_sum = softmax_stats(z)
+    lse, z_minus_maximum = maximum + log_sum, z - maximum[..., None]
+    losses = jnp.sum(product(b, nll(z_minus_maximum, log_sum[..., None], clip)), axis=-1)
+    total = jnp.sum(b, axis=-1)
+    if "z_loss" in options:
+        z_loss = _along(options["z_loss"], lse)
+        losses, total = losses + product(z_loss, lse * lse), total + product(2 * z_loss, lse)
+    softmax = jnp.exp(z_minus_maximum - log_sum[..., None])
+    derivative = d_cross_entropy_with_options(logits, target, options, maximum, log_sum, total, classes)
+    return {
+        "losses": jnp.where(valid, losses, jnp.nan),
+        "maximum": maximum,
+        "log_sum": log_sum,
+        "nll": jnp.where(valid, jnp.sum(product(a, log_sum[..., None] - z_minus_maximum), axis=-1), jnp.nan),
+        "entropy": jnp.sum(product(softmax, log_sum[..., None] - z_minus_maximum), axis=-1),
+        "predicted": predicted_classes(z),
+        "rank": label_ranks(z, target, options, classes),
+        "gradient": jnp.where(valid[..., None], derivative, 0),
+    }
+
+
+def d_cross_entropy_with_options(
+    logits: Array, target: Array, options, maximum: Array, log_sum: Array, total: Array, classes: int
+) -> Array:
+    """The derivative with respect to the logits, of valid rows whose statistics are known.
+
+    `total` is what the softmax is multiplied by.
+    """
+    z, b = scaled_logits(logits, options), class_targets(logits, target, options, classes)
+    softmax = jnp.exp(z - maximum[..., None] - log_sum[..., None])
+    return (softmax * total[..., None] - b) * logit_slopes(logits, options)
+
+
+def predicted_classes(z: Array) -> Array:
+    """The first class with the largest logit; NaNs are passed over."""
+    if z.shape[-1] == 0:
+        return jnp.zeros(z.shape[:-1], jnp.int32)
+    return jnp.argmax(jnp.where(jnp.isnan(z), -jnp.inf, z), axis=-1).astype(jnp.int32)
+
+
+def label_ranks(z: Array, target: Array, options, classes: int) -> Array:
+    """How many classes come before the label in order of logits, of equal ones the first.
+
+    It is `classes` where there is no one label.
+    """
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        return jnp.full(z.shape[:-1], classes, jnp.int32)
+    is_label = one_hot(target, z.shape[-1])
+    of_label = jnp.sum(jnp.where(is_label, z, 0), axis=-1, keepdims=True)
+    earlier = jax.lax.broadcasted_iota(target.dtype, z.shape, z.ndim - 1) < target[..., None]
+    before = jnp.sum((z > of_label) | ((z == of_label) & earlier), axis=-1, dtype=jnp.int32)
+    has_label = valid_rows(z, target, {name: options[name] for name in ("num_classes",) if name in options})
+    return jnp.where(has_label, before, classes)
+
+
+def softmax_stats(logits: Array) -> tuple[Array, Array]:
+    r"""The maximum $m$ of each row, and $\log \sum_i e^{x_i - m}$.
+
+    Their sum is the log-sum-exp, but it is left to cancel against $x - m$: an offset of all logits then costs no
+    digits.
+    """
+    x = real(logits)
+    maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1, initial=jnp.finfo(x.dtype).min))
+    return maximum, jnp.log(jnp.sum(jnp.exp(x - maximum[..., None]), axis=-1))
+
+
+def nll(logit_minus_maximum: Array, log_sum: Array, clip: float | None) -> Array:
+    r"""$-\log \max(t, \mathrm{clip})$ of a class, from its logit and the `softmax_stats` of its row."""
+    loss = log_sum - logit_minus_maximum
+    return jnp.minimum(loss, -math.log(clip)) if clip else loss
+
+
+def one_hot(labels: Array, classes: int) -> Array:
+    """`[..., classes]` booleans, true at the label."""
+    return labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, (*labels.shape, classes), labels.ndim)
+
+
+def in_range(labels: Array, classes: int | Array) -> Array:
+    """Whether each label is the index of a class."""
+    return (labels >= 0) & (labels < classes)

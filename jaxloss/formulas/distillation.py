@@ -1,0 +1,179 @@
+"""Divergences of distributions over classes, and their derivatives."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jaxloss.formulas.arithmetic import Array, product, real
+
+
+def kl_divergence(
+    logits: Array, target: Array, *, target_type: str = "probabilities", temperature: float | Array = 1.0
+) -> Array:
+    r"""$\sum_i a_i (\log a_i - \log t_i)$ with $t = \mathrm{softmax}(x / T)$, for each row of logits `[..., V]`.
+
+    The target is probabilities $a$ `[..., V]`, or, with `target_type="logits"`, logits $y$ with
+    $a = \mathrm{softmax}(y / T)$. A term with $a_i = 0$ is 0, and so is its derivative.
+    """
+    stats = divergence_stats(logits, target, target_type == "logits", 1 / temperature)
+    return jnp.sum(divergence_terms(kl_terms, logits, target, stats, 1 / temperature)[0], axis=-1)
+
+
+def d_kl_divergence(
+    logits: Array, target: Array, *, target_type: str = "probabilities", temperature: float | Array = 1.0
+) -> Array:
+    r"""The derivative with respect to the logits, $(t_i \sum_j a_j - a_i) / T$."""
+    stats = divergence_stats(logits, target, target_type == "logits", 1 / temperature)
+    total = jnp.sum(divergence_terms(kl_terms, logits, target, stats, 1 / temperature)[1], axis=-1)
+    return d_divergence(kl_terms, logits, target, stats, total, 1 / temperature)
+
+
+def jensen_shannon(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    beta: float | Array = 0.5,
+    target_type: str = "logits",
+    temperature: float | Array = 1.0,
+) -> Array:
+    r"""$\sum_i \beta q_i \log\frac{q_i}{m_i} + (1 - \beta) p_i \log\frac{p_i}{m_i}$, $m = \beta q + (1 - \beta) p$.
+
+    For each row of logits `[..., V]`, with the student's $p = \mathrm{softmax}(x / T)$ and the teacher's $q$, which is
+    given like the target of `kl_divergence`.
+    """
+    scale = 1 / temperature
+    stats = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
+    return jnp.sum(divergence_terms(js_terms, student_logits, teacher_logits, stats, scale, beta)[0], axis=-1)
+
+
+def d_jensen_shannon(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    beta: float | Array = 0.5,
+    target_type: str = "logits",
+    temperature: float | Array = 1.0,
+) -> Array:
+    r"""The derivative, $\frac{1 - \beta}{T} p_i (\log\frac{p_i}{m_i} - \sum_j p_j \log\frac{p_j}{m_j})$."""
+    scale = 1 / temperature
+    stats = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
+    total = jnp.sum(divergence_terms(js_terms, student_logits, teacher_logits, stats, scale, beta)[1], axis=-1)
+    return d_divergence(js_terms, student_logits, teacher_logits, stats, total, scale, beta)
+
+
+def tempered_softmax_stats(logits: Array, scale: float | Array) -> tuple[Array, Array]:
+    r"""The maximum $m$ of each row, and $\log \sum_i e^{(x_i - m) \cdot \mathrm{scale}}$.
+
+    A scale, here and below, is 1 over a temperature; an array broadcasts along the logits.
+    """
+    x = real(logits)
+    maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1, initial=jnp.finfo(x.dtype).min))
+    return maximum, jnp.log(jnp.sum(jnp.exp((x - maximum[..., None]) * scale), axis=-1))
+
+
+def divergence_stats(logits: Array, target: Array, of_logits: bool, scale: float | Array) -> tuple[Array, ...]:
+    """The `tempered_softmax_stats` of the student and of a teacher that is given as logits."""
+    of_teacher = tempered_softmax_stats(target, scale) if of_logits else ()
+    return *tempered_softmax_stats(logits, scale), *of_teacher
+
+
+def above_maximum(logits: Array, maximum: Array) -> Array:
+    """What the logits are above their row's maximum; 0 for a masked class, of which no scale makes anything else."""
+    x = real(logits)
+    return jnp.where(x == -jnp.inf, 0, x - maximum[..., None])
+
+
+def log_probabilities(logits: Array, maximum: Array, log_sum: Array, scale: float | Array) -> Array:
+    """The logarithm of the softmax of rows whose `tempered_softmax_stats` are known; -Inf for a masked class."""
+    masked = real(logits) == -jnp.inf
+    return jnp.where(masked, -jnp.inf, scale * above_maximum(logits, maximum) - log_sum[..., None])
+
+
+def log_of_probabilities(probabilities: Array) -> Array:
+    """The logarithm, -Inf with derivative 0 for 0."""
+    none = probabilities == 0
+    return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, probabilities)))
+
+
+def divergence_terms(
+    terms: Callable[..., tuple[Array, Array]], logits: Array, target: Array, stats, scale, *parameters
+) -> tuple[Array, Array]:
+    r"""What `terms` gives for each class: $\varphi$, which a divergence sums up, and $p \partial\varphi/\partial p$.
+
+    `stats` are the `divergence_stats`, which also tell what the target is.
+    """
+    maximum, log_sum, *of_teacher = stats
+    log_p = log_probabilities(logits, maximum, log_sum, scale)
+    if of_teacher:
+        log_q = log_probabilities(target, of_teacher[0], of_teacher[1], scale)
+        return terms(log_p, log_q, jnp.exp(log_q), *parameters)
+    q = real(target)
+    return terms(log_p, log_of_probabilities(q), q, *parameters)
+
+
+def d_divergence(
+    terms: Callable[..., tuple[Array, Array]], logits: Array, target: Array, stats, total: Array, scale, *parameters
+) -> Array:
+    r"""The derivative with respect to the student's logits: $\mathrm{scale} (\varphi'_i - p_i \sum_j \varphi'_j)$.
+
+    $\varphi' = p \partial\varphi/\partial p$; `total` is its sum.
+    """
+    of_student = divergence_terms(terms, logits, target, stats, scale, *parameters)[1]
+    softmax = jnp.exp(log_probabilities(logits, stats[0], stats[1], scale))
+    return scale * (of_student - softmax * total[..., None])
+
+
+def kl_terms(log_p: Array, log_q: Array, q: Array) -> tuple[Array, Array]:
+    r"""$\varphi$ and $p \partial\varphi/\partial p$ of a class in the KL divergence, $q \log(q / p)$ and $-q$."""
+    none = q == 0
+    return q * (jnp.where(none, 0, log_q) - jnp.where(none, 0, log_p)), -q
+
+
+@jax.custom_jvp
+def js_terms(log_p: Array, log_q: Array, q: Array, beta: float | Array) -> tuple[Array, Array]:
+    r"""The same of the Jensen-Shannon divergence; the second is $(1 - \beta) p \log(p / m)$."""
+    log_p_m, log_q_m = mixture_ratios(log_p, log_q, beta)
+    of_student = (1 - beta) * product(jnp.exp(log_p), log_p_m)
+    return beta * product(q, log_q_m) + of_student, of_student
+
+
+@functools.partial(js_terms.defjvp, symbolic_zeros=True)
+def _js_terms_jvp(primals, tangents):
+    """Written out, for what JAX would make of it has 1 / m in it, which cancels, but only up to its rounding.
+
+    The tangent of `q` stands for that of `log_q` too.
+    """
+    log_p, log_q, q, beta = primals
+    log_p_dot, _, q_dot, beta_dot = (None if isinstance(dot, SymbolicZero) else dot for dot in tangents)
+    value, of_student = js_terms(*primals)
+    log_p_m, log_q_m = mixture_ratios(log_p, log_q, beta)
+    p, p_m, q_m = jnp.exp(log_p), jnp.exp(log_p_m), jnp.exp(log_q_m)
+    p_m, q_m = jnp.where(log_p == -jnp.inf, 0, p_m), jnp.where(log_q == -jnp.inf, 0, q_m)
+    value_dot, of_student_dot = jnp.zeros_like(value), jnp.zeros_like(value)
+    if log_p_dot is not None:
+        value_dot += of_student * log_p_dot
+        of_student_dot += (of_student + (1 - beta) * beta * p * q_m) * log_p_dot
+    if q_dot is not None:
+        value_dot += beta * jnp.where(q == 0, 0, log_q_m) * q_dot
+        of_student_dot -= (1 - beta) * beta * p_m * jnp.where(q == 0, 0, q_dot)
+    if beta_dot is not None:
+        of_p = product(p, log_p_m)
+        value_dot += (product(q, log_q_m) - q - of_p + p) * beta_dot
+        of_student_dot -= (of_p + (1 - beta) * p * (q_m - p_m)) * beta_dot
+    return (value, of_student), (value_dot, of_student_dot)
+
+
+def mixture_ratios(log_p: Array, log_q: Array, beta: float | Array) -> tuple[Array, Array]:
+    r"""$\log(p / m)$ and $\log(q / m)$ with $m = \beta q + (1 - \beta) p$; finite, whatever, where p or q is 0."""
+    masked = (log_p == -jnp.inf) | (log_q == -jnp.inf)
+    difference = jnp.where(masked, 0, log_q) - jnp.where(masked, 0, log_p)
+    teacher_larger = log_q > log_p
+    # m over the larger of the two. Not the exponential of −|difference|, whose derivative at 0 would be 0.
+    ratio = jnp.where(masked, 0, jnp.exp(jnp.where(teacher_larger, -difference, difference)))
+    of_larger, of_smaller = jnp.where(teacher_larger, beta, 1 - beta), jnp.where(teacher_larger, 1 - beta, beta)
+    log_mixture = jnp.log(of_larger + of_smaller * ratio)
+    log_p_over_larger = jnp.where(teacher_larger, -difference, 0)
+    return log_p_over_larger - log_mixture, jnp.where(teacher_larger, 0, difference) - log_mixture

@@ -1,0 +1,70 @@
+"""Losses of predictions of numbers, and their derivatives."""
+
+import math
+
+import jax.numpy as jnp
+
+from jaxloss.formulas.arithmetic import Array, real
+
+
+def squared_error(pred: Array, target: Array) -> Array:
+    r"""$\frac12 (x - a)^2$."""
+    difference = d_squared_error(pred, target)
+    return 0.5 * difference * difference
+
+
+def d_squared_error(pred: Array, target: Array) -> Array:
+    r"""The derivative with respect to the prediction, $x - a$."""
+    return real(pred) - real(target)
+
+
+def absolute_error(pred: Array, target: Array) -> Array:
+    r"""$|x - a|$."""
+    return jnp.abs(d_squared_error(pred, target))
+
+
+def d_absolute_error(pred: Array, target: Array) -> Array:
+    r"""The derivative with respect to the prediction, the sign of $x - a$: 0 where they are equal."""
+    return jnp.sign(d_squared_error(pred, target))
+
+
+def huber(pred: Array, target: Array, delta: Array | float = 1.0) -> Array:
+    r"""$\frac12 e^2$ up to $|e| = \delta$, then $\delta (|e| - \frac12 \delta)$, of $e = x - a$."""
+    magnitude = absolute_error(pred, target)
+    quadratic = jnp.minimum(magnitude, delta)
+    return quadratic * (magnitude - 0.5 * quadratic)
+
+
+def d_huber(pred: Array, target: Array, delta: Array | float = 1.0) -> Array:
+    r"""The derivative with respect to the prediction, $e$ within $[-\delta, \delta]$."""
+    error = d_squared_error(pred, target)
+    return jnp.where(jnp.abs(error) <= delta, error, jnp.sign(error) * delta)
+
+
+def log_cosh(pred: Array, target: Array) -> Array:
+    r"""$\log \cosh(x - a)$.
+
+    Computed as $\log(1 + (\cosh e - 1))$ of a small error, and as $|e| + \log(1 + e^{-2|e|}) - \log 2$ of a large one.
+    """
+    magnitude = absolute_error(pred, target)
+    small = magnitude < 1
+    h = jnp.expm1(-jnp.where(small, magnitude, 1))
+    of_small = jnp.log1p(0.5 * h * h / (1 + h))
+    return jnp.where(small, of_small, magnitude + jnp.log1p(jnp.exp(-2 * magnitude)) - math.log(2))
+
+
+def d_log_cosh(pred: Array, target: Array) -> Array:
+    r"""The derivative with respect to the prediction, $\tanh(x - a)$."""
+    return jnp.tanh(d_squared_error(pred, target))
+
+
+def quantile(pred: Array, target: Array, q: Array | float = 0.5) -> Array:
+    r"""The pinball loss: $q (a - x)$ of a prediction below its target, $(1 - q)(x - a)$ of one above."""
+    error = d_squared_error(pred, target)
+    return jnp.where(error < 0, -q, 1 - q) * error
+
+
+def d_quantile(pred: Array, target: Array, q: Array | float = 0.5) -> Array:
+    r"""The derivative with respect to the prediction, $-q$ below the target, $1 - q$ above, 0 where they are equal."""
+    error = d_squared_error(pred, target)
+    return jnp.where(error < 0, q, 1 - q) * jnp.sign(error)
