@@ -58,3 +58,27 @@ def _by_bytes(measurements: list[dict], directory: pathlib.Path) -> None:
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(directory / "losses_by_bytes.png", dpi=110)
+
+
+def draw_linear(measurements: list[dict], path: pathlib.Path) -> None:
+    """Draws time and memory of linear cross entropy over the number of tokens."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    colours = ("#1b5faa", "#6aa5e0", "#e0831a", "#7a7a7a")
+    names = list(dict.fromkeys(m["who"] for m in measurements))
+    for who, colour in zip(names, colours, strict=False):
+        of = [m for m in measurements if m["who"] == who]
+        for axis, key, scale in ((axes[0], "ms", 1.0), (axes[1], "temporary_bytes", 1e-9)):
+            points = [(m["tokens"], m[key] * scale) for m in of if key in m]
+            if points:
+                axis.plot(*zip(*points, strict=True), "o-", color=colour, label=who, markersize=4)
+    first = measurements[0]
+    for axis, title in zip(axes, ("value and gradients, ms", "temporaries, GB"), strict=True):
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel("tokens")
+        axis.set_title(title, loc="left", fontweight="bold")
+        axis.grid(color="#e4e4e4")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"linear cross entropy, {first['dtype']}, D = {first['width']}, V = {first['classes']}")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)

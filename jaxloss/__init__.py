@@ -17,6 +17,7 @@ from jaxloss.categorical import (
     log_prob,
 )
 from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
+from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob
 from jaxloss.regression import d_huber, d_log_cosh, d_mae, d_mse, d_quantile, huber, log_cosh, mae, mse, quantile
 
 __all__ = [
@@ -41,6 +42,9 @@ __all__ = [
     "huber",
     "jensen_shannon",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_stats",
+    "linear_log_prob",
     "log_cosh",
     "log_prob",
     "mae",

@@ -113,15 +113,15 @@ def axis_index(axis: int, ndim: int) -> int:
     return axis % ndim
 
 
-def mesh_axes(axis_name: str | tuple[str, ...] | None, logits: Array) -> tuple[str, ...]:
-    """The mesh axes that the classes are split over, none without `axis_name`."""
+def mesh_axes(axis_name: str | tuple[str, ...] | None, x: Array, name: str = "logits") -> tuple[str, ...]:
+    """The mesh axes that the classes of `x` are split over, none without `axis_name`."""
     if axis_name is None:
         return ()
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    varying = manual_axes(logits)
+    varying = manual_axes(x)
     if missing := [axis for axis in axes if axis not in varying]:
         raise ValueError(
-            f"axis_name is {axis_name!r}, but logits does not vary over {', '.join(map(repr, missing))}: expected an "
+            f"axis_name is {axis_name!r}, but {name} does not vary over {', '.join(map(repr, missing))}: expected an "
             f"axis of an enclosing shard_map with check_vma=True that splits the classes (found {varying or 'none'})"
         )
     return axes

@@ -42,14 +42,25 @@ def varying(axes: Sequence[str], x: Array) -> Array:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def call(name: str, results: Sequence[jax.ShapeDtypeStruct], formula: Callable, *operands: Array, **attributes) -> Any:
-    """The kernel `name` where the platform has it, else the formula. Both give the tuple of results."""
+def call(
+    name: str,
+    results: Sequence[jax.ShapeDtypeStruct],
+    formula: Callable,
+    *operands: Array,
+    aliases: dict[int, int] | None = None,
+    **attributes,
+) -> Any:
+    """The kernel `name` where the platform has it, else the formula. Both give the tuple of results.
+
+    `aliases` says which operand's memory the kernel may write a result to; XLA copies what is still needed.
+    """
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
     axes = manual_axes(*operands)
     operands = tuple(varying(axes, operand) for operand in operands)
 
     def kernel(*operands):
-        outputs = jax.ffi.ffi_call(f"jaxloss_{name}", tuple(results))(*operands, **attributes)
+        target = jax.ffi.ffi_call(f"jaxloss_{name}", tuple(results), input_output_aliases=aliases)
+        outputs = target(*operands, **attributes)
         return tuple(varying(axes, output) for output in outputs)
 
     def plain(*operands):

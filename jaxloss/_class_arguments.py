@@ -63,11 +63,7 @@ def checked(
     logits = _arguments.prediction("logits", logits)
     axis = _arguments.axis_index(axis, logits.ndim)
     axes = _arguments.mesh_axes(axis_name, logits)
-    by_weights = isinstance(normalizer, str)
-    if by_weights and normalizer != "weights":
-        raise ValueError(f"normalizer is {normalizer!r}: expected a number or 'weights'")
-    if by_weights and reduction != "mean":
-        raise ValueError(f"normalizer replaces the batch size of reduction='mean': found reduction={reduction!r}")
+    by_weights = divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     mixed = isinstance(target, tuple)
     if mixed and len(target) != 3:
@@ -82,10 +78,9 @@ def checked(
             raise ValueError(f"target mixes arrays of dtype {first.dtype}: expected class indices; mix probabilities")
         first = jnp.moveaxis(first, axis, -1)
     logits = jnp.moveaxis(logits, axis, -1)
-    width = logits.shape[-1] * (jax.lax.axis_size(axes) if axes else 1)
-    num_classes = _number_of_classes(options.num_classes, width)
-    classes = width if num_classes is None else num_classes
+    width = whole_width(logits, axes)
     first, logits, counted = _arguments.class_target(first, logits, width, ignore_index)
+    given, classes = parameters_of(options, logits, axes)
     dtype = formulas.real(logits).dtype
 
     parameters: dict[str, Array] = {}
@@ -95,13 +90,7 @@ def checked(
             raise TypeError(f"target mixes labels with an array of dtype {second.dtype}: expected class indices")
         parameters["second_label"] = _arguments.class_target(second, logits, width, None)[0]
         parameters["mix"] = _share(mix, logits, axis, dtype)
-    if options.class_weights is not None:
-        parameters["class_weights"] = _class_weights(options.class_weights, logits, num_classes, axes).astype(dtype)
-    for name, value in _numbers(options).items():
-        parameters[name] = jnp.asarray(value, dtype)
-    if num_classes is not None and num_classes != width:
-        parameters["num_classes"] = jnp.int32(num_classes)
-    parameters = {name: parameters[name] for name in PARAMETERS if name in parameters}
+    parameters |= given
 
     examples = _of_rows(examples, logits, axis, counted)
     if by_weights:
@@ -109,6 +98,38 @@ def checked(
         examples = dataclasses.replace(examples, by_weights=True, share=share)
     objective = Objective(_arguments.clip_value(clip, 1.0), tuple(parameters), classes, details, axes)
     return Classes(objective, (logits, first, tuple(parameters.values())), examples, axis)
+
+
+def divides_by_weights(normalizer, reduction: str) -> bool:
+    """Whether the normalizer is the sum of the weights, and no number."""
+    if not isinstance(normalizer, str):
+        return False
+    if normalizer != "weights":
+        raise ValueError(f"normalizer is {normalizer!r}: expected a number or 'weights'")
+    if reduction != "mean":
+        raise ValueError(f"normalizer replaces the batch size of reduction='mean': found reduction={reduction!r}")
+    return True
+
+
+def whole_width(logits, axes: tuple[str, ...]) -> int:
+    """How many classes a row of logits has, of which a device holds a slice where `axes` split them."""
+    return logits.shape[-1] * (jax.lax.axis_size(axes) if axes else 1)
+
+
+def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict[str, Array], int]:
+    """The parameters of the options that are on, and how many classes count. Of logits, type and shape are asked."""
+    width = whole_width(logits, axes)
+    num_classes = _number_of_classes(options.num_classes, width)
+    dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
+    parameters: dict[str, Array] = {}
+    if options.class_weights is not None:
+        parameters["class_weights"] = _class_weights(options.class_weights, logits, num_classes, axes).astype(dtype)
+    for name, value in _numbers(options).items():
+        parameters[name] = jnp.asarray(value, dtype)
+    if num_classes is not None and num_classes != width:
+        parameters["num_classes"] = jnp.int32(num_classes)
+    in_order = {name: parameters[name] for name in PARAMETERS if name in parameters}
+    return in_order, width if num_classes is None else num_classes
 
 
 def _of_rows(examples: Examples, logits: Array, axis: int, counted: Array | None) -> Examples:

@@ -28,6 +28,7 @@ class Objective:
         details: whether statistics are asked for.
         axes: the mesh axes that an enclosing `shard_map` has split the classes over: logits, a target of probabilities
             and class weights are the slice of this device, losses and statistics are the whole row's.
+        in_place: a gradient may overwrite the logits, which whoever made them needs no more.
     """
 
     clip: float
@@ -35,6 +36,7 @@ class Objective:
     classes: int
     details: bool = False
     axes: tuple[str, ...] = ()
+    in_place: bool = False
 
     @property
     def stats(self) -> tuple[str, ...]:
@@ -75,7 +77,7 @@ def _weighed(objective: Objective, operands: Operands, examples: Examples) -> tu
     logits, target, parameters = operands
     rank = logits.ndim - 1
     weight = row_weight(examples, logits.shape, formulas.real(logits).dtype, example_rank=rank, row_rank=rank)
-    return _of_slice(objective, objective.axes, logits, target, weight, *parameters)
+    return of_slice(objective, objective.axes, logits, target, weight, *parameters)
 
 
 def _row_rank(logits, *_) -> int:
@@ -92,20 +94,22 @@ def row_loss(objective: Objective) -> RowLoss:
         def whole(logits, target, row_weight, *parameters):
             if plain:
                 function = getattr(calls, f"cross_entropy_{purpose}")
-                return function(logits, target, row_weight, clip=objective.clip)
+                in_place = {"in_place": objective.in_place} if "gradient" in names else {}
+                return function(logits, target, row_weight, clip=objective.clip, **in_place)
             return calls.cross_entropy_with_options(
                 purpose,
                 names,
                 *(logits, target, row_weight, objective.options(parameters)),
                 clip=objective.clip,
                 classes=objective.classes,
+                in_place=objective.in_place,
             )
 
         def split(axes, *operands):
-            return _of_split_rows(objective, axes, names, *_of_slice(objective, axes, *operands))
+            return _of_split_rows(objective, axes, names, *of_slice(objective, axes, *operands))
 
-        of_slice = functools.partial(_of_split_rows, objective, objective.axes, names)
-        return row_wise(of_slice if objective.axes else whole, split, _row_rank, features)
+        in_slices = functools.partial(_of_split_rows, objective, objective.axes, names)
+        return row_wise(in_slices if objective.axes else whole, split, _row_rank, features)
 
     stats = objective.stats
     return RowLoss(
@@ -124,7 +128,7 @@ def row_loss(objective: Objective) -> RowLoss:
 # ---- classes split over devices --------------------------------------------------------------------------------------
 
 
-def _of_slice(objective: Objective, axes: tuple[str, ...], logits, target, row_weight, *parameters):
+def of_slice(objective: Objective, axes: tuple[str, ...], logits, target, row_weight, *parameters):
     """The same operands for this device's slice of the classes: labels that are elsewhere are -1."""
     if not axes:
         return logits, target, row_weight, *parameters
@@ -185,11 +189,15 @@ def _of_split_rows(objective, axes, names, logits, target, row_weight, *paramete
         if objective.parameters:
             weight = jnp.where(valid, along(row_weight, losses), 0)
             results["gradient"] = calls.cross_entropy_with_options_grad(
-                *(logits, target, weight, options, maximum, log_sum, total), classes=objective.classes
+                *(logits, target, weight, options, maximum, log_sum, total),
+                classes=objective.classes,
+                in_place=objective.in_place,
             )
         else:
             total = jnp.where(valid, total, 0)
-            results["gradient"] = calls.cross_entropy_grad(logits, target, row_weight, maximum, log_sum, total)
+            results["gradient"] = calls.cross_entropy_grad(
+                logits, target, row_weight, maximum, log_sum, total, in_place=objective.in_place
+            )
     return tuple(results[name] for name in names)
 
 

@@ -46,17 +46,25 @@ def _results(names: Sequence[str], logits: Array, target: Array, row_weight: Arr
     return tuple(gradient if name == "gradient" else results[name] for name in names)
 
 
+def _aliases(in_place: bool, names: Sequence[str]) -> dict[int, int] | None:
+    """The gradient in the memory of the logits, where a caller who made them needs them no more."""
+    return {0: names.index("gradient")} if in_place and "gradient" in names else None
+
+
 # ---- without options -------------------------------------------------------------------------------------------------
 
 
-def _cross_entropy(purpose: str, names: Sequence[str], clip: float, *operands: Array) -> tuple[Array, ...]:
+def _cross_entropy(
+    purpose: str, names: Sequence[str], clip: float, *operands: Array, in_place: bool = False
+) -> tuple[Array, ...]:
     logits, _, row_weight = operands
 
     def plain(logits, target, row_weight):
         return _results(names, logits, target, row_weight, {}, clip, logits.shape[-1])
 
     shapes = _shapes(names, logits, row_weight)
-    return call(f"cross_entropy_{purpose}", shapes, plain, *operands, clip=np.float64(clip))
+    aliases = _aliases(in_place, names)
+    return call(f"cross_entropy_{purpose}", shapes, plain, *operands, aliases=aliases, clip=np.float64(clip))
 
 
 def cross_entropy_value(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array, ...]:
@@ -69,17 +77,31 @@ def cross_entropy_value_and_stats(logits: Array, target: Array, row_weight: Arra
     return _cross_entropy("value_and_stats", ("losses", *STATS), clip, logits, target, row_weight)
 
 
-def cross_entropy_value_and_grad(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array, ...]:
-    """The loss of each row, and the gradient with respect to the logits times the row's weight."""
-    return _cross_entropy("value_and_grad", ("losses", "gradient"), clip, logits, target, row_weight)
+def cross_entropy_value_and_grad(
+    logits: Array, target: Array, row_weight: Array, *, clip: float, in_place: bool = False
+) -> tuple[Array, ...]:
+    """The loss of each row, and the gradient with respect to the logits times the row's weight.
+
+    `in_place`: the gradient may overwrite the logits.
+    """
+    names = ("losses", "gradient")
+    return _cross_entropy("value_and_grad", names, clip, logits, target, row_weight, in_place=in_place)
 
 
 def cross_entropy_grad(
-    logits: Array, target: Array, row_weight: Array, maximum: Array, log_sum: Array, target_sum: Array
+    logits: Array,
+    target: Array,
+    row_weight: Array,
+    maximum: Array,
+    log_sum: Array,
+    target_sum: Array,
+    *,
+    in_place: bool = False,
 ) -> Array:
     """The gradient alone, of rows (or of a slice of their classes) whose statistics and target sum are known.
 
     A label outside the slice is not at fault: only a target sum of 0 says that the row's label is out of range.
+    `in_place`: the gradient may overwrite the logits.
     """
 
     def plain(logits, target, row_weight, maximum, log_sum, total):
@@ -89,7 +111,8 @@ def cross_entropy_grad(
         return (weighted(row_weight, derivative),)
 
     operands = (logits, target, row_weight, maximum, log_sum, target_sum)
-    return call("cross_entropy_grad", (like(logits),), plain, *operands)[0]
+    aliases = _aliases(in_place, ("gradient",))
+    return call("cross_entropy_grad", (like(logits),), plain, *operands, aliases=aliases)[0]
 
 
 # ---- with options ----------------------------------------------------------------------------------------------------
@@ -109,6 +132,7 @@ def cross_entropy_with_options(
     *,
     clip: float,
     classes: int,
+    in_place: bool = False,
 ) -> tuple[Array, ...]:
     """Those `RESULTS` that are named, of rows with options.
 
@@ -121,6 +145,7 @@ def cross_entropy_with_options(
         options: parameters by name, in their order.
         clip: 0 for none.
         classes: how many classes a row has, here and in other slices of it.
+        in_place: the gradient may overwrite the logits.
     """
 
     def plain(logits, target, row_weight, *parameters):
@@ -132,6 +157,7 @@ def cross_entropy_with_options(
         _shapes(names, logits, row_weight),
         plain,
         *(logits, target, row_weight, *options.values()),
+        aliases=_aliases(in_place, names),
         given=_bits(PARAMETERS, options),
         wanted=_bits(RESULTS, names),
         smoothed_classes=np.int64(classes),
@@ -149,11 +175,12 @@ def cross_entropy_with_options_grad(
     total: Array,
     *,
     classes: int,
+    in_place: bool = False,
 ) -> Array:
     """The gradient alone, of rows (or of a slice of their classes) whose statistics are known.
 
     `total` is what the softmax is multiplied by in the derivative. A label outside the slice is not at fault: a row
-    whose label is out of range must come with a weight of 0.
+    whose label is out of range must come with a weight of 0. `in_place`: it may overwrite the logits.
     """
 
     def plain(logits, target, row_weight, *parameters):
@@ -167,6 +194,7 @@ def cross_entropy_with_options_grad(
         (like(logits),),
         plain,
         *(logits, target, row_weight, *options.values(), maximum, log_sum, total),
+        aliases=_aliases(in_place, ("gradient",)),
         given=_bits((*PARAMETERS, *_KNOWN), (*options, *_KNOWN)),
         wanted=_bits(RESULTS, ("gradient",)),
         smoothed_classes=np.int64(classes),

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
@@ -135,7 +134,7 @@ def _zeros(primal: Array):
     """Its tangent, where it has none."""
     if jnp.issubdtype(primal.dtype, jnp.floating):
         return jnp.zeros_like(primal)
-    return np.zeros(primal.shape, jax.dtypes.float0)
+    return SymbolicZero(jax.typeof(primal).to_tangent_aval())  # of a type that knows what it varies over
 
 
 @functools.cache

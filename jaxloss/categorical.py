@@ -285,10 +285,11 @@ def categorical_cross_entropy_with_stats(
         details=True,
     )
     loss, stats = _cross_entropy.value_and_stats(classes.objective, classes.operands, classes.examples)
-    return loss, _public_stats(classes.objective, classes.operands[2], stats)
+    return loss, public_stats(classes.objective, classes.operands[2], stats)
 
 
-def _public_stats(objective: _cross_entropy.Objective, parameters, stats: dict[str, Array]) -> CrossEntropyStats:
+def public_stats(objective: _cross_entropy.Objective, parameters, stats: dict[str, Array]) -> CrossEntropyStats:
+    """The statistics as the public functions give them, from those of the row loss."""
     lse, z_loss = stats["maximum"] + stats["log_sum"], objective.options(parameters).get("z_loss")
     term = jnp.zeros_like(lse) if z_loss is None else z_loss * lse * lse
     out_of_loss = stats["predicted"] < 0

@@ -90,13 +90,16 @@ JAXLOSS_INLINE void row_gradient(ClassIndices target, int64_t row, const Logit* 
     std::memset(gradient, 0, classes * sizeof(Logit));
     return;
   }
+  const int32_t index = target.index[row];
+  const bool here = index >= 0 && index < classes;  // else it belongs to another slice of the vocabulary
+  // Read now: the gradient may overwrite the logits.
+  const Accumulator<Logit> label_logit = here ? number(logits + index) : scale.max;
   for_each_step<Logit>(classes, [&](int64_t i, int64_t count) {
     const Value exponentials = exponential(load_step(logits + i, count) - Value(scale.max));
     store_step(gradient + i, exponentials * Value(scale.softmax * scale.weight), count);
   });
-  const int32_t index = target.index[row];
-  if (index < 0 || index >= classes) return;  // it belongs to another slice of the vocabulary
-  const Value probability = exponential(Value(number(logits + index) - scale.max)) * Value(scale.softmax);
+  if (!here) return;
+  const Value probability = exponential(Value(label_logit - scale.max)) * Value(scale.softmax);
   store_step(gradient + index, (probability - Value(1)) * Value(scale.weight), 1);
 }
 template <class Logit, class Stored>

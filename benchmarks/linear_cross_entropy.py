@@ -1,0 +1,281 @@
+"""Linear cross entropy against its matrix products alone, and against whole logits and what else there is.
+
+Run it with `python -m benchmarks.linear_cross_entropy [--only WORD] [--sweep] [--quick] [--output DIRECTORY]`. Writes
+`linear_cross_entropy_PLATFORM.json` and a plot of time and memory over the number of tokens. Peers that are not
+installed (tokamax, torch, Liger) are left out; `--quick` runs small shapes, on a CPU too.
+
+The limit of a value is the product that makes the logits, that of value and gradients that and the two products of the
+gradients, each timed alone in the same process. Memory is the temporaries that the compiler plans, beside operands and
+results; for torch, the peak of its allocator beyond what was there before.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch uses the same GPU
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxloss
+from benchmarks import record
+from benchmarks.timing import Timing, timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A shape: N tokens of width D, V classes."""
+
+    tokens: int
+    width: int
+    classes: int
+    dtype: str = "bfloat16"
+
+    def __str__(self) -> str:
+        return f"{self.dtype} N, D, V = {self.tokens}, {self.width}, {self.classes}"
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one shape at a time)
+    def operands(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Random hidden states, a kernel that makes logits of deviation about 1, and random labels."""
+
+        @jax.jit
+        def random(key):
+            keys = jax.random.split(key, 3)
+            hidden = jax.random.normal(keys[0], (self.tokens, self.width), jnp.float32)
+            kernel = jax.random.normal(keys[1], (self.width, self.classes), jnp.float32) / self.width**0.5
+            labels = jax.random.randint(keys[2], (self.tokens,), 0, self.classes)
+            return hidden.astype(self.dtype), kernel.astype(self.dtype), labels
+
+        return random(jax.random.key(0))
+
+
+# ---- contenders: functions of hidden states, kernel and labels -------------------------------------------------------
+
+
+def whole_logits(hidden, kernel, labels):
+    """What one writes first."""
+    logits = (hidden @ kernel).astype(jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def scan_and_checkpoint(hidden, kernel, labels, chunk_size=2048):
+    """What one writes next."""
+    chunk_size = min(chunk_size, len(hidden))
+
+    @jax.checkpoint
+    def of_chunk(hidden, labels):
+        logits = (hidden @ kernel).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+    def step(total, chunk):
+        return total + of_chunk(*chunk), None
+
+    chunks = hidden.reshape(-1, chunk_size, hidden.shape[-1]), labels.reshape(-1, chunk_size)
+    return jax.lax.scan(step, jnp.zeros(()), chunks)[0] / len(labels)
+
+
+def tokamax(hidden, kernel, labels):
+    """Google's, whose other implementations are for TPUs."""
+    import tokamax
+
+    return tokamax.linear_softmax_cross_entropy_loss(
+        hidden, labels, kernel, reduction="mean", implementation="chunked_xla"
+    )
+
+
+def ours(memory=None, **options):
+    """jaxloss, with chunks of so many bytes of logits."""
+
+    def loss(hidden, kernel, labels):
+        if memory is not None:
+            from jaxloss._token_chunks import chunk_size
+
+            options["chunk_size"] = chunk_size(len(hidden), kernel.shape[1], hidden.dtype.itemsize, memory)
+        return jaxloss.linear_cross_entropy(hidden, kernel, labels, **options)
+
+    return loss
+
+
+SUMMED_IN_FLOAT32, SUMMED_IN_BFLOAT16 = "jaxloss", "jaxloss, summed in bfloat16"
+CONTENDERS = {
+    SUMMED_IN_FLOAT32: ours(),
+    SUMMED_IN_BFLOAT16: ours(accumulate_dtype=jnp.bfloat16),
+    "jaxloss, chunks twice as large": ours(memory=2**30),
+    "jaxloss, chunks half as large": ours(memory=2**28),
+    "whole logits": whole_logits,
+    "scan and checkpoint": scan_and_checkpoint,
+}
+if importlib.util.find_spec("tokamax"):
+    CONTENDERS["tokamax"] = tokamax
+SWEPT = (SUMMED_IN_FLOAT32, SUMMED_IN_BFLOAT16, "whole logits", "scan and checkpoint")
+
+
+# ---- measurements ----------------------------------------------------------------------------------------------------
+
+
+def products(work: Work) -> dict[str, Timing]:
+    """The limits: one product, and all three."""
+    hidden, kernel, labels = work.operands()
+    del labels
+
+    def dot(contracted):
+        dimensions = ((contracted[:1], contracted[1:]), ((), ()))
+        return jax.jit(functools.partial(jax.lax.dot_general, dimension_numbers=dimensions))
+
+    forward = dot((1, 0))
+    times = [timed(forward, hidden, kernel)]
+    logits = forward(hidden, kernel)
+    times += [timed(dot((1, 1)), logits, kernel), timed(dot((0, 0)), hidden, logits)]
+    total = Timing(sum(time.ms for time in times), max(time.spread for time in times))
+    return {"value": times[0], "value_and_grad": total}
+
+
+def measured(name: str, what: str, work: Work, time: bool = True) -> dict:
+    """Time and temporaries of a contender, or why there are none."""
+    loss = CONTENDERS[name]
+    function = jax.jit(loss if what == "value" else jax.value_and_grad(loss, (0, 1)))
+    try:
+        operands = work.operands()
+        temporary = function.lower(*operands).compile().memory_analysis().temp_size_in_bytes
+        found = {"temporary_bytes": temporary}
+        if time:
+            timing = timed(function, *operands)
+            found |= {"ms": timing.ms, "spread": timing.spread}
+        return found
+    except Exception as error:  # whatever a peer raises at a shape that it can not do, memory above all
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def torch_peers(work: Work) -> dict[str, dict]:
+    """`torch.compile` and Liger, where they are installed and there is a GPU."""
+    if not importlib.util.find_spec("torch"):
+        return {}
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    dtype = getattr(torch, work.dtype)
+    torch.manual_seed(0)
+    hidden = torch.randn(work.tokens, work.width, device="cuda", dtype=dtype, requires_grad=True)
+    kernel = (torch.randn(work.classes, work.width, device="cuda") / work.width**0.5).to(dtype).requires_grad_()
+    labels = torch.randint(0, work.classes, (work.tokens,), device="cuda")
+
+    def whole(hidden, kernel):
+        return torch.nn.functional.cross_entropy((hidden @ kernel.T).float(), labels)
+
+    peers = {"torch.compile": torch.compile(whole)}
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+        peers["Liger"] = lambda hidden, kernel: LigerFusedLinearCrossEntropyFunction.apply(hidden, kernel, labels)[0]
+    return {name: _torch_measured(torch, loss, hidden, kernel) for name, loss in peers.items()}
+
+
+def _torch_measured(torch, loss, hidden, kernel) -> dict:
+    def step():
+        hidden.grad = kernel.grad = None
+        loss(hidden, kernel).backward()
+
+    try:
+        for _ in range(3):
+            step()
+        torch.cuda.synchronize()
+        hidden.grad = kernel.grad = None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(5):
+            step()
+        end.record()
+        torch.cuda.synchronize()
+        results = hidden.nbytes + kernel.nbytes
+        peak = torch.cuda.max_memory_allocated() - before - results
+        return {"ms": start.elapsed_time(end) / 5, "temporary_bytes": max(0, peak)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    finally:
+        hidden.grad = kernel.grad = None
+        torch.cuda.empty_cache()
+
+
+def line(name: str, found: dict, limit: Timing) -> str:
+    """A line of the table."""
+    if "failed" in found:
+        return f"  {name:32s} {found['failed']}"
+    ms = f"{found['ms']:9.2f} ms = {found['ms'] / limit.ms:5.3f} × the products" if "ms" in found else ""
+    return f"  {name:32s} {ms:40s} {found['temporary_bytes'] / 1e9:7.3f} GB"
+
+
+def compared(work: Work) -> list[dict]:
+    """All contenders at one shape."""
+    limits = products(work)
+    print(f"{work}: products {limits['value'].ms:.2f} and {limits['value_and_grad'].ms:.2f} ms")
+    rows = []
+    for what, limit in limits.items():
+        found = {name: measured(name, what, work) for name in CONTENDERS}
+        if what == "value_and_grad":
+            found |= torch_peers(work)
+        print(f" {what}")
+        for name, of in found.items():
+            print(line(name, of, limit), flush=True)
+            rows.append({**dataclasses.asdict(work), "what": what, "who": name, "limit_ms": limit.ms, **of})
+    return rows
+
+
+def swept(works: list[Work], timed_up_to: int) -> list[dict]:
+    """Value and gradient over the number of tokens; for those beyond, memory alone."""
+    rows = []
+    for work in works:
+        for name in SWEPT:
+            found = measured(name, "value_and_grad", work, time=work.tokens <= timed_up_to)
+            rows.append({**dataclasses.asdict(work), "what": "sweep", "who": name, **found})
+            print(f"{work!s:52s} {name:32s} {found}", flush=True)
+    return rows
+
+
+GPU = [Work(8192, 4096, 128256), Work(32768, 2560, 128256)]
+CPU = [Work(2048, 256, 8192, "float32")]
+QUICK = [Work(256, 32, 512, "float32")]
+# Never slower than whole logits, wherever these are large enough to matter.
+GPU_SHAPES = [
+    Work(tokens, width, classes)
+    for tokens in (512, 4096, 16384)
+    for width in (512, 2048)
+    for classes in (8192, 32000, 50257, 262144)
+]
+
+
+def main() -> None:
+    """Measures, prints, writes and draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="compare only at shapes that contain this")
+    parser.add_argument("--sweep", action="store_true", help="also sweep over N, D and V, against whole logits")
+    parser.add_argument("--quick", action="store_true", help="small shapes")
+    parser.add_argument("--output", help="where to write; default: benchmarks/results")
+    arguments = parser.parse_args()
+    platform = jax.devices()[0].platform
+    print(record.circumstances())
+    shapes = QUICK if arguments.quick else CPU if platform == "cpu" else GPU
+    rows = [row for work in shapes if arguments.only in str(work) for row in compared(work)]
+
+    last = shapes[-1]
+    sizes = [last.tokens * factor // 8 for factor in (2, 8, 16, 32)]
+    over_tokens = swept([dataclasses.replace(last, tokens=tokens) for tokens in sizes], timed_up_to=2 * last.tokens)
+    rows += over_tokens
+    if arguments.sweep and platform != "cpu":
+        rows += swept(GPU_SHAPES, timed_up_to=2**20)
+    name = f"linear_cross_entropy_{'quick' if arguments.quick else platform}"
+    path = record.write(name, rows, arguments.output)
+    print(path)
+    from benchmarks import plots
+
+    plots.draw_linear(over_tokens, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

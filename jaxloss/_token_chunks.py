@@ -1,0 +1,218 @@
+"""Work on tokens, a chunk of them at a time, so that what is made of a chunk never exists for all of them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss._calls import TAKEN_OUT, Array, taken_out, varying
+
+MEMORY = 2**29
+"""The bytes that the logits of a chunk may take. On an H100 chunks of this size cost 2 to 4 % of the products' time."""
+
+FEWEST = 512
+"""Products of fewer tokens wait for the kernel to be read: an H100 does 300 multiplications a byte."""
+
+MULTIPLE = 256
+"""Chunks are multiples of what the matrix products of a GPU are tiled by."""
+
+
+def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY) -> int:
+    """How many tokens a chunk has, if its logits of `itemsize` bytes may take about so much memory.
+
+    The width of the hidden states does not matter: the products of a chunk, and the traffic of the kernel and of its
+    gradient that each chunk costs, all grow with it. The chunks are as equal as multiples allow.
+    """
+    largest = max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
+    if not isinstance(tokens, int):  # a size that only the call of an exported program knows
+        return min(largest, 2 * FEWEST)  # they are padded to whole chunks
+    equal = math.ceil(tokens / max(1, math.ceil(tokens / largest)))
+    return max(1, min(tokens, math.ceil(equal / MULTIPLE) * MULTIPLE))
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a step gives of each row.
+
+    Attributes:
+        dtype: of its numbers.
+        axes: the mesh axes of a `shard_map` that it varies over.
+        width: how many numbers a row has, None for one without an axis.
+        of_row_taken_out: what a row that is taken out has.
+    """
+
+    dtype: jnp.dtype
+    axes: tuple[str, ...]
+    width: int | None = None
+    of_row_taken_out: int = 0
+
+    def initial(self, rows: int) -> Array:
+        """That of rows which are all taken out."""
+        shape = (rows,) if self.width is None else (rows, self.width)
+        return varying(self.axes, jnp.full(shape, self.of_row_taken_out, self.dtype))
+
+
+class Overlapping:
+    """Chunks of rows that follow each other.
+
+    The last chunk begins early enough to be whole, so nothing is padded. It comes first: the rows that it shares with
+    the one before, which it does not count, are written over by that.
+    """
+
+    def __init__(self, rows: int, size: int):
+        self.rows, self.size, self.chunks = rows, size, math.ceil(rows / size)
+
+    def _begin(self, chunk: Array) -> Array:
+        return (self.chunks - 1 - chunk) * self.size
+
+    def _start(self, chunk: Array) -> Array:
+        return jnp.minimum(self._begin(chunk), self.rows - self.size)
+
+    def split(self, array: Array, _: float) -> Array:
+        """The array of all rows, in the form that `take` and `put` work on."""
+        return array
+
+    def joined(self, array: Array) -> Array:
+        """The reverse."""
+        return array
+
+    def take(self, array: Array, chunk: Array) -> Array:
+        """The rows of a chunk."""
+        return jax.lax.dynamic_slice_in_dim(array, self._start(chunk), self.size)
+
+    def put(self, array: Array, of_chunk: Array, chunk: Array) -> Array:
+        """The array with a chunk's rows in place."""
+        return jax.lax.dynamic_update_slice_in_dim(array, of_chunk, self._start(chunk), 0)
+
+    def weight(self, weight: Array, chunk: Array) -> Array:
+        """The weights of a chunk's rows, those taken out that another chunk counts."""
+        own = self.take(weight, chunk)
+        if self.rows % self.size == 0:
+            return own
+        elsewhere = jnp.arange(self.size) < self._begin(chunk) - self._start(chunk)
+        return jnp.where(elsewhere, jnp.asarray(TAKEN_OUT, own.dtype), own)
+
+
+class Strided:
+    """Chunks of every so many-th row.
+
+    Where XLA's partitioner has split the rows over devices, all of them then have a share of every chunk.
+    """
+
+    def __init__(self, rows: int, size: int):
+        self.rows, self.chunks = rows, math.ceil(rows / size)
+        self.size = math.ceil(rows / self.chunks)
+
+    def split(self, array: Array, filling: float) -> Array:
+        """The array of all rows, in the form that `take` and `put` work on."""
+        padding = [(0, self.chunks * self.size - self.rows)] + [(0, 0)] * (array.ndim - 1)
+        padded = jnp.pad(array, padding, constant_values=filling)
+        return padded.reshape(self.size, self.chunks, *array.shape[1:])
+
+    def joined(self, array: Array) -> Array:
+        """The reverse."""
+        return array.reshape(-1, *array.shape[2:])[: self.rows]
+
+    def take(self, array: Array, chunk: Array) -> Array:
+        """The rows of a chunk."""
+        return jax.lax.dynamic_index_in_dim(array, chunk, 1, keepdims=False)
+
+    def put(self, array: Array, of_chunk: Array, chunk: Array) -> Array:
+        """The array with a chunk's rows in place."""
+        return jax.lax.dynamic_update_index_in_dim(array, of_chunk, chunk, 1)
+
+    weight = take
+
+
+class Padded:
+    """Chunks of rows that follow each other, for a number of rows that only the call of an exported program knows."""
+
+    def __init__(self, rows, size: int):
+        self.rows, self.size, self.chunks = rows, size, (rows + size - 1) // size
+
+    def split(self, array: Array, filling: float) -> Array:
+        """The array of all rows, in the form that `take` and `put` work on."""
+        padding = [(0, self.chunks * self.size - self.rows)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding, constant_values=filling)
+
+    def joined(self, array: Array) -> Array:
+        """The reverse."""
+        return array[: self.rows]
+
+    def take(self, array: Array, chunk: Array) -> Array:
+        """The rows of a chunk."""
+        return jax.lax.dynamic_slice_in_dim(array, chunk * self.size, self.size)
+
+    def put(self, array: Array, of_chunk: Array, chunk: Array) -> Array:
+        """The array with a chunk's rows in place."""
+        return jax.lax.dynamic_update_slice_in_dim(array, of_chunk, chunk * self.size, 0)
+
+    weight = take
+
+
+def scan_chunks(
+    step: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
+    sums: Sequence[Array],
+    results: Sequence[Result],
+    rows: Sequence[Array],
+    division: type[Overlapping] | type[Strided] | type[Padded],
+    size: int,
+    skip: bool,
+    direct: bool,
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The sums over all chunks, and the results of all rows.
+
+    Args:
+        step: rows of a chunk to what the chunk adds to the sums, and the results of its rows.
+        sums: what the sums start from.
+        results: what the results are.
+        rows: arrays whose first axis is the rows; the last is their weight.
+        division: how rows are divided.
+        size: how many rows a chunk has at most.
+        skip: whether a chunk of which every row is taken out is not worked on.
+        direct: whether reverse mode never comes here.
+    """
+    count = rows[0].shape[0]
+    if isinstance(count, int):
+        if count == 0:
+            return tuple(sums), tuple(result.initial(0) for result in results)
+        way = division(count, min(size, count))
+    else:
+        way = Padded(count, size)
+    *others, weight = (way.split(array, TAKEN_OUT if array is rows[-1] else 0) for array in rows)
+    filled = tuple(way.split(result.initial(count), result.of_row_taken_out) for result in results)
+
+    def body(carry, chunk, skip):
+        sums, filled = carry
+        own_weight = way.weight(weight, chunk)
+
+        # Rematerialised: what reverse mode keeps of a chunk, if it comes here, is its number. Its logits, and even its
+        # rows, are made again.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def worked_on(chunk, own_weight):
+            return step((*(way.take(array, chunk) for array in others), own_weight))
+
+        def work(sums):
+            shares, of_chunk = worked_on(chunk, own_weight)
+            return tuple(a + b for a, b in zip(sums, shares, strict=True)), of_chunk
+
+        def idle(sums):
+            return sums, tuple(result.initial(way.size) for result in results)
+
+        sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
+        return sums, tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
+
+    carry, chunks = (tuple(sums), filled), jnp.arange(way.chunks)
+    if skip and direct:
+        # Only the chunks that have work, in their order. A branch would do, too, but XLA copies the sums around it.
+        idle = jax.vmap(lambda chunk: taken_out(way.weight(weight, chunk)).all())(chunks)
+        order = jnp.argsort(idle, stable=True)
+        busy = way.chunks - idle.sum()
+        carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), carry)
+    else:
+        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, chunks)[0]
+    sums, filled = carry
+    return sums, tuple(map(way.joined, filled))

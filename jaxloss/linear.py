@@ -1,0 +1,429 @@
+"""Losses of classes whose logits are `hidden @ kernel` and never exist as a whole: for language models."""
+
+import dataclasses
+import functools
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss import _arguments, _class_arguments, _examples, _linear, formulas
+from jaxloss._calls import Array
+from jaxloss._class_arguments import Options
+from jaxloss._cross_entropy import Objective
+from jaxloss._linear_work import Plan
+from jaxloss.categorical import CrossEntropyStats, public_stats
+
+
+def linear_cross_entropy(
+    hidden,
+    kernel,
+    labels,
+    *,
+    bias=None,
+    kernel_axis: int = -1,
+    where=None,
+    ignore_index: int | None = None,
+    weights=None,
+    class_weights=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    softcap=None,
+    temperature=1.0,
+    num_classes: int | None = None,
+    clip: float | None = None,
+    reduction="mean",
+    normalizer=None,
+    shift: int = 0,
+    chunk_size: int | None = None,
+    accumulate_dtype=jnp.float32,
+    precision=None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Array:
+    r"""Cross entropy of the logits `hidden @ kernel + bias`, which are made for a chunk of the tokens at a time.
+
+    $$\frac1n \sum_i -\log \mathrm{softmax}(h_i W + b)_{y_i}$$
+
+    The result is that of `categorical_cross_entropy` of the logits. With its gradients it takes the three matrix
+    products that they need anyway, and the memory of one chunk's logits; with respect to `hidden` or `kernel` alone,
+    two products.
+
+    An example is a token: one index of all axes of `hidden` but the last. The options are those of
+    `categorical_cross_entropy`, in the same pass. Logits and their gradients have the type that `hidden @ kernel` has,
+    so two 16-bit operands keep the products on tensor cores.
+
+    Args:
+        hidden: $h$, `[..., D]`; float32, bfloat16, float16 or float64.
+        kernel: $W$, `[D, V]`, of such a type too.
+        labels: $y$, class indices `[...]` of an integer type. A token whose label is not in `[0, V)` has loss NaN and
+            gradient 0, unless it is `ignore_index`.
+        bias: $b$, `[V]`. Default: none.
+        kernel_axis: the axis of classes of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
+        where: booleans `[...]`, false for tokens that are left out: their loss and gradient are exactly 0, even where
+            they hold NaN, and a chunk of nothing else is skipped. $n$ counts the tokens left in. Default: all count.
+        ignore_index: tokens whose label is this are left out, as by `where`.
+        weights: numbers `[...]` that tokens' losses are multiplied by; $n$ stays. Default: 1.
+        class_weights: `[V]`: what the loss of a class's tokens is multiplied by; $n$ stays, unless `normalizer` says
+            otherwise. Default: 1.
+        label_smoothing: from 0 to 1; a number or a traced scalar, like the next three.
+        z_loss: 0 or more: what the square of the log-sum-exp is multiplied by and added.
+        softcap: above 0; the logits are bounded by it, by a tanh. None for none.
+        temperature: above 0; it divides the logits after the softcap.
+        num_classes: how many classes there are, if `kernel` is padded beyond that. Default: `V`.
+        clip: the value is that of $\max(\mathrm{softmax}, \mathrm{clip})$; the gradient is never clipped. Default:
+            none.
+        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each token. The
+            gradients of the first two are made with the value. Those of `"none"` wait for a cotangent of each token:
+            the logits are then made a second time (not for the gradient of `hidden` alone).
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum over the tokens
+            left in of `weights` times the class weight of their label.
+        shift: a token's label is the one so many places further along the last axis of `labels`, as in next-token
+            prediction. The last `shift` tokens of each sequence are left out. `where` and `weights` are those of the
+            tokens that predict.
+        chunk_size: how many tokens are worked on at a time, on each device. Default: as many as have half a gigabyte
+            of logits.
+        accumulate_dtype: the type that the gradient of `kernel` is summed in, over chunks and devices: bfloat16 takes
+            half the memory and some percent less time, but rounds the sum at every chunk.
+        precision: of the matrix products, as `jax.lax.dot_general` takes it.
+        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
+            split the classes over: `kernel` and `bias` are the slice of this device, labels are those of the whole
+            vocabulary. Only numbers of one a token, and the gradient of `hidden`, are exchanged.
+
+    Returns:
+        A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
+        with respect to `hidden`, `kernel`, `bias`, `weights`, `class_weights`, `normalizer` and every option that is a
+        number; a mean over no token is 0.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes do not match, or an option has no such value.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> hidden, kernel = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> print(jaxloss.linear_cross_entropy(hidden, kernel, jnp.array([0, 2])))
+    0.75311
+    >>> print(jaxloss.linear_cross_entropy(hidden, kernel, jnp.array([1, 0]), shift=1))
+    0.40761
+
+    Source: E. Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models* (2025), for the problem.
+    """
+    plan, operands, examples, rest = _checked(
+        hidden,
+        kernel,
+        labels,
+        Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes),
+        bias=bias,
+        kernel_axis=kernel_axis,
+        where=where,
+        ignore_index=ignore_index,
+        weights=weights,
+        clip=clip,
+        reduction=reduction,
+        normalizer=normalizer,
+        shift=shift,
+        chunk_size=chunk_size,
+        accumulate_dtype=accumulate_dtype,
+        precision=precision,
+        axis_name=axis_name,
+    )
+    return _linear.value(plan, operands, examples, *rest)[0]
+
+
+def linear_cross_entropy_with_stats(
+    hidden,
+    kernel,
+    labels,
+    *,
+    bias=None,
+    kernel_axis: int = -1,
+    where=None,
+    ignore_index: int | None = None,
+    weights=None,
+    class_weights=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    softcap=None,
+    temperature=1.0,
+    num_classes: int | None = None,
+    clip: float | None = None,
+    reduction="mean",
+    normalizer=None,
+    shift: int = 0,
+    chunk_size: int | None = None,
+    accumulate_dtype=jnp.float32,
+    precision=None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[Array, CrossEntropyStats]:
+    r"""`linear_cross_entropy`, and what else the same pass over the logits sees of each token.
+
+    Args:
+        hidden: as for `linear_cross_entropy`.
+        kernel: as for `linear_cross_entropy`.
+        labels: as for `linear_cross_entropy`.
+        bias: as for `linear_cross_entropy`.
+        kernel_axis: as for `linear_cross_entropy`.
+        where: as for `linear_cross_entropy`; the statistics of tokens left out are 0, but `predicted` and `rank`.
+        ignore_index: as for `linear_cross_entropy`.
+        weights: as for `linear_cross_entropy`.
+        class_weights: as for `linear_cross_entropy`.
+        label_smoothing: as for `linear_cross_entropy`.
+        z_loss: as for `linear_cross_entropy`.
+        softcap: as for `linear_cross_entropy`.
+        temperature: as for `linear_cross_entropy`.
+        num_classes: as for `linear_cross_entropy`.
+        clip: as for `linear_cross_entropy`; statistics are never clipped.
+        reduction: as for `linear_cross_entropy`; statistics are never reduced.
+        normalizer: as for `linear_cross_entropy`.
+        shift: as for `linear_cross_entropy`.
+        chunk_size: as for `linear_cross_entropy`.
+        accumulate_dtype: as for `linear_cross_entropy`.
+        precision: as for `linear_cross_entropy`.
+        axis_name: as for `linear_cross_entropy`.
+
+    Returns:
+        The loss, and `CrossEntropyStats` of arrays `[...]`. `nll`, `lse` and `entropy` are differentiable like the
+        loss: their gradients take three more products. Gradients stop at the others.
+
+    Raises:
+        TypeError: as `linear_cross_entropy`.
+        ValueError: as `linear_cross_entropy`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> hidden, kernel = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> loss, stats = jaxloss.linear_cross_entropy_with_stats(hidden, kernel, jnp.array([1, 2]))
+    >>> print(loss, stats.rank)
+    1.25311 [1 2]
+    """
+    plan, operands, examples, rest = _checked(
+        hidden,
+        kernel,
+        labels,
+        Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes),
+        bias=bias,
+        kernel_axis=kernel_axis,
+        where=where,
+        ignore_index=ignore_index,
+        weights=weights,
+        clip=clip,
+        reduction=reduction,
+        normalizer=normalizer,
+        shift=shift,
+        chunk_size=chunk_size,
+        accumulate_dtype=accumulate_dtype,
+        precision=precision,
+        axis_name=axis_name,
+        details=True,
+    )
+    loss, *stats = _linear.value(plan, operands, examples, *rest)
+    named = dict(zip(plan.stats, stats, strict=True))
+    return loss, public_stats(plan.objective, rest[plan.has_bias :], named)
+
+
+def linear_log_prob(
+    hidden,
+    kernel,
+    labels,
+    *,
+    bias=None,
+    kernel_axis: int = -1,
+    where=None,
+    ignore_index: int | None = None,
+    softcap=None,
+    temperature=1.0,
+    num_classes: int | None = None,
+    shift: int = 0,
+    chunk_size: int | None = None,
+    accumulate_dtype=jnp.float32,
+    precision=None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Array:
+    r"""The logarithm of the probability of each label under the logits `hidden @ kernel + bias`.
+
+    $$\log \mathrm{softmax}(h_i W + b)_{y_i}$$
+
+    For evaluation and for reinforcement learning: it is differentiable like `linear_cross_entropy` with
+    `reduction="none"`, of which it is the negative.
+
+    Args:
+        hidden: as for `linear_cross_entropy`.
+        kernel: as for `linear_cross_entropy`.
+        labels: as for `linear_cross_entropy`.
+        bias: as for `linear_cross_entropy`.
+        kernel_axis: as for `linear_cross_entropy`.
+        where: as for `linear_cross_entropy`; a token that is left out has 0.
+        ignore_index: as for `linear_cross_entropy`.
+        softcap: as for `linear_cross_entropy`.
+        temperature: as for `linear_cross_entropy`.
+        num_classes: as for `linear_cross_entropy`.
+        shift: as for `linear_cross_entropy`.
+        chunk_size: as for `linear_cross_entropy`.
+        accumulate_dtype: as for `linear_cross_entropy`.
+        precision: as for `linear_cross_entropy`.
+        axis_name: as for `linear_cross_entropy`.
+
+    Returns:
+        An array `[...]`; float64 for float64 logits, else float32.
+
+    Raises:
+        TypeError: as `linear_cross_entropy`.
+        ValueError: as `linear_cross_entropy`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.linear_log_prob(jnp.zeros((2, 3)), jnp.zeros((3, 4)), jnp.array([0, 3])))
+    [-1.38629 -1.38629]
+    """
+    losses = linear_cross_entropy(
+        hidden,
+        kernel,
+        labels,
+        bias=bias,
+        kernel_axis=kernel_axis,
+        where=where,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        temperature=temperature,
+        num_classes=num_classes,
+        reduction="none",
+        shift=shift,
+        chunk_size=chunk_size,
+        accumulate_dtype=accumulate_dtype,
+        precision=precision,
+        axis_name=axis_name,
+    )
+    return 0 - losses  # not −0 where a token is left out
+
+
+def _checked(
+    hidden,
+    kernel,
+    labels,
+    options: Options,
+    *,
+    bias,
+    kernel_axis,
+    where,
+    ignore_index,
+    weights,
+    clip,
+    reduction,
+    normalizer,
+    shift,
+    chunk_size,
+    accumulate_dtype,
+    precision,
+    axis_name,
+    details: bool = False,
+):
+    """The plan, its operands (hidden states, kernel, labels), the examples, and further operands."""
+    hidden, kernel = _arguments.prediction("hidden", hidden), _arguments.prediction("kernel", kernel)
+    classes_first = _classes_first(kernel_axis, kernel)
+    axes = _arguments.mesh_axes(axis_name, kernel, "kernel")
+    if hidden.ndim == 0 or hidden.shape[-1] != kernel.shape[1 if classes_first else 0]:
+        expected = "[V, D] with kernel_axis=0" if classes_first else "[D, V]"
+        raise ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]")
+    classes = kernel.shape[0 if classes_first else 1]
+    tokens, rank = hidden.shape[:-1], hidden.ndim - 1
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
+    if labels.shape != tokens:
+        raise ValueError(f"labels has shape {labels.shape}, hidden {hidden.shape}: expected {tokens}")
+    if bias is not None:
+        bias = _arguments.prediction("bias", bias)
+        if bias.shape != (classes,):
+            raise ValueError(f"bias has shape {bias.shape}, kernel {kernel.shape}: expected ({classes},)")
+    if chunk_size is not None and _integer("chunk_size", chunk_size) < 1:
+        raise ValueError(f"chunk_size is {chunk_size}: expected at least 1, or None")
+
+    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), jnp.promote_types(hidden.dtype, kernel.dtype))
+    by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
+    examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
+    labels, labelled = _shifted(labels, _integer("shift", shift))
+    width = _class_arguments.whole_width(logits, axes)
+    labels, _, not_ignored = _arguments.class_target(labels, logits, width, ignore_index)
+    parameters, num_classes = _class_arguments.parameters_of(options, logits, axes)
+    masks = [jnp.broadcast_to(mask, tokens) for mask in (labelled, not_ignored) if mask is not None]
+    if examples.where is not None:
+        given = _examples.leading("where", examples.where, logits.shape, rank, rank)
+        masks.append(_examples.along_rows(given, tokens))
+    if masks:
+        examples = dataclasses.replace(examples, where=functools.reduce(jnp.logical_and, masks))
+    if by_weights:
+        share = _class_share(labels, parameters.get("class_weights"), axes)
+        examples = dataclasses.replace(examples, by_weights=True, share=share)
+    plan = Plan(
+        objective=Objective(_arguments.clip_value(clip, 1.0), tuple(parameters), num_classes, details, axes),
+        token_rank=rank,
+        classes_first=classes_first,
+        has_bias=bias is not None,
+        masked=bool(masks),
+        weighted=weights is not None,
+        chunk=chunk_size,
+        accumulate_dtype=_accumulate_dtype(accumulate_dtype),
+        precision=_precision(precision),
+    )
+    return plan, (hidden, kernel, labels), examples, (*(() if bias is None else (bias,)), *parameters.values())
+
+
+def _classes_first(kernel_axis: int, kernel: Array) -> bool:
+    if kernel.ndim != 2:
+        raise ValueError(f"kernel has shape {kernel.shape}: expected two axes, of features and of classes")
+    if _integer("kernel_axis", kernel_axis) not in (-2, -1, 0, 1):
+        raise ValueError(f"kernel_axis is {kernel_axis}, kernel has 2 axes: expected one from -2 to 1")
+    return kernel_axis % 2 == 0
+
+
+def _integer(name: str, x) -> int:
+    if not isinstance(x, numbers.Integral) or isinstance(x, bool):
+        raise TypeError(f"{name} has type {type(x).__name__}: expected int")
+    return int(x)
+
+
+def _shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
+    """The label that each token is to predict, and which tokens have one (None for all)."""
+    if shift < 0:
+        raise ValueError(f"shift is {shift}: expected 0 or more")
+    if shift == 0:
+        return labels, None
+    if labels.ndim == 0:
+        raise ValueError(
+            f"shift is {shift}, labels has shape (): expected an axis along which labels follow each other"
+        )
+    length = labels.shape[-1]
+    return jnp.roll(labels, -shift, -1), jnp.arange(length) < length - shift
+
+
+def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ...]) -> Array | None:
+    """What a token counts in the sum of the weights: the weight of its label; None for 1."""
+    if class_weights is None:
+        return None
+    width = class_weights.shape[0]
+    here = labels - jax.lax.axis_index(axes) * width if axes else labels
+    inside = formulas.in_range(here, width)
+    share = jnp.where(inside, class_weights[jnp.where(inside, here, 0)], 0)
+    return jax.lax.psum(share, axes) if axes else share
+
+
+def _accumulate_dtype(dtype):
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = dtype
+    if getattr(found, "name", None) not in ("bfloat16", "float16", "float32", "float64"):
+        raise TypeError(f"accumulate_dtype is {found}: expected a floating-point type")
+    return found
+
+
+def _precision(precision):
+    """In a form that can be hashed."""
+    if precision is None or isinstance(precision, str | jax.lax.Precision | jax.lax.DotAlgorithm):
+        return precision
+    if isinstance(precision, jax.lax.DotAlgorithmPreset):
+        return precision
+    if isinstance(precision, tuple | list) and len(precision) == 2:
+        return tuple(precision)
+    raise TypeError(f"precision is {precision!r}: expected what jax.lax.dot_general takes")
