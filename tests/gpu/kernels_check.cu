@@ -302,7 +302,7 @@ void check_elementwise(Buffers& buffers) {
       std::snprintf(what, sizeof(what), "rows %lld width %lld parts %lld variant %d", (long long)shape.rows,
                     (long long)shape.width, (long long)shape.parts, variant);
       report.begin(what);
-      ElementwiseRows<Prediction, Target> rows = {};
+      ElementwiseRows<Prediction, Target, 0> rows = {};
       Prediction* x = buffers.prediction.put(prediction.data(), count, shift[0]);
       rows.prediction = x;
       rows.target = buffers.target.put(target.data(), count, shift[1]);
