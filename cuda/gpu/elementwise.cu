@@ -55,9 +55,13 @@ cudaError_t launch(cudaStream_t stream, const Loss& loss,
   const auto grid = [](int64_t blocks) { return static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks); };
   switch (choice(rows.width, rows.parts)) {
     case Rows::singles: {
-      const int64_t threads = quotient_rounded_up(rows.rows, kPerVector<Prediction>);
-      elementwise_singles<<<grid(quotient_rounded_up(threads, kNarrowThreads)), kNarrowThreads, 0, stream>>>(loss,
-                                                                                                             rows);
+      const int64_t blocks =
+          quotient_rounded_up(quotient_rounded_up(rows.rows, kPerVector<Prediction>), kNarrowThreads);
+      if constexpr (kBoundByArithmetic<Loss> || Loss::parameter_count > 0) {
+        elementwise_singles_in_turn<<<grid(blocks), kNarrowThreads, 0, stream>>>(loss, rows);
+      } else {
+        elementwise_singles<<<grid(blocks), kNarrowThreads, 0, stream>>>(loss, rows);
+      }
       return cudaGetLastError();
     }
     case Rows::tile:
