@@ -1,6 +1,7 @@
 // Every CPU kernel over buffers that end exactly where their arrays do, to be compiled with AddressSanitizer and
 // UndefinedBehaviorSanitizer: -DJAXLOSS_ISA=… -DVECTOR_BYTES=… as for the library. A sanitizer ends the program at what
 // it finds; the numbers themselves are the business of the other tests, but no result may be left unwritten.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -8,6 +9,7 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
+#include <vector>
 
 #include "cpu/kernels.cc"
 
@@ -98,10 +100,31 @@ void run(const Task& task, int64_t units) {
   kernels.run(task, units / 2, units);
 }
 
+// The parameters of an elementwise loss, with the memory that they point to: every second one has a number for each
+// feature, every third one differs from row to row.
+template <class Real, int count>
+struct OwnedParameters {
+  std::vector<Array<Real>> numbers;
+  Parameters<Real, count> parameters{};
+
+  OwnedParameters(int64_t rows, int64_t width, bool wild) {
+    if constexpr (count > 0) {
+      parameters.features = width % 4 ? width : width / 4;
+      for (int k = 0; k < count; k++) {
+        const bool per_feature = k % 2 == 0 && parameters.features > 0;
+        const int64_t sets = k % 3 ? rows : std::min<int64_t>(rows, 1);
+        numbers.emplace_back(sets * (per_feature ? parameters.features : 1));
+        fill(numbers.back(), wild);
+        parameters.of[k] = {numbers.back().get(), k % 3 ? 1 : std::max<int64_t>(rows, 1), per_feature};
+      }
+    }
+  }
+};
+
 template <class Loss, class Prediction, class Target>
 void exercise(const ElementwiseTask<Loss, Prediction, Target>*, int64_t rows, int64_t width, bool wild) {
   using Real = Accumulator<Prediction>;
-  const double parameters[] = {1e-7};
+  const double constants[] = {1e-7};
   for (int64_t parts : {1, 2, 5}) {
     for (bool with_gradient : {false, true}) {
       Array<Prediction> prediction(rows * width), gradient(with_gradient ? rows * width : 0);
@@ -110,9 +133,11 @@ void exercise(const ElementwiseTask<Loss, Prediction, Target>*, int64_t rows, in
       fill(prediction, wild);
       fill(target, wild);
       fill_weights(weight, parts);
-      run(ElementwiseTask<Loss, Prediction, Target>{Loss(parameters),
+      const OwnedParameters<Real, Loss::parameter_count> owned(rows, width, wild);
+      run(ElementwiseTask<Loss, Prediction, Target>{Loss(constants),
                                                     {prediction.get(), target.get(), weight.get(), loss.get(),
-                                                     with_gradient ? gradient.get() : nullptr, rows, width, parts}},
+                                                     with_gradient ? gradient.get() : nullptr, rows, width, parts,
+                                                     owned.parameters}},
           rows * parts);
       loss.require_written("a loss");
       gradient.require_written("a gradient");

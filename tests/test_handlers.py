@@ -187,10 +187,8 @@ def test_a_wrong_buffer_is_refused(call, name):
             call({**call.buffers, name: buffer})
 
 
-@pytest.mark.parametrize("call", CALLS, ids=IDS)
+@pytest.mark.parametrize("call", [call for call in CALLS if "prediction" in call.buffers], ids=lambda call: call.target)
 def test_a_wrong_number_of_parameters_is_refused(call):
-    if "prediction" not in call.buffers:
-        pytest.skip("no parameters")
     more = {"prediction": X, "target": X, "row_weight": ((4,), F32), "one more": ONE}
     fewer = {name: buffer for name, buffer in call.buffers.items() if name != "parameter 0"}
     for buffers in ({**more, **call.buffers}, fewer):

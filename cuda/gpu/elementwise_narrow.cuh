@@ -118,29 +118,36 @@ __global__ void __launch_bounds__(kNarrowThreads)
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kNarrowThreads + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kNarrowThreads;
   ParametersAlong<Real, Loss::parameter_count> parameters(rows.parameters, rows.rows);
-  if constexpr (kBoundByArithmetic<Loss> || Loss::parameter_count > 0) {
-    for (int64_t row = thread; row < rows.rows; row += threads) elementwise_single(loss, rows, row, parameters);
-  } else {
-    const Span<Prediction> span(rows.rows, rows.prediction, rows.target, rows.row_weight, rows.loss,
-                                rows.gradient ? rows.gradient : rows.prediction);
-    for (int64_t i = thread; i < span.steps; i += threads) {
-      const int64_t start = span.start_of(i);
-      Real x[step], a[step], weight[step], value[step];
-      load<step, Reading::once>(rows.prediction + start).numbers(x);
-      load<step, Reading::once>(rows.target + start).numbers(a);
-      load<step, Reading::once>(rows.row_weight + start).numbers(weight);
+  const Span<Prediction> span(rows.rows, rows.prediction, rows.target, rows.row_weight, rows.loss,
+                              rows.gradient ? rows.gradient : rows.prediction);
+  for (int64_t i = thread; i < span.steps; i += threads) {
+    const int64_t start = span.start_of(i);
+    Real x[step], a[step], weight[step], value[step];
+    load<step, Reading::once>(rows.prediction + start).numbers(x);
+    load<step, Reading::once>(rows.target + start).numbers(a);
+    load<step, Reading::once>(rows.row_weight + start).numbers(weight);
 #pragma unroll
-      for (int k = 0; k < step; k++) {
-        Real derivative;
-        loss(x[k], a[k], parameters.number, value[k], derivative);
-        if (taken_out(weight[k])) value[k] = 0;
-        x[k] = weighted(weight[k], derivative);
-      }
-      store<Real>(rows.loss + start, value);
-      if (rows.gradient) store<Prediction>(rows.gradient + start, x);
+    for (int k = 0; k < step; k++) {
+      Real derivative;
+      loss(x[k], a[k], parameters.number, value[k], derivative);
+      if (taken_out(weight[k])) value[k] = 0;
+      x[k] = weighted(weight[k], derivative);
     }
-    for (int64_t i = thread; i < span.edges; i += threads) elementwise_single(loss, rows, span.edge(i), parameters);
+    store<Real>(rows.loss + start, value);
+    if (rows.gradient) store<Prediction>(rows.gradient + start, x);
   }
+  for (int64_t i = thread; i < span.edges; i += threads) elementwise_single(loss, rows, span.edge(i), parameters);
+}
+
+// The same of a loss with parameters, which may differ from row to row, or with long code: one row at a time. (4
+// blocks: else the compiler would rather spill a register than give a thread more of them.)
+template <class Loss, class Prediction, class Target>
+__global__ void __launch_bounds__(kNarrowThreads, 4)
+    elementwise_singles_in_turn(Loss loss, ElementwiseRows<Prediction, Target, Loss::parameter_count> rows) {
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kNarrowThreads + threadIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * kNarrowThreads;
+  ParametersAlong<Accumulator<Prediction>, Loss::parameter_count> parameters(rows.parameters, rows.rows);
+  for (int64_t row = thread; row < rows.rows; row += threads) elementwise_single(loss, rows, row, parameters);
 }
 
 }  // namespace jaxloss::gpu

@@ -1,6 +1,6 @@
 // Losses of one element: value and derivative with respect to the prediction, for every kernel on every platform.
 //
-// To add a loss: a functor like those below, its name in `ElementwiseLosses` at the end, its formula in
+// To add a loss: a functor like those below, its name in the list of its family at the end, its formula in
 // `jaxloss/formulas/`, and the public function. `Value` is a float, a double or a vector of floats. A functor is made
 // with constants, which are compiled into a call, and called with as many parameters as it counts, which are operands.
 #pragma once
@@ -96,7 +96,11 @@ struct Quantile {
 template <class... Loss>
 struct LossList {};
 
-using ElementwiseLosses = LossList<SquaredError, AbsoluteError, Huber, LogCosh, Quantile, BinaryCrossEntropy,
-                                   WeightedBinaryCrossEntropy, FocalBinaryCrossEntropy>;
+template <class... A, class... B>
+LossList<A..., B...> both(LossList<A...>, LossList<B...>);
+
+using ErrorLosses = LossList<SquaredError, AbsoluteError, Huber, LogCosh, Quantile>;
+using BinaryLosses = LossList<BinaryCrossEntropy, WeightedBinaryCrossEntropy, FocalBinaryCrossEntropy>;
+using ElementwiseLosses = decltype(both(ErrorLosses{}, BinaryLosses{}));
 
 }  // namespace jaxloss

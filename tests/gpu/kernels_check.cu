@@ -165,6 +165,8 @@ constexpr int64_t kMostNumbers = 20'000'000, kMostBytes = 1 << 22;
 struct Buffers {
   Buffer prediction{kMostNumbers * 4}, target{kMostBytes}, weight{kMostBytes}, loss{kMostBytes}, max{kMostBytes},
       log_sum{kMostBytes}, target_sum{kMostBytes}, gradient{kMostNumbers * 4};
+  Buffer parameters[6] = {Buffer(kMostBytes), Buffer(kMostBytes), Buffer(kMostBytes),
+                          Buffer(kMostBytes), Buffer(kMostBytes), Buffer(kMostBytes)};
 };
 
 // ---- reports --------------------------------------------------------------------------------------------------------
@@ -226,28 +228,125 @@ class Report {
 
 // ---- elementwise losses ---------------------------------------------------------------------------------------------
 
-double clip = 0;  // of BinaryCrossEntropy
+double clip = 0;  // of the binary cross entropies
 
-void element(const SquaredError&, double x, double a, double& value, double& derivative) {
-  derivative = x - a;
-  value = 0.5 * derivative * derivative;
+// Value and derivative of an element with these parameters, and the size of what was added up to the value: errors are
+// relative to it.
+struct Element {
+  double value, derivative, size;
+};
+
+double product(double weight, double value) { return weight == 0 ? 0 : weight * value; }
+double sign(double x) { return x < 0 ? -1 : x > 0 ? 1 : x; }
+
+Element element(const SquaredError&, double x, double a, const double*) {
+  const double value = 0.5 * (x - a) * (x - a);
+  return {value, x - a, value};
 }
-void element(const BinaryCrossEntropy&, double x, double a, double& value, double& derivative) {
+Element element(const AbsoluteError&, double x, double a, const double*) {
+  return {std::fabs(x - a), sign(x - a), std::fabs(x - a)};
+}
+Element element(const Huber&, double x, double a, const double* p) {
+  const double error = std::fabs(x - a), delta = p[0];
+  const double value = error > delta ? delta * (error - 0.5 * delta) : 0.5 * error * error;
+  return {value, error > delta ? sign(x - a) * delta : x - a, value};
+}
+Element element(const LogCosh&, double x, double a, const double*) {
+  const double error = std::fabs(x - a), half = std::expm1(-error);
+  const double value =
+      error < 1 ? std::log1p(half * half / (2 * (1 + half))) : error + std::log1p(std::exp(-2 * error)) - std::log(2.0);
+  return {value, std::tanh(x - a), value};
+}
+Element element(const Quantile&, double x, double a, const double* p) {
+  const double slope = x < a ? -p[0] : 1 - p[0], value = slope * (x - a);
+  return {value, std::isnan(x - a) ? kNan : x == a ? 0 : slope, value};
+}
+
+struct Nll {
+  double if_one, if_zero, sigmoid, one_minus_sigmoid;
+  explicit Nll(double x) {
+    const double decay = std::exp(-std::fabs(x)), softplus = std::log1p(decay);
+    if_one = (x < 0 ? -x : x == x ? 0 : x) + softplus;
+    if_zero = (x > 0 ? x : x == x ? 0 : x) + softplus;
+    sigmoid = (x < 0 ? decay : 1) / (1 + decay);
+    one_minus_sigmoid = (x < 0 ? 1 : decay) / (1 + decay);
+  }
+};
+double clipped(double nll) {
   const double floor = -std::log1p(-clip), ceiling = -std::log(clip);
-  const double decay = std::exp(-std::fabs(x)), softplus = std::log1p(decay);
-  const auto clipped = [&](double nll) { return nll < floor ? floor : nll > ceiling ? ceiling : nll; };
-  const double if_one = clipped((x < 0 ? -x : x == x ? 0 : x) + softplus);
-  const double if_zero = clipped((x > 0 ? x : x == x ? 0 : x) + softplus);
-  value = (a == 0 ? 0 : a * if_one) + (a == 1 ? 0 : (1 - a) * if_zero);
-  derivative = (x < 0 ? decay : 1) / (1 + decay) - a;
+  return nll < floor ? floor : nll > ceiling ? ceiling : nll;
 }
+
+Element element(const BinaryCrossEntropy&, double x, double a, const double*) {
+  const Nll nll(x);
+  const double value = product(a, clipped(nll.if_one)) + product(1 - a, clipped(nll.if_zero));
+  return {value, nll.sigmoid - a, value};
+}
+Element element(const WeightedBinaryCrossEntropy&, double x, double a, const double* p) {
+  const Nll nll(x);
+  a += p[2] * (0.5 - a);
+  const double value = p[0] * product(a, clipped(nll.if_one)) + p[1] * product(1 - a, clipped(nll.if_zero));
+  return {value, p[1] * (1 - a) * nll.sigmoid - p[0] * a * nll.one_minus_sigmoid, value};
+}
+Element element(const FocalBinaryCrossEntropy&, double x, double a, const double* p) {
+  const Nll nll(x);
+  const Element weighted = element(WeightedBinaryCrossEntropy(&clip), x, a, p);
+  a += p[2] * (0.5 - a);
+  const double q = a * nll.one_minus_sigmoid + (1 - a) * nll.sigmoid;
+  const double scale = (p[4] * a + p[5] * (1 - a)) * std::pow(q, p[3]);
+  const double slope = (1 - 2 * a) * nll.sigmoid * nll.one_minus_sigmoid / q;
+  const double exact = p[0] * product(a, nll.if_one) + p[1] * product(1 - a, nll.if_zero);
+  const double value = product(scale, weighted.value);
+  return {value, scale * (product(p[3] * slope, exact) + weighted.derivative),
+          value * (1 + p[3] * std::fabs(std::log(q)))};
+}
+
+// Parameters from 0.2 to 0.9: every second one with a number for each feature, every third one the same for all rows.
+// (With such an ε, 1 − a′ and q keep their digits.)
+template <class Real, int count>
+struct TestParameters {
+  Parameters<Real, count> parameters{};
+  std::vector<Real> numbers[count ? count : 1];
+
+  TestParameters(Random& random, int64_t rows, int64_t width) {
+    if constexpr (count > 0) {
+      parameters.features = width % 4 ? width : width / 4;
+      for (int k = 0; k < count; k++) {
+        Parameter<Real>& parameter = parameters.of[k];
+        parameter.rows_per_set = k % 3 ? 1 : rows;
+        parameter.per_feature = k % 2 == 0 && parameters.features > 0;
+        numbers[k].resize((k % 3 ? rows : 1) * (parameter.per_feature ? parameters.features : 1));
+        for (Real& number : numbers[k]) number = static_cast<Real>(0.2 + 0.7 * random.uniform());
+      }
+    }
+  }
+
+  void of_element(int64_t row, int64_t offset, double* p) const {
+    if constexpr (count > 0) {
+      for (int k = 0; k < count; k++) {
+        const int64_t set = row / parameters.of[k].rows_per_set;
+        const bool per_feature = parameters.of[k].per_feature;
+        p[k] = numbers[k][per_feature ? set * parameters.features + offset % parameters.features : set];
+      }
+    }
+  }
+
+  Parameters<Real, count> on_device(Buffers& buffers) const {
+    Parameters<Real, count> result = parameters;
+    if constexpr (count > 0) {
+      for (int k = 0; k < count; k++) {
+        result.of[k].numbers = buffers.parameters[k].put(numbers[k].data(), numbers[k].size(), 0);
+      }
+    }
+    return result;
+  }
+};
 
 template <class Loss, class Prediction, class Target>
 void check_elementwise(Buffers& buffers) {
   using Real = Accumulator<Prediction>;
   Report report(std::string("elementwise ") + Loss::name + " " + Traits<Prediction>::name + "/" + Traits<Target>::name);
-  const double parameters[] = {clip};
-  const Loss loss(parameters);
+  const Loss loss(&clip);
   struct Shape {
     int64_t rows, width, parts;
   };
@@ -264,6 +363,7 @@ void check_elementwise(Buffers& buffers) {
     std::vector<Target> target(count);
     std::vector<Real> weight(shape.rows);
     std::vector<Expected> losses(shape.rows * shape.parts), gradient(count);
+    const TestParameters<Real, Loss::parameter_count> parameters(random, shape.rows, shape.width);
     for (int64_t row = 0; row < shape.rows; row++) {
       const int kind = static_cast<int>((row + seed) % 8);  // 0: taken out; 1: weight zero, and a NaN; 2: infinities
       weight[row] = static_cast<Real>(kind == 0 ? -0.0 : kind == 1 ? 0.0 : random.normal());
@@ -279,12 +379,13 @@ void check_elementwise(Buffers& buffers) {
         double sum = 0, size = 0;
         for (int64_t i = part * part_size; i < std::min(shape.width, (part + 1) * part_size); i++) {
           const int64_t at = row * shape.width + i;
-          double value, derivative;
-          element(loss, wide(prediction[at]), wide(target[at]), value, derivative);
-          sum += value;
-          size += std::fabs(value);
-          const double w = wide(weight[row]), want = w == 0 ? 0 : w * derivative;
-          const double size_of_terms = std::fabs(w) * (1 + std::fabs(derivative));
+          double p[6];
+          parameters.of_element(row, at, p);
+          const Element e = element(loss, wide(prediction[at]), wide(target[at]), p);
+          sum += e.value;
+          size += std::fabs(e.size);
+          const double w = wide(weight[row]), want = w == 0 ? 0 : w * e.derivative;
+          const double size_of_terms = std::fabs(w) * (1 + std::fabs(e.derivative));
           gradient[at] = {want, w == 0 ? 0
                                        : kSlack<Real> * size_of_terms + Traits<Prediction>::rounding * std::fabs(want) +
                                              Traits<Prediction>::smallest};
@@ -302,7 +403,8 @@ void check_elementwise(Buffers& buffers) {
       std::snprintf(what, sizeof(what), "rows %lld width %lld parts %lld variant %d", (long long)shape.rows,
                     (long long)shape.width, (long long)shape.parts, variant);
       report.begin(what);
-      ElementwiseRows<Prediction, Target, 0> rows = {};
+      ElementwiseRows<Prediction, Target, Loss::parameter_count> rows = {};
+      rows.parameters = parameters.on_device(buffers);
       Prediction* x = buffers.prediction.put(prediction.data(), count, shift[0]);
       rows.prediction = x;
       rows.target = buffers.target.put(target.data(), count, shift[1]);
@@ -616,8 +718,6 @@ void check_graph(Buffers& buffers, const char* regime) {
   }
 }
 
-#include "divergence_check.cuh"
-
 // ---- all of it ------------------------------------------------------------------------------------------------------
 
 template <class Loss, class... Pair>
@@ -641,11 +741,14 @@ int run(const std::string& what) {
       for (const double value : {1e-7, 0.0}) {
         clip = value;
         check_all_pairs<BinaryCrossEntropy>(buffers, StoredPairs{});
+        check_all_pairs<WeightedBinaryCrossEntropy>(buffers, StoredPairs{});
+        check_all_pairs<FocalBinaryCrossEntropy>(buffers, StoredPairs{});
       }
       check_all_pairs<SquaredError>(buffers, StoredPairs{});
-    } else if (what == "divergences") {
-      check_all_divergences<KullbackLeibler>(buffers, StoredPairs{});
-      check_all_divergences<JensenShannon>(buffers, StoredPairs{});
+      check_all_pairs<AbsoluteError>(buffers, StoredPairs{});
+      check_all_pairs<Huber>(buffers, StoredPairs{});
+      check_all_pairs<LogCosh>(buffers, StoredPairs{});
+      check_all_pairs<Quantile>(buffers, StoredPairs{});
     } else if (what == "gradient") {
       check_all_targets(buffers, "", true, StoredPairs{});
     } else {
@@ -662,7 +765,7 @@ int main(int argc, char** argv) {
   if (argc > 1) return run(argv[1]);
   bool passed = true;
   std::vector<pid_t> children;
-  for (const char* what : {"elementwise", "divergences", "gradient", "any", "registers", "shared", "streaming"}) {
+  for (const char* what : {"elementwise", "gradient", "any", "registers", "shared", "streaming"}) {
     const pid_t child = fork();
     if (child == 0) {
       setenv("JAXLOSS_CROSS_ENTROPY_KERNEL", what, 1);
