@@ -15,6 +15,9 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# Products of float32 are made in float32, which a GPU does not do unless it is asked to.
+jax.config.update("jax_default_matmul_precision", "highest")
+
 # The same examples in every run: a failure is one that the last change made.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.load_profile("suite")

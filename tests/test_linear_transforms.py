@@ -90,6 +90,7 @@ def value_and_gradients(h, w):
     return jax.value_and_grad(scalar(ours, "mean"), BOTH)(h, w)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("platforms", [["cpu"], ["cuda"], ["tpu"]])
 def test_export(platforms):
     checks = [export.DisabledSafetyCheck.custom_call(name) for name in _library.TARGETS]
@@ -108,6 +109,7 @@ def test_export(platforms):
             assert (np.asarray(again) == np.asarray(now)).all()
 
 
+@pytest.mark.cpu_only
 def test_export_with_a_symbolic_number_of_tokens():
     """Chunks need not divide it."""
 
