@@ -377,6 +377,35 @@ def test_weights_of_classes_are_split_with_the_classes(axis_type):
         tolerance.assert_close(one, other, "a result on a mesh", terms=x.size)
 
 
+@pytest.mark.cpu_only
+@pytest.mark.skipif(jax.device_count() < VIRTUAL_DEVICES, reason="jax was set up with fewer devices")
+def test_numbers_that_every_device_of_a_shard_map_holds():
+    """Each of their gradients is the sum of what the devices have, whichever is inside of the other."""
+    x, a = EVERYTHING.sample((16, 5))
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:4])
+    rows, all_of_it = PartitionSpec("d"), PartitionSpec()
+    options = jax.tree.map(jnp.asarray, everything(5))
+
+    def loss(x, a, options):
+        return BINARY(x, a, reduction="sum", **options)
+
+    def value_and_grad(x, a, options):
+        value, gradients = jax.value_and_grad(loss, (0, 2))(x, a, options)
+        return jax.lax.psum(value, "d"), gradients
+
+    specs = (rows, rows, all_of_it)
+    split = functools.partial(jax.shard_map, mesh=mesh, in_specs=specs)
+    inside = split(value_and_grad, out_specs=(all_of_it, (rows, all_of_it)))
+    outside = split(lambda *operands: jax.lax.psum(loss(*operands), "d"), out_specs=all_of_it)
+    results = jax.jit(lambda *operands: (inside(*operands), jax.value_and_grad(outside, (0, 2))(*operands)))(
+        x, a, options
+    )
+    expected = jax.value_and_grad(loss, (0, 2))(x, a, options)
+    for result in results:
+        for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            tolerance.assert_close(one, other, "a result of a shard_map", terms=x.size, magnitude=1)
+
+
 X = np.zeros((2, 3), np.float32)
 WRONG = [
     ({"label_smoothing": -0.1}, ValueError, ("label_smoothing", "-0.1", "from 0 to 1")),

@@ -9,7 +9,7 @@ import pytest
 import tolerance
 from agreement import assert_agrees
 from jaxloss import _calls, _library, formulas
-from losses import CASES, FLOATS, REDUCTIONS
+from losses import CASES, FLOATS, MATRIX, REDUCTIONS
 from modules import custom_call_targets
 from test_transforms import assert_agree, of_each, operands
 from transforms import TRANSFORMS
@@ -46,6 +46,33 @@ def test_derivatives_are_those_of_the_values(case):
     tolerance.assert_close(gradient, derivative(x, a), "jax.grad of a formula", operations=2 * tolerance.OPERATIONS)
 
 
+WITH_PARAMETERS = {
+    "mae": (formulas.absolute_error, formulas.d_absolute_error, ()),
+    "huber": (formulas.huber, formulas.d_huber, (1.25,)),
+    "log_cosh": (formulas.log_cosh, formulas.d_log_cosh, ()),
+    "quantile": (formulas.quantile, formulas.d_quantile, (0.75,)),
+    "weighted": (formulas.weighted_binary_cross_entropy, formulas.d_weighted_binary_cross_entropy, (2.0, 0.5, 0.125)),
+    "focal": (
+        formulas.focal_binary_cross_entropy,
+        formulas.d_focal_binary_cross_entropy,
+        (2.0, 0.5, 0.125, 1.5, 0.25, 0.75),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_PARAMETERS)
+def test_derivatives_of_losses_with_parameters_are_those_of_the_values(name):
+    """Also where a formula has branches: at a logit of 0, and of errors that are small and large."""
+    value, derivative, parameters = WITH_PARAMETERS[name]
+    exact = {"clip": None} if name in ("weighted", "focal") else {}
+    x = np.float32([-30, -4, -1, -0.25, 0, 1e-3, 0.5, 2, 30, 3])
+    a = np.float32([0.5, 0, 1, 1, 1, 0, 0.25, 0, 0.75, 1])
+    if not exact:
+        x = x + a + np.float32(0.0625)  # no error of 0, where a corner has no derivative
+    gradient = jax.grad(lambda x: value(x, a, *parameters, **exact).sum())(x)
+    tolerance.assert_close(gradient, derivative(x, a, *parameters), name, operations=2 * tolerance.OPERATIONS)
+
+
 @contextlib.contextmanager
 def no_kernels():
     """As in a build that has none for this platform: `lax.platform_dependent` takes the formula."""
@@ -74,6 +101,25 @@ def test_values_without_kernels(without_kernels, case, reduction):
         assert_agrees(case, x, a, reduction=reduction)
         x[1] = np.nan
         assert_agrees(case, x, a, reduction=reduction, where=where, weights=weights)
+
+
+@pytest.mark.parametrize("case", [case for case in MATRIX if case not in CASES])
+def test_parameters_without_kernels(without_kernels, case):
+    for shape in ((4, 7), (5,)):
+        x, a = case.sample(shape)
+        assert_agrees(case, x, a)
+        where = np.arange(shape[0]) % 2 == 0
+        x[~where] = np.nan
+        assert_agrees(case, x, a, where=where, reduction="none")
+        xs, targets = (np.nan_to_num(np.stack([t, t])) for t in (x, a))
+        losses, gradients = jax.vmap(jax.value_and_grad(lambda x, a, where=where: case.loss(x, a, where=where)))(
+            xs, targets
+        )
+        expected = case.expected(xs[0], targets[0], where=where)
+        for i in range(2):
+            for actual, exact in ((losses[i], expected.value), (gradients[i], expected.of_prediction)):
+                error = tolerance.bound(*exact, computed=np.float32, stored=np.float32, terms=x.size)
+                tolerance.assert_within(actual, exact[0], error, "one of a batch")
 
 
 @cases
