@@ -1,7 +1,7 @@
 """What the options of cross entropy cost: off, each alone and all at once, against XLA's formula with the same options.
 
-Run it with `python -m benchmarks.options [--output DIRECTORY]`; it writes `options_PLATFORM.json`. Every time is one of value
-and gradient, as the ratio to the time that the same process takes to copy the logits once.
+Run it with `python -m benchmarks.options [--output DIRECTORY]`; it writes `options_PLATFORM.json`. Every time is one of
+value and gradient, as the ratio to the time that the same process takes to copy the logits once.
 """
 
 import argparse
