@@ -59,9 +59,9 @@ def test_import_starts_no_backend():
 def copied_package(tmp_path):
     """The package's Python files in a folder of their own, and the library beside them."""
     package = tmp_path / "jaxloss"
-    package.mkdir()
-    for file in pathlib.Path(jaxloss.__file__).parent.glob("*.py"):
-        shutil.copy(file, package)
+    shutil.copytree(
+        pathlib.Path(jaxloss.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
     shutil.copy(_library._path(), package)
     return package
 
