@@ -13,6 +13,7 @@ from jaxloss._calls import Array
 from jaxloss._cross_entropy import Objective, Operands
 from jaxloss._cross_entropy_calls import PARAMETERS
 from jaxloss._examples import Examples
+from jaxloss._parameters import real_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +172,7 @@ def _share(mix, logits: Array, axis: int, dtype) -> Array:
 
 
 def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: tuple[str, ...]) -> Array:
-    class_weights, width = jnp.asarray(class_weights), logits.shape[-1]
-    if not jnp.issubdtype(class_weights.dtype, jnp.floating) and not jnp.issubdtype(class_weights.dtype, jnp.integer):
-        raise TypeError(f"class_weights has dtype {class_weights.dtype}: expected a floating-point or integer type")
+    class_weights, width = real_array("class_weights", class_weights), logits.shape[-1]
     if num_classes is not None and not axes and class_weights.shape == (num_classes,):
         class_weights = jnp.pad(class_weights, (0, width - num_classes))
     if class_weights.shape != (width,):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss._calls import TAKEN_OUT, Array, taken_out
+from jaxloss._parameters import real_array
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -47,21 +48,14 @@ def checked(where, weights, reduction, normalizer) -> Examples:
         if where.dtype != jnp.bool_:
             raise TypeError(f"where has dtype {where.dtype}: expected bool")
     if weights is not None:
-        weights = _number("weights", weights)
+        weights = real_array("weights", weights)
     if normalizer is not None:
         if reduction != "mean":
             raise ValueError(f"normalizer replaces the batch size of reduction='mean': found reduction={reduction!r}")
-        normalizer = _number("normalizer", normalizer)
+        normalizer = real_array("normalizer", normalizer)
         if normalizer.shape:
             raise ValueError(f"normalizer has shape {normalizer.shape}: expected a scalar")
     return Examples(where, weights, reduction, normalizer)
-
-
-def _number(name: str, x) -> Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point or integer type")
-    return x
 
 
 def leading(name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_rank: int) -> Array:

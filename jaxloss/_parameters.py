@@ -13,7 +13,7 @@ def number(name: str, x, expected: str, valid) -> Array:
         raise TypeError(f"{name} is None: expected {expected}")
     if isinstance(x, int | float) and not isinstance(x, bool) and (not math.isfinite(x) or not valid(x)):
         raise ValueError(f"{name} is {x!r}: expected {expected}")
-    x = _real(name, x)
+    x = real_array(name, x)
     if x.shape:
         raise ValueError(f"{name} has shape {x.shape}: expected a scalar, {expected}")
     return x
@@ -21,7 +21,7 @@ def number(name: str, x, expected: str, valid) -> Array:
 
 def per_class(name: str, x, logits: Array, otherwise: str = "") -> Array:
     """An option with one number for each index of the last axis of the logits, or `otherwise`."""
-    x = _real(name, x)
+    x = real_array(name, x)
     if logits.ndim == 0:
         raise ValueError(f"{name} has shape {x.shape}, logits (): expected logits with an axis of classes")
     if x.shape != logits.shape[-1:]:
@@ -32,7 +32,8 @@ def per_class(name: str, x, logits: Array, otherwise: str = "") -> Array:
     return x
 
 
-def _real(name: str, x) -> Array:
+def real_array(name: str, x) -> Array:
+    """`x` as an array of a floating-point or integer type."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point or integer type")
