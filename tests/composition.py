@@ -11,7 +11,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import test_axis_name
 import test_shard_map
 import test_sharding
-from losses import MATRIX, REDUCTIONS
+from losses import CASES, MATRIX
 from transforms import TRANSFORMS, TRANSFORMS_OF_TARGET
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "composition.md"
@@ -22,7 +22,8 @@ This page is written by `tests/composition.py` from the tables that the tests ru
 agrees with the plain formula under the same transform in float64, to a tolerance derived from the type. The suite runs on the
 oldest and the newest supported jax in CI, and its transforms run on a GPU too (`make test-gpu`).
 
-A dot is a tested cell, for each of the reductions {reductions}.
+A dot is a tested cell, with the reductions `mean` and `none`; of the founding losses (the first {founding} columns) with `sum`
+too. Linear cross entropy is differentiated with respect to the hidden states there; its other tests take both operands.
 """
 
 EXCEPTIONS = """## What cannot be
@@ -60,10 +61,9 @@ def table(heads: list[str], lines: list[tuple[str, list[bool]]]) -> str:
 
 def page() -> str:
     """The text of the page."""
-    names = [str(case).replace("-", ", ") for case in MATRIX]
-    everywhere = [True] * len(MATRIX)
-    transforms = [(name, everywhere) for name in TRANSFORMS]
-    transforms += [(name, [case.of_target for case in MATRIX]) for name in TRANSFORMS_OF_TARGET]
+    names = [*(str(case).replace("-", ", ") for case in MATRIX), "linear_cross_entropy, indices"]
+    transforms = [(name, [True] * len(names)) for name in TRANSFORMS]
+    transforms += [(name, [*(case.of_target for case in MATRIX), False]) for name in TRANSFORMS_OF_TARGET]
     placements = list(test_sharding.PLACEMENTS)
     stacked = ("rows", "features", "both")
     sharded = [(name, [True] * len(placements)) for name in test_sharding.PROGRAMS]
@@ -73,7 +73,7 @@ def page() -> str:
     by_hand = [(name, [True] * len(splits)) for name in (*test_axis_name.NAMES, *test_axis_name.NAMES_OF_TARGET)]
     return "\n".join(
         [
-            HEAD.format(reductions=", ".join(f"`{reduction}`" for reduction in REDUCTIONS)),
+            HEAD.format(founding=len(CASES)),
             "## Transforms\n",
             table(names, transforms),
             "Besides: eager calls, every floating-point type, derivatives with respect to `weights` and `normalizer`, batched",

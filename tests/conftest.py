@@ -30,6 +30,7 @@ MANY_PROGRAMS = {
     "test_binary_options",
     "test_cross_entropy_options",
     "test_distillation_derivatives",
+    "test_linear_matrix",
     "test_linear_sharding",
     "test_linear_transforms",
     "test_optax",

@@ -1,0 +1,53 @@
+"""Linear cross entropy under every transform that the other losses are put through, as a loss of hidden states."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxloss
+import tolerance
+from linear_oracle import sample
+from test_transforms import SHAPE, of_each
+from transforms import HIGHER_ORDER, TRANSFORMS, Operands
+
+CLASSES, CHUNK = 13, 2
+TOKENS, WIDTH = SHAPE
+FIRST, SECOND, THIRD = (sample((TOKENS,), WIDTH, CLASSES, seed=seed) for seed in range(3))
+OPERANDS = Operands(
+    x=FIRST.hidden,
+    a=FIRST.labels,
+    v=SECOND.hidden,
+    w=FIRST.labels,
+    xs=np.stack([FIRST.hidden, THIRD.hidden]),
+    targets=np.stack([FIRST.labels, THIRD.labels]),
+)
+
+
+def kernel_of(hidden):
+    """As many rows of the kernel as the hidden states are wide: some transforms take a corner of them."""
+    return FIRST.kernel[: hidden.shape[-1]].astype(hidden.dtype)
+
+
+def ours(hidden, labels, reduction):
+    return jaxloss.linear_cross_entropy(hidden, kernel_of(hidden), labels, reduction=reduction, chunk_size=CHUNK)
+
+
+def formula(hidden, labels, reduction):
+    nll = -jax.nn.log_softmax(hidden @ kernel_of(hidden))
+    losses = nll[np.arange(len(labels)), labels]
+    return losses.mean() if reduction == "mean" else losses
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_agrees_with_the_formula(name):
+    def run(loss, operands):
+        return jax.jit(lambda o: of_each(TRANSFORMS[name], loss, ("mean", "none"), o))(operands)
+
+    actual = run(ours, OPERANDS)
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        exact = jax.tree.map(lambda t: t if t.dtype.kind == "i" else t.astype(np.float64), OPERANDS)
+        expected = jax.tree.map(np.asarray, run(formula, exact))
+    # The logits are sums too, of as many terms as the hidden states are wide.
+    operations = tolerance.OPERATIONS_OF_HIGHER_ORDER if name in HIGHER_ORDER else 2 * tolerance.OPERATIONS
+    for result, ideal in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        tolerance.assert_close(result, ideal, name, operations=operations, terms=TOKENS * CLASSES, magnitude=1)
