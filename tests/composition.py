@@ -32,7 +32,7 @@ EXCEPTIONS = """## What cannot be
 |---|---|---|
 | the gradient with respect to class indices | integers have no derivative | JAX's own error |
 | reverse mode through a `while_loop` | JAX has none, for any function | JAX's own error; forward mode works |
-| a third derivative that takes reverse mode of reverse mode through a `scan` of checkpointed losses, and then any other; the chunks of `linear_cross_entropy(reduction="none")` are such a scan, for both operands at once | JAX drops custom rules from what it transposes twice | JAX's own error; any order that has forward mode among its first two works |
+| a third derivative in which reverse mode follows reverse mode, through a `scan` of checkpointed losses; the chunks of `linear_cross_entropy(reduction="none")` are such a scan, for both operands at once | JAX drops custom rules from what it transposes twice | JAX's own error; forward mode in between, or twice, works |
 | `axis_name=` under `shard_map(check_vma=False)` | without checked types nobody knows which axes split the classes | a `ValueError` that says so |
 | features that do not divide among the devices, under automatic sharding | the partitioner pads, and padding would count | they are gathered first; the result is right |
 | some axes of a mesh manual, the classes split over the others | the types inside do not say how | the classes are gathered over those; the result is right |
