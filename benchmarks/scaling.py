@@ -189,21 +189,16 @@ def alone(collective: exchanges.Collective, mesh: Mesh) -> Timing:
     return found._replace(ms=found.ms / repeats)
 
 
-def communication(found: list[exchanges.Collective], mesh: Mesh, known: dict) -> list[dict]:
-    """The collectives of a step, each with its time alone; `known` has those of collectives that were timed before."""
+def communication(found: list[exchanges.Collective], mesh: Mesh, known: dict | None) -> list[dict]:
+    """The collectives of a step, each with its time alone unless `known`, which has those timed before, is None."""
     described = []
     for collective in found:
-        what = (collective.kind, collective.results, collective.devices)
-        if what not in known:
-            known[what] = alone(collective, mesh).ms
-        described.append(
-            {
-                **dataclasses.asdict(collective),
-                "bytes": collective.bytes,
-                "bytes_sent": collective.bytes_sent,
-                "ms": known[what],
-            }
-        )
+        row = dataclasses.asdict(collective) | {"bytes": collective.bytes, "bytes_sent": collective.bytes_sent}
+        if known is not None:
+            what = (collective.kind, collective.results, collective.devices)
+            known[what] = known.get(what) or alone(collective, mesh).ms
+            row["ms"] = known[what]
+        described.append(row)
     return described
 
 
@@ -268,8 +263,8 @@ class Run:
         step = step_of(placement, placement.contenders[who], mesh).lower(*of_mesh).compile()
         found = exchanges.of_module(step.as_text())
         timing = timed(step, *of_mesh)
-        known = self.collectives_alone.setdefault(mesh.size, {})
-        collectives = communication(found, mesh, known)
+        is_compared = who != XLA and scaling == "weak"  # with one device, to see what the collectives cost
+        collectives = communication(found, mesh, self.collectives_alone.setdefault(mesh.size, {}) if is_compared else None)
         row = {
             "ms": timing.ms,
             "spread": timing.spread,
@@ -278,16 +273,15 @@ class Run:
             "collectives": collectives,
             "bytes_sent": total(collectives, "bytes_sent"),
             "bytes_beside_compute": total([c for c in collectives if c["meanwhile"]], "bytes_sent"),
-            "communication_ms": total(collectives, "ms"),
             "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
         }
-        if who == XLA or scaling == "strong":
+        if not is_compared:
             return row
         local = one if placement.split != "classes" else self.local(placement, mesh.size)
-        exposed = max(0.0, timing.ms - local.ms)
+        alone_ms, exposed = total(collectives, "ms"), max(0.0, timing.ms - local.ms)
         noise = timing.spread * timing.ms + local.spread * local.ms
-        hidden = max(0.0, 1 - exposed / row["communication_ms"]) if row["communication_ms"] > noise else None
-        return row | {"local_ms": local.ms, "exposed_ms": exposed, "hidden": hidden}
+        hidden = max(0.0, 1 - exposed / alone_ms) if alone_ms > noise else None
+        return row | {"local_ms": local.ms, "communication_ms": alone_ms, "exposed_ms": exposed, "hidden": hidden}
 
     def local(self, placement: Placement, devices: int) -> Timing:
         """The time of one device's part of the classes of all rows, on one device."""
@@ -298,7 +292,8 @@ class Run:
 
 def line(row: dict) -> str:
     """A line of the table."""
-    head = f"{row['loss']}, {row['split']:16s} {row['scaling']:6s} {row['devices']} {row['who']:27s}"
+    placement = f"{row['loss']}, {row['split']} split"
+    head = f"{placement:43s} {row['scaling']:6s} {row['devices']} {row['who']:27s}"
     if "failed" in row:
         return f"{head} {row['failed']}"
     text = f"{head} {row['ms']:9.3f} ms, efficiency {row['efficiency']:.3f}, {row['bytes_sent'] / 1e6:9.3f} MB sent"
