@@ -1,7 +1,8 @@
 """What the devices that run a compiled module tell each other: read from the module's text.
 
-A GPU's compiler turns a collective into a start and a done, may wrap it in a computation of its own, combine several into
-one of many results, and unroll loops: so collectives are counted by their results, and by how often a run comes to them.
+A GPU's compiler turns a collective into a start and a done, may wrap it in a computation of its own, combine several
+into one of many results or of a concatenation, and unroll loops: so collectives are counted by the arrays that they
+exchange, and by how often a run comes to them.
 """
 
 import dataclasses
@@ -13,14 +14,15 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4}
 BYTES |= {"s64": 8, "u64": 8, "f64": 8}
 
-# `%name = (f32[16]{0}, bf16[16,64]{1,0}) custom-call(%operand), attributes`: a type, or a tuple of them, then the operation.
+# `%name = (f32[16]{0}, bf16[16,64]{1,0}) custom-call(%operand), attributes`: a type or a tuple of them, the operation.
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)|\S+) ([\w-]+)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+[a-z0-9]*)\[([0-9,]*)\]")
 _CALLED = re.compile(r"\b(body|condition|calls|to_apply|called_computations|branch_computations|\w+_computation)=")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # What takes no time, or none that could hide a collective's.
-_NO_COMPUTE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id")
+_VIEWS = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast")
+_NO_COMPUTE = (*_VIEWS, "after-all", "partition-id", "replica-id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Collective:
 
     Attributes:
         kind: one of `KINDS`.
-        results: the type and the number of elements of each array that it gives a device.
+        results: the type and the number of elements of each array that it gives a device; of a sum of concatenated
+            arrays, of each of these.
         devices: how many tell each other.
         times: how often a run of the module comes to it, None where a loop's number of trips is not known.
         meanwhile: the operations that compute between its start and its done; None if it is not asynchronous.
@@ -105,8 +108,26 @@ def of_module(text: str) -> list[Collective]:
                 meanwhile = tuple(i.operation for i in instructions[begun + 1 : place] if _computes(i))
             devices = _group(start.rest, everyone)
             if devices > 1:
-                collectives.append(Collective(kind, instruction.results, devices, times[name], meanwhile))
+                results = instruction.results
+                if kind == "all-reduce" and len(results) == 1:
+                    results = _concatenated(start, instructions, found) or results
+                collectives.append(Collective(kind, results, devices, times[name], meanwhile))
     return collectives
+
+
+def _concatenated(start: Instruction, instructions: list[Instruction], found) -> tuple[tuple[str, int], ...]:
+    """The arrays that were made one for a collective, if they were."""
+    by_name = {instruction.name: instruction for instruction in instructions}
+    operand = by_name.get(_operands(start)[0])
+    while operand is not None and operand.operation in ("bitcast", "copy"):
+        operand = by_name.get(_operands(operand)[0])
+    if operand is not None and operand.operation == "fusion":
+        for called, _ in _callees(operand, found):
+            by_name = {instruction.name: instruction for instruction in found[called]}
+            operand = found[called][-1]
+    if operand is None or operand.operation != "concatenate":
+        return ()
+    return tuple(result for part in _operands(operand) for result in by_name[part].results)
 
 
 def _computes(instruction: Instruction) -> bool:
@@ -115,7 +136,11 @@ def _computes(instruction: Instruction) -> bool:
 
 
 def _operands(instruction: Instruction) -> list[str]:
-    return re.findall(r"%?([\w.-]+)", instruction.rest.partition(")")[0].rpartition(" ")[2])[:1]
+    return [
+        re.findall(r"[\w.-]+", operand)[-1]
+        for operand in re.sub(r"/\*.*?\*/|\[[\d,]*\]|\{.*?\}", "", instruction.rest.partition(")")[0]).split(",")
+        if operand.strip()
+    ]
 
 
 def _group(rest: str, everyone: int) -> int:

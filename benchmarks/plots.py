@@ -109,11 +109,12 @@ def draw_scaling(measurements: list[dict], path: pathlib.Path) -> None:
         axis.set_xticks(sorted({1, *(m["devices"] for m in measured)}))
         axis.xaxis.set_major_formatter(lambda devices, _: f"{devices:g}")
         axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        axis.set_ylim(0, 1.1)
+        axis.set_ylim(0, 1.05 * max(1.05, *(m["efficiency"] for m in measured)))
         axis.set_xlabel("devices")
     for axis in axes[:, 0]:
         axis.set_ylabel("efficiency")
-    _parts_of_a_step(axes.flat[-1], [m for m in measured if m["devices"] == most and m["scaling"] == "weak"], placements)
+    weak = [m for m in measured if m["devices"] == most and m["scaling"] == "weak"]
+    _parts_of_a_step(axes.flat[-1], weak, placements)
     for axis in axes.flat:
         axis.grid(color="#e4e4e4")
         axis.set_axisbelow(True)
@@ -125,7 +126,7 @@ def draw_scaling(measurements: list[dict], path: pathlib.Path) -> None:
 
 
 def _parts_of_a_step(axis, measured: list[dict], placements: list[tuple[str, str]]) -> None:
-    """Bars of jaxloss: what one device alone takes for its part, and what the others cost it; beside them XLA's time."""
+    """Bars of jaxloss: what a device alone takes for its part, and what the others cost it; and of XLA, its time."""
     short = {"cross entropy": "CE", "linear cross entropy": "linear"}
     for place, placement in enumerate(placements):
         of = {m["who"]: m for m in measured if (m["loss"], m["split"]) == placement}
@@ -144,4 +145,5 @@ def _parts_of_a_step(axis, measured: list[dict], placements: list[tuple[str, str
     devices = measured[0]["devices"] if measured else 0
     axis.set_title(f"time on {devices} devices, weak, by jaxloss's", loc="left", fontweight="bold", fontsize=10)
     axis.set_xlabel("time over jaxloss's")
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.set_xlim(0, 1.35 * axis.dataLim.x1)
+    axis.legend(frameon=False, fontsize=8, loc="upper right")

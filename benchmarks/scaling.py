@@ -1,21 +1,21 @@
 """Weak and strong scaling of the losses over the devices of a host, beside XLA's own partitioning of optax's formula.
 
 Run it with `python -m benchmarks.scaling [--only WORD] [--seconds S] [--quick] [--output DIRECTORY]`. Writes
-`scaling_PLATFORM.json` and a plot. It measures value and gradient on one device and on 2, 4, 8 … of those there are. On a
-CPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 makes devices of it: that shows that the script runs, no more.
+`scaling_PLATFORM.json` and a plot. It measures value and gradient on one device and on 2, 4, 8 … of those there are. On
+a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 makes devices of it: that shows that the script runs, no more.
 
-Weak scaling gives each device the work of one, strong scaling splits that work. Efficiency is the time of the same contender
-on one device over the time here, over the number of devices in strong scaling. What is said of communication:
+Weak scaling gives each device the work of one, strong scaling splits that work. Efficiency is the time of the same
+contender on one device over the time here, over the number of devices in strong scaling. Of communication are said:
 
 - `collectives`, bytes: read from the compiled module. What a device sends is what a ring of them would have it send.
-- `local_ms`: the part of one device without any collective, on one device. Where the classes are split that part reads the
-  logits twice, for nobody knows the gradient before all devices have told their sums; the whole loss on one device reads
-  them once. So efficiency can not be 1 there, and `local_ms / ms` is what the collectives leave of it.
+- `local_ms`: the part of one device without any collective, on one device. Where the classes are split that part reads
+  the logits twice, for nobody knows the gradient before all devices have told their sums; the whole loss on one device
+  reads them once. So efficiency can not be 1 there, and `local_ms / ms` is what the collectives leave of it.
 - `communication_ms`: each collective alone, timed one after the other, times how often a step runs it.
 - `exposed_ms`: `ms - local_ms`, what the step takes longer for being one of several devices.
 - `hidden`: the share of `communication_ms` that is not exposed; None where it is smaller than the times' own spread.
-- `bytes_beside_compute`: those of asynchronous collectives between whose start and done the schedule has an operation that
-  computes. It is what the compiler intends, not a measurement.
+- `bytes_beside_compute`: those of asynchronous collectives between whose start and done the schedule has an operation
+  that computes. It is what the compiler intends, not a measurement.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss
 from benchmarks import exchanges, record
+from benchmarks.communication import communication, timed, total
 from benchmarks.linear_cross_entropy import SUMMED_IN_BFLOAT16, whole_logits
-from benchmarks import timing as clock
 from benchmarks.timing import Timing
 
 JAXLOSS, XLA = "jaxloss", "XLA"
@@ -141,70 +141,12 @@ def step_of(placement: Placement, loss, mesh: Mesh):
 
 
 def local_step(placement: Placement):
-    """The part of one of several devices on a mesh of one: there are no collectives in it, or none that tell anything."""
+    """The part of one of several devices, on a mesh of one: its collectives tell nobody anything."""
     loss, mesh = placement.contenders[JAXLOSS], mesh_of(1)
     if placement.split == "classes":
         of_slice = functools.partial(loss, axis_name="d")
         loss = jax.shard_map(of_slice, mesh=mesh, in_specs=placement.specs, out_specs=P())
     return step_of(placement, loss, mesh)
-
-
-def timed(step, *of_mesh) -> Timing:
-    """The time of a compiled step. On virtual devices a call waits for the one before: they would take its threads."""
-    on_cpu = jax.default_backend() == "cpu"
-    return clock.timed((lambda *o: jax.block_until_ready(step(*o))) if on_cpu else step, *of_mesh)
-
-
-# ---- collectives -----------------------------------------------------------------------------------------------------
-
-
-def alone(collective: exchanges.Collective, mesh: Mesh) -> Timing:
-    """The time of one such collective, of its largest result: several in a row if it is small, for its start then counts."""
-    dtype, size = max(collective.results, key=lambda result: result[1])
-    repeats = 16 if collective.bytes < 2**20 else 1
-    devices, dtype = collective.devices, {"bf16": "bfloat16", "f16": "float16", "s32": "int32"}.get(dtype, "float32")
-    of_device = {"all-gather": size // devices, "reduce-scatter": size * devices}.get(collective.kind, size)
-    if collective.kind == "all-to-all":
-        of_device -= of_device % devices
-    round_the_ring = [(device, (device + 1) % devices) for device in range(devices)]
-    run_one = {
-        "all-gather": lambda x: jax.lax.all_gather(x, "d", tiled=True),
-        "reduce-scatter": lambda x: jax.lax.psum_scatter(x, "d", tiled=True),
-        "all-reduce": lambda x: jax.lax.psum(x, "d"),
-        "all-to-all": lambda x: jax.lax.all_to_all(x, "d", 0, 0, tiled=True),
-        "collective-permute": lambda x: jax.lax.ppermute(x, "d", round_the_ring),
-    }[collective.kind]
-
-    # The factor differs between devices, for all that XLA knows: it would do without a sum of what all of them hold.
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("d"), P("d")), out_specs=P("d"), check_vma=False)
-    def run(x, factor):
-        for _ in range(repeats - 1):
-            told = run_one(x) * factor
-            x = jnp.tile(told, devices) if collective.kind == "reduce-scatter" else told[:of_device]
-        return run_one(x)
-
-    place = NamedSharding(mesh, P("d"))
-    x = jax.device_put(jnp.ones((devices * of_device,), dtype), place)
-    found = timed(jax.jit(run), x, jax.device_put(jnp.ones((devices,), dtype), place))
-    return found._replace(ms=found.ms / repeats)
-
-
-def communication(found: list[exchanges.Collective], mesh: Mesh, known: dict | None) -> list[dict]:
-    """The collectives of a step, each with its time alone unless `known`, which has those timed before, is None."""
-    described = []
-    for collective in found:
-        row = dataclasses.asdict(collective) | {"bytes": collective.bytes, "bytes_sent": collective.bytes_sent}
-        if known is not None:
-            what = (collective.kind, collective.results, collective.devices)
-            known[what] = known.get(what) or alone(collective, mesh).ms
-            row["ms"] = known[what]
-        described.append(row)
-    return described
-
-
-def total(collectives: list[dict], key: str) -> float:
-    """Of a step, that of a collective times how often it runs; once where nobody knows."""
-    return sum(collective[key] * (collective["times"] or 1) for collective in collectives)
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
@@ -232,9 +174,13 @@ class Run:
         of_mesh = None
         for who in names:
             row = {
-                **{"loss": placement.loss, "split": placement.split, "scaling": scaling, "devices": devices},
-                **{"who": who, "rows": rows, "width": self.sizes.width, "classes": self.sizes.classes},
-                "dtype": self.sizes.dtype,
+                "loss": placement.loss,
+                "split": placement.split,
+                "scaling": scaling,
+                "devices": devices,
+                "who": who,
+                **dataclasses.asdict(self.sizes),
+                "rows": rows,
             }
             if time.monotonic() > self.until:
                 row["failed"] = "not measured: out of time"
@@ -264,7 +210,8 @@ class Run:
         found = exchanges.of_module(step.as_text())
         timing = timed(step, *of_mesh)
         is_compared = who != XLA and scaling == "weak"  # with one device, to see what the collectives cost
-        collectives = communication(found, mesh, self.collectives_alone.setdefault(mesh.size, {}) if is_compared else None)
+        known = self.collectives_alone.setdefault(mesh.size, {}) if is_compared else None
+        collectives = communication(found, mesh, known)
         row = {
             "ms": timing.ms,
             "spread": timing.spread,

@@ -1,7 +1,7 @@
 """A model on paper of the losses on many hosts: classes split over the GPUs of a host, rows over the hosts.
 
-`python -m benchmarks.scaling_model` prints its tables, `--write` puts them into `docs/scaling.md`, which explains them. What
-`benchmarks.scaling` has measured on GPUs, of `--output` or else `benchmarks/results`, takes the place of specifications.
+`python -m benchmarks.scaling_model` prints its tables, `--write` puts them into `docs/scaling.md`, which explains them.
+What `benchmarks.scaling` measured on GPUs, in `--output` or else `benchmarks/results`, replaces specifications.
 """
 
 import argparse
@@ -103,15 +103,16 @@ NUMBERS_OF_ROWS = (1, 1, 1, 1)
 def collective(hardware: Hardware, what: str, kind: str, size: float, over: str, devices: int, times: int = 1) -> Cost:
     """An all-reduce of `size` bytes, or an all-gather or reduce-scatter of so many in all.
 
-    In a host it starts at once; over hosts its start is a tree of messages there (all-gather, reduce-scatter), and back too
-    (all-reduce).
+    In a host it starts at once; over hosts its start is a tree of messages there (all-gather, reduce-scatter), and back
+    too (all-reduce).
     """
     passes = 2 if kind == "all-reduce" else 1
     sent = passes * (devices - 1) / devices * size
     hops = passes * math.ceil(math.log2(devices)) if devices > 1 else 0
     start = hardware.host_start.value if over == "host" else hops * hardware.network_hop.value
     rate = hardware.host.value if over == "host" else hardware.network.value
-    return Cost(f"{kind} of {what}, over the {over}", times, sent, times * (start + sent / rate) if devices > 1 else 0.0)
+    seconds = times * (start + sent / rate) if devices > 1 else 0.0
+    return Cost(f"{kind} of {what}, over the {over}", times, sent, seconds)
 
 
 def cross_entropy(hardware: Hardware, layout: Layout) -> tuple[Cost, list[Cost]]:
@@ -173,7 +174,7 @@ def linear_cross_entropy(
 def measured(hardware: Hardware, measurements: list[dict], device: str) -> Hardware:
     """`hardware` with what a run of `benchmarks.scaling` says of it.
 
-    Rates are those that the losses reached, on the most devices; what a collective costs to start is the shortest of them.
+    Rates are those that the losses reached, on the most devices; a collective's start is the shortest collective.
     """
     rows = [row for row in measurements if row["who"] == "jaxloss" and "local_ms" in row]
     if not rows:
@@ -236,7 +237,8 @@ def quantity(size: float) -> str:
 def step(title: str, compute: Cost, collectives: list[Cost]) -> str:
     """The table of a step."""
     told = sum(cost.seconds for cost in collectives)
-    lines = [f"### {title}\n", "| | times | bytes a GPU sends, each | ms in all | of the computation |", "|---|--:|--:|--:|--:|"]
+    lines = [f"### {title}\n", "| | times | bytes a GPU sends, each | ms in all | of the computation |"]
+    lines.append("|---|--:|--:|--:|--:|")
     lines.append(f"| {compute.what} | | | {compute.seconds * 1e3:.2f} | |")
     lines += [
         f"| {cost.what} | {cost.times} | {quantity(cost.sent)} | {cost.seconds * 1e3:.3f} "
@@ -250,24 +252,19 @@ def step(title: str, compute: Cost, collectives: list[Cost]) -> str:
 
 def tables(hardware: Hardware, layout: Layout) -> str:
     """All of them."""
-    return "\n".join(
-        [
-            figures(hardware),
-            step("Cross entropy", *cross_entropy(hardware, layout)),
-            step("Linear cross entropy, each host with the whole kernel", *linear_cross_entropy(hardware, layout, False)),
-            step(
-                "The same, the kernel's gradient summed in bfloat16",
-                *linear_cross_entropy(hardware, layout, False, sum_bytes=ITEM),
-            ),
-            step("Linear cross entropy, the kernel split over hosts too", *linear_cross_entropy(hardware, layout, True)),
-        ]
-    )
+    steps = {
+        "Cross entropy": cross_entropy(hardware, layout),
+        "Linear cross entropy, each host with the whole kernel": linear_cross_entropy(hardware, layout, False),
+        "The same, the kernel's gradient summed in bfloat16": linear_cross_entropy(hardware, layout, False, ITEM),
+        "Linear cross entropy, the kernel split over hosts too": linear_cross_entropy(hardware, layout, True),
+    }
+    return "\n".join([figures(hardware), *(step(title, *costs) for title, costs in steps.items())])
 
 
-def page(hardware: Hardware, layout: Layout = Layout()) -> str:  # noqa: B008 (frozen)
+def page(hardware: Hardware) -> str:
     """The page with its tables as they are now."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    return f"{before}{BEGIN}\n{tables(hardware, layout)}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n{tables(hardware, Layout())}\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:

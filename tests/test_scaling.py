@@ -10,8 +10,8 @@ from benchmarks.scaling_model import Hardware, Layout
 
 pytestmark = pytest.mark.cpu_only
 
-# As XLA's GPU compiler writes them: a loop, a collective of several arrays, and asynchronous ones with and without their own
-# computation.
+# As XLA's GPU compiler writes them: a loop, a collective of several arrays, one of their concatenation, and asynchronous
+# ones with and without a computation of their own.
 MODULE = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -38,6 +38,12 @@ MODULE = """HloModule jit_step, is_scheduled=true, num_partitions=8
   ROOT %less = pred[] compare(%i, %n), direction=LT
 }
 
+%joined (p: f32[1], q: f32[512]) -> f32[513] {
+  %p = f32[1]{0} parameter(0)
+  %q = f32[512]{0} parameter(1)
+  ROOT %concatenate = f32[513]{0} concatenate(%p, %q), dimensions={0}
+}
+
 %unused (p: f32[4]) -> f32[4] {
   ROOT %nobody = f32[4]{0} all-reduce(%p), replica_groups={}, to_apply=%add
 }
@@ -52,6 +58,8 @@ ENTRY %main (p: bf16[4,64], q: f32[64,2]) -> f32[] {
   %reduced = f32[64]{0} all-reduce-done(%reduce-start)
   %scatter-start = ((f32[64,2]{1,0}), f32[8,2]{1,0}) async-start(%q), calls=%wrapped
   %scattered = f32[8,2]{1,0} async-done(%scatter-start), calls=%wrapped
+  %one = f32[513]{0} fusion(%loss, f32[512]{0} %gradient), kind=kLoop, calls=%joined
+  %both = f32[513]{0} all-reduce(f32[513]{0} %one), replica_groups=mesh['d'=4,'v'=2] {'v'}, to_apply=%add
   ROOT %looped = (s32[], f32[16]{0}) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
 }
 """
@@ -59,8 +67,9 @@ ENTRY %main (p: bf16[4,64], q: f32[64,2]) -> f32[] {
 
 def test_collectives_of_a_module():
     found = {each.kind + str(each.results[0][1]): each for each in exchanges.of_module(MODULE)}
-    assert set(found) == {"reduce-scatter16", "all-reduce16", "all-gather1024", "all-reduce64"}
-    scattered, in_loop, gathered, reduced = (found[name] for name in found)
+    assert set(found) == {"reduce-scatter16", "all-reduce16", "all-gather1024", "all-reduce64", "all-reduce1"}
+    scattered, in_loop, gathered, reduced, both = (found[name] for name in found)
+    assert (both.results, both.devices) == ((("f32", 1), ("f32", 512)), 2)
     assert (scattered.devices, scattered.times, scattered.bytes_sent) == (8, 1, 7 * 64)
     assert in_loop.results == (("f32", 16), ("f32", 16), ("s32", 1))
     assert (in_loop.devices, in_loop.times, in_loop.bytes, in_loop.meanwhile) == (2, 5, 132, None)
@@ -70,7 +79,7 @@ def test_collectives_of_a_module():
 
 
 def test_a_loop_of_unknown_length():
-    (in_loop,) = (each for each in exchanges.of_module(MODULE.replace("known_trip", "a_trip")) if each.devices == 2)
+    (in_loop,) = (each for each in exchanges.of_module(MODULE.replace("known_trip", "a_trip")) if each.bytes == 132)
     assert in_loop.times is None
 
 

@@ -177,10 +177,14 @@ def test_operands_that_every_device_holds(case):
     repeated = np.concatenate([x[:rows]] * devices)
     gradient = jax.jit(jax.grad(total((everywhere, split, everywhere, everywhere))))(x[:rows], a, *options)
     expected = case.expected(repeated, a, weights=options[0], normalizer=options[1])
-    assert_agree(gradient, expected.of_prediction[0].reshape(devices, rows, FEATURES).sum(0), "the gradient of a prediction")
+    assert_agree(
+        gradient, expected.of_prediction[0].reshape(devices, rows, FEATURES).sum(0), "the gradient of a prediction"
+    )
 
     if case.of_target:
         repeated = np.concatenate([a[:rows]] * devices)
         gradient = jax.jit(jax.grad(total((split, everywhere, everywhere, everywhere)), 1))(x, a[:rows], *options)
         expected = case.expected(x, repeated, weights=options[0], normalizer=options[1])
-        assert_agree(gradient, expected.of_target[0].reshape(devices, rows, FEATURES).sum(0), "the gradient of a target")
+        assert_agree(
+            gradient, expected.of_target[0].reshape(devices, rows, FEATURES).sum(0), "the gradient of a target"
+        )
