@@ -22,9 +22,8 @@ def timed(step, *of_mesh) -> Timing:
 def alone(collective: exchanges.Collective, mesh: Mesh) -> float:
     """The milliseconds of one such collective of as many bytes, all of one type.
 
-    Of a small one it is a share of several in a row, each with a factor, which takes a few microseconds: its start counts.
-    A large one is given an array that was made for it, so that it need not keep it, and the time of making that is taken
-    off.
+    Of a small one it is a share of several in a row, for its start counts: each has a factor, which takes microseconds.
+    A large one is given an array made for it, which it need not keep, and the time of making that is taken off.
     """
     kinds = {"bf16": jnp.bfloat16, "f16": jnp.float16, "s32": jnp.int32}
     dtype = kinds.get(max(collective.results, key=lambda result: result[1])[0], jnp.float32)
@@ -51,7 +50,8 @@ def alone(collective: exchanges.Collective, mesh: Mesh) -> float:
         return run_one(x * factor)
 
     place = NamedSharding(mesh, P("d"))
-    x, factor = (jax.device_put(jnp.ones((many,), dtype), place) for many in (devices * of_device, devices))
+    sizes = devices * of_device, devices
+    x, factor = jax.jit(lambda: [jnp.ones((size,), dtype) for size in sizes], out_shardings=[place, place])()
     found = timed(jax.jit(run), x, factor).ms / repeats
     if repeats > 1:
         return found
