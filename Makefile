@@ -10,10 +10,10 @@ WORKERS ?= 2
 python := .venv/bin/python
 sources = $(shell find cuda tests -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-gpu bench-gpu doctest lint types format notebooks cuda clean
+.PHONY: help demo test test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks cuda clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 demo: ## train three models on real data with losses from jaxloss, and draw the pictures
 	@tools/environment demo
@@ -26,6 +26,10 @@ test: ## the whole suite
 test-gpu: ## the suite on the GPU, with the active environment's own jax (needs no network)
 	tools/install-for-gpu
 	$(or $(PYTHON),python3) -m pytest -m gpu $(ARGS)
+
+test-multi-gpu: ## what is about several devices, on two GPUs or more, likewise; one process, for they wait for each other
+	tools/install-for-gpu
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(or $(PYTHON),python3) -m pytest -m multi_gpu -n 0 $(ARGS)
 
 bench-gpu: ## every script in benchmarks/, with the active environment's own jax (needs no network)
 	tools/install-for-gpu

@@ -2,10 +2,12 @@
 
 Tests run on JAX's default device. On a machine without a GPU that is the CPU, of which there are eight virtual ones for the
 sharding tests. On a machine with an NVIDIA GPU (and a jax and a build with CUDA) it is the GPU: `pytest -m gpu` runs every
-test there but those marked `cpu_only`.
+test there but those marked `cpu_only`, and those of several devices, of which `pytest -m multi_gpu` runs the main ones on
+two GPUs or more.
 """
 
 import os
+import re
 
 VIRTUAL_DEVICES = 8
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={VIRTUAL_DEVICES}"
@@ -16,6 +18,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 import losses  # noqa: E402
+import meshes  # noqa: E402
 
 # Products of float32 are made in float32, which a GPU does not do unless it is asked to.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -37,6 +40,7 @@ MANY_PROGRAMS = {
     "test_regression",
 }
 MATRICES = {"test_axis_name", "test_shard_map", "test_sharding", "test_transforms"}
+CATEGORICAL = losses.Case(losses.CATEGORICAL, "indices")
 
 
 def is_slow(item) -> bool:
@@ -46,13 +50,50 @@ def is_slow(item) -> bool:
     return name in MANY_PROGRAMS or (name in MATRICES and case is not None and case not in losses.CASES)
 
 
+def is_for_gpus(item) -> bool:
+    """Whether `-m multi_gpu` runs it: so much of what is about several devices that it takes a few minutes on GPUs.
+
+    Every loss that has kernels of its own has its gradient taken on every placement; other programs are those of one loss,
+    each where it splits one axis. What two axes split as one is left to the CPU.
+    """
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    case, program = params.get("case"), params.get("name", params.get("program", "value_and_grad"))
+    placement, split = str(params.get("placement")), str(params.get("split"))
+    is_gradient = program == "value_and_grad" and params.get("reduction", "mean") == "mean"
+    if case is not None and case != CATEGORICAL:
+        of_every_loss = item.originalname in ("test_placements", "test_gradient_of_both_operands")
+        if case not in losses.CASES or not of_every_loss or not is_gradient:
+            return False
+    if "over" in placement or split in ("two_axes", "classes_twice"):
+        return False
+    explicit = params.get("axis_type") == jax.sharding.AxisType.Explicit
+    by_parts = placement == "replicated" or split == "both" or (item.originalname == "test_programs" and explicit)
+    return is_gradient or not by_parts
+
+
+def chosen(config, marker: str) -> bool:
+    """Whether `-m` asks for what has the marker."""
+    return re.search(rf"(?<!not )\b{marker}\b", config.option.markexpr) is not None
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` picks by marker
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     on_gpu = jax.default_backend() == "gpu"
+    of_several_devices = chosen(config, "multi_gpu") or chosen(config, "several_devices")
+    if chosen(config, "multi_gpu") and "JAXLOSS_TEST_DEVICES" not in os.environ and not (on_gpu and meshes.count()):
+        raise pytest.UsageError(
+            f"-m multi_gpu needs two NVIDIA GPUs or more: jax has {', '.join(map(str, jax.devices()))}"
+            " (with JAXLOSS_TEST_DEVICES=2, the same tests run on CPU devices)"
+        )
     for item in items:
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
-        if on_gpu and item.get_closest_marker("cpu_only"):
+        if item.get_closest_marker("several_devices"):
+            if is_for_gpus(item):
+                item.add_marker(pytest.mark.multi_gpu)
+            if on_gpu and not of_several_devices:
+                item.add_marker(pytest.mark.skip(reason="about several devices: make test-multi-gpu"))
+        elif on_gpu and item.get_closest_marker("cpu_only"):
             item.add_marker(pytest.mark.skip(reason="about the CPU, and this runs on a GPU"))
         elif on_gpu:
             item.add_marker(pytest.mark.gpu)

@@ -1,13 +1,9 @@
 """What a compiled module holds: its custom calls, its operations and what its devices tell each other."""
 
+import collections as containers
 import re
 
-import numpy as np
-
-# A result's type, or a tuple of them, then the operation: `%name = (f32[16]{0}, bf16[16,64]{1,0}) custom-call(`.
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (\((?:[^()]|\([^()]*\))*\)|\S+) ([\w-]+)\(")
-_SHAPE = re.compile(r"\b[a-z]+[0-9]+[a-z0-9]*\[([0-9,]*)\]")
-_COLLECTIVE = re.compile(r"^(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)(-start)?$")
+from benchmarks import exchanges
 
 
 def custom_call_targets(compiled) -> list[str]:
@@ -17,15 +13,12 @@ def custom_call_targets(compiled) -> list[str]:
 
 def operations(compiled) -> list[tuple[str, list[int]]]:
     """Every operation that is not inside a fusion, with the sizes of its results."""
-    found, fused = [], False
-    for line in compiled.as_text().splitlines():
-        if line.startswith(("%", "ENTRY")) and line.endswith("{"):
-            fused = line.startswith(("%fused", "%wrapped"))
-        elif not fused and (instruction := _INSTRUCTION.match(line)):
-            results, operation = instruction.groups()
-            sizes = [int(np.prod([int(d) for d in dims.split(",") if d])) for dims in _SHAPE.findall(results)]
-            found.append((operation, sizes))
-    return found
+    return [
+        (instruction.operation, [size for _, size in instruction.results])
+        for name, instructions in exchanges.computations(compiled.as_text())[0].items()
+        if not name.startswith(("fused", "wrapped"))
+        for instruction in instructions
+    ]
 
 
 def of_size(compiled, size: int) -> list[str]:
@@ -36,4 +29,18 @@ def of_size(compiled, size: int) -> list[str]:
 
 def collectives(compiled) -> list[tuple[str, int]]:
     """The collectives, with the size of the largest result of each."""
-    return [(match.group(1), max(sizes)) for name, sizes in operations(compiled) if (match := _COLLECTIVE.match(name))]
+    return [(found.kind, max(size for _, size in found.results)) for found in exchanges.of_module(compiled.as_text())]
+
+
+def exchanged(compiled) -> containers.Counter[tuple[str, int]]:
+    """How often a run exchanges an array, by kind of collective and size; without scalars.
+
+    One collective may exchange several arrays: a compiler combines those that it can.
+    """
+    found = containers.Counter()
+    for collective in exchanges.of_module(compiled.as_text()):
+        for _, size in collective.results:
+            if size > 1:
+                assert collective.times is not None, f"{collective.kind} of {size} numbers, nobody knows how often"
+                found[collective.kind, size] += collective.times
+    return found

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxloss
+import meshes
 import oracles
 import tolerance
 from agreement import assert_agrees
-from conftest import VIRTUAL_DEVICES
 from losses import (
     BINARY,
     BINARY_WITH_EVERYTHING,
@@ -347,13 +347,13 @@ def test_batches_of_options():
             tolerance.assert_close(one[i], other, "one of a batch", terms=20, magnitude=1)
 
 
-@pytest.mark.cpu_only
-@pytest.mark.skipif(jax.device_count() < VIRTUAL_DEVICES, reason="jax was set up with fewer devices")
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.several_devices
+@pytest.mark.skipif(meshes.count() == 0, reason="jax has fewer devices than a mesh needs")
+@meshes.AXIS_TYPES
 def test_weights_of_classes_are_split_with_the_classes(axis_type):
     """So are their gradients; between the devices travel numbers of one a row or a class."""
     x, a = EVERYTHING.sample((16, 3, 64))
-    mesh = jax.make_mesh((4, 2), ("d", "v"), axis_types=(axis_type,) * 2, devices=jax.devices("cpu"))
+    mesh = meshes.mesh(axis_type)
     options = everything(64)
 
     def loss(x, class_weights, pos_weight, a):
@@ -377,12 +377,12 @@ def test_weights_of_classes_are_split_with_the_classes(axis_type):
         tolerance.assert_close(one, other, "a result on a mesh", terms=x.size)
 
 
-@pytest.mark.cpu_only
-@pytest.mark.skipif(jax.device_count() < VIRTUAL_DEVICES, reason="jax was set up with fewer devices")
+@pytest.mark.several_devices
+@pytest.mark.skipif(meshes.count() == 0, reason="jax has fewer devices than a mesh needs")
 def test_numbers_that_every_device_of_a_shard_map_holds():
     """Each of their gradients is the sum of what the devices have, whichever is inside of the other."""
     x, a = EVERYTHING.sample((16, 5))
-    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:4])
+    mesh = meshes.mesh()
     rows, all_of_it = PartitionSpec("d"), PartitionSpec()
     options = jax.tree.map(jnp.asarray, everything(5))
 

@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxloss
+import meshes
 import tolerance
-from test_sharding import assert_only_rows_travel, mesh_of, pytestmark  # noqa: F401
+from test_sharding import assert_only_rows_travel
+
+pytestmark = meshes.several_devices
 
 P = PartitionSpec
 ROWS, CLASSES, COUNTED = 16, 64, 51
@@ -41,14 +44,14 @@ def everything(x, weights, *target, **options):
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, weights)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@meshes.AXIS_TYPES
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", ["indices", "mixed", "probabilities"])
 def test_placements(kind, placement, axis_type):
     x, target, weights = sample(kind)
     expected = jax.jit(everything)(x, weights, *target)
     rows, classes = PLACEMENTS[placement]
-    mesh = mesh_of(axis_type)
+    mesh = meshes.mesh(axis_type, meshes.axes_of(PLACEMENTS[placement]))
     with jax.set_mesh(mesh):
         specs = [P(rows, classes), P(classes), *(P(rows) if t.ndim == 1 else P(rows, classes) for t in target)]
         placed = [
@@ -68,7 +71,7 @@ def test_placements(kind, placement, axis_type):
 def test_classes_that_the_caller_has_split(kind):
     """With `axis_name`, class weights are the device's slice, labels and the number of classes those of all."""
     x, target, weights = sample(kind)
-    mesh = mesh_of(AxisType.Auto)
+    mesh = meshes.mesh(axes=("v",))
 
     def sharded(x, weights, *target):
         def of_slice(x, weights, *target):

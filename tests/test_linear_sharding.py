@@ -1,26 +1,25 @@
-"""Linear cross entropy on eight devices: values, where gradients lie, and what the devices tell each other.
+"""Linear cross entropy on a mesh: values, where gradients lie, and what the devices tell each other.
 
 The kernel is gathered once and its gradient reduced once, however many chunks there are; where the classes are split, a
 chunk costs exchanges of one number a token, and the gradient of the hidden states is reduced once.
 """
 
-import re
+import collections
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxloss
+import meshes
 import tolerance
-from conftest import VIRTUAL_DEVICES
 from linear_oracle import expected, sample
+from meshes import AXIS_TYPES
+from modules import exchanged
 
-pytestmark = [
-    pytest.mark.cpu_only,
-    pytest.mark.skipif(jax.device_count() < VIRTUAL_DEVICES, reason="jax was set up with fewer devices"),
-]
+pytestmark = meshes.several_devices
 
 P = PartitionSpec
 SEQUENCES, LENGTH, WIDTH, CLASSES, CHUNK = 8, 12, 16, 32, 4
@@ -28,51 +27,47 @@ N = SEQUENCES * LENGTH
 S = sample((SEQUENCES, LENGTH), WIDTH, CLASSES)
 KERNEL = WIDTH * CLASSES
 
-_INSTRUCTION = re.compile(r"= (.*?) (all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)(?:-start)?\(")
-
-
-def mesh_of(axis_type):
-    return jax.make_mesh((4, 2), ("d", "v"), axis_types=(axis_type,) * 2, devices=jax.devices("cpu"))
-
-
-def exchanges(compiled) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """The collectives once a step and those once a chunk, each with the size of its result; without scalars."""
-    once, each, inside = [], [], True
-    for line in compiled.as_text().splitlines():
-        if line.startswith(("%", "ENTRY")):
-            inside = not line.startswith("ENTRY")
-        elif match := _INSTRUCTION.search(line):
-            size = max(
-                int(np.prod([int(d) for d in dims.split(",") if d])) for dims in re.findall(r"\[([\d,]*)\]", match[1])
-            )
-            if size > 1:
-                (each if inside else once).append((match[2], size))
-    return sorted(once), sorted(each)
-
-
-# How hidden states and kernel are placed, and what is exchanged: once, and of each chunk (of so many kinds of numbers).
+# How hidden states and kernel are placed.
 PLACEMENTS = {
-    "replicated": (P(), P(), [], 0),
-    "batch": (P("d"), P(), [("all-reduce", KERNEL)], 0),
-    "batch over both": (P(("d", "v")), P(), [("all-reduce", KERNEL)], 0),
-    "fsdp": (P("d"), P("d", None), [("all-gather", KERNEL), ("reduce-scatter", KERNEL // 4)], 0),
-    "fsdp over classes": (P("d"), P(None, "d"), [("all-gather", KERNEL), ("reduce-scatter", KERNEL // 4)], 0),
-    "fsdp over both": (
-        P(("d", "v")),
-        P(("d", "v"), None),
-        [("all-gather", KERNEL), ("reduce-scatter", KERNEL // 8)],
-        0,
-    ),
-    "classes": (P(), P(None, "v"), [("all-reduce", N * WIDTH)], 4),
-    "batch and classes": (P("d"), P(None, "v"), [("all-reduce", N * WIDTH // 4), ("all-reduce", KERNEL // 2)], 4),
-    "fsdp and classes": (
-        P("d"),
-        P("d", "v"),
-        [("all-gather", KERNEL // 2), ("all-reduce", N * WIDTH // 4), ("reduce-scatter", KERNEL // 8)],
-        4,
-    ),
+    "replicated": (P(), P()),
+    "batch": (P("d"), P()),
+    "batch over both": (P(("d", "v")), P()),
+    "fsdp": (P("d"), P("d", None)),
+    "fsdp over classes": (P("d"), P(None, "d")),
+    "fsdp over both": (P(("d", "v")), P(("d", "v"), None)),
+    "classes": (P(), P(None, "v")),
+    "batch and classes": (P("d"), P(None, "v")),
+    "fsdp and classes": (P("d"), P("d", "v")),
 }
-AXIS_TYPES = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+
+
+def exchanges_of(placement, d, v) -> collections.Counter:
+    """What d × v devices exchange, by kind and size: once a step, and of each chunk four numbers a token."""
+    both = d * v
+    once = {
+        "replicated": [],
+        "batch": [("all-reduce", KERNEL, d)],
+        "batch over both": [("all-reduce", KERNEL, both)],
+        "fsdp": [("all-gather", KERNEL, d), ("reduce-scatter", KERNEL // d, d)],
+        "fsdp over classes": [("all-gather", KERNEL, d), ("reduce-scatter", KERNEL // d, d)],
+        "fsdp over both": [("all-gather", KERNEL, both), ("reduce-scatter", KERNEL // both, both)],
+        "classes": [("all-reduce", N * WIDTH, v)],
+        "batch and classes": [("all-reduce", N * WIDTH // d, v), ("all-reduce", KERNEL // v, d)],
+        "fsdp and classes": [
+            ("all-gather", KERNEL // v, d),
+            ("all-reduce", N * WIDTH // d, v),
+            ("reduce-scatter", KERNEL // both, d),
+        ],
+    }
+    found = collections.Counter((kind, size) for kind, size, devices in once[placement] if devices > 1)
+    if "classes" in placement and "fsdp over" not in placement and v > 1:
+        tokens = N if placement == "classes" else N // d
+        found["all-reduce", CHUNK] = 4 * tokens // CHUNK
+    return found
+
+
+def mesh_of(axis_type, placement):
+    return meshes.mesh(axis_type, meshes.axes_of(*PLACEMENTS[placement]))
 
 
 def placed(mesh, hidden_spec, kernel_spec):
@@ -92,49 +87,47 @@ def check(actual, exact, what):
 @AXIS_TYPES
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_placements(placement, axis_type):
-    hidden_spec, kernel_spec, once, of_tokens = PLACEMENTS[placement]
-    mesh, exact = mesh_of(axis_type), expected(S, 1 / N, with_bias=False)
+    mesh, exact = mesh_of(axis_type, placement), expected(S, 1 / N, with_bias=False)
 
     def loss(hidden, kernel, labels):
         return jaxloss.linear_cross_entropy(hidden, kernel, labels, chunk_size=CHUNK)
 
     with jax.set_mesh(mesh):
-        operands = placed(mesh, hidden_spec, kernel_spec)
+        operands = placed(mesh, *PLACEMENTS[placement])
         compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*operands).compile()
         value, gradients = compiled(*operands)
     check(value, (exact.losses[0].mean(), exact.losses[1].mean()), "value")
     for gradient, of, operand in zip(gradients, (exact.of_hidden, exact.of_kernel), operands, strict=False):
         check(gradient, of, "gradient")
         assert gradient.sharding.is_equivalent_to(operand.sharding, operand.ndim), gradient.sharding
-    at_once, each = exchanges(compiled)
-    assert at_once == sorted(once)
-    assert each == [("all-reduce", CHUNK)] * of_tokens
+    assert exchanged(compiled) == exchanges_of(placement, *mesh.devices.shape)
 
 
 @AXIS_TYPES
 @pytest.mark.parametrize("placement", ["fsdp", "fsdp and classes"])
 def test_the_gradient_of_hidden_states_alone(placement, axis_type):
     """Of unreduced losses, whose cotangents are not known."""
-    mesh, exact = mesh_of(axis_type), expected(S, np.cos(S.labels), with_bias=False)
+    mesh, exact = mesh_of(axis_type, placement), expected(S, np.cos(S.labels), with_bias=False)
 
     def loss(hidden, kernel, labels):
         losses = jaxloss.linear_cross_entropy(hidden, kernel, labels, chunk_size=CHUNK, reduction="none")
         return jnp.sum(losses * jnp.cos(labels))
 
     with jax.set_mesh(mesh):
-        operands = placed(mesh, *PLACEMENTS[placement][:2])
+        operands = placed(mesh, *PLACEMENTS[placement])
         compiled = jax.jit(jax.grad(loss)).lower(*operands).compile()
         gradient = compiled(*operands)
     check(gradient, exact.of_hidden, "gradient")
     assert gradient.sharding.is_equivalent_to(operands[0].sharding, 3)
-    assert "reduce-scatter" not in str(exchanges(compiled))  # the kernel's gradient is not made
+    kinds = {kind for kind, _ in exchanged(compiled)}
+    assert "reduce-scatter" not in kinds  # the kernel's gradient is not made
 
 
 @AXIS_TYPES
 @pytest.mark.parametrize("placement", ["batch", "fsdp and classes"])
 @pytest.mark.parametrize("program", ["both, unreduced", "hvp", "options", "vmap", "statistics"])
 def test_programs(program, placement, axis_type):
-    mesh = mesh_of(axis_type)
+    mesh = mesh_of(axis_type, placement)
 
     def loss(hidden, kernel, labels, formula):
         if formula:
@@ -165,11 +158,11 @@ def test_programs(program, placement, axis_type):
             return jax.vmap(jax.grad(f, (0, 1)), (None, 0))(hidden, jnp.stack([kernel, 2 * kernel]))
         return jax.grad(f, (0, 1))(hidden, kernel)
 
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = S.hidden.astype(np.float64), S.kernel.astype(np.float64), S.labels
         exact = jax.tree.map(np.asarray, jax.jit(run, static_argnums=0)(True, *wide))
     with jax.set_mesh(mesh):
-        operands = placed(mesh, *PLACEMENTS[placement][:2])
+        operands = placed(mesh, *PLACEMENTS[placement])
         results = jax.jit(run, static_argnums=0)(False, *operands)
     for actual, ideal in zip(results, exact, strict=True):
         tolerance.assert_close(actual, ideal, program, operations=64, terms=N * CLASSES, magnitude=1)
@@ -178,7 +171,7 @@ def test_programs(program, placement, axis_type):
 @pytest.mark.parametrize("masked", [False, True])
 def test_inside_shard_map(masked):
     """Tokens split by the caller; the kernel is every device's, so its gradient is the sum of theirs, made once."""
-    mesh = mesh_of(AxisType.Auto)
+    mesh = meshes.mesh()
     keep = np.arange(N).reshape(SEQUENCES, LENGTH) % 5 > 0 if masked else np.ones((SEQUENCES, LENGTH), bool)
     keep[:2] = not masked
     exact = expected(S, 1 / N, keep, with_bias=False)
@@ -201,9 +194,7 @@ def test_inside_shard_map(masked):
     check(value, (exact.losses[0].sum() / N, exact.losses[1].mean()), "value")
     for gradient, of in zip(gradients, (exact.of_hidden, exact.of_kernel), strict=True):
         check(gradient, of, "gradient")
-    once, each = exchanges(compiled)
-    assert ("all-reduce", KERNEL) in once
-    assert each == []
+    assert exchanged(compiled) == {("all-reduce", KERNEL): 1}
 
 
 OPTIONS = {"softcap": 5.0, "label_smoothing": 0.1}
@@ -212,7 +203,7 @@ OPTIONS = {"softcap": 5.0, "label_smoothing": 0.1}
 @pytest.mark.parametrize(("program", "options"), [("grad", {}), ("rows", {}), ("hvp", {}), ("grad", OPTIONS)])
 def test_axis_name(program, options):
     """Classes split by the caller, and tokens too."""
-    mesh, weights = mesh_of(AxisType.Auto), np.cos(np.arange(N)).reshape(SEQUENCES, LENGTH).astype(np.float32)
+    mesh, weights = meshes.mesh(), np.cos(np.arange(N)).reshape(SEQUENCES, LENGTH).astype(np.float32)
 
     def split(hidden, kernel):
         def local(hidden, kernel, labels, weights):
@@ -240,23 +231,24 @@ def test_axis_name(program, options):
             return jax.jvp(jax.grad(f, (0, 1)), (hidden, kernel), (hidden, kernel))[1]
         return jax.grad(f, (0, 1))(hidden, kernel)
 
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         exact = jax.jit(lambda *o: run(whole, *o))(S.hidden.astype(np.float64), S.kernel.astype(np.float64))
         exact = jax.tree.map(np.asarray, exact)
     compiled = jax.jit(lambda *o: run(split, *o)).lower(S.hidden, S.kernel).compile()
     for actual, ideal in zip(compiled(S.hidden, S.kernel), exact, strict=True):
         tolerance.assert_close(actual, ideal, program, operations=64, terms=N * CLASSES, magnitude=1)
-    if program != "hvp":  # of a chunk, numbers of one a token: no more than a few for each
-        once, each = exchanges(compiled)
-        assert all(kind == "all-reduce" for kind, _ in (*once, *each))
-        assert max(size for _, size in each) <= 4 * CHUNK
-        assert [size for _, size in once].count(N * WIDTH // 4) == 1
+    if program != "hvp":
+        found, (d, v) = exchanged(compiled), mesh.devices.shape
+        assert {kind for kind, _ in found} == {"all-reduce"}
+        whole = {N * WIDTH // d: v, KERNEL // v: d}  # gradients, by how many devices have a share of them
+        assert all(found["all-reduce", size] == (devices > 1) for size, devices in whole.items())
+        assert all(size <= 4 * CHUNK for _, size in found if size not in whole)  # of a chunk, a few numbers a token
 
 
 def test_sizes_that_do_not_divide_the_mesh():
     s = sample((5, 3), WIDTH, 7)
     exact = expected(s, 1 / 15, with_bias=False)
-    mesh = mesh_of(AxisType.Auto)
+    mesh = meshes.mesh()
 
     @jax.jit
     def run(hidden, kernel):

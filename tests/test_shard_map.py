@@ -1,19 +1,22 @@
 """Losses inside shard_map, where a device sees its own rows only: gradients inside and outside it, the local and global n."""
 
 import functools
+import math
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+import meshes
 from losses import MATRIX
-from test_sharding import PROGRAMS, ROWS, assert_agree, assert_only_rows_travel, exactly, mesh_of, pytestmark, scalar  # noqa: F401
+from test_sharding import PROGRAMS, ROWS, assert_agree, assert_only_rows_travel, exactly, scalar
+
+pytestmark = meshes.several_devices
 
 P = PartitionSpec
 FEATURES = 24
 SPLITS = {"one_axis": "d", "two_axes": ("d", "v")}
-DEVICES = {"one_axis": 4, "two_axes": 8}
 
 splits = pytest.mark.parametrize("split", SPLITS)
 cases = pytest.mark.parametrize("case", MATRIX)
@@ -23,14 +26,15 @@ def sample(case):
     return case.sample((ROWS, FEATURES), scale=1)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@meshes.AXIS_TYPES
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @splits
 @cases
 def test_gradient_inside(case, split, reduction, axis_type):
-    axes, n = SPLITS[split], DEVICES[split]
+    axes = SPLITS[split]
     x, a = sample(case)
-    mesh = mesh_of(axis_type)
+    mesh = meshes.mesh(axis_type)
+    n = math.prod(mesh.shape[axis] for axis in meshes.axes_of(P(axes)))
 
     def loss(x, a):
         losses = case.loss(x, a, reduction=reduction)
@@ -62,7 +66,7 @@ def test_gradient_outside(case, split, reduction):
             return jax.lax.pmean(case.loss(x, a), axes)
         return jax.lax.psum(case.loss(x, a, reduction="none").sum(), axes) / ROWS
 
-    total = jax.shard_map(loss, mesh=mesh_of(AxisType.Auto), in_specs=(P(axes), P(axes)), out_specs=P())
+    total = jax.shard_map(loss, mesh=meshes.mesh(), in_specs=(P(axes), P(axes)), out_specs=P())
     results = jax.jit(jax.value_and_grad(total))(x, a)
     assert_agree(results, exactly(lambda f, x, a: jax.value_and_grad(f)(x, a), case, "mean", x, a), "gradient")
 
@@ -78,7 +82,7 @@ def test_programs_inside(case, split, name):
 
     @jax.jit
     def run(x, a, v):
-        @functools.partial(jax.shard_map, mesh=mesh_of(AxisType.Auto), in_specs=P(axes), out_specs=out_specs)
+        @functools.partial(jax.shard_map, mesh=meshes.mesh(), in_specs=P(axes), out_specs=out_specs)
         def on_rows(x, a, v):
             results = program(scalar(case.loss, "sum"), x, a, v)
             return jax.tree.map(lambda t: t if t.ndim else jax.lax.psum(t, axes), results)
@@ -95,7 +99,7 @@ def test_rows_of_a_batch_inside(case):
     """vmap inside shard_map, and shard_map inside vmap."""
     (x, a), (y, b) = sample(case), case.sample((ROWS, FEATURES), seed=1, scale=1)
     xs, targets = np.stack([x, y]), np.stack([a, b])
-    mesh = mesh_of(AxisType.Auto)
+    mesh = meshes.mesh()
 
     def summed(x, a):
         return case.loss(x, a, reduction="sum")
@@ -113,8 +117,9 @@ def test_rows_of_a_batch_inside(case):
 def test_a_replicated_target(case):
     """Only the logits vary over devices: the types of a kernel's operands need not."""
     x, a = sample(case)
-    rows = ROWS // 4
-    mesh = mesh_of(AxisType.Auto)
+    mesh = meshes.mesh()
+    devices = mesh.shape["d"]
+    rows = ROWS // devices
     total = jax.shard_map(
         lambda x, a: jax.lax.psum(case.loss(x, a, reduction="sum"), "d"),
         mesh=mesh,
@@ -122,7 +127,7 @@ def test_a_replicated_target(case):
         out_specs=P(),
     )
     value, gradient = jax.jit(jax.value_and_grad(total))(x, a[:rows])
-    repeated = np.concatenate([a[:rows]] * 4)
+    repeated = np.concatenate([a[:rows]] * devices)
     expected = exactly(lambda f, x, a: jax.value_and_grad(f)(x, a), case, "sum", x, repeated)
     assert_agree((value, gradient), expected, "a replicated target", "sum")
 
@@ -130,8 +135,9 @@ def test_a_replicated_target(case):
 @cases
 def test_n_is_the_local_batch_and_normalizer_makes_it_global(case):
     x, a = sample(case)
-    where = np.arange(ROWS) < 5  # the devices hold 4, 1, 0 and 0 rows that count
-    mesh = mesh_of(AxisType.Auto)
+    mesh = meshes.mesh()
+    devices = mesh.shape["d"]
+    where = np.arange(ROWS) < 5  # of four, the devices hold 4, 1, 0 and 0 rows that count
 
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("d"), P("d"), P("d")), out_specs=(P("d"), P()))
@@ -141,8 +147,8 @@ def test_n_is_the_local_batch_and_normalizer_makes_it_global(case):
         return local[None], jax.lax.psum(case.loss(x, a, where=where, normalizer=n), "d")
 
     local, total = local_and_global(x, a, where)
-    rows = ROWS // 4
-    for device in range(4):
+    rows = ROWS // devices
+    for device in range(devices):
         own = slice(device * rows, (device + 1) * rows)
         assert_agree(local[device], case.expected(x[own], a[own], where=where[own]).value[0], "a local mean")
     assert_agree(total, case.expected(x, a, where=where).value[0], "the global mean")
@@ -152,8 +158,9 @@ def test_n_is_the_local_batch_and_normalizer_makes_it_global(case):
 def test_operands_that_every_device_holds(case):
     """The gradient of an operand that is the same everywhere is the sum of what the devices find."""
     x, a = sample(case)
-    rows = ROWS // 4
-    mesh = mesh_of(AxisType.Auto)
+    mesh = meshes.mesh()
+    devices = mesh.shape["d"]
+    rows = ROWS // devices
 
     def total(in_specs):
         def loss(x, a, weight, normalizer):
@@ -167,13 +174,17 @@ def test_operands_that_every_device_holds(case):
     expected = case.expected(x, a, weights=options[0], normalizer=options[1])
     assert_agree(gradients, (expected.of_weights[0], expected.of_normalizer[0]), "gradients of options")
 
-    repeated = np.concatenate([x[:rows]] * 4)
+    repeated = np.concatenate([x[:rows]] * devices)
     gradient = jax.jit(jax.grad(total((everywhere, split, everywhere, everywhere))))(x[:rows], a, *options)
     expected = case.expected(repeated, a, weights=options[0], normalizer=options[1])
-    assert_agree(gradient, expected.of_prediction[0].reshape(4, rows, FEATURES).sum(0), "the gradient of a prediction")
+    assert_agree(
+        gradient, expected.of_prediction[0].reshape(devices, rows, FEATURES).sum(0), "the gradient of a prediction"
+    )
 
     if case.of_target:
-        repeated = np.concatenate([a[:rows]] * 4)
+        repeated = np.concatenate([a[:rows]] * devices)
         gradient = jax.jit(jax.grad(total((split, everywhere, everywhere, everywhere)), 1))(x, a[:rows], *options)
         expected = case.expected(x, repeated, weights=options[0], normalizer=options[1])
-        assert_agree(gradient, expected.of_target[0].reshape(4, rows, FEATURES).sum(0), "the gradient of a target")
+        assert_agree(
+            gradient, expected.of_target[0].reshape(devices, rows, FEATURES).sum(0), "the gradient of a target"
+        )

@@ -1,4 +1,4 @@
-"""Losses × placements × programs on eight devices: values agree, gradients stay where their operands are, nothing is gathered.
+"""Losses × placements × programs on a mesh: values agree, gradients stay where their operands are, nothing is gathered.
 
 What may travel between devices is numbers of one a row. The compiled module is read to see that.
 """
@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import meshes
 import tolerance
-from conftest import VIRTUAL_DEVICES
 from losses import MATRIX, WithEverything
 from modules import collectives
 
-pytestmark = [
-    pytest.mark.cpu_only,
-    pytest.mark.skipif(jax.device_count() < VIRTUAL_DEVICES, reason="jax was set up with fewer devices"),
-]
+pytestmark = meshes.several_devices
 
 P = PartitionSpec
 ROWS, FEATURES, BATCH = 16, 64, 2
@@ -54,10 +51,6 @@ STACKED_PROGRAMS = {
 }
 
 
-def mesh_of(axis_type):
-    return jax.make_mesh((4, 2), ("d", "v"), axis_types=(axis_type,) * 2, devices=jax.devices("cpu"))
-
-
 def weighing(losses):
     """Unreduced losses are added up with different weights."""
     size = losses.shape[0]
@@ -85,8 +78,8 @@ def assert_only_rows_travel(compiled, rows=ROWS * BATCH, weights_of_classes=0):
 
 
 def exactly(program, case, reduction, *operands):
-    """What the program makes of the formula, in float64 on one device."""
-    with jax.enable_x64(True):
+    """What the program makes of the formula, in float64 on one device, a CPU."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         operands = [t if t.dtype.kind == "i" else t.astype(np.float64) for t in operands]
         run = jax.jit(lambda *operands: program(scalar(case.formula, reduction), *operands))
         return jax.tree.map(np.asarray, run(*operands))
@@ -128,7 +121,7 @@ def expected_of(name, case, reduction):
 CELLS = [(name, "mean") for name in PROGRAMS] + [("value_and_grad", "sum"), ("value_and_grad", "none")]
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@meshes.AXIS_TYPES
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize(("name", "reduction"), CELLS)
 @pytest.mark.parametrize("case", MATRIX)
@@ -136,14 +129,15 @@ def test_placements(case, name, reduction, placement, axis_type):
     (x, a), (v, _) = sample(case), sample(case, 1)
     spec = PLACEMENTS[placement]
     specs = (spec, P(*spec[: a.ndim]), spec)
-    results, placed = run_sharded(PROGRAMS[name], case, reduction, mesh_of(axis_type), specs, (x, a, v))
+    mesh = meshes.mesh(axis_type, meshes.axes_of(spec))
+    results, placed = run_sharded(PROGRAMS[name], case, reduction, mesh, specs, (x, a, v))
     assert_agree(results, expected_of(name, case, reduction), name, reduction)
     for leaf in jax.tree.leaves(results):
         if leaf.shape == x.shape:
             assert leaf.sharding.is_equivalent_to(placed[0].sharding, x.ndim), leaf.sharding
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@meshes.AXIS_TYPES
 @pytest.mark.parametrize("placement", ["rows", "features", "both"])
 @pytest.mark.parametrize("name", STACKED_PROGRAMS)
 @pytest.mark.parametrize("case", MATRIX)
@@ -151,12 +145,13 @@ def test_placements_of_a_stack(case, name, placement, axis_type):
     (x, a), (y, _) = sample(case), sample(case, 1)
     spec, xs = PLACEMENTS[placement], np.stack([x, y])
     specs = (P(None, *spec), P(*spec[: a.ndim]))
-    results, placed = run_sharded(STACKED_PROGRAMS[name], case, "mean", mesh_of(axis_type), specs, (xs, a))
+    mesh = meshes.mesh(axis_type, meshes.axes_of(spec))
+    results, placed = run_sharded(STACKED_PROGRAMS[name], case, "mean", mesh, specs, (xs, a))
     assert_agree(results, expected_of(name, case, "mean"), name)
     assert results.sharding.is_equivalent_to(placed[0].sharding, xs.ndim)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@meshes.AXIS_TYPES
 @pytest.mark.parametrize("placement", ["rows", "features", "both"])
 @pytest.mark.parametrize("case", [case for case in MATRIX if case.of_target])
 def test_gradient_of_both_operands(case, placement, axis_type):
@@ -165,20 +160,22 @@ def test_gradient_of_both_operands(case, placement, axis_type):
 
     x, a = sample(case)
     spec = PLACEMENTS[placement]
-    results, placed = run_sharded(program, case, "mean", mesh_of(axis_type), (spec, spec), (x, a))
+    mesh = meshes.mesh(axis_type, meshes.axes_of(spec))
+    results, placed = run_sharded(program, case, "mean", mesh, (spec, spec), (x, a))
     assert_agree(results, exactly(program, case, "mean", x, a), "gradients")
     for gradient, operand in zip(results[1], placed, strict=True):
         assert gradient.sharding.is_equivalent_to(operand.sharding, 2)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@meshes.AXIS_TYPES
 @pytest.mark.parametrize("placement", ["rows", "rows_over_two_axes", "features", "both"])
 @pytest.mark.parametrize("case", MATRIX)
 def test_masks_and_weights_split_like_the_rows(case, placement, axis_type):
     x, a = case.sample((ROWS, FEATURES))
     where = np.arange(ROWS) % 3 > 0
     weights = np.linspace(0.5, 2, ROWS, dtype=np.float32)
-    spec, mesh = PLACEMENTS[placement], mesh_of(axis_type)
+    spec = PLACEMENTS[placement]
+    mesh = meshes.mesh(axis_type, meshes.axes_of(spec))
     expected = case.expected(x, a, where=where, weights=weights)
 
     def loss(x, a, where, weights):
@@ -206,7 +203,8 @@ def test_masks_and_weights_split_like_the_rows(case, placement, axis_type):
 @pytest.mark.parametrize("case", MATRIX)
 def test_sizes_that_do_not_divide_the_mesh(case, placement, rows, features):
     x, a = case.sample((rows, features))
-    placed = NamedSharding(mesh_of(AxisType.Auto), PLACEMENTS[placement])
+    spec = PLACEMENTS[placement]
+    placed = NamedSharding(meshes.mesh(AxisType.Auto, meshes.axes_of(spec)), spec)
 
     @jax.jit
     def value_and_grad(x, a):

@@ -1,8 +1,8 @@
-"""One of the processes that train the demo's digits model together, each on its share of every batch.
+"""One of the processes that train the demo's digits model together, each on its device and its share of every batch.
 
-    python two_processes.py PROCESS PROCESSES PORT OUTPUT
+    python two_processes.py PROCESS PROCESSES PORT OUTPUT PLATFORM
 
-Process 0 writes the trained parameters to OUTPUT. `test_processes.py` runs it.
+PLATFORM is `cpu`, or `cuda`, where process i has the i-th GPU. Process 0 writes the trained parameters to OUTPUT. `test_processes.py` runs it.
 """
 
 import sys
@@ -18,12 +18,16 @@ from demo import data, models
 STEPS, BATCH, RATE = 60, 128, 0.1
 
 
-def main(process: int, processes: int, port: int, output: str) -> None:
+def main(process: int, processes: int, port: int, output: str, platform: str) -> None:
     """Trains, and writes the parameters."""
+    own = process if platform == "cuda" else None
     if processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process, local_device_ids=own)
+    elif platform == "cuda":
+        jax.config.update("jax_cuda_visible_devices", "0")
     assert jax.device_count() == processes
+    assert jax.local_device_count() == 1
     mesh = jax.make_mesh((processes,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     split, whole = NamedSharding(mesh, PartitionSpec("batch")), NamedSharding(mesh, PartitionSpec())
 
@@ -48,4 +52,4 @@ def main(process: int, processes: int, port: int, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5])

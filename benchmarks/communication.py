@@ -1,0 +1,77 @@
+"""How long the collectives of a compiled step take by themselves."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks import exchanges
+from benchmarks import timing as clock
+from benchmarks.timing import Timing
+
+
+def timed(step, *of_mesh) -> Timing:
+    """The time of a compiled step. On virtual devices a call waits for the one before: they would take its threads."""
+    on_cpu = jax.default_backend() == "cpu"
+    return clock.timed((lambda *o: jax.block_until_ready(step(*o))) if on_cpu else step, *of_mesh)
+
+
+def alone(collective: exchanges.Collective, mesh: Mesh) -> float:
+    """The milliseconds of one such collective of as many bytes, all of one type.
+
+    Of a small one it is a share of several in a row, for its start counts: each has a factor, which takes microseconds.
+    A large one is given an array made for it, which it need not keep, and the time of making that is taken off.
+    """
+    kinds = {"bf16": jnp.bfloat16, "f16": jnp.float16, "s32": jnp.int32}
+    dtype = kinds.get(max(collective.results, key=lambda result: result[1])[0], jnp.float32)
+    size = collective.bytes // jnp.dtype(dtype).itemsize
+    repeats, devices = 16 if collective.bytes < 2**20 else 1, collective.devices
+    of_device = {"all-gather": size // devices, "reduce-scatter": size * devices}.get(collective.kind, size)
+    if collective.kind == "all-to-all":
+        of_device -= of_device % devices
+    round_the_ring = [(device, (device + 1) % devices) for device in range(devices)]
+    run_one = {
+        "all-gather": lambda x: jax.lax.all_gather(x, "d", tiled=True),
+        "reduce-scatter": lambda x: jax.lax.psum_scatter(x, "d", tiled=True),
+        "all-reduce": lambda x: jax.lax.psum(x, "d"),
+        "all-to-all": lambda x: jax.lax.all_to_all(x, "d", 0, 0, tiled=True),
+        "collective-permute": lambda x: jax.lax.ppermute(x, "d", round_the_ring),
+    }[collective.kind]
+
+    # The factor differs between devices, for all that XLA knows: it would do without a sum of what all of them hold.
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("d"), P("d")), out_specs=P("d"), check_vma=False)
+    def run(x, factor):
+        for _ in range(repeats - 1):
+            told = run_one(x) * factor
+            x = jnp.tile(told, devices) if collective.kind == "reduce-scatter" else told[:of_device]
+        return run_one(x * factor)
+
+    place = NamedSharding(mesh, P("d"))
+    sizes = devices * of_device, devices
+    x, factor = jax.jit(lambda: [jnp.ones((size,), dtype) for size in sizes], out_shardings=[place, place])()
+    found = timed(jax.jit(run), x, factor).ms / repeats
+    if repeats > 1:
+        return found
+    made = jax.shard_map(lambda x, factor: x * factor, mesh=mesh, in_specs=(P("d"), P("d")), out_specs=P("d"))
+    return max(0.0, found - timed(jax.jit(made), x, factor).ms)
+
+
+def communication(found: list[exchanges.Collective], mesh: Mesh, known: dict | None) -> list[dict]:
+    """The collectives of a step, each with its time alone unless `known`, which has those timed before, is None."""
+    described = []
+    for collective in found:
+        row = dataclasses.asdict(collective) | {"bytes": collective.bytes, "bytes_sent": collective.bytes_sent}
+        if known is not None:
+            what = (collective.kind, collective.results, collective.devices)
+            known[what] = known[what] if what in known else alone(collective, mesh)
+            row["ms"] = known[what]
+        described.append(row)
+    return described
+
+
+def total(collectives: list[dict], key: str) -> float:
+    """Of a step, that of a collective times how often it runs; once where nobody knows."""
+    return sum(collective[key] * (collective["times"] or 1) for collective in collectives)

@@ -1,0 +1,288 @@
+"""Weak and strong scaling of the losses over the devices of a host, beside XLA's own partitioning of optax's formula.
+
+Run it with `python -m benchmarks.scaling [--only WORD] [--seconds S] [--quick] [--output DIRECTORY]`. Writes
+`scaling_PLATFORM.json` and a plot. It measures value and gradient on one device and on 2, 4, 8 … of those there are. On
+a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 makes devices of it: that shows that the script runs, no more.
+
+Weak scaling gives each device the work of one, strong scaling splits that work. Efficiency is the time of the same
+contender on one device over the time here, over the number of devices in strong scaling. Of communication are said:
+
+- `collectives`, bytes: read from the compiled module. What a device sends is what a ring of them would have it send.
+- `local_ms`: the part of one device without any collective, on one device. Where the classes are split that part reads
+  the logits twice, for nobody knows the gradient before all devices have told their sums; the whole loss on one device
+  reads them once. So efficiency can not be 1 there, and `local_ms / ms` is what the collectives leave of it.
+- `communication_ms`: each collective alone, timed one after the other, times how often a step runs it.
+- `exposed_ms`: `ms - local_ms`, what the step takes longer for being one of several devices.
+- `hidden`: the share of `communication_ms` that is not exposed; None where it is smaller than the times' own spread.
+- `bytes_beside_compute`: those of asynchronous collectives between whose start and done the schedule has work
+  (`exchanges.Collective`). It is what the compiler intends, not a measurement.
+"""
+
+import argparse
+import dataclasses
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxloss
+from benchmarks import exchanges, record
+from benchmarks.communication import communication, timed, total
+from benchmarks.linear_cross_entropy import SUMMED_IN_BFLOAT16, whole_logits
+from benchmarks.timing import Timing
+
+JAXLOSS, XLA = "jaxloss", "XLA"
+CROSS_ENTROPY, LINEAR = "cross entropy", "linear cross entropy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The work of one device."""
+
+    rows: int
+    width: int
+    classes: int
+    dtype: str
+
+
+SIZES = {
+    "gpu": Sizes(8192, 4096, 128256, "bfloat16"),
+    "cpu": Sizes(512, 128, 8192, "float32"),
+    "quick": Sizes(64, 32, 512, "float32"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A loss and how devices share its operands.
+
+    Attributes:
+        split: in words.
+        specs: of logits and labels, or of hidden states, kernel and labels.
+    """
+
+    loss: str
+    split: str
+    specs: tuple[P, ...]
+
+    def __str__(self) -> str:
+        return f"{self.loss}, {self.split} split"
+
+    @property
+    def contenders(self) -> dict:
+        """Losses of the operands, by name."""
+        if self.loss == CROSS_ENTROPY:
+            return {JAXLOSS: jaxloss.categorical_cross_entropy, XLA: by_xla}
+        summed_in_bfloat16 = functools.partial(jaxloss.linear_cross_entropy, accumulate_dtype=jnp.bfloat16)
+        return {
+            JAXLOSS: jaxloss.linear_cross_entropy,
+            SUMMED_IN_BFLOAT16: summed_in_bfloat16,
+            XLA: whole_logits,
+        }
+
+    @property
+    def argnums(self) -> tuple[int, ...]:
+        """The operands that have a gradient."""
+        return tuple(range(len(self.specs) - 1))
+
+    def shapes(self, sizes: Sizes, rows: int, classes: int) -> tuple[tuple[int, ...], ...]:
+        """Of the operands."""
+        if self.loss == CROSS_ENTROPY:
+            return (rows, classes), (rows,)
+        return (rows, sizes.width), (sizes.width, classes), (rows,)
+
+
+PLACEMENTS = (
+    Placement(CROSS_ENTROPY, "rows", (P("d", None), P("d"))),
+    Placement(CROSS_ENTROPY, "classes", (P(None, "d"), P())),
+    Placement(LINEAR, "rows", (P("d", None), P(), P("d"))),
+    Placement(LINEAR, "rows and kernel", (P("d", None), P("d", None), P("d"))),
+    Placement(LINEAR, "classes", (P(), P(None, "d"), P())),
+)
+
+
+def by_xla(logits, labels):
+    """optax's formula, which XLA's partitioner splits as it sees fit."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
+
+
+def mesh_of(devices: int) -> Mesh:
+    """The first so many devices."""
+    return jax.make_mesh((devices,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def operands(placement: Placement, sizes: Sizes, mesh: Mesh, rows: int, classes: int) -> tuple[jax.Array, ...]:
+    """Random ones, made where they belong."""
+    *floats, _ = placement.shapes(sizes, rows, classes)
+    shardings = tuple(NamedSharding(mesh, spec) for spec in placement.specs)
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def random(key):
+        keys = jax.random.split(key, len(floats) + 1)
+        deviations = (3.0,) if placement.loss == CROSS_ENTROPY else (1.0, sizes.width**-0.5)
+        arrays = (
+            (deviation * jax.random.normal(key, shape, jnp.float32)).astype(sizes.dtype)
+            for key, shape, deviation in zip(keys, floats, deviations, strict=False)
+        )
+        return *arrays, jax.random.randint(keys[-1], (rows,), 0, classes)
+
+    return jax.block_until_ready(random(jax.random.key(0)))
+
+
+def step_of(placement: Placement, loss, mesh: Mesh):
+    """Value and gradients, each of these placed as its operand."""
+    of_gradients = tuple(NamedSharding(mesh, placement.specs[place]) for place in placement.argnums)
+    step = jax.value_and_grad(loss, placement.argnums)
+    return jax.jit(step, out_shardings=(NamedSharding(mesh, P()), of_gradients))
+
+
+def local_step(placement: Placement):
+    """The part of one of several devices, on a mesh of one: its collectives tell nobody anything."""
+    loss, mesh = placement.contenders[JAXLOSS], mesh_of(1)
+    if placement.split == "classes":
+        of_slice = functools.partial(loss, axis_name="d")
+        loss = jax.shard_map(of_slice, mesh=mesh, in_specs=placement.specs, out_specs=P())
+    return step_of(placement, loss, mesh)
+
+
+# ---- measurements ----------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """The measurements of one run, and what they are compared with."""
+
+    def __init__(self, sizes: Sizes, seconds: float, name: str, output: str | None):
+        self.sizes, self.name, self.output = sizes, name, output
+        self.until = time.monotonic() + seconds
+        self.measurements: list[dict] = []
+        self.on_one_device: dict[tuple[str, str], Timing] = {}
+        self.collectives_alone: dict[int, dict] = {}
+
+    def measure(self, placement: Placement, scaling: str, devices: int, only: str) -> None:
+        """All contenders at one placement."""
+        rows = self.sizes.rows * (devices if scaling == "weak" else 1)
+        names = [who for who in placement.contenders if only in f"{placement} {scaling} {who}"]
+        if placement.split == "classes" and SUMMED_IN_BFLOAT16 in names:
+            names.remove(SUMMED_IN_BFLOAT16)  # that sum is each device's own
+        if not names:
+            return
+        mesh = mesh_of(devices)
+        of_mesh = None
+        for who in names:
+            row = {
+                "loss": placement.loss,
+                "split": placement.split,
+                "scaling": scaling,
+                "devices": devices,
+                "who": who,
+                **dataclasses.asdict(self.sizes),
+                "rows": rows,
+            }
+            if time.monotonic() > self.until:
+                row["left_out"] = "out of time"
+            else:
+                try:
+                    one = self.one_device(placement, who)
+                    of_mesh = of_mesh or operands(placement, self.sizes, mesh, rows, self.sizes.classes)
+                    row |= self.contender(placement, who, scaling, mesh, of_mesh, one)
+                except Exception as error:  # above all memory that is not enough for a peer
+                    row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            self.measurements.append(row)
+            print(line(row), flush=True)
+        record.write(self.name, self.measurements, self.output)
+
+    def one_device(self, placement: Placement, who: str) -> Timing:
+        """The time of the whole loss on one device, which does not depend on how it is split."""
+        key = (placement.loss, who)
+        if key not in self.on_one_device:
+            mesh, loss = mesh_of(1), placement.contenders[who]
+            whole = operands(placement, self.sizes, mesh, self.sizes.rows, self.sizes.classes)
+            self.on_one_device[key] = timed(step_of(placement, loss, mesh).lower(*whole).compile(), *whole)
+        return self.on_one_device[key]
+
+    def contender(self, placement: Placement, who: str, scaling: str, mesh: Mesh, of_mesh, one: Timing) -> dict:
+        """A contender's time and what it exchanges, and for jaxloss what its collectives cost."""
+        step = step_of(placement, placement.contenders[who], mesh).lower(*of_mesh).compile()
+        found = exchanges.of_module(step.as_text())
+        timing = timed(step, *of_mesh)
+        is_compared = who != XLA and scaling == "weak"  # with one device, to see what the collectives cost
+        known = self.collectives_alone.setdefault(mesh.size, {}) if is_compared else None
+        collectives = communication(found, mesh, known)
+        row = {
+            "ms": timing.ms,
+            "spread": timing.spread,
+            "one_device_ms": one.ms,
+            "efficiency": one.ms / timing.ms / (mesh.size if scaling == "strong" else 1),
+            "collectives": collectives,
+            "bytes_sent": total(collectives, "bytes_sent"),
+            "bytes_beside_compute": total([c for c in collectives if c["beside_compute"]], "bytes_sent"),
+            "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
+        }
+        if not is_compared:
+            return row
+        local = one if placement.split != "classes" else self.local(placement, mesh.size)
+        alone_ms, exposed = total(collectives, "ms"), max(0.0, timing.ms - local.ms)
+        noise = timing.spread * timing.ms + local.spread * local.ms
+        hidden = max(0.0, 1 - exposed / alone_ms) if alone_ms > noise else None
+        return row | {"local_ms": local.ms, "communication_ms": alone_ms, "exposed_ms": exposed, "hidden": hidden}
+
+    def local(self, placement: Placement, devices: int) -> Timing:
+        """The time of one device's part of the classes of all rows, on one device."""
+        rows, classes = self.sizes.rows * devices, self.sizes.classes // devices
+        part = operands(placement, self.sizes, mesh_of(1), rows, classes)
+        return timed(local_step(placement).lower(*part).compile(), *part)
+
+
+def line(row: dict) -> str:
+    """A line of the table."""
+    placement = f"{row['loss']}, {row['split']} split"
+    head = f"{placement:43s} {row['scaling']:6s} {row['devices']} {row['who']:27s}"
+    if "ms" not in row:
+        return f"{head} {row.get('failed') or row['left_out']}"
+    text = f"{head} {row['ms']:9.3f} ms, efficiency {row['efficiency']:.3f}, {row['bytes_sent'] / 1e6:9.3f} MB sent"
+    if "local_ms" in row:
+        hidden = "" if row["hidden"] is None else f", {row['hidden']:.0%} of it hidden"
+        text += f"; alone {row['local_ms'] / row['ms']:.3f} of it, collectives {row['communication_ms']:.3f} ms{hidden}"
+    return text
+
+
+def counts(available: int) -> list[int]:
+    """The numbers of devices to measure on."""
+    return sorted({2**power for power in range(1, available.bit_length()) if 2**power <= available} | {available})
+
+
+def main() -> None:
+    """Measures, prints, writes and draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="measure only lines that contain this")
+    parser.add_argument("--seconds", type=float, default=210, help="begin no measurement after so long")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--output", help="where to write; default: benchmarks/results")
+    arguments = parser.parse_args()
+    platform, available = jax.devices()[0].platform, len(jax.devices())
+    if available < 2:
+        print("one device: there is nothing to scale over")
+        return
+    print(record.circumstances())
+    name = "quick" if arguments.quick else platform
+    run = Run(SIZES[name], arguments.seconds, f"scaling_{name}", arguments.output)
+    for scaling in ("weak", "strong"):
+        for devices in reversed(counts(available)):  # the most first, should time run out
+            for placement in PLACEMENTS:
+                run.measure(placement, scaling, devices, arguments.only)
+    path = record.write(run.name, run.measurements, arguments.output)
+    print(path)
+    from benchmarks import plots
+
+    plots.draw_scaling(run.measurements, path.with_suffix(".png"))
+    failed = [row for row in run.measurements if "failed" in row and row["who"] != XLA]
+    if failed:
+        raise SystemExit(f"{len(failed)} measurements of jaxloss failed")
+
+
+if __name__ == "__main__":
+    main()
