@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from jaxloss import _arguments, _examples, formulas
 from jaxloss._calls import Array
-from jaxloss._cross_entropy import Objective, Operands
+from jaxloss._cross_entropy import Operands
 from jaxloss._cross_entropy_calls import PARAMETERS
 from jaxloss._examples import Examples
+from jaxloss._objective import Objective
 from jaxloss._parameters import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, integer, number, real_array
 
 

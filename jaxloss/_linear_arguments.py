@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxloss import _arguments, _class_arguments, _examples, formulas
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options
-from jaxloss._cross_entropy import Objective
 from jaxloss._linear_work import Plan
+from jaxloss._objective import Objective
 from jaxloss._parameters import integer
 
 
