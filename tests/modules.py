@@ -1,8 +1,11 @@
-"""What a compiled module holds: its custom calls, its operations and what its devices tell each other."""
+"""Compiled modules: options, and what one holds: custom calls, operations, what its devices tell each other."""
 
 import re
 
 import numpy as np
+
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""Options to compile what runs a few times only: the emitters of fusions take three times as long as what was before."""
 
 # A result's type, or a tuple of them, then the operation: `%name = (f32[16]{0}, bf16[16,64]{1,0}) custom-call(`.
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (\((?:[^()]|\([^()]*\))*\)|\S+) ([\w-]+)\(")
