@@ -451,6 +451,7 @@ WRONG = [
     ({"label_smoothing": X}, ValueError, ("label_smoothing", "(2, 3)", "scalar")),
     ({"label_smoothing": 1j}, TypeError, ("label_smoothing", "complex", "from 0 to 1")),
     ({"focal_gamma": -1}, ValueError, ("focal_gamma", "-1", "at least 0")),
+    ({"focal_gamma": np.array(-2.0)}, ValueError, ("focal_gamma", "-2.0", "at least 0")),
     ({"focal_gamma": float("inf")}, ValueError, ("focal_gamma", "inf", "at least 0")),
     ({"focal_alpha": 1.01}, ValueError, ("focal_alpha", "1.01", "from 0 to 1")),
     ({"focal_alpha": True}, TypeError, ("focal_alpha", "bool")),
