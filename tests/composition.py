@@ -1,12 +1,14 @@
 """Writes `docs/composition.md` from the tables that the tests run: what jaxloss is known to work under.
 
-Run it with `PYTHONPATH=. python tests/composition.py`. `test_composition.py` fails if the page is not what this writes.
+Run it with `python tests/composition.py`. `test_composition.py` fails if the page is not what this writes.
 """
 
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 import test_axis_name
 import test_shard_map

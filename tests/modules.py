@@ -3,9 +3,25 @@
 import collections as containers
 import re
 
+import jax
+
 from benchmarks import exchanges
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+def _known(options: dict) -> dict:
+    """Those that this version of the compiler knows."""
+
+    def is_known(name):
+        try:
+            jax.jit(lambda: 0, compiler_options={name: options[name]})()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return {name: value for name, value in options.items() if is_known(name)}
+
+
+QUICKLY = _known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
 """Options to compile what runs a few times only: the emitters of fusions take three times as long as what was before."""
 
 

@@ -11,7 +11,7 @@ import jaxloss
 import meshes
 import tolerance
 from losses import MATRIX
-from modules import exchanged
+from modules import QUICKLY, exchanged
 from transforms import HIGHER_ORDER, TRANSFORMS, TRANSFORMS_OF_TARGET, Operands
 
 pytestmark = meshes.several_devices
@@ -75,7 +75,8 @@ def test_agrees_with_the_formula(case, name, split, reduction):
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         exact = jax.tree.map(lambda t: t if t.dtype.kind == "i" else t.astype(np.float64), o)
         formula = lambda x, a: contracted(case.formula(x, a, reduction=reduction))  # noqa: E731
-        expected = jax.tree.map(np.asarray, jax.jit(lambda o: transform(formula, o))(exact))
+        run = jax.jit(lambda o: transform(formula, o), compiler_options=QUICKLY)
+        expected = jax.tree.map(np.asarray, run(exact))
     operations = tolerance.OPERATIONS_OF_HIGHER_ORDER if name in HIGHER_ORDER else tolerance.OPERATIONS
     for ours, ideal in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         tolerance.assert_close(

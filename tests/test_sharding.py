@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import meshes
 import tolerance
 from losses import MATRIX, WithEverything
-from modules import collectives
+from modules import QUICKLY, collectives
 
 pytestmark = meshes.several_devices
 
@@ -81,7 +81,7 @@ def exactly(program, case, reduction, *operands):
     """What the program makes of the formula, in float64 on one device, a CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         operands = [t if t.dtype.kind == "i" else t.astype(np.float64) for t in operands]
-        run = jax.jit(lambda *operands: program(scalar(case.formula, reduction), *operands))
+        run = jax.jit(lambda *o: program(scalar(case.formula, reduction), *o), compiler_options=QUICKLY)
         return jax.tree.map(np.asarray, run(*operands))
 
 

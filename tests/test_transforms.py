@@ -7,6 +7,7 @@ import pytest
 
 import tolerance
 from losses import CASES, MATRIX, REDUCTIONS, Distillation, Sum
+from modules import QUICKLY
 from transforms import HIGHER_ORDER, TRANSFORMS, TRANSFORMS_OF_TARGET, Operands
 
 SHAPE = (5, 6)
@@ -43,7 +44,8 @@ def assert_agree(actual, case, transform, o, name, computed=np.float32):
     """
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         exact = jax.tree.map(lambda t: t if t.dtype.kind == "i" else t.astype(np.float64), o)
-        expected = jax.jit(lambda o: of_each(transform, case.formula, list(actual), o))(exact)
+        run = jax.jit(lambda o: of_each(transform, case.formula, list(actual), o), compiler_options=QUICKLY)
+        expected = run(exact)
         expected = jax.tree.map(np.asarray, expected)
     operations = tolerance.OPERATIONS_OF_HIGHER_ORDER if name in HIGHER_ORDER else tolerance.OPERATIONS
     for reduction, results in actual.items():
@@ -141,7 +143,8 @@ def test_weights_and_normalizer(case, name):
     actual = jax.jit(lambda o: OPTION_TRANSFORMS[name](with_options(case.loss), o))(o)
     with jax.enable_x64(True):
         exact = tuple(t if t.dtype.kind == "i" else np.float64(t) for t in o)
-        expected = jax.tree.map(np.asarray, jax.jit(lambda o: OPTION_TRANSFORMS[name](with_options(formula), o))(exact))
+        run = jax.jit(lambda o: OPTION_TRANSFORMS[name](with_options(formula), o), compiler_options=QUICKLY)
+        expected = jax.tree.map(np.asarray, run(exact))
     for ours, ideal in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         tolerance.assert_close(ours, ideal, name, operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
