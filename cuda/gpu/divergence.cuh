@@ -249,9 +249,22 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
 template <class Rows, int of_float>
 constexpr int kBlocks = sizeof(typename Rows::Real) == 8 ? (of_float + 1) / 2 : of_float;
 
+// The same of blocks a row. What the compiler makes for GPUs before Hopper of a Jensen-Shannon divergence of 16-bit
+// logits takes a register more than two of them leave.
+template <class Rows>
+struct BlocksOfRows {
+  static constexpr int value = kBlocks<Rows, 2>;
+};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+template <class Logit, class Teacher>
+struct BlocksOfRows<DivergenceRows<JensenShannon, Logit, Teacher>> {
+  static constexpr int value = sizeof(Logit) == 2 ? 1 : kBlocks<DivergenceRows<JensenShannon, Logit, Teacher>, 2>;
+};
+#endif
+
 // Block b takes rows b, b + gridDim.x, …
 template <class Rows>
-__global__ void __launch_bounds__(kBlockThreads, kBlocks<Rows, 2>) divergence_by_blocks(Rows rows) {
+__global__ void __launch_bounds__(kBlockThreads, BlocksOfRows<Rows>::value) divergence_by_blocks(Rows rows) {
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     divergence_of_row(rows, row, true, BlockTeam{static_cast<int>(threadIdx.x)});
   }
