@@ -56,8 +56,6 @@ def _measured(compiled: loss_programs.Compiled, chosen: argparse.Namespace) -> d
         ms.setdefault(who, {})[what] = [loop / steps for loop in loops]
     if limit:
         ms["limit"] = _limits(work, limit, ms["limit"])
-    if work.part == "portable":
-        del ms["xla"]
     by = dict(zip(("read", "copy"), limit.fastest, strict=True)) if limit else {}
     row = loss_report.measurement(work, ms, by, compiled.temporary_bytes())
     return row | ({"torch_error": torch_error} if torch_error else {})

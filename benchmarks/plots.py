@@ -39,7 +39,7 @@ def _plain(axis: Axes) -> None:
 def _short(number: float) -> str:
     for power, unit in ((30, "G"), (20, "M"), (10, "K")):
         if number >= 2**power:
-            return f"{number / 2**power:g}{unit}"
+            return f"{number / 2**power:.3g} {unit}"
     return f"{number:g}"
 
 
@@ -70,7 +70,7 @@ def _by_classes(rows: list[dict], device: str):
             axis.set_title(f"{WHAT[what]}, {dtype}", loc="left", fontweight="bold", fontsize=10)
             axis.set_xscale("log", base=2)
             ticks = [2**power for power in range(1, 31, 4) if 2**power <= 2 * classes[-1]]
-            axis.set_xticks(ticks, [_short(tick) for tick in ticks])
+            axis.set_xticks(ticks, [_short(tick).replace(" ", "") for tick in ticks])
             axis.minorticks_off()
             _plain(axis)
     for axis in axes[:, 0]:
@@ -101,6 +101,7 @@ def _by_bytes(rows: list[dict], device: str):
             axis.plot(sizes, times, "o-", color=COLOURS[who], label=NAMES[who], markersize=4, linewidth=1.6)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
         ticks = [2**power for power in range(10, 36, 4) if sizes[0] / 4 <= 2**power <= sizes[-1] * 4]
         axis.set_xticks(ticks, [f"{_short(tick)}B" for tick in ticks])
         axis.minorticks_off()

@@ -122,7 +122,10 @@ def check_size(library: Path, compiled: int) -> None:
 
 def released() -> list[str]:
     """The architectures that CMakeLists.txt compiles for unless told otherwise."""
-    return RELEASED.search(Path("CMakeLists.txt").read_text())["architectures"].split(";")
+    found = RELEASED.search(Path("CMakeLists.txt").read_text())
+    if not found:
+        sys.exit("error: CMakeLists.txt does not name the architectures of a release")
+    return found["architectures"].split(";")
 
 
 def released_bytes(whole: int, sections: str, compiled: int, architectures: list[str]) -> tuple[float, int]:
