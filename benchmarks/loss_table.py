@@ -139,7 +139,7 @@ def portable_table() -> list[Work]:
 CLASSES = (2, 3, 4, 8, 10, 16, 31, 32, 64, 100, 128, 256, 257, 512, 1000, 1024, 2048, 4096, 8192, 16384, 32000, 32001)
 CLASSES += (50257, 65536, 100003, 128256, 151936, 262144)
 FEW_ROWS = (1, 8, 64, 512)
-SWEPT_BYTES = {"gpu": 2**30, "cpu": 2**26}
+SWEPT_BYTES = {"gpu": 2**30, "cpu": 2**25}
 
 
 def sweep(platform: str) -> Iterator[Work]:
