@@ -121,7 +121,7 @@ def summary(rows: list[dict], left_out: list[Work]) -> str:
     missed = [line for row in measured for line in misses(row)]
     text = [f"goals: {counted} of time, and temporaries of {len(measured)} rows; missed: {len(missed) or 'none'}"]
     text += [f"missed: {line}" for line in missed]
-    text += [f"failed: {line}" for row in rows if "error" in row for line in lines(row)]
+    text += [line for row in rows if "error" in row for line in lines(row)]
     text += [f"not measured, for lack of time: {work}" for work in left_out]
     return "\n".join(text)
 

@@ -7,6 +7,7 @@ them.
 
 import argparse
 import os
+import pathlib
 import time
 
 
@@ -23,6 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="1/64 of the rows and short loops: to try the script")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no row after so long")
     parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1), help="that compile")
+    parser.add_argument("--draw", type=pathlib.Path, metavar="FILE", help="only draw the plots of an earlier --sweep")
     parser.add_argument("--output", help="where to write; default: benchmarks/results")
     chosen = parser.parse_args()
     if chosen.sweep and (chosen.portable or chosen.torch):
@@ -36,10 +38,23 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
+def draw(file: pathlib.Path) -> None:
+    """Draws the plots of a sweep, where there is something to draw with."""
+    try:
+        from benchmarks import plots
+    except ModuleNotFoundError as error:
+        print(f"no plots, for {error.name} is not installed: --draw {file} draws them where it is")
+    else:
+        print(*plots.draw(file), sep="\n")
+
+
 def main() -> None:
     """Measures, prints and writes."""
     start = time.monotonic()
     chosen = arguments()
+    if chosen.draw:
+        draw(chosen.draw)
+        return
     import jax
 
     from benchmarks import loss_report, loss_table, record
@@ -68,9 +83,7 @@ def main() -> None:
     if not rows:
         raise SystemExit(f"no row was measured: none contains {chosen.only!r}, or there was no time")
     if chosen.sweep:
-        from benchmarks import plots
-
-        print(*plots.draw(rows, f"{name}_{platform}", chosen.output), sep="\n")
+        draw(path)
     print(f"{path}; {time.monotonic() - start:.0f} s")
     print(loss_report.summary(rows, works[len(rows) :]))
     if any("error" in row for row in rows):

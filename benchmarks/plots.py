@@ -1,5 +1,6 @@
 """The sweeps as pictures: of cross entropy over classes and over bytes, and of linear cross entropy over tokens."""
 
+import json
 import pathlib
 
 import matplotlib
@@ -8,23 +9,21 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks import record
-
 COLOURS = {"jaxloss": "#1b5faa", "xla": "#e0831a"}
 NAMES = {"jaxloss": "jaxloss", "xla": "XLA (optax)"}
 WHAT = {"value": "value", "value_and_grad": "value and gradient"}
 
 
-def draw(rows: list[dict], name: str, directory: str | None) -> list[pathlib.Path]:
-    """Draws the rows of `losses --sweep` as `name`_by_classes.png and `name`_by_bytes.png, and returns where."""
-    path = pathlib.Path(directory or record.RESULTS)
-    rows = [row for row in rows if "error" not in row]
-    device = record.circumstances()["device"]
+def draw(file: pathlib.Path) -> list[pathlib.Path]:
+    """Draws what `losses --sweep` wrote, beside it as NAME_by_classes.png and NAME_by_bytes.png, and returns where."""
+    written = json.loads(file.read_text())
+    rows = [row for row in written["measurements"] if "error" not in row]
+    device = written["device"]
     drawn = []
     for part, picture in (("classes", _by_classes), ("bytes", _by_bytes)):
         if chosen := [row for row in rows if row["part"] == part]:
             figure = picture(chosen, device)
-            drawn.append(path / f"{name}_by_{part}.png")
+            drawn.append(file.with_name(f"{file.stem}_by_{part}.png"))
             figure.savefig(drawn[-1], dpi=110)
             plt.close(figure)
     return drawn
