@@ -78,7 +78,7 @@ def _by_classes(rows: list[dict], device: str):
         axis.set_xlabel("classes")
     axes[0, 0].set_ylim(0, highest)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside upper right", ncols=len(labels), frameon=False)
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
     size = _short(max(row["bytes"] for row in rows))
     figure.suptitle(f"Cross entropy of {size}B of logits with labels, {device}", x=0.01, ha="left")
     return figure
