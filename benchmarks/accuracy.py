@@ -2,10 +2,12 @@
 
 Run it with `python -m benchmarks.accuracy [--platform cpu|gpu] [--quick] [--output DIRECTORY]`. It writes
 `accuracy_PLATFORM.json` and, unless `--quick` or `--output` is given, the platform's section of docs/accuracy.md, whose
-other sections stay. README.md beside this says what the numbers mean.
+other sections stay; `--page-from FILE` writes it from a file that another machine wrote. The page says what the numbers
+mean.
 """
 
 import argparse
+import json
 import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
@@ -151,8 +153,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platform", choices=("cpu", "gpu"), help="where to run; default: what jax chooses")
     parser.add_argument("--quick", action="store_true", help="narrow rows only, and no float16: to try the script")
+    parser.add_argument("--page-from", metavar="FILE", type=pathlib.Path, help="only write the section of such a JSON")
     parser.add_argument("--output", help="where to write the JSON, and leave the page; default: benchmarks/results")
     chosen = parser.parse_args()
+    if chosen.page_from:
+        measured = json.loads(chosen.page_from.read_text())
+        platform = "cpu" if measured["platform"] == "cpu" else "gpu"
+        PAGE.write_text(with_section(PAGE.read_text(), platform, section(measured["measurements"], measured)))
+        return
     if chosen.platform:
         os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[chosen.platform]
     import jax
