@@ -50,7 +50,7 @@ def test_rows_of_the_sweep_are_of_the_same_bytes():
         rows = [work for work in loss_table.sweep(platform) if work.part == "classes"]
         sizes = [work.prediction_bytes for work in rows]
         assert {work.shape[1] for work in rows} >= {2, 257, 50257, 100003, 151936, 262144}
-        assert min(sizes) > 0.99 * max(sizes) > 0
+        assert min(sizes) > 0.98 * max(sizes) > 0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
