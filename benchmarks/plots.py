@@ -1,5 +1,6 @@
-"""The measurements as pictures."""
+"""The measurements as pictures: the losses over classes and bytes, linear cross entropy over tokens, scaling."""
 
+import json
 import pathlib
 
 import matplotlib
@@ -7,58 +8,111 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import matplotlib.ticker
-
-from benchmarks import record
+from matplotlib.axes import Axes
 
 COLOURS = {"jaxloss": "#1b5faa", "xla": "#e0831a"}
+NAMES = {"jaxloss": "jaxloss", "xla": "XLA (optax)"}
+WHAT = {"value": "value", "value_and_grad": "value and gradient"}
 
 
-def draw(measurements: list[dict], directory: str | None) -> None:
-    """Draws `cross_entropy_sweep.png`, share of the limit at constant bytes, and `losses_by_bytes.png`."""
-    path = pathlib.Path(directory or record.RESULTS)
-    _sweep([m for m in measurements if m["loss"] == "categorical" and m["target"] == "labels"], path)
-    _by_bytes(measurements, path)
+def draw(file: pathlib.Path) -> list[pathlib.Path]:
+    """Draws what `losses --sweep` wrote, beside it as NAME_by_classes.png and NAME_by_bytes.png, and returns where."""
+    written = json.loads(file.read_text())
+    rows = [row for row in written["measurements"] if "error" not in row]
+    device = written["device"]
+    drawn = []
+    for part, picture in (("classes", _by_classes), ("bytes", _by_bytes)):
+        if chosen := [row for row in rows if row["part"] == part]:
+            figure = picture(chosen, device)
+            drawn.append(file.with_name(f"{file.stem}_by_{part}.png"))
+            figure.savefig(drawn[-1], dpi=110)
+            plt.close(figure)
+    return drawn
 
 
-def _sweep(measurements: list[dict], directory: pathlib.Path) -> None:
-    figure, axes = plt.subplots(2, 2, figsize=(12, 7), sharex=True, sharey="row", layout="constrained")
-    largest = max(m["bytes"] for m in measurements) / 4
-    for column, dtype in enumerate(("bfloat16", "float32")):
-        chosen = sorted((m["shape"][1], m) for m in measurements if m["dtype"] == dtype and m["bytes"] > largest)
-        for row, what in enumerate(("value", "value_and_grad")):
-            axis = axes[row, column]
-            for who, colour in COLOURS.items():
-                ratio = [m["ms"]["limit"][what] / m["ms"][who][what] for _, m in chosen]
-                axis.plot([classes for classes, _ in chosen], ratio, "o-", color=colour, label=who, markersize=4)
+def _plain(axis: Axes) -> None:
+    axis.grid(color="#e4e4e4")
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _short(number: float) -> str:
+    for power, unit in ((30, "G"), (20, "M"), (10, "K")):
+        if number >= 2**power:
+            return f"{number / 2**power:.3g} {unit}"
+    return f"{number:g}"
+
+
+def _of_type(rows: list[dict], dtype: str, size) -> list[dict]:
+    return sorted((row for row in rows if row["dtype"] == dtype), key=size)
+
+
+def _by_classes(rows: list[dict], device: str):
+    """Share of the memory's limit, with the goal as a step where there is one."""
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    figure, axes = plt.subplots(
+        2, len(dtypes), figsize=(6.2 * len(dtypes), 7), sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
+    highest = 1.1
+    for column, dtype in enumerate(dtypes):
+        chosen = _of_type(rows, dtype, lambda row: row["shape"][1])
+        classes = [row["shape"][1] for row in chosen]
+        for axis, what in zip(axes[:, column], WHAT, strict=True):
+            for who in ("xla", "jaxloss"):
+                share = [row["ms"]["limit"][what] / row["ms"][who][what] for row in chosen]
+                highest = max(highest, 1.05 * max(share))
+                axis.plot(classes, share, "o-", color=COLOURS[who], label=NAMES[who], markersize=4, linewidth=1.6)
             axis.axhline(1, color="#888", linewidth=1)
+            goals = [row["goals"][what]["of_limit"] for row in chosen]
+            if all(goals):
+                shares = [1 / goal for goal in goals]
+                axis.step(classes, shares, where="post", color="#888", linewidth=1, linestyle=":", label="goal")
+            axis.set_title(f"{WHAT[what]}, {dtype}", loc="left", fontweight="bold", fontsize=10)
             axis.set_xscale("log", base=2)
-            axis.set_ylim(0, 1.15)
-            axis.grid(color="#e4e4e4")
-            axis.set_title(f"{what.replace('_', ' ')}, {dtype}", loc="left", fontweight="bold")
-            axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, loc="lower right")
+            ticks = [2**power for power in range(1, 31, 4) if 2**power <= 2 * classes[-1]]
+            axis.set_xticks(ticks, [_short(tick).replace(" ", "") for tick in ticks])
+            axis.minorticks_off()
+            _plain(axis)
     for axis in axes[:, 0]:
         axis.set_ylabel("share of the memory's limit")
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("classes")
-    figure.savefig(directory / "cross_entropy_sweep.png", dpi=110)
+    axes[0, 0].set_ylim(0, highest)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
+    size = _short(max(row["bytes"] for row in rows))
+    figure.suptitle(f"Cross entropy of {size}B of logits with labels, {device}", x=0.01, ha="left")
+    return figure
 
 
-def _by_bytes(measurements: list[dict], directory: pathlib.Path) -> None:
-    figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
-    for who, colour in COLOURS.items():
-        points = [(m["bytes"], m["ms"][who]["value_and_grad"]) for m in measurements]
-        axis.scatter(*zip(*points, strict=True), s=14, color=colour, label=who)
-    limit = sorted((m["bytes"], m["ms"]["limit"]["value_and_grad"]) for m in measurements if m["target"] == "labels")
-    axis.plot(*zip(*limit, strict=True), color="#888", linewidth=1, label="limit, with labels")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xlabel("bytes of the prediction")
-    axis.set_ylabel("value and gradient, ms")
-    axis.grid(color="#e4e4e4")
-    axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(directory / "losses_by_bytes.png", dpi=110)
+def _by_bytes(rows: list[dict], device: str):
+    """Time of value and gradient, with the time that memory alone takes."""
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(dtypes), figsize=(6.2 * len(dtypes), 4.6), sharey=True, layout="constrained", squeeze=False
+    )
+    for axis, dtype in zip(axes[0], dtypes, strict=True):
+        chosen = _of_type(rows, dtype, lambda row: row["bytes"])
+        sizes = [row["bytes"] for row in chosen]
+        limit = [row["ms"]["limit"]["value_and_grad"] for row in chosen]
+        axis.plot(sizes, limit, color="#888", linewidth=1.2, linestyle="--", label="limit: a copy")
+        for who in ("xla", "jaxloss"):
+            times = [row["ms"][who]["value_and_grad"] for row in chosen]
+            axis.plot(sizes, times, "o-", color=COLOURS[who], label=NAMES[who], markersize=4, linewidth=1.6)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        ticks = [2**power for power in range(10, 36, 4) if sizes[0] / 4 <= 2**power <= sizes[-1] * 4]
+        axis.set_xticks(ticks, [f"{_short(tick)}B" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("logits")
+        axis.set_title(f"{dtype}, {chosen[0]['shape'][1]} classes", loc="left", fontweight="bold", fontsize=10)
+        _plain(axis)
+    axes[0, 0].set_ylabel("value and gradient, ms a call")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].legend(handles[::-1], labels[::-1], loc="upper left", frameon=False)
+    figure.suptitle(f"Cross entropy with labels, {device}", x=0.01, ha="left")
+    return figure
 
 
 def draw_linear(measurements: list[dict], path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """What every measurement is kept with: where, with what, and on which commit it ran."""
 
+import functools
 import json
 import os
 import pathlib
@@ -29,6 +30,7 @@ def circumstances() -> dict:
     }
 
 
+@functools.cache  # as it was when the run began
 def _commit() -> str | None:
     if commit := os.environ.get("JAXLOSS_COMMIT"):  # for a copy of the tree without its history
         return commit

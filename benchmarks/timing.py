@@ -2,12 +2,14 @@
 
 import statistics
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
 REPEATS = 7
 LOOP_SECONDS = 0.03  # long against the clock's grain and the cost of starting the first call
+LONG_SECONDS = 0.1  # a call of so long needs no others beside it
 
 
 class Timing(NamedTuple):
@@ -17,19 +19,44 @@ class Timing(NamedTuple):
     spread: float
 
 
-def timed(function, *operands) -> Timing:
-    """Times `function`, which is jitted. A result is dropped before the next one is needed."""
-    jax.block_until_ready(function(*operands))
-    start = time.perf_counter()
-    jax.block_until_ready(function(*operands))
-    calls = max(3, min(2000, round(LOOP_SECONDS / max(1e-7, time.perf_counter() - start))))
-    loops = []
-    for _ in range(REPEATS):
+class Program(NamedTuple):
+    """Something to time: a call without arguments that starts the work, and what waits for its result."""
+
+    call: Callable[[], Any]
+    wait: Callable[[Any], Any] = jax.block_until_ready
+
+    def loop(self, calls: int) -> float:
+        """Seconds a call, of so many in a row. A result is dropped before the next but one is made."""
         start = time.perf_counter()
         for _ in range(calls):
-            result = function(*operands)
-        jax.block_until_ready(result)
-        loops.append((time.perf_counter() - start) / calls * 1e3)
-        del result
+            result = self.call()
+        self.wait(result)
+        return (time.perf_counter() - start) / calls
+
+
+def in_turn(programs: Mapping[str, Program], repeats=REPEATS, seconds=LOOP_SECONDS) -> dict[str, list[float]]:
+    """Milliseconds a call of each program, of `repeats` loops.
+
+    The programs take turns at their loops, so that a clock that drifts and whatever else the machine does fall on all.
+    """
+    calls = {}
+    for name, program in programs.items():
+        program.loop(1)  # the first call sets up
+        once = max(1e-7, program.loop(1))
+        calls[name] = 1 if once > LONG_SECONDS else max(3, min(2000, round(seconds / once)))
+    loops = {name: [] for name in programs}
+    for _ in range(repeats):
+        for name, program in programs.items():
+            loops[name].append(program.loop(calls[name]) * 1e3)
+    return loops
+
+
+def timing(loops: list[float]) -> Timing:
+    """Of the times of several loops."""
     median = statistics.median(loops)
     return Timing(median, (max(loops) - min(loops)) / median)
+
+
+def timed(function, *operands) -> Timing:
+    """Times `function`, which is jitted."""
+    return timing(in_turn({"": Program(lambda: function(*operands))})[""])

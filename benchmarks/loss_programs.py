@@ -1,0 +1,201 @@
+"""The programs that a row of `benchmarks.loss_table` times: jaxloss, the same by XLA, and by torch.compile.
+
+XLA's are optax's formulas in float32, as one writes them; torch's are its own losses of `.float()`.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxloss
+from benchmarks import limits
+from benchmarks.loss_table import Work
+from benchmarks.timing import Program
+
+STEPS = 16
+STEP_SIZE = 0.1
+# Beyond, XLA spends minutes on folding a constant out of the gradient of optax's formula for labels: it is given that
+# for probabilities, all of them 0 but one, which it computes in one kernel.
+MANY_ROWS = 2**16
+
+
+def _mse(x, a):
+    return optax.l2_loss(x.astype(jnp.float32), a.astype(jnp.float32)).sum() / x.shape[0]
+
+
+def _binary(x, a):
+    return optax.sigmoid_binary_cross_entropy(x.astype(jnp.float32), a.astype(jnp.float32)).sum() / x.shape[0]
+
+
+def _categorical_rows(x, a):
+    x = x.astype(jnp.float32)
+    if a.ndim == 1 and len(a) > MANY_ROWS:
+        a = jax.nn.one_hot(a, x.shape[-1])
+    if a.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(x, a)
+    return optax.softmax_cross_entropy(x, a.astype(jnp.float32))
+
+
+MEANS = {
+    "jaxloss": {
+        "mse": jaxloss.mse,
+        "binary": jaxloss.binary_cross_entropy,
+        "categorical": jaxloss.categorical_cross_entropy,
+    },
+    "xla": {"mse": _mse, "binary": _binary, "categorical": lambda x, a: _categorical_rows(x, a).mean()},
+}
+ROWS = {
+    "jaxloss": functools.partial(jaxloss.categorical_cross_entropy, reduction="none"),
+    "xla": _categorical_rows,
+}
+
+
+def _steps(loss: Callable) -> Callable:
+    """Gradient steps one after the other in one program.
+
+    Barriers stand for the model that is between two losses: without them XLA makes one kernel of 16 steps of `_mse`.
+    """
+
+    def run(x, a):
+        for _ in range(STEPS):
+            x = jax.lax.optimization_barrier(x - STEP_SIZE * jax.grad(loss)(x, a))
+        return x
+
+    return run
+
+
+def _rows_vjp(rows: Callable) -> Callable:
+    def run(x, a, cotangent):
+        losses, pull = jax.vjp(lambda x: rows(x, a), x)
+        return losses, pull(cotangent)
+
+    return run
+
+
+def _function(work: Work, who: str, what: str) -> Callable:
+    loss = MEANS[who][work.loss]
+    if what == "rows_vjp":
+        return _rows_vjp(ROWS[who])
+    return {"value": lambda: loss, "step": lambda: _steps(loss)}.get(what, lambda: jax.value_and_grad(loss))()
+
+
+def _operands(work: Work, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Random logits of deviation 3, and a random target."""
+    keys = jax.random.split(key)
+    x = (3 * jax.random.normal(keys[0], work.shape)).astype(work.dtype)
+    if work.target == "labels":
+        return x, jax.random.randint(keys[1], work.shape[:1], 0, work.shape[1])
+    a = jax.random.uniform(keys[1], work.shape)
+    return x, (a / a.sum(-1, keepdims=True) if work.loss == "categorical" else a).astype(work.dtype)
+
+
+class Compiled:
+    """The programs of a row as executables, made from shapes alone, and so on as many threads as there are rows."""
+
+    def __init__(self, work: Work):
+        self.work = work
+        key = jax.eval_shape(jax.random.key, 0)
+        make = functools.partial(_operands, work)
+        x, a = jax.eval_shape(make, key)
+        cotangent = jax.ShapeDtypeStruct(work.shape[:1], jnp.float32)
+        self._make = jax.jit(make).lower(key).compile()
+        self.executables = {}
+        for who in ("jaxloss",) if work.part == "portable" else MEANS:
+            for what in work.goals:
+                function = jax.jit(_function(work, who, what))
+                operands = (x, a, cotangent) if what == "rows_vjp" else (x, a)
+                self.executables[who, what] = function.lower(*operands).compile()
+
+    def temporary_bytes(self) -> int | None:
+        """Of value and gradient by jaxloss, beside operands and results."""
+        for what in ("value_and_grad", "call"):
+            if executable := self.executables.get(("jaxloss", what)):
+                return executable.memory_analysis().temp_size_in_bytes
+        return None
+
+    def operands(self) -> list[tuple[jax.Array, jax.Array]]:
+        """So many sets of them that none is found in a cache, unless the work is a launch."""
+        count = 1 if self.work.part == "launch" else limits.sets_of_operands(self.work.read_bytes)
+        return [self._make(key) for key in jax.random.split(jax.random.key(0), count)]
+
+    def programs(self, operands: list[tuple[jax.Array, jax.Array]]) -> dict[tuple[str, str], Program]:
+        """By who and what."""
+        cotangent = jnp.linspace(0.5, 1.5, self.work.shape[0], dtype=jnp.float32)
+
+        def program(what, executable):
+            turns = itertools.cycle([(*each, cotangent) if what == "rows_vjp" else each for each in operands])
+            return Program(lambda: executable(*next(turns)))
+
+        return {(who, what): program(what, executable) for (who, what), executable in self.executables.items()}
+
+
+def compiled(rows: list[Work], threads: int) -> list[Compiled | Exception]:
+    """Each row's executables, or what kept them from being made."""
+
+    def attempt(work):
+        try:
+            return Compiled(work)
+        except Exception as error:  # the other rows are worth measuring
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        of_limits = set().union(
+            *(limits.compilations(*limit_arguments(work)) for work in rows if work.part != "launch")
+        )
+        finished = [pool.submit(*each) for each in of_limits]
+        results = list(pool.map(attempt, rows))
+        for each in finished:
+            each.result()
+        return results
+
+
+def limit_arguments(work: Work) -> tuple[int, int]:
+    """The bytes of its prediction, and of how many operands of that size it is."""
+    return work.prediction_bytes, 1 if work.target == "labels" else 2
+
+
+# ---- torch -----------------------------------------------------------------------------------------------------------
+
+
+def torch_programs(work: Work, operands: list[tuple[jax.Array, jax.Array]]) -> dict[tuple[str, str], Program]:
+    """Value, and value and gradient, by torch.compile, on the same memory. Called once, which compiles."""
+    import torch
+    import torch.nn.functional as functional
+
+    torch._dynamo.reset()  # else what was compiled for other shapes counts, and from eight on nothing is compiled
+
+    def loss(x, a):
+        x = x.float()
+        if work.loss == "mse":
+            return 0.5 * ((x - a.float()) ** 2).sum() / x.shape[0]
+        if work.loss == "binary":
+            return functional.binary_cross_entropy_with_logits(x, a.float(), reduction="sum") / x.shape[0]
+        return functional.cross_entropy(x, a if work.target == "labels" else a.float())
+
+    fast = torch.compile(loss, dynamic=False)
+    tensors = []
+    for x, a in operands:
+        x, a = torch.from_dlpack(x).detach().requires_grad_(), torch.from_dlpack(a)
+        tensors.append((x, a.long() if work.target == "labels" else a))
+    turns = itertools.cycle(tensors)
+
+    def value():
+        with torch.no_grad():
+            return fast(*next(turns))
+
+    def value_and_grad():
+        x, a = next(turns)
+        result = fast(x, a)
+        return result, torch.autograd.grad(result, x)[0]
+
+    on_gpu = tensors[0][0].is_cuda
+    wait = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
+    programs = {"value": Program(value, wait), "value_and_grad": Program(value_and_grad, wait)}
+    for program in programs.values():
+        program.loop(2)
+    return {("torch.compile", what): program for what, program in programs.items() if what in work.goals}

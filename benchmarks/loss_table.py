@@ -1,0 +1,175 @@
+"""What `benchmarks.losses` measures: the rows of its tables and sweeps, and the goal of each number."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Goal(NamedTuple):
+    """The most that a time may be, as a ratio to the memory's limit and to XLA's time; None where that is no goal."""
+
+    of_limit: float | None = None
+    of_xla: float | None = None
+
+
+NEVER_BEHIND = 1.03  # of XLA's time: two medians of one program differ by as much
+SHARE_OF_PORTABLE = 1 / 0.85
+SHARE_OF_WIDE, SHARE_OF_NARROW, WIDE = 1 / 0.92, 1 / 0.85, 256  # from that many classes on
+SWEPT_BYTES_JUDGED = 2**28  # below it, launches are part of the time
+SHARED_KERNEL_BYTES = 8192  # longer rows of logits with labels are not held in registers (cross_entropy_registers.cuh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A row: a loss, the kind of its target, type and shape of its prediction, and a goal for each time.
+
+    `value` and `value_and_grad` are what they say; `rows_vjp` is the losses of the rows, and then the gradient for a
+    cotangent of each; `call` is a single small call of value and gradient; `step` is one of 16 gradient steps in one
+    program.
+    """
+
+    loss: str
+    target: str
+    dtype: str
+    shape: tuple[int, int]
+    goals: dict[str, Goal] = dataclasses.field(hash=False)
+    part: str = "table"
+
+    def __str__(self) -> str:
+        return f"{self.loss} {self.target} {self.dtype} {list(self.shape)}"
+
+    @property
+    def prediction_bytes(self) -> int:
+        return self.shape[0] * self.shape[1] * ITEM_BYTES[self.dtype]
+
+    @property
+    def read_bytes(self) -> int:
+        """Of prediction and target."""
+        return self.prediction_bytes + (4 * self.shape[0] if self.target == "labels" else self.prediction_bytes)
+
+
+def memory_row(loss: str, target: str, dtype: str, shape, value, value_and_grad, rows_vjp=None, part="table") -> Work:
+    """A row whose times are compared with the memory's limit, and never behind XLA."""
+    goals = {"value": Goal(value, NEVER_BEHIND), "value_and_grad": Goal(value_and_grad, NEVER_BEHIND)}
+    if loss == "categorical" and target == "labels" and part == "table":
+        goals["rows_vjp"] = Goal(rows_vjp, NEVER_BEHIND)
+    return Work(loss, target, dtype, shape, goals, part)
+
+
+def launch_row(loss: str, target: str, dtype: str, shape) -> Work:
+    """A row so small that what counts is the time to get it started."""
+    return Work(loss, target, dtype, shape, dict.fromkeys(("call", "step"), Goal(None, NEVER_BEHIND)), "launch")
+
+
+BIG = (8192, 32768)
+GPU_TABLE = [
+    memory_row("mse", "numbers", "float32", BIG, 1.02, 1.03),
+    memory_row("mse", "numbers", "bfloat16", BIG, 1.04, 1.05),
+    memory_row("binary", "numbers", "float32", BIG, 1.03, 1.04),
+    memory_row("binary", "numbers", "bfloat16", BIG, 1.04, 1.05),
+    memory_row("categorical", "numbers", "float32", BIG, 1.03, 1.04),
+    memory_row("categorical", "numbers", "bfloat16", BIG, 1.04, 1.05),
+    memory_row("categorical", "labels", "bfloat16", (8192, 128256), 1.02, 1.02, 1.04),
+    memory_row("categorical", "labels", "bfloat16", (4096, 262144), SHARE_OF_WIDE, SHARE_OF_WIDE),
+    memory_row("categorical", "labels", "float32", BIG, 1.01, 1.03),
+    memory_row("categorical", "labels", "bfloat16", (16384, 32000), 1.01, 1.03),
+    memory_row("categorical", "labels", "bfloat16", (20000, 50257), SHARE_OF_WIDE, SHARE_OF_WIDE),
+    memory_row("categorical", "labels", "bfloat16", (20000, 50264), SHARE_OF_WIDE, SHARE_OF_WIDE),
+    memory_row("categorical", "labels", "bfloat16", (32768, 16384), SHARE_OF_WIDE, SHARE_OF_WIDE),
+    memory_row("categorical", "labels", "bfloat16", (32768, 4096), SHARE_OF_WIDE, SHARE_OF_WIDE),
+    memory_row("categorical", "labels", "bfloat16", (131072, 1024), SHARE_OF_WIDE, SHARE_OF_WIDE),
+    memory_row("categorical", "labels", "float32", (65536, 1024), 1.04, 1.04),
+]
+LAUNCHES = [
+    launch_row("categorical", "labels", "float32", (128, 10)),
+    launch_row("categorical", "labels", "float32", (128, 16)),
+    launch_row("categorical", "labels", "float32", (4096, 1000)),
+    launch_row("categorical", "labels", "float32", (1, 32768)),
+    launch_row("categorical", "labels", "bfloat16", (1, 128256)),
+    launch_row("categorical", "numbers", "float32", (128, 10)),
+    launch_row("mse", "numbers", "float32", (128, 16)),
+    launch_row("binary", "numbers", "float32", (128, 16)),
+]
+
+
+def cpu_row(loss: str, target: str, dtype: str, shape, part="table") -> Work:
+    """A row for the CPU, where XLA is what a goal is measured by."""
+    row = memory_row(loss, target, dtype, shape, None, None, part=part)
+    if loss == "categorical" and target == "labels" and shape[1] >= 1024:
+        row.goals["value_and_grad"] = Goal(None, 1 / 2.5)
+    return row
+
+
+CPU_TABLE = [
+    *(
+        cpu_row(loss, "numbers", dtype, shape)
+        for loss in ("mse", "binary")
+        for dtype, shape in (("float32", (1024, 8192)), ("float32", (65536, 10)), ("bfloat16", (1024, 8192)))
+    ),
+    cpu_row("categorical", "labels", "float32", (1024, 32768)),
+    cpu_row("categorical", "labels", "float32", (8192, 1024)),
+    cpu_row("categorical", "labels", "float32", (65536, 128)),
+    cpu_row("categorical", "labels", "float32", (65536, 10)),
+    cpu_row("categorical", "labels", "bfloat16", (8192, 1024)),
+    cpu_row("categorical", "labels", "bfloat16", (128, 128256)),
+    cpu_row("categorical", "numbers", "float32", (8192, 1024)),
+    cpu_row("categorical", "numbers", "bfloat16", (8192, 1024)),
+]
+
+
+def table(platform: str) -> list[Work]:
+    """The rows that have goals of their own, and the small ones."""
+    return [*(CPU_TABLE if platform == "cpu" else GPU_TABLE), *LAUNCHES]
+
+
+def portable_table() -> list[Work]:
+    """Rows that a GPU without clusters gives to another kernel than Hopper does, and that kernel's goal."""
+    goals = {"value_and_grad": Goal(SHARE_OF_PORTABLE, None)}
+    return [
+        dataclasses.replace(work, goals=goals, part="portable")
+        for work in GPU_TABLE
+        if work.target == "labels" and work.shape[1] * ITEM_BYTES[work.dtype] > SHARED_KERNEL_BYTES
+    ]
+
+
+# ---- sweeps ----------------------------------------------------------------------------------------------------------
+
+CLASSES = (2, 3, 4, 8, 10, 16, 31, 32, 64, 100, 128, 256, 257, 512, 1000, 1024, 2048, 4096, 8192, 16384, 32000, 32001)
+CLASSES += (50257, 65536, 100003, 128256, 151936, 262144)
+FEW_ROWS = (1, 8, 64, 512)
+SWEPT_BYTES = {"gpu": 2**30, "cpu": 2**25}
+
+
+def sweep(platform: str) -> Iterator[Work]:
+    """Cross entropy at constant bytes over classes ("classes"), and of two widths over bytes ("bytes")."""
+    of_all = SWEPT_BYTES[platform]
+    for dtype in ("bfloat16", "float32"):
+        elements = of_all // ITEM_BYTES[dtype]
+        for classes in CLASSES:
+            yield _swept(platform, dtype, (elements // classes, classes), "classes")
+        for rows in FEW_ROWS:  # of millions of classes
+            yield _swept(platform, dtype, (rows, elements // rows), "classes")
+    for dtype, classes, all_rows in (
+        ("bfloat16", 32768, (1, 8, 64, 512, 4096, 32768)),
+        ("float32", 1024, (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)),
+    ):
+        for rows in all_rows:
+            if rows * classes * ITEM_BYTES[dtype] <= 4 * of_all:
+                yield _swept(platform, dtype, (rows, classes), "bytes")
+
+
+def _swept(platform: str, dtype: str, shape: tuple[int, int], part: str) -> Work:
+    if platform == "cpu":
+        return cpu_row("categorical", "labels", dtype, shape, part)
+    share = SHARE_OF_WIDE if shape[1] >= WIDE else SHARE_OF_NARROW
+    if shape[0] * shape[1] * ITEM_BYTES[dtype] < SWEPT_BYTES_JUDGED:
+        share = None
+    return memory_row("categorical", "labels", dtype, shape, share, share, part=part)
+
+
+def smaller(work: Work) -> Work:
+    """A sixty-fourth of the rows, to try a script out; goals are for whole ones."""
+    rows = max(1, work.shape[0] // 64)
+    return dataclasses.replace(work, shape=(rows, work.shape[1]), goals=dict.fromkeys(work.goals, Goal()))

@@ -1,0 +1,113 @@
+"""What decides in benchmarks/ and tools/ whether a goal is met, on numbers that are known."""
+
+import importlib.util
+import pathlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from benchmarks import accuracy, loss_table
+
+pytestmark = pytest.mark.cpu_only
+
+
+def compile_cuda():
+    path = pathlib.Path(__file__).parents[1] / "tools" / "compile_cuda.py"
+    specification = importlib.util.spec_from_file_location("compile_cuda", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def row(ours, limit, xla, temporary=0):
+    from benchmarks import loss_report
+
+    work = loss_table.memory_row("mse", "numbers", "float32", (8, 16), 1.02, 1.03)
+    ms = {
+        who: dict.fromkeys(("value", "value_and_grad"), [time] * 3)
+        for who, time in (("limit", limit), ("jaxloss", ours), ("xla", xla))
+    }
+    return loss_report.misses(loss_report.measurement(work, ms, {"read": "sum", "copy": "copy"}, temporary))
+
+
+def test_goals_met():
+    assert row(ours=1.01, limit=1.0, xla=1.0) == []
+
+
+def test_goals_missed():
+    beyond_limit = row(ours=1.025, limit=1.0, xla=1.0)
+    assert len(beyond_limit) == 1
+    assert "value: 1.025 of the limit's time" in beyond_limit[0]
+    behind_xla = row(ours=1.0, limit=1.0, xla=0.9)
+    assert len(behind_xla) == 2
+    assert all("XLA" in line for line in behind_xla)
+    assert "temporaries" in row(ours=1.0, limit=1.0, xla=1.0, temporary=2**21)[0]
+
+
+def test_rows_of_the_sweep_are_of_the_same_bytes():
+    for platform in ("cpu", "gpu"):
+        rows = [work for work in loss_table.sweep(platform) if work.part == "classes"]
+        sizes = [work.prediction_bytes for work in rows]
+        assert {work.shape[1] for work in rows} >= {2, 257, 50257, 100003, 151936, 262144}
+        assert min(sizes) > 0.98 * max(sizes) > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_spacing(dtype):
+    finfo = ml_dtypes.finfo(dtype)
+    numbers = np.array([1.0, 1.5, -0.99, 3e-5, 0.0, 2.0**-10, 60000.0])
+    expected = [abs(np.spacing(np.float32(x))) * float(finfo.eps) / 2.0**-23 for x in numbers]
+    expected[4] = float(finfo.smallest_subnormal)
+    if dtype == np.float16:
+        expected[3] = float(finfo.smallest_subnormal)
+    np.testing.assert_array_equal(accuracy.spacing(numbers, dtype), expected)
+
+
+def test_errors_of_a_result():
+    exact = np.array([2.0]), np.array([[0.5, -1e-9]])
+    gradient = np.array([[0.5 + 2.0**-23, 0.0]], np.float32)
+    found = accuracy.errors(np.array([2.0 + 2.0**-21], np.float32), gradient, *exact, 0.0, True)
+    assert found["loss_ulps"] == 2
+    assert found["gradient_roundings"] == 2
+    assert found["gradient_share_of_allowed"] < 1
+
+
+def test_a_section_takes_the_place_of_its_own_platform():
+    page = "# Page\n\ntext\n"
+    once = accuracy.with_section(accuracy.with_section(page, "cpu", "of a CPU\n"), "gpu", "of a GPU\n")
+    again = accuracy.with_section(once, "cpu", "of another CPU\n")
+    assert again == once.replace("of a CPU", "of another CPU")
+    assert again.startswith(page)
+
+
+PTXAS = """
+ptxas info    : Compiling entry function '_Z5firstv' for 'sm_80'
+ptxas info    : Function properties for _Z5firstv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers
+ptxas info    : Compiling entry function '_Z6secondv' for 'sm_90a'
+ptxas info    : Function properties for _Z6secondv
+    8 bytes stack frame, {} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers
+"""
+
+
+def test_spills_are_found():
+    measure = compile_cuda().measure
+    assert measure(PTXAS.format(0)) == ([], [], {"80": [40], "90a": [128]})
+    ((spilling,), unknown, _) = measure(PTXAS.format(4))
+    assert "second" in spilling
+    assert "sm_90a" in spilling
+    assert unknown == []
+    silent = PTXAS.format(0).replace("Function properties for _Z6secondv", "")
+    assert "second" in measure(silent)[1][0]
+
+
+def test_size_of_a_release():
+    module = compile_cuda()
+    assert "90a" in module.released()
+    sections = ".text 100 0\n.nv_fatbin   2000000   4096\n"
+    size, kernels = module.released_bytes(3_000_000, sections, 2, ["80", "86", "90a"])
+    assert kernels == 2_000_000
+    assert size == pytest.approx(1_000_000 + 1.03 * 4 * 1_000_000)
