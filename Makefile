@@ -59,7 +59,7 @@ notebooks: ## execute the notebooks, as a check; with ARGS=--write, store their 
 	@tools/environment docs
 	$(python) notebooks/execute.py $(ARGS)
 
-cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error
+cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error, and a library beyond 25 MB
 	@tools/environment
 	$(python) tools/compile_cuda.py 80 90a
 
