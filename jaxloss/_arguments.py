@@ -113,6 +113,11 @@ def axis_index(axis: int, ndim: int) -> int:
     return axis % ndim
 
 
+def classes_last(x: Array, axis: int, ndim: int) -> Array:
+    """`x` with the axis of classes of `ndim` axes last; as it is, if it has another number of axes: those of rows."""
+    return jnp.moveaxis(x, axis, -1) if x.ndim == ndim else x
+
+
 def mesh_axes(axis_name: str | tuple[str, ...] | None, x: Array, name: str = "logits") -> tuple[str, ...]:
     """The mesh axes that the classes of `x` are split over, none without `axis_name`."""
     if axis_name is None:

@@ -1,19 +1,17 @@
 """The arguments that every loss of classes has, checked and brought into the form that `_cross_entropy` takes."""
 
 import dataclasses
-import math
-import numbers
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxloss import _arguments, _examples, formulas
 from jaxloss._calls import Array
-from jaxloss._cross_entropy import Objective, Operands
+from jaxloss._cross_entropy import Operands
 from jaxloss._cross_entropy_calls import PARAMETERS
 from jaxloss._examples import Examples
-from jaxloss._parameters import real_array
+from jaxloss._objective import Objective
+from jaxloss._parameters import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, integer, number, real_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,40 +133,29 @@ def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict
 
 def _of_rows(examples: Examples, logits: Array, axis: int, counted: Array | None) -> Examples:
     """The same with the classes last, and without the rows that do not count."""
-
-    def classes_last(x):
-        return x if x is None or x.ndim != logits.ndim else jnp.moveaxis(x, axis, -1)
-
-    where, weights = classes_last(examples.where), classes_last(examples.weights)
-    if counted is not None:
+    examples = _examples.classes_last(examples, axis, logits.ndim)
+    if counted is None:
+        return examples
+    if examples.where is not None:
         rank = logits.ndim - 1
-        if where is not None:
-            where = _examples.leading("where", where, logits.shape, rank, rank)
-            counted = counted & _examples.along_rows(where, logits.shape[:-1])
-        where = counted
-    return dataclasses.replace(examples, where=where, weights=weights)
+        where = _examples.leading("where", examples.where, logits.shape, rank, rank)
+        counted = counted & _examples.along_rows(where, logits.shape[:-1])
+    return dataclasses.replace(examples, where=counted)
 
 
 def _number_of_classes(num_classes: int | None, width: int) -> int | None:
     if num_classes is None:
         return None
-    if not isinstance(num_classes, numbers.Integral) or isinstance(num_classes, bool):
-        raise TypeError(f"num_classes has type {type(num_classes).__name__}: expected int")
-    if not 1 <= num_classes <= width:
+    if not 1 <= integer("num_classes", num_classes) <= width:
         raise ValueError(f"num_classes is {num_classes}, logits has {width} classes: expected from 1 to {width}")
     return int(num_classes)
 
 
 def _share(mix, logits: Array, axis: int, dtype) -> Array:
     """The share of the first of two labels, of all rows or of each."""
-    _check_number("the share of the first label in target", mix, 0, 1, "from 0 to 1")
-    mix = jnp.asarray(mix)
-    if not jnp.issubdtype(mix.dtype, jnp.floating) and not jnp.issubdtype(mix.dtype, jnp.integer):
-        raise TypeError(f"the share of the first label in target has dtype {mix.dtype}: expected a floating-point type")
-    if mix.ndim == logits.ndim:
-        mix = jnp.moveaxis(mix, axis, -1)
-    rank = logits.ndim - 1
-    return _examples.leading("the share of the first label in target", mix, logits.shape, rank, rank).astype(dtype)
+    name, rank = "the share of the first label in target", logits.ndim - 1
+    mix = _arguments.classes_last(number(name, mix, FROM_0_TO_1, scalar=False), axis, logits.ndim)
+    return _examples.leading(name, mix, logits.shape, rank, rank).astype(dtype)
 
 
 def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: tuple[str, ...]) -> Array:
@@ -184,43 +171,23 @@ def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: 
     return class_weights
 
 
-def _numbers(options: Options) -> dict[str, object]:
-    """The options that are one number and on. A Python number that is the default is off."""
-    limits = {
-        "label_smoothing": (0.0, 0, 1, "from 0 to 1"),
-        "z_loss": (0.0, 0, math.inf, "0 or more, and finite"),
-        "softcap": (None, 0, math.inf, "a positive finite number, or None for none"),
-        "temperature": (1.0, 0, math.inf, "a positive finite number"),
+def _numbers(options: Options) -> dict[str, Array]:
+    """The options that are one number and on. A number of Python or NumPy that is the default is off."""
+    table = {
+        "label_smoothing": (0.0, FROM_0_TO_1, ""),
+        "z_loss": (0.0, NOT_NEGATIVE, ""),
+        "softcap": (None, POSITIVE, ", or None for none"),
+        "temperature": (1.0, POSITIVE, ""),
     }
     found = {}
-    for name, (off, least, most, words) in limits.items():
+    for name, (off, interval, otherwise) in table.items():
         value = getattr(options, name)
         if value is None and off is None:
             continue
-        _check_number(name, value, least, most, words, positive="positive" in words)
-        if not isinstance(value, jax.Array) and value == off:
-            continue
-        found[name] = value
+        array = number(name, value, interval, otherwise)
+        if isinstance(value, Array) or value != off:
+            found[name] = array
     return found
-
-
-def _check_number(name: str, value, least: float, most: float, words: str, *, positive: bool = False) -> None:
-    """That it is a number, and if it is known now, one in range."""
-    if isinstance(value, jax.Array):
-        if value.shape and not name.startswith("the share"):
-            raise ValueError(f"{name} has shape {value.shape}: expected a scalar")
-        if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(value.dtype, jnp.integer):
-            raise TypeError(f"{name} has dtype {value.dtype}: expected a floating-point type")
-        return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray):
-        raise TypeError(f"{name} has type {type(value).__name__}: expected a number")
-    if isinstance(value, np.ndarray) and value.shape:
-        if not name.startswith("the share"):
-            raise ValueError(f"{name} has shape {value.shape}: expected a scalar")
-        return
-    number = float(value)
-    if not least <= number <= most or math.isinf(number) or (positive and number == 0):
-        raise ValueError(f"{name} is {number}: expected {words}")
 
 
 def _class_share(target: Array, logits: Array, parameters: dict[str, Array], axes: tuple[str, ...]) -> Array | None:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxloss import _calls, _pair, formulas
 from jaxloss._calls import Array, along, taken_out
 from jaxloss._examples import Examples, row_weight
-from jaxloss._pair import RowLoss, row_dot, varying_like
+from jaxloss._pair import RowLoss
 from jaxloss._rows import row_wise
+from jaxloss._tangents import row_dot, varying_like
 from jaxloss.formulas import real
 
 

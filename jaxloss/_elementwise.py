@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec
 from jaxloss import _calls, _pair
 from jaxloss._calls import Array, Formula
 from jaxloss._examples import Examples, row_weight
-from jaxloss._pair import RowLoss, row_dot, varying_like
+from jaxloss._pair import RowLoss
 from jaxloss._rows import row_wise
+from jaxloss._tangents import row_dot, varying_like
 from jaxloss.formulas import real
 
 _FIRST_PARAMETER = 3  # of the operands (x, target, row_weight, *parameters)

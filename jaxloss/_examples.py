@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxloss import _arguments
 from jaxloss._calls import TAKEN_OUT, Array, taken_out
 from jaxloss._parameters import real_array
 
@@ -56,6 +57,14 @@ def checked(where, weights, reduction, normalizer) -> Examples:
         if normalizer.shape:
             raise ValueError(f"normalizer has shape {normalizer.shape}: expected a scalar")
     return Examples(where, weights, reduction, normalizer)
+
+
+def classes_last(examples: Examples, axis: int, ndim: int) -> Examples:
+    """The same for a prediction of `ndim` axes whose axis of classes went last."""
+    where, weights = (
+        None if x is None else _arguments.classes_last(x, axis, ndim) for x in (examples.where, examples.weights)
+    )
+    return dataclasses.replace(examples, where=where, weights=weights)
 
 
 def leading(name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_rank: int) -> Array:

@@ -15,11 +15,21 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from jaxloss import _examples, _linear_work, _pair
+from jaxloss import _examples, _linear_work
 from jaxloss._calls import Array, manual_axes, varying, weighted
 from jaxloss._examples import Examples
 from jaxloss._linear_mesh import on_mesh
 from jaxloss._linear_work import HIDDEN, KERNEL, LABELS, REST, WEIGHT, Plan, Wanted
+from jaxloss._tangents import (
+    contracted,
+    counted,
+    or_none,
+    restricted_to_live,
+    row_dot,
+    total_product,
+    varying_like,
+    zero_tangent,
+)
 
 Op = Callable[..., Any]
 
@@ -106,7 +116,7 @@ def losses(plan: Plan) -> Op:
 
     def tangent(primals, tangents) -> Any:
         results = op(*primals)
-        return results, _tangents(plan, primals, tuple(map(_pair._or_none, tangents)), results)
+        return results, _tangents(plan, primals, tuple(map(or_none, tangents)), results)
 
     differentiable.defjvp(tangent, symbolic_zeros=True)
     return differentiable
@@ -129,7 +139,7 @@ def gradients(plan: Plan, wanted: Wanted) -> Op:
 
     def tangent(primals, tangents) -> Any:
         plain = _gradients_on_mesh(plan, wanted, direct=False)
-        of_live, live, live_dots = _pair._of_live(plain, primals, tangents)
+        of_live, live, live_dots = restricted_to_live(plain, primals, tangents)
         return op(*primals), jax.jvp(of_live, live, live_dots)[1]
 
     differentiable.defjvp(tangent, symbolic_zeros=True)
@@ -141,9 +151,9 @@ def _tangents(plan: Plan, operands, dots, results) -> tuple:
     dots = tuple(None if place == WEIGHT else dot for place, dot in enumerate(dots))
     live = tuple(dot is not None for dot in dots)
     if not any(live):
-        return tuple(map(_pair._zeros, results))
+        return tuple(map(zero_tangent, results))
     moving = _tangents_on_mesh(plan, live)(*operands, *(dot for dot in dots if dot is not None))
-    return *moving, *map(_pair._zeros, results[len(moving) :])
+    return *moving, *map(zero_tangent, results[len(moving) :])
 
 
 def _of_this_device(plan: Plan, operands, dots) -> tuple[tuple, tuple]:
@@ -166,23 +176,23 @@ def weighted_sum(plan: Plan) -> Op:
     @jax.custom_jvp
     def total(*operands):
         of_tokens, *stats = losses(plan)(*operands)
-        return _pair._contracted(operands[WEIGHT], of_tokens), *stats
+        return contracted(operands[WEIGHT], of_tokens), *stats
 
     def tangent(primals, tangents) -> Any:
-        operands, dots = _of_this_device(plan, primals, map(_pair._or_none, tangents))
+        operands, dots = _of_this_device(plan, primals, map(or_none, tangents))
         weight, weight_dot = operands[WEIGHT], dots[WEIGHT]
         wanted = Wanted(dots[HIDDEN] is not None, dots[KERNEL] is not None, plan.has_bias and dots[REST] is not None)
         results = gradients(plan, wanted)(*operands) if wanted else losses(plan)(*operands)
         (of_tokens, *stats), of_operands = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
-        out = _pair._contracted(weight, of_tokens)
-        terms = [_pair._total_product(g, dot) for g, dot in zip(of_operands, wanted.of(dots), strict=True)]
+        out = contracted(weight, of_tokens)
+        terms = [total_product(g, dot) for g, dot in zip(of_operands, wanted.of(dots), strict=True)]
         if weight_dot is not None:
-            terms.append(_pair._total_product(of_tokens, weight_dot))
+            terms.append(total_product(of_tokens, weight_dot))
         parameter_dots = (*(None,) * (REST + plan.has_bias), *dots[REST + plan.has_bias :])
         if any(dot is not None for dot in parameter_dots):
             losses_dot = _tangents(plan, operands, parameter_dots, (of_tokens, *stats))[0]
-            terms.append(jnp.sum(weight * jnp.where(_pair._counted(weight, of_tokens), losses_dot, 0)))
-        dot = sum(_pair.varying_like(out, term) for term in terms)
+            terms.append(jnp.sum(weight * jnp.where(counted(weight, of_tokens), losses_dot, 0)))
+        dot = sum(varying_like(out, term) for term in terms)
         stats_dots = _tangents(plan, operands, dots, (of_tokens, *stats))[1:] if stats else ()
         return (out, *stats), (dot, *stats_dots)
 
@@ -200,18 +210,18 @@ def weighted_rows(plan: Plan) -> Op:
         return weighted(operands[WEIGHT], of_tokens), *stats
 
     def tangent(primals, tangents) -> Any:
-        operands, dots = _of_this_device(plan, primals, map(_pair._or_none, tangents))
+        operands, dots = _of_this_device(plan, primals, map(or_none, tangents))
         weight, weight_dot = operands[WEIGHT], dots[WEIGHT]
         live = [place for place, dot in enumerate(dots) if dot is not None and place != WEIGHT]
         if live == [HIDDEN] and not plan.stats:
             # A token's loss depends on its own hidden state only, so its gradient needs no cotangent to be made.
             of_tokens, gradient = gradients(plan, Wanted(hidden=True))(*operands)
             stats, stats_dots = (), ()
-            dot = _pair.row_dot(gradient, dots[HIDDEN], plan.token_rank)
+            dot = row_dot(gradient, dots[HIDDEN], plan.token_rank)
         else:
             of_tokens, *stats = losses(plan)(*operands)
             losses_dot, *stats_dots = _tangents(plan, operands, dots, (of_tokens, *stats))
-            dot = weight * jnp.where(_pair._counted(weight, of_tokens), losses_dot, 0)
+            dot = weight * jnp.where(counted(weight, of_tokens), losses_dot, 0)
         if weight_dot is not None:
             dot = dot + of_tokens * weight_dot
         return (weighted(weight, of_tokens), *stats), (dot, *stats_dots)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy, _pair
 from jaxloss._calls import Array, along, manual_axes, varying
-from jaxloss._cross_entropy import Objective
 from jaxloss._linear_mesh import Roles
+from jaxloss._objective import Objective
+from jaxloss._split_classes import of_slice
 from jaxloss._token_chunks import Overlapping, Result, Strided, chunk_size, scan_chunks
 from jaxloss.formulas import real
 
@@ -160,7 +161,7 @@ class Work:
         logits = self.logits(hidden, self.kernel)
         if self.bias is not None:
             logits = (real(logits) + real(self.bias)).astype(logits.dtype)
-        return _cross_entropy.of_slice(self.objective, self.axes, logits, labels, weight, *self.parameters)
+        return of_slice(self.objective, self.axes, logits, labels, weight, *self.parameters)
 
     def of_rows(self, names) -> list[Result]:
         """The results of these names: losses and statistics."""

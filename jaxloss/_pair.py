@@ -15,14 +15,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
-from jax.sharding import PartitionSpec
 
-from jaxloss._calls import along, manual_axes, taken_out, varying, weighted
+from jaxloss._calls import Array, along, manual_axes, taken_out, varying, weighted
 from jaxloss._rows import Op
-from jaxloss.formulas import real
-
-Array = jax.Array
+from jaxloss._tangents import (
+    contracted,
+    counted,
+    losses_of_weights,
+    or_none,
+    restricted_to_live,
+    total_product,
+    varying_like,
+    zero_tangent,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,52 +60,6 @@ class RowLoss:
     split_axes: tuple[str, ...] = ()
 
 
-def row_dot(a: Array, b: Array, rank: int) -> Array:
-    """The sum of `a * b` over all axes but the first `rank`."""
-    rows, features = tuple(range(rank)), tuple(range(rank, a.ndim))
-    sharding = jax.typeof(a).sharding
-    # Where shardings are part of the types, split features must be told what becomes of them: they are summed.
-    out_sharding = PartitionSpec(*sharding.spec[:rank]) if sharding.mesh.explicit_axes else None
-    # Not sum(a * b), which jaxlib 0.10.2's CPU compiler gets wrong under vmap.
-    return jax.lax.dot_general(
-        real(a),
-        real(b),
-        ((features, features), (rows, rows)),
-        precision=jax.lax.Precision.HIGHEST,
-        out_sharding=out_sharding,
-    )
-
-
-def varying_like(result: Array, x: Array) -> Array:
-    """`x`, summed over the mesh axes of a `shard_map` that it varies over and `result` does not.
-
-    Those are axes that the features are split over: a row's tangent is the sum of what its slices contribute.
-    """
-    axes = tuple(axis for axis in manual_axes(x) if axis not in manual_axes(result))
-    return jax.lax.psum(x, axes) if axes else x
-
-
-def _is_zero(tangent) -> bool:
-    return isinstance(tangent, SymbolicZero)
-
-
-def _or_none(tangent):
-    return None if _is_zero(tangent) else tangent
-
-
-def _of_live(function: Callable, primals, tangents):
-    """`function` of those operands that have a tangent, and these operands and tangents."""
-    places = [i for i, tangent in enumerate(tangents) if not _is_zero(tangent)]
-
-    def of_live(*live):
-        operands = list(primals)
-        for place, operand in zip(places, live, strict=True):
-            operands[place] = operand
-        return function(*operands)
-
-    return of_live, tuple(primals[i] for i in places), tuple(tangents[i] for i in places)
-
-
 def _kept(keep: Array, *arrays: Array, otherwise: float = 0) -> tuple[Array, ...]:
     """The arrays with other numbers in the rows that are not kept, so that what is there can reach no derivative."""
     return tuple(
@@ -127,14 +86,7 @@ def _tangents(loss: RowLoss, keep: Array, operands, losses: Array, stats, dots) 
     tangents = jax.checkpoint(loss.tangents, prevent_cse=False)
     dots = _kept_operands(loss, keep, (*dots[:2], None, *dots[3:]), parameters=0)
     results = tangents(_kept_operands(loss, keep, operands), losses, _kept(keep, *stats), dots)
-    return tuple(_zeros(of) if dot is None else dot for of, dot in zip((losses, *stats), results, strict=True))
-
-
-def _zeros(primal: Array):
-    """Its tangent, where it has none."""
-    if jnp.issubdtype(primal.dtype, jnp.floating):
-        return jnp.zeros_like(primal)
-    return SymbolicZero(jax.typeof(primal).to_tangent_aval())  # of a type that knows what it varies over
+    return tuple(zero_tangent(of) if dot is None else dot for of, dot in zip((losses, *stats), results, strict=True))
 
 
 @functools.cache
@@ -144,9 +96,9 @@ def value_and_stats(loss: RowLoss) -> Op:
 
     def tangent(primals, tangents) -> Any:
         results = losses, *stats = op(*primals)
-        dots = tuple(map(_or_none, tangents))
+        dots = tuple(map(or_none, tangents))
         if all(dot is None for place, dot in enumerate(dots) if place != 2):
-            return results, tuple(map(_zeros, results))
+            return results, tuple(map(zero_tangent, results))
         return results, _tangents(loss, ~taken_out(primals[2]), primals, losses, stats, dots)
 
     op.defjvp(tangent, symbolic_zeros=True)
@@ -159,7 +111,7 @@ def value(loss: RowLoss) -> Op:
     op = jax.custom_jvp(loss.value)
 
     def tangent(primals, tangents) -> Any:
-        of_live, live, live_dots = _of_live(value_and_stats(loss), primals, tangents)
+        of_live, live, live_dots = restricted_to_live(value_and_stats(loss), primals, tangents)
         (losses, *_), (losses_dot, *_) = jax.jvp(of_live, live, live_dots)
         return (losses,), (losses_dot,)
 
@@ -181,33 +133,11 @@ def value_and_grad(loss: RowLoss) -> Op:
         return (losses, *stats, gradient) if loss.grad_gives_stats else (losses, gradient)
 
     def tangent(primals, tangents) -> Any:
-        of_live, live, live_dots = _of_live(formula, primals, tangents)
+        of_live, live, live_dots = restricted_to_live(formula, primals, tangents)
         return op(*primals), jax.jvp(of_live, live, live_dots)[1]
 
     op.defjvp(tangent, symbolic_zeros=True)
     return op
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False)  # a scan saves the 16-bit gradient, not what it is widened to
-def _total_product(a: Array, b: Array) -> Array:
-    # Not vdot: its reshape makes XLA gather an operand whose features are split over devices.
-    return jnp.sum(real(a) * real(b))
-
-
-def _contracted(row_weight: Array, losses: Array) -> Array:
-    """Σ wᵢ ℓᵢ; a weight of 0 takes a loss out even if that is NaN."""
-    return weighted(row_weight, _of_weights(row_weight, losses)).sum()
-
-
-def _counted(row_weight: Array, losses: Array) -> Array:
-    """Which rows' tangents count: a weight of 0 takes them out, too, where the loss is not finite."""
-    weight = along(row_weight, losses)
-    return ~(taken_out(weight) | ((weight == 0) & ~jnp.isfinite(losses)))
-
-
-def _of_weights(row_weight: Array, losses: Array) -> Array:
-    """The losses of all rows of each weight together."""
-    return losses.sum(tuple(range(row_weight.ndim, losses.ndim)))
 
 
 @functools.cache
@@ -216,7 +146,7 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
 
     def primal(*operands):
         losses, *stats = (value_and_stats if with_stats else value)(loss)(*operands)
-        return _contracted(operands[2], losses), *stats
+        return contracted(operands[2], losses), *stats
 
     def differentiated(operands, of_x: bool, of_others: bool):
         """Losses, statistics (if anybody needs them) and gradient (if it is of `x`), by as few calls as can be."""
@@ -234,22 +164,22 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
         # gradient of its own, and in reverse mode becomes their sum.
         axes = [axis for axis in manual_axes(*primals) if axis not in loss.split_axes]
         operands = tuple(varying(axes, operand) for operand in primals)
-        dots = tuple(None if _is_zero(dot) else varying(axes, dot) for dot in tangents)
+        dots = tuple(None if dot is None else varying(axes, dot) for dot in map(or_none, tangents))
         x_dot, target_dot, weight_dot, *parameter_dots = dots
         others = (None, target_dot, None, *parameter_dots)
         row_weight = operands[2]
 
         of_others = any(dot is not None for dot in others)
         losses, stats, gradient = differentiated(operands, x_dot is not None, of_others)
-        out = _contracted(row_weight, losses)
+        out = contracted(row_weight, losses)
         terms = []
         if x_dot is not None:
-            terms.append(_total_product(gradient, x_dot))
+            terms.append(total_product(gradient, x_dot))
         if of_others:
-            losses_dot = _tangents(loss, _counted(row_weight, losses), operands, losses, stats, others)[0]
+            losses_dot = _tangents(loss, counted(row_weight, losses), operands, losses, stats, others)[0]
             terms.append(jnp.sum(along(row_weight, losses) * losses_dot))
         if weight_dot is not None:
-            terms.append(_total_product(_of_weights(row_weight, losses), weight_dot))
+            terms.append(total_product(losses_of_weights(row_weight, losses), weight_dot))
         dot = sum(varying_like(out, term) for term in terms)
         if not with_stats:
             return (out,), (dot,)
@@ -274,12 +204,12 @@ def weighted_rows(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]
         return weighted(operands[2], losses), *stats
 
     def tangent(primals, tangents) -> Any:
-        dots = tuple(map(_or_none, tangents))
+        dots = tuple(map(or_none, tangents))
         row_weight, weight_dot = primals[2], dots[2]
         losses, *stats = value_and_stats(loss)(*primals)
-        dot, stats_dots = jnp.zeros_like(losses), tuple(map(_zeros, stats))
+        dot, stats_dots = jnp.zeros_like(losses), tuple(map(zero_tangent, stats))
         if any(dot is not None for place, dot in enumerate(dots) if place != 2):
-            losses_dot = _tangents(loss, _counted(row_weight, losses), primals, losses, stats, dots)[0]
+            losses_dot = _tangents(loss, counted(row_weight, losses), primals, losses, stats, dots)[0]
             dot = along(row_weight, losses) * losses_dot
             _, *stats_dots = _tangents(loss, ~taken_out(row_weight), primals, losses, stats, dots)
         if weight_dot is not None:

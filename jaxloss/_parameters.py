@@ -1,22 +1,67 @@
-"""Numbers that a loss itself is made with: Python numbers are checked, arrays are operands that may be traced."""
+"""Numbers that a loss itself is made with: what is known is checked, what a JAX array holds may be traced."""
 
+import dataclasses
 import math
+import numbers
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxloss._calls import Array
 
 
-def number(name: str, x, expected: str, valid) -> Array:
-    """A scalar option; `valid` tells of a Python number whether it is `expected`."""
-    if x is None:
-        raise TypeError(f"{name} is None: expected {expected}")
-    if isinstance(x, int | float) and not isinstance(x, bool) and (not math.isfinite(x) or not valid(x)):
-        raise ValueError(f"{name} is {x!r}: expected {expected}")
-    x = real_array(name, x)
-    if x.shape:
-        raise ValueError(f"{name} has shape {x.shape}: expected a scalar, {expected}")
-    return x
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The finite numbers that an option may be.
+
+    Attributes:
+        words: what an error calls them.
+        least: the lower end.
+        most: the upper end.
+        has_ends: whether the ends belong to it, infinity apart.
+    """
+
+    words: str
+    least: float
+    most: float = math.inf
+    has_ends: bool = False
+
+    def contains(self, x):
+        """Whether `x`, a number or each of an array, is one of them."""
+        if self.has_ends:
+            return (x >= self.least) & (x <= self.most) & (x < math.inf)
+        return (x > self.least) & (x < self.most)
+
+
+POSITIVE = Interval("a finite number greater than 0", 0)
+NOT_NEGATIVE = Interval("a finite number of at least 0", 0, has_ends=True)
+BETWEEN_0_AND_1 = Interval("a number between 0 and 1", 0, 1)
+FROM_0_TO_1 = Interval("a number from 0 to 1", 0, 1, has_ends=True)
+
+
+def number(name: str, x, interval: Interval, otherwise: str = "", *, scalar: bool = True) -> Array:
+    """An option that is a number of the interval, `otherwise` says what else; of any shape if it need not be a scalar.
+
+    A number of Python or NumPy is checked. What a JAX array holds, which may be traced, is taken as it is.
+    """
+    expected = f"{interval.words}{otherwise}"
+    is_number = isinstance(x, int | float | np.generic) and not isinstance(x, bool)
+    if not is_number and not isinstance(x, np.ndarray | Array) and not hasattr(x, "__jax_array__"):
+        raise TypeError(f"{name} has type {type(x).__name__}: expected {expected}")
+    array = real_array(name, x)
+    if scalar and array.shape:
+        raise ValueError(f"{name} has shape {array.shape}: expected a scalar, {expected}")
+    is_known = is_number or (isinstance(x, np.ndarray) and not x.shape)
+    if is_known and not interval.contains(x):
+        raise ValueError(f"{name} is {x}: expected {expected}")
+    return array
+
+
+def integer(name: str, x) -> int:
+    """An option that counts something, which is compiled in."""
+    if not isinstance(x, numbers.Integral) or isinstance(x, bool):
+        raise TypeError(f"{name} has type {type(x).__name__}: expected int")
+    return int(x)
 
 
 def per_class(name: str, x, logits: Array, otherwise: str = "") -> Array:

@@ -1,14 +1,13 @@
 """Checks of a student, its teacher and the numbers of a divergence, before anything is traced."""
 
 import dataclasses
-import math
-from typing import TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxloss import _arguments, _examples, formulas
 from jaxloss._calls import Array
+from jaxloss._parameters import BETWEEN_0_AND_1, POSITIVE, Interval, number
 
 TYPES = ("probabilities", "logits")
 
@@ -55,17 +54,12 @@ def checked(
     axes = _arguments.mesh_axes(axis_name, logits)
     examples = _examples.checked(where, weights, reduction, normalizer)
     teacher, student = _arguments.probabilities(target, name, logits, target_name)
-    temperature = _number("temperature", temperature, 0, math.inf, formulas.real(student).dtype)
-
-    def classes_last(x):
-        return x if x is None or x.ndim != logits.ndim else jnp.moveaxis(x, axis, -1)
-
-    where, weights = classes_last(examples.where), classes_last(examples.weights)
+    temperature = _number_or_nan("temperature", temperature, POSITIVE, formulas.real(student).dtype)
     return Operands(
         axes=axes,
-        student=classes_last(student),
-        teacher=classes_last(teacher),
-        examples=dataclasses.replace(examples, where=where, weights=weights),
+        student=jnp.moveaxis(student, axis, -1),
+        teacher=jnp.moveaxis(teacher, axis, -1),
+        examples=_examples.classes_last(examples, axis, logits.ndim),
         scale=1 / temperature,
         axis=axis,
         dtype=logits.dtype,
@@ -74,7 +68,7 @@ def checked(
 
 def beta_array(beta, dtype) -> Array:
     """The teacher's share of the mixture as an array."""
-    if _is_number(beta) and beta in (0, 1):
+    if isinstance(beta, int | float | np.generic) and not isinstance(beta, bool) and beta in (0, 1):
         way, student, teacher = "forward", "student_logits", "teacher_logits"
         if beta == 1:
             way, student, teacher = "reverse", teacher, student
@@ -82,24 +76,10 @@ def beta_array(beta, dtype) -> Array:
             f"beta is {beta!r}: expected a number between 0 and 1, at which the divergence is 0; for the {way} "
             f'divergence, which others return there, call kl_divergence({student}, {teacher}, target_type="logits")'
         )
-    return _number("beta", beta, 0, 1, dtype)
+    return _number_or_nan("beta", beta, BETWEEN_0_AND_1, dtype)
 
 
-def _is_number(x) -> TypeGuard[float]:
-    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
-
-
-def _number(name: str, x, lower: float, upper: float, dtype) -> Array:
-    """`x` as a scalar array; a number that is not between the bounds is an error, in an array it is NaN."""
-    interval = f"greater than {lower}" if upper == math.inf else f"between {lower} and {upper}"
-    if not _is_number(x) and not isinstance(x, np.generic | np.ndarray | Array):
-        raise TypeError(f"{name} has type {type(x).__name__}: expected a number or a scalar array")
-    if _is_number(x) and not lower < x < upper:
-        raise ValueError(f"{name} is {x!r}: expected a finite number {interval}")
-    x = jnp.asarray(x)
-    if x.shape:
-        raise ValueError(f"{name} has shape {x.shape}: expected a scalar")
-    if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point or integer type")
-    x = x.astype(dtype)
-    return jnp.where((x > lower) & (x < upper), x, jnp.nan)
+def _number_or_nan(name: str, x, interval: Interval, dtype) -> Array:
+    """`x` as an array; NaN where it is traced and not of the interval, beyond which a divergence may look sound."""
+    x = number(name, x, interval).astype(dtype)
+    return jnp.where(interval.contains(x), x, jnp.nan)

@@ -194,15 +194,13 @@ def _checked(logits, target, where, ignore_index, weights, reduction, normalizer
 
 def _loss(clip: float, x: Array, class_weights, pos_weight, label_smoothing, focal_gamma, focal_alpha):
     """The loss that has what these options ask for, and its parameters."""
-    smoothing = _parameters.number("label_smoothing", label_smoothing, "a number from 0 to 1", lambda y: 0 <= y <= 1)
+    smoothing = _parameters.number("label_smoothing", label_smoothing, _parameters.FROM_0_TO_1)
     smooth, focus = not _is_zero(label_smoothing), not (focal_gamma is None or _is_zero(focal_gamma))
-    gamma = _parameters.number(
-        "focal_gamma", 0.0 if focal_gamma is None else focal_gamma, "a number of at least 0", lambda y: y >= 0
-    )
+    gamma = _parameters.number("focal_gamma", 0.0 if focal_gamma is None else focal_gamma, _parameters.NOT_NEGATIVE)
     if_one, if_zero = _weights(class_weights, pos_weight, x)
     alphas = (1.0, 1.0)
     if focal_alpha is not None:
-        alpha = _parameters.number("focal_alpha", focal_alpha, "a number from 0 to 1", lambda y: 0 <= y <= 1)
+        alpha = _parameters.number("focal_alpha", focal_alpha, _parameters.FROM_0_TO_1)
         alphas = (alpha, 1 - alpha)
 
     weighted = class_weights is not None or pos_weight is not None
@@ -225,7 +223,7 @@ def _weights(class_weights, pos_weight, x: Array) -> tuple[Array, Array]:
     if pos_weight is None:
         return of_class, of_class
     if jnp.ndim(pos_weight) == 0:
-        positive = _parameters.number("pos_weight", pos_weight, "a number of at least 0", lambda y: y >= 0)
+        positive = _parameters.number("pos_weight", pos_weight, _parameters.NOT_NEGATIVE)
     else:
         positive = _parameters.per_class("pos_weight", pos_weight, x, ", or a scalar")
     return of_class * positive, of_class

@@ -369,8 +369,8 @@ def _checked(pred, target, where, weights, reduction, normalizer):
 
 
 def _delta(delta) -> Array:
-    return _parameters.number("delta", delta, "a finite number above 0 (mse has no limit)", lambda y: y > 0)
+    return _parameters.number("delta", delta, _parameters.POSITIVE, " (mse has no limit)")
 
 
 def _q(q) -> Array:
-    return _parameters.number("q", q, "a number between 0 and 1", lambda y: 0 < y < 1)
+    return _parameters.number("q", q, _parameters.BETWEEN_0_AND_1)

@@ -412,7 +412,7 @@ WRONG = [
     ({"label_smoothing": 1.5}, ValueError, ("label_smoothing", "1.5", "from 0 to 1")),
     ({"label_smoothing": None}, TypeError, ("label_smoothing", "None", "0")),
     ({"label_smoothing": X}, ValueError, ("label_smoothing", "(2, 3)", "scalar")),
-    ({"label_smoothing": 1j}, TypeError, ("label_smoothing", "complex64")),
+    ({"label_smoothing": 1j}, TypeError, ("label_smoothing", "complex", "from 0 to 1")),
     ({"focal_gamma": -1}, ValueError, ("focal_gamma", "-1", "at least 0")),
     ({"focal_gamma": float("inf")}, ValueError, ("focal_gamma", "inf", "at least 0")),
     ({"focal_alpha": 1.01}, ValueError, ("focal_alpha", "1.01", "from 0 to 1")),

@@ -27,25 +27,38 @@ from optax_forms import ERRORS_OF, FORMS, LARGE, NUMBERS, Form
 NAMES = ours.__all__
 
 
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""How to compile what runs a few times only; the emitters of fusions take three times as long."""
+
+
 @functools.cache
 def compiled(form: Form, which) -> Callable:
-    """Of all operands: the value of the function of `which` module, its tangent and its gradients along eighths."""
+    """Of all operands, tangents and a cotangent: the value of the function of `which` module, its tangent, its gradients."""
 
-    def eighths(x):
-        return jnp.round(8 * jnp.cos(jnp.arange(x.size, dtype=jnp.float32))).reshape(x.shape).astype(x.dtype) / 8
+    def everything(operands, dots, cotangent):
+        of_live, live = restricted(form, which, operands)
+        if which is ours:
+            value, pull = jax.vjp(of_live, *live)
+            return value, jax.jvp(of_live, live, dots)[1], pull(cotangent)
+        value, along = jax.linearize(of_live, *live)  # one trace for both
+        return value, along(*dots), jax.linear_transpose(along, *live)(cotangent)
 
-    def everything(operands):
-        def of_live(*live):
-            return getattr(which, form.name)(
-                **operands | dict(zip(form.differentiated, live, strict=True)), **form.options
-            )
+    return jax.jit(everything, compiler_options=QUICKLY)
 
-        live = [operands[name] for name in form.differentiated]
-        value, pull = jax.vjp(of_live, *live)
-        _, tangent = jax.jvp(of_live, live, [eighths(x) for x in live])
-        return value, tangent, pull(eighths(value))
 
-    return jax.jit(everything, compiler_options={"xla_backend_optimization_level": 0})  # it runs a few times only
+def restricted(form: Form, which, operands) -> tuple[Callable, list]:
+    """The function of a module, of the operands that are differentiated, and these."""
+
+    def of_live(*live):
+        named = operands | dict(zip(form.differentiated, live, strict=True))
+        return getattr(which, form.name)(**named, **form.options)
+
+    return of_live, [operands[name] for name in form.differentiated]
+
+
+def eighths(like) -> np.ndarray:
+    """Numbers of that shape and type."""
+    return (np.round(8 * np.cos(np.arange(math.prod(like.shape)))) / 8).reshape(like.shape).astype(like.dtype)
 
 
 @st.composite
@@ -102,10 +115,11 @@ def test_any_call(form, data):
     floats = {name: x for name, x in call.items() if not np.issubdtype(x.dtype, np.integer) and x.dtype != bool}
     with jax.enable_x64(any(x.itemsize == 8 for x in call.values())):
         promised = promises(form)
-        results = value, tangent, gradients = compiled(form, ours)(call)
+        dots, cotangent = [eighths(call[name]) for name in form.differentiated], eighths(promised[0])
+        results = value, tangent, gradients = compiled(form, ours)(call, dots, cotangent)
     with jax.enable_x64(True):
-        exact = call | {name: x.astype(np.float64) for name, x in floats.items()}
-        expected = compiled(form, optax.losses)(exact)
+        exact = jax.tree.map(wide, (call, dots, cotangent))
+        expected = compiled(form, optax.losses)(*exact)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), results) == jax.tree.map(lambda x: (x.shape, x.dtype), promised)
 
     computed = np.float64 if all(x.dtype == np.float64 for x in floats.values()) else np.float32
@@ -132,11 +146,16 @@ def test_any_call(form, data):
         )
 
 
+def wide(x: np.ndarray) -> np.ndarray:
+    return x if np.issubdtype(x.dtype, np.integer) or x.dtype == bool else x.astype(np.float64)
+
+
 @functools.cache
 def promises(form: Form):
-    """Shapes and types of optax's results."""
-    operands = {name: jax.ShapeDtypeStruct(o.shape, o.dtype) for name, o in form.operands.items()}
-    return jax.eval_shape(compiled(form, optax.losses), operands)
+    """Shapes and types of optax's results; a tangent is as a value is, a gradient as an operand."""
+    operands = {name: jax.ShapeDtypeStruct(o.shape, np.dtype(o.dtype)) for name, o in form.operands.items()}
+    value = jax.eval_shape(lambda operands: getattr(optax.losses, form.name)(**operands, **form.options), operands)
+    return value, value, tuple(operands[name] for name in form.differentiated)
 
 
 @pytest.mark.parametrize(("name", "axis"), [("softmax_cross_entropy", 0), ("poly_loss_cross_entropy", -1)])
@@ -154,9 +173,13 @@ def test_a_class_that_is_masked_is_as_good_as_deleted(name, axis):
         return value, jax.jvp(function, (x, a), (x_dot, a_dot))[1], *pull(jnp.ones_like(value))
 
     masked = jax.jit(
-        lambda *operands: results(lambda x, a: getattr(ours, name)(x, a, axis=axis, where=where), *operands)
+        lambda *operands: results(lambda x, a: getattr(ours, name)(x, a, axis=axis, where=where), *operands),
+        compiler_options=QUICKLY,
     )
-    deleted = jax.jit(lambda *operands: results(lambda x, a: getattr(optax.losses, name)(x, a, axis=axis), *operands))
+    deleted = jax.jit(
+        lambda *operands: results(lambda x, a: getattr(optax.losses, name)(x, a, axis=axis), *operands),
+        compiler_options=QUICKLY,
+    )
     found = masked(*spoilt)
     with jax.enable_x64(True):
         exact = deleted(*(np.compress(kept, array, axis).astype(np.float64) for array in operands))
@@ -180,7 +203,8 @@ def test_second_derivatives():
 
     x = np.linspace(-3.0, 3.1, 18)
     with jax.enable_x64(True):
-        for found, expected in zip(jax.jit(second(ours))(x), jax.jit(second(optax.losses))(x), strict=True):
+        results = (jax.jit(second(module), compiler_options=QUICKLY)(x) for module in (ours, optax.losses))
+        for found, expected in zip(*results, strict=True):
             operations = tolerance.OPERATIONS_OF_HIGHER_ORDER
             tolerance.assert_close(
                 found, expected, "a second derivative", computed=np.float64, operations=operations, magnitude=3.0

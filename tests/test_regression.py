@@ -206,9 +206,9 @@ def test_parameters_may_be_python_numbers():
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [
-        ("huber", {"delta": 0}, ValueError, ("delta", "0", "above 0")),
-        ("huber", {"delta": -1.5}, ValueError, ("delta", "-1.5", "above 0")),
-        ("huber", {"delta": float("nan")}, ValueError, ("delta", "nan", "above 0")),
+        ("huber", {"delta": 0}, ValueError, ("delta", "0", "greater than 0")),
+        ("huber", {"delta": -1.5}, ValueError, ("delta", "-1.5", "greater than 0")),
+        ("huber", {"delta": float("nan")}, ValueError, ("delta", "nan", "greater than 0")),
         ("huber", {"delta": float("inf")}, ValueError, ("delta", "inf", "mse")),
         ("huber", {"delta": np.ones(3, np.float32)}, ValueError, ("delta", "(3,)", "scalar")),
         ("huber", {"delta": np.bool_(True)}, TypeError, ("delta", "bool")),
@@ -216,7 +216,7 @@ def test_parameters_may_be_python_numbers():
         ("quantile", {"q": 1.0}, ValueError, ("q", "1.0", "between 0 and 1")),
         ("quantile", {"q": 90}, ValueError, ("q", "90", "between 0 and 1")),
         ("quantile", {"q": np.ones((1,), np.float32)}, ValueError, ("q", "(1,)", "scalar")),
-        ("quantile", {"q": 1j}, TypeError, ("q", "complex64")),
+        ("quantile", {"q": 1j}, TypeError, ("q", "complex", "between 0 and 1")),
         ("quantile", {}, TypeError, ("q",)),
     ],
 )

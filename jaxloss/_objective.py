@@ -1,0 +1,39 @@
+"""What is compiled into a cross entropy: which options it has, and over which devices its classes are split."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxloss._calls import Array
+from jaxloss._cross_entropy_calls import DETAILS, STATS
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is compiled into a cross entropy.
+
+    Attributes:
+        clip: 0 for none.
+        parameters: the names of the options that are on, a subset of `calls.PARAMETERS` in its order. Without any, and
+            without details, the kernels are those without options.
+        classes: how many classes a row has, padding apart.
+        details: whether statistics are asked for.
+        axes: the mesh axes that an enclosing `shard_map` has split the classes over: logits, a target of probabilities
+            and class weights are the slice of this device, losses and statistics are the whole row's.
+        in_place: a gradient may overwrite the logits, which whoever made them needs no more.
+    """
+
+    clip: float
+    parameters: tuple[str, ...]
+    classes: int
+    details: bool = False
+    axes: tuple[str, ...] = ()
+    in_place: bool = False
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """The names of the statistics of a row."""
+        return (*STATS, *DETAILS) if self.details else STATS
+
+    def options(self, parameters: Sequence[Array]) -> dict[str, Array]:
+        """The parameters by name."""
+        return dict(zip(self.parameters, parameters, strict=True))

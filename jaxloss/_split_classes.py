@@ -1,0 +1,170 @@
+"""Cross entropy of rows whose classes are split over devices: each has a slice, and they exchange one number a row."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss import _cross_entropy_calls as calls
+from jaxloss import formulas
+from jaxloss._calls import Array, along, taken_out
+from jaxloss._cross_entropy_calls import STATS
+from jaxloss._objective import Objective
+
+
+def of_slice(objective: Objective, axes: tuple[str, ...], logits, target, row_weight, *parameters):
+    """The same operands for this device's slice of the classes: labels that are elsewhere are -1."""
+    if not axes:
+        return logits, target, row_weight, *parameters
+    width = logits.shape[-1]
+    begin = jax.lax.axis_index(axes) * width
+    options = objective.options(parameters)
+    if "num_classes" in options:
+        options["num_classes"] = jnp.clip(options["num_classes"] - begin, 0, width)
+
+    def here(labels):
+        return jnp.where(formulas.in_range(labels - begin, width), labels - begin, -1)
+
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        target = here(target)
+    if "second_label" in options:
+        options["second_label"] = here(options["second_label"])
+    return logits, target, row_weight, *options.values()
+
+
+def of_split_rows(objective, axes, names, logits, target, row_weight, *parameters) -> tuple[Array, ...]:
+    """The results that are named, of whole rows (the gradient of the slice), from this device's slice of the classes.
+
+    Only numbers of one a row are exchanged.
+    """
+    options = objective.options(parameters)
+    statistics, local = _local_statistics(objective, logits, target, row_weight, options)
+    maximum = jax.lax.pmax(statistics["maximum"], axes)
+    share = jnp.exp(statistics["maximum"] - maximum + statistics["log_sum"])  # of the sum of exponentials
+    log_sum = jnp.log(jax.lax.psum(share, axes))
+    valid, total = whole_targets(objective, axes, logits, target, options)
+    add_up = functools.partial(jax.lax.psum, axis_name=axes)
+    results = {"maximum": maximum, "log_sum": log_sum}
+
+    losses = add_up(_slice_losses(objective, logits, target, options, maximum, log_sum))
+    if "z_loss" in options:
+        lse, z_loss = maximum + log_sum, along(options["z_loss"], maximum)
+        losses = losses + jnp.where(z_loss == 0, 0, z_loss * lse * lse)
+        total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * lse)
+    results["losses"] = jnp.where(valid, losses, jnp.nan)
+
+    if objective.details:
+        given = {name: option for name, option in options.items() if name not in ("class_weights", "label_smoothing")}
+        exact = dataclasses.replace(objective, clip=0.0, parameters=tuple(given))
+        results["nll"] = jnp.where(
+            valid, add_up(_slice_losses(exact, logits, target, given, maximum, log_sum)), jnp.nan
+        )
+        results["entropy"] = add_up(_slice_entropy(share, log_sum, local["entropy"]))
+        begin = jax.lax.axis_index(axes) * logits.shape[-1]
+        first = jnp.where(statistics["maximum"] == maximum, local["predicted"] + begin, jnp.iinfo(jnp.int32).max)
+        results["predicted"] = jax.lax.pmin(first.astype(jnp.int32), axes)
+        results["rank"] = _whole_ranks(objective, axes, logits, target, options)
+
+    out = along(taken_out(row_weight), losses)
+    of_row_taken_out = {"predicted": -1, "rank": objective.classes}
+    results = {name: jnp.where(out, of_row_taken_out.get(name, 0), result) for name, result in results.items()}
+    if "gradient" in names:
+        maximum, log_sum = results["maximum"], results["log_sum"]
+        if objective.parameters:
+            weight = jnp.where(valid, along(row_weight, losses), 0)
+            results["gradient"] = calls.cross_entropy_with_options_grad(
+                *(logits, target, weight, options, maximum, log_sum, total),
+                classes=objective.classes,
+                in_place=objective.in_place,
+            )
+        else:
+            total = jnp.where(valid, total, 0)
+            results["gradient"] = calls.cross_entropy_grad(
+                logits, target, row_weight, maximum, log_sum, total, in_place=objective.in_place
+            )
+    return tuple(results[name] for name in names)
+
+
+def _local_statistics(objective: Objective, logits, target, row_weight, options):
+    """The statistics of this device's slice, and its details if there are any."""
+    names = ("losses", *objective.stats)
+    if options or objective.details:
+        results = calls.cross_entropy_with_options(
+            "value_and_stats",
+            names,
+            *(logits, target, row_weight, options),
+            clip=objective.clip,
+            classes=objective.classes,
+        )
+    else:
+        results = calls.cross_entropy_value_and_stats(logits, target, row_weight, clip=objective.clip)
+    named = dict(zip(names, results, strict=True))
+    return {name: named[name] for name in STATS}, named
+
+
+def whole_targets(objective: Objective, axes, logits, target, options) -> tuple[Array, Array]:
+    """Whether each row's labels are classes, and what the target of the whole row sums to."""
+    add_up = functools.partial(jax.lax.psum, axis_name=axes) if axes else lambda x: x
+    labels = [target] if jnp.issubdtype(target.dtype, jnp.integer) else []
+    if "second_label" in options:
+        labels.append(options["second_label"])
+    valid = jnp.ones(logits.shape[:-1], bool)
+    for label in labels:
+        here = formulas.valid_rows(logits, label, _only(options, "num_classes"))
+        valid = valid & (add_up(here.astype(jnp.int32)) > 0 if axes else here)
+    if labels and "class_weights" not in options:
+        return valid, jnp.ones(valid.shape, formulas.real(logits).dtype)  # without going along the classes
+    return valid, add_up(formulas.class_targets(logits, target, options, objective.classes).sum(-1))
+
+
+def _only(options: Mapping[str, Array], *names: str) -> dict[str, Array]:
+    return {name: option for name, option in options.items() if name in names}
+
+
+def _slice_losses(objective: Objective, logits, target, options, maximum, log_sum) -> Array:
+    """What the classes of a slice add to the losses of their rows."""
+    if not jnp.issubdtype(target.dtype, jnp.integer) or "label_smoothing" in options or "class_weights" in options:
+        z_minus_maximum = formulas.scaled_logits(logits, options) - maximum[..., None]
+        targets = formulas.class_targets(logits, target, options, objective.classes)
+        nll = formulas.nll(z_minus_maximum, log_sum[..., None], objective.clip)
+        return jnp.sum(jnp.where(targets == 0, 0, targets * nll), -1)
+    labels = {"first": (target, 1.0)}
+    if "second_label" in options:
+        mix = along(options["mix"], maximum)
+        labels = {"first": (target, mix), "second": (options["second_label"], 1 - mix)}
+    losses = jnp.zeros_like(maximum)
+    for label, share in labels.values():
+        z, here = _logits_at(logits, label, options)
+        nll = formulas.nll(z - maximum, log_sum, objective.clip)
+        losses = losses + jnp.where(here & (share != 0), share * nll, 0)
+    return losses
+
+
+def _logits_at(logits, label, options) -> tuple[Array, Array]:
+    """The scaled logit of each row's label, and whether it is one of these classes."""
+    here = formulas.valid_rows(logits, label, _only(options, "num_classes"))
+    at_label = jnp.take_along_axis(logits, jnp.where(here, label, 0)[..., None], -1)
+    return formulas.scaled_logits(at_label, _only(options, "softcap", "temperature"))[..., 0], here
+
+
+def _slice_entropy(share, log_sum, entropy) -> Array:
+    """What a slice adds to the entropy of its rows, of which it holds `share` of the exponentials."""
+    probability = share * jnp.exp(-log_sum)
+    return jnp.where(share == 0, 0, probability * (entropy - jnp.log(jnp.where(share == 0, 1, probability))))
+
+
+def _whole_ranks(objective: Objective, axes, logits, target, options) -> Array:
+    """The rank of each row's label among the classes of all slices: one more pass over the logits."""
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        return jnp.full(logits.shape[:-1], objective.classes, jnp.int32)
+    z, here = _logits_at(logits, target, options)
+    begin = jax.lax.axis_index(axes) * logits.shape[-1]
+    of_label = jax.lax.psum(jnp.where(here, z, 0), axes)[..., None]
+    index = jax.lax.psum(jnp.where(here, target + begin, 0), axes)[..., None]
+    z = formulas.scaled_logits(logits, options)
+    earlier = jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) + begin < index
+    before = jax.lax.psum(jnp.sum((z > of_label) | ((z == of_label) & earlier), -1, dtype=jnp.int32), axes)
+    has_label = jax.lax.psum(here.astype(jnp.int32), axes) > 0
+    return jnp.where(has_label, before, objective.classes).astype(jnp.int32)
