@@ -50,7 +50,8 @@ class Collective:
             arrays, of each of these.
         devices: how many tell each other.
         times: how often a run of the module comes to it, None where a loop's number of trips is not known.
-        meanwhile: the operations that compute between its start and its done; None if it is not asynchronous.
+        meanwhile: what computes between its start and its done, fusions by name; None if it is not asynchronous.
+        beside_compute: whether that is work: a matrix product, a kernel, a loop, or an array a quarter as large.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Collective:
     devices: int
     times: int | None
     meanwhile: tuple[str, ...] | None
+    beside_compute: bool = False
 
     @property
     def bytes(self) -> int:
@@ -101,17 +103,20 @@ def of_module(text: str) -> list[Collective]:
             kind = instruction.operation.removesuffix("-done")
             if kind not in KINDS or name not in times:
                 continue
-            start, meanwhile = instruction, None
+            start, between = instruction, None
             if kind != instruction.operation:
                 begun = starts[_operands(instruction)[0]]
                 start = instructions[begun]
-                meanwhile = tuple(i.operation for i in instructions[begun + 1 : place] if _computes(i))
+                between = [i for i in instructions[begun + 1 : place] if _computes(i)]
             devices = _group(start.rest, everyone)
             if devices > 1:
                 results = instruction.results
                 if kind == "all-reduce" and len(results) == 1:
                     results = _concatenated(start, instructions, found) or results
-                collectives.append(Collective(kind, results, devices, times[name], meanwhile))
+                meanwhile = None if between is None else tuple(map(_kind, between))
+                size = sum(size for _, size in results)
+                beside = any(_is_work(i) or 4 * sum(of for _, of in i.results) >= size for i in between or ())
+                collectives.append(Collective(kind, results, devices, times[name], meanwhile, beside))
     return collectives
 
 
@@ -133,6 +138,15 @@ def _concatenated(start: Instruction, instructions: list[Instruction], found) ->
 def _computes(instruction: Instruction) -> bool:
     operation = instruction.operation.removesuffix("-start").removesuffix("-done")
     return operation not in (*_NO_COMPUTE, *KINDS, "async", "copy")
+
+
+def _kind(instruction: Instruction) -> str:
+    """What kind of operation it is: fusions are named by what is in them."""
+    return instruction.name.rstrip(".0123456789") if instruction.operation == "fusion" else instruction.operation
+
+
+def _is_work(instruction: Instruction) -> bool:
+    return re.search("gemm|dot|convolution|custom-call|while", _kind(instruction)) is not None
 
 
 def _operands(instruction: Instruction) -> list[str]:

@@ -14,8 +14,8 @@ contender on one device over the time here, over the number of devices in strong
 - `communication_ms`: each collective alone, timed one after the other, times how often a step runs it.
 - `exposed_ms`: `ms - local_ms`, what the step takes longer for being one of several devices.
 - `hidden`: the share of `communication_ms` that is not exposed; None where it is smaller than the times' own spread.
-- `bytes_beside_compute`: those of asynchronous collectives between whose start and done the schedule has an operation
-  that computes. It is what the compiler intends, not a measurement.
+- `bytes_beside_compute`: those of asynchronous collectives between whose start and done the schedule has work
+  (`exchanges.Collective`). It is what the compiler intends, not a measurement.
 """
 
 import argparse
@@ -183,7 +183,7 @@ class Run:
                 "rows": rows,
             }
             if time.monotonic() > self.until:
-                row["failed"] = "not measured: out of time"
+                row["left_out"] = "out of time"
             else:
                 try:
                     one = self.one_device(placement, who)
@@ -219,7 +219,7 @@ class Run:
             "efficiency": one.ms / timing.ms / (mesh.size if scaling == "strong" else 1),
             "collectives": collectives,
             "bytes_sent": total(collectives, "bytes_sent"),
-            "bytes_beside_compute": total([c for c in collectives if c["meanwhile"]], "bytes_sent"),
+            "bytes_beside_compute": total([c for c in collectives if c["beside_compute"]], "bytes_sent"),
             "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
         }
         if not is_compared:
@@ -241,8 +241,8 @@ def line(row: dict) -> str:
     """A line of the table."""
     placement = f"{row['loss']}, {row['split']} split"
     head = f"{placement:43s} {row['scaling']:6s} {row['devices']} {row['who']:27s}"
-    if "failed" in row:
-        return f"{head} {row['failed']}"
+    if "ms" not in row:
+        return f"{head} {row.get('failed') or row['left_out']}"
     text = f"{head} {row['ms']:9.3f} ms, efficiency {row['efficiency']:.3f}, {row['bytes_sent'] / 1e6:9.3f} MB sent"
     if "local_ms" in row:
         hidden = "" if row["hidden"] is None else f", {row['hidden']:.0%} of it hidden"

@@ -1,6 +1,6 @@
 """Writes `docs/composition.md` from the tables that the tests run: what jaxloss is known to work under.
 
-Run it with `python tests/composition.py`. `test_composition.py` fails if the page is not what this writes.
+Run it with `PYTHONPATH=. python tests/composition.py`. `test_composition.py` fails if the page is not what this writes.
 """
 
 import os
@@ -20,7 +20,8 @@ HEAD = """# What the losses compose with
 
 This page is written by `tests/composition.py` from the tables that the tests run. Every cell of them is a test: the result
 agrees with the plain formula under the same transform in float64, to a tolerance derived from the type. The suite runs on the
-oldest and the newest supported jax in CI, and its transforms run on a GPU too (`make test-gpu`).
+oldest and the newest supported jax in CI; its transforms run on a GPU too (`make test-gpu`), and the main ones of its
+placements on two GPUs or more (`make test-multi-gpu`).
 
 A dot is a tested cell, for each of the reductions {reductions}.
 """

@@ -8,4 +8,4 @@ pytestmark = pytest.mark.cpu_only
 
 
 def test_the_page_is_what_the_tables_say():
-    assert composition.PAGE.read_text() == composition.page(), "write it anew: python tests/composition.py"
+    assert composition.PAGE.read_text() == composition.page(), "write it anew: PYTHONPATH=. python tests/composition.py"

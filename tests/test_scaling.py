@@ -51,10 +51,11 @@ MODULE = """HloModule jit_step, is_scheduled=true, num_partitions=8
 ENTRY %main (p: bf16[4,64], q: f32[64,2]) -> f32[] {
   %p = bf16[4,64]{1,0} parameter(0)
   %gather-start = ((bf16[4,64]{1,0}), bf16[16,64]{1,0:S(1)}) all-gather-start(%p), replica_groups=mesh['d'=4,'v'=2] {'d'}, dimensions={0}
-  %busy = f32[64]{0} fusion(%q), kind=kLoop, calls=%fused
-  %view = f32[64]{0} bitcast(%busy)
+  %loop_fusion.3 = f32[64]{0} fusion(%q), kind=kLoop, calls=%fused
+  %view = f32[64]{0} bitcast(%loop_fusion.3)
   %gathered = bf16[16,64]{1,0:S(1)} all-gather-done(%gather-start)
   %reduce-start = f32[64]{0} all-reduce-start(%view), replica_groups={}, to_apply=%add
+  %product = f32[4]{0} custom-call(%loop_fusion.3), custom_call_target="__cublas$gemm"
   %reduced = f32[64]{0} all-reduce-done(%reduce-start)
   %scatter-start = ((f32[64,2]{1,0}), f32[8,2]{1,0}) async-start(%q), calls=%wrapped
   %scattered = f32[8,2]{1,0} async-done(%scatter-start), calls=%wrapped
@@ -74,8 +75,10 @@ def test_collectives_of_a_module():
     assert in_loop.results == (("f32", 16), ("f32", 16), ("s32", 1))
     assert (in_loop.devices, in_loop.times, in_loop.bytes, in_loop.meanwhile) == (2, 5, 132, None)
     assert in_loop.bytes_sent == 132
-    assert (gathered.devices, gathered.bytes_sent, gathered.meanwhile) == (4, 0.75 * 2048, ("fusion",))
-    assert (reduced.devices, reduced.bytes_sent, reduced.meanwhile) == (8, 2 * 7 / 8 * 256, ())
+    assert (gathered.devices, gathered.bytes_sent, gathered.meanwhile) == (4, 0.75 * 2048, ("loop_fusion",))
+    assert not gathered.beside_compute  # of 64 numbers
+    assert (reduced.devices, reduced.bytes_sent, reduced.meanwhile) == (8, 2 * 7 / 8 * 256, ("custom-call",))
+    assert reduced.beside_compute
 
 
 def test_a_loop_of_unknown_length():
