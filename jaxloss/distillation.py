@@ -42,8 +42,8 @@ def kl_divergence(
             count.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
-        temperature: $T$, a number or scalar array greater than 0, which divides `logits`, and a target of logits. An
-            array that is not greater than 0 makes every loss NaN.
+        temperature: $T$, a number or scalar array greater than 0, which divides `logits`, and a target of logits. A
+            JAX array that is not greater than 0 makes every loss NaN.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
@@ -184,7 +184,7 @@ def jensen_shannon(
             its probability and gradient are 0.
         teacher_logits: $y$, `[..., V]`; or, with `target_type="probabilities"`, the teacher's probabilities $q$.
         beta: $\beta$, the teacher's share of the mixture, a number or scalar array between 0 and 1, which it must not
-            be. An array that is not between them makes every loss NaN.
+            be. A JAX array that is not between them makes every loss NaN.
         target_type: `"logits"` or `"probabilities"`: what the teacher is given as.
         axis: the axis of classes of both.
         where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
@@ -193,7 +193,7 @@ def jensen_shannon(
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
         temperature: $T$, a number or scalar array greater than 0, which divides the student's logits, and the
-            teacher's. An array that is not greater than 0 makes every loss NaN.
+            teacher's. A JAX array that is not greater than 0 makes every loss NaN.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has

@@ -1,9 +1,12 @@
-"""What a compiled module holds: its custom calls, its operations and what its devices tell each other."""
+"""Compiled modules: options, and what one holds: custom calls, operations, what its devices tell each other."""
 
 import collections as containers
 import re
 
 from benchmarks import exchanges
+
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""Options to compile what runs a few times only: the emitters of fusions take three times as long as what was before."""
 
 
 def custom_call_targets(compiled) -> list[str]:

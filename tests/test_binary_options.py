@@ -24,7 +24,7 @@ from losses import (
     finfo,
     per_class,
 )
-from modules import collectives, custom_call_targets, of_size
+from modules import QUICKLY, collectives, custom_call_targets, of_size
 
 EVERYTHING = Case(BINARY_WITH_EVERYTHING, "probabilities")
 SHAPE = (4, 3, 5)
@@ -77,27 +77,54 @@ def formula(x, a, *, where=None, weights=None, reduction="mean", **options):
     return losses.sum() / n
 
 
-def derivatives(loss, reduction, x, a, v, options):
-    """Value, gradients of everything with a derivative, forward mode along all of it, and second derivatives."""
-    names = [name for name in options if options[name].dtype != bool]
+def scalar_of(loss, reduction, where):
+    """A scalar function of all operands by name."""
 
-    def scalar(x, a, *numbers):
-        value = loss(x, a, reduction=reduction, **{**options, **dict(zip(names, numbers, strict=True))})
+    def scalar(operands):
+        rest = {name: operand for name, operand in operands.items() if name not in "xa"}
+        value = loss(operands["x"], operands["a"], **rest, **where, reduction=reduction)
         return jnp.sum(value * jnp.cos(jnp.arange(value.size).reshape(value.shape)))
 
-    operands = (x, a, *(options[name] for name in names))
-    tangents = (v, 0.5 * v, *(operand + 0.25 for operand in operands[2:]))
-    gradient = jax.value_and_grad(scalar, tuple(range(len(operands))))
-    results, results_dot = jax.jvp(gradient, operands, tangents)
-    return {
-        "value and gradients": results,
-        "value alone": scalar(*operands),
-        "jvp and hvp": results_dot,
-        "jvp alone": jax.jvp(scalar, operands, tangents)[1],
-    }
+    return scalar
 
 
-FORMULA = {reduction: jax.jit(functools.partial(derivatives, formula, reduction)) for reduction in ("mean", "none")}
+def derivatives(scalar, operands, tangents):
+    """Value, gradients of all operands, forward mode along all of them, and second derivatives."""
+    (value, gradients), (value_dot, gradients_dot) = jax.jvp(jax.value_and_grad(scalar), (operands,), (tangents,))
+    return {"value": {"": value}, "gradient": gradients, "jvp": {"": value_dot}, "hvp": gradients_dot}
+
+
+@functools.cache
+def ours(reduction):
+    def run(operands, where, tangents):
+        scalar = scalar_of(BINARY, reduction, where)
+        alone = {"value": scalar(operands), "jvp": jax.jvp(scalar, (operands,), (tangents,))[1]}
+        return derivatives(scalar, operands, tangents), alone
+
+    return jax.jit(run, compiler_options=QUICKLY)
+
+
+@functools.cache
+def of_formula(reduction):
+    def run(operands, where, tangents):
+        return derivatives(scalar_of(formula, reduction, where), operands, tangents)
+
+    return jax.jit(run, compiler_options=QUICKLY)
+
+
+def exactly(reduction, operands, where, tangents):
+    """The formula's derivatives, by one program for all sets of options: those that are not there change nothing.
+
+    But for focal_alpha, which halves everything where it is not there.
+    """
+    everything = {**FOCUSED, "weights": MASKS["weights"]}
+    whole = {name: np.broadcast_to(operands.get(name, off), np.shape(off)) for name, off in everything.items()}
+    dots = {name: np.broadcast_to(tangents.get(name, np.float32(0)), np.shape(off)) for name, off in everything.items()}
+    with jax.enable_x64(True):
+        exact = jax.tree.map(np.float64, ({**operands, **whole}, {**tangents, **dots}))
+        results = of_formula(reduction)(exact[0], {"where": where.get("where", MASKS["where"])}, exact[1])
+    factor = 1 if "focal_alpha" in operands else 2
+    return jax.tree.map(lambda result: factor * np.asarray(result), results)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +135,6 @@ def test_alone_and_in_pairs(program, reduction):
     """Every option with every other one, against the formula in float64."""
     x, a = EVERYTHING.sample(SHAPE, scale=1)
     v = EVERYTHING.sample(SHAPE, seed=1, scale=1)[0]
-    run = jax.jit(functools.partial(derivatives, BINARY, reduction))
     of_pairs = [functools.reduce(dict.__or__, (ON[name] for name in pair)) for pair in PAIRS]
     of_program = [options for options in of_pairs if first_program_of(options, reduction) == program]
     assert of_program
@@ -117,20 +143,28 @@ def test_alone_and_in_pairs(program, reduction):
             name: np.broadcast_to(on[name], number.shape) if name in on else number
             for name, number in PROGRAMS[program].items()
         }
-        actual = run(x, a, v, options)
-        with jax.enable_x64(True):
-            exact = jax.tree.map(lambda t: t if t.dtype == bool else t.astype(np.float64), (x, a, v, options))
-            expected = jax.tree.map(np.asarray, FORMULA[reduction](*exact))
-        for what in expected:
-            for one, ideal in zip(jax.tree.leaves(actual[what]), jax.tree.leaves(expected[what]), strict=True):
-                tolerance.assert_close(
-                    one,
-                    ideal,
-                    f"{what} with {options}",
-                    operations=tolerance.OPERATIONS_OF_HIGHER_ORDER,
-                    terms=x.size,
-                    magnitude=1 / SHAPE[0] if reduction == "mean" else 1,
-                )
+        where = {name: options.pop(name) for name in ("where",) if name in options}
+        operands = {"x": x, "a": a, **options}
+        tangents = {"x": v, "a": 0.5 * v, **{name: number + np.float32(0.25) for name, number in options.items()}}
+        actual, alone = ours(reduction)(operands, where, tangents)
+        expected = exactly(reduction, operands, where, tangents)
+
+        def check(result, ideal, what, on=on):
+            ideal = ideal if np.shape(result) == ideal.shape else ideal.sum()  # a number that classes share
+            tolerance.assert_close(
+                result,
+                ideal,
+                f"{what} with {on}",
+                operations=tolerance.OPERATIONS_OF_HIGHER_ORDER,
+                terms=x.size,
+                magnitude=1 / SHAPE[0] if reduction == "mean" else 1,
+            )
+
+        for what, results in actual.items():
+            for name, result in results.items():
+                check(result, expected[what][name], f"{what} {name}")
+        for what, result in alone.items():
+            check(result, expected[what][""], f"{what} alone")
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -202,7 +236,7 @@ def test_certain_logits_that_are_right_have_no_derivatives(options):
     x, a = np.float32([[np.inf], [-np.inf], [500]]), np.float32([[1], [0], [1]])
     names = list(options)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
     def everything_of(reduction, x, *numbers):
         def loss(x, *numbers):
             named = dict(zip(names, numbers, strict=True))
@@ -231,9 +265,10 @@ def test_hard_targets_in_every_derivative():
         gradient = jax.grad(scalar, (0, 1, 2))
         return [gradient(x, a, 1.5), jax.jvp(gradient, (x, a, 1.5), (jnp.cos(x), jnp.sin(x), 0.5))[1]]
 
-    actual = jax.jit(functools.partial(derivatives, functools.partial(BINARY, clip=None)))(x, a)
+    compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)(derivatives)
+    actual = compiled(functools.partial(BINARY, clip=None), x, a)
     with jax.enable_x64(True):
-        expected = jax.tree.map(np.asarray, derivatives(formula_of_2_axes, np.float64(x), np.float64(a)))
+        expected = jax.tree.map(np.asarray, compiled(formula_of_2_axes, np.float64(x), np.float64(a)))
     for ours, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         tolerance.assert_close(ours, exact, "a derivative", operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
@@ -339,10 +374,12 @@ def test_batches_of_options():
     def loss(x, a, options, where):
         return BINARY(x, a, where=where, **options)
 
-    gradient = jax.jit(jax.vmap(jax.value_and_grad(loss, (0, 2))))(xs, targets, stacked, where)
+    value_and_grad = jax.value_and_grad(loss, (0, 2))
+    of_one = jax.jit(value_and_grad, compiler_options=QUICKLY)
+    gradient = jax.jit(jax.vmap(value_and_grad), compiler_options=QUICKLY)(xs, targets, stacked, where)
     for i in range(2):
         options = {name: numbers[i].astype(np.float32) for name, numbers in stacked.items()}
-        alone = jax.value_and_grad(loss, (0, 2))(xs[i], targets[i], options, where[i])
+        alone = of_one(xs[i], targets[i], options, where[i])
         for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(alone), strict=True):
             tolerance.assert_close(one[i], other, "one of a batch", terms=20, magnitude=1)
 
@@ -361,7 +398,7 @@ def test_weights_of_classes_are_split_with_the_classes(axis_type):
 
     operands = (x, options["class_weights"], np.ascontiguousarray(options["pos_weight"]), a)
     value_and_grad = jax.value_and_grad(loss, (0, 1, 2))
-    expected = value_and_grad(*operands)
+    expected = jax.jit(value_and_grad)(*operands)
     with jax.set_mesh(mesh):
         of_logits, of_classes = PartitionSpec("d", None, "v"), PartitionSpec("v")
         specs = (of_logits, of_classes, of_classes, of_logits)
@@ -400,7 +437,7 @@ def test_numbers_that_every_device_of_a_shard_map_holds():
     results = jax.jit(lambda *operands: (inside(*operands), jax.value_and_grad(outside, (0, 2))(*operands)))(
         x, a, options
     )
-    expected = jax.value_and_grad(loss, (0, 2))(x, a, options)
+    expected = jax.jit(jax.value_and_grad(loss, (0, 2)), compiler_options=QUICKLY)(x, a, options)
     for result in results:
         for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
             tolerance.assert_close(one, other, "a result of a shard_map", terms=x.size, magnitude=1)
@@ -414,6 +451,7 @@ WRONG = [
     ({"label_smoothing": X}, ValueError, ("label_smoothing", "(2, 3)", "scalar")),
     ({"label_smoothing": 1j}, TypeError, ("label_smoothing", "complex", "from 0 to 1")),
     ({"focal_gamma": -1}, ValueError, ("focal_gamma", "-1", "at least 0")),
+    ({"focal_gamma": np.array(-2.0)}, ValueError, ("focal_gamma", "-2.0", "at least 0")),
     ({"focal_gamma": float("inf")}, ValueError, ("focal_gamma", "inf", "at least 0")),
     ({"focal_alpha": 1.01}, ValueError, ("focal_alpha", "1.01", "from 0 to 1")),
     ({"focal_alpha": True}, TypeError, ("focal_alpha", "bool")),

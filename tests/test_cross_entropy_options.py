@@ -15,7 +15,7 @@ import pytest
 
 import jaxloss
 import tolerance
-from modules import custom_call_targets, of_size
+from modules import QUICKLY, custom_call_targets, of_size
 
 ROWS, CLASSES, COUNTED = 6, 37, 30
 TARGETS = ("indices", "probabilities", "mixed")
@@ -90,8 +90,7 @@ def derivatives(loss, operands, along):
 
     live = {name: operands[name] for name in along}
     value, gradients = jax.value_and_grad(of_live)(live)
-    forward = jax.jvp(of_live, (live,), (along,))[1]
-    second = jax.grad(lambda live: jax.jvp(of_live, (live,), (along,))[1])(live)
+    forward, second = jax.value_and_grad(lambda live: jax.jvp(of_live, (live,), (along,))[1])(live)
     return {"value": {"": value}, "gradient": gradients, "jvp": {"": forward}, "hvp": second}
 
 
@@ -107,7 +106,7 @@ def exactly(by_weights):
         counted = jnp.where(jnp.arange(x.shape[-1]) < options["num_classes"], exact_target(x, target, mix), 0)
         return exact_rows(x, target, mix, **options).sum() / (counted * options["class_weights"]).sum()
 
-    return jax.jit(lambda operands, along: derivatives(loss, operands, along))
+    return jax.jit(lambda operands, along: derivatives(loss, operands, along), compiler_options=QUICKLY)
 
 
 def wide(tree):
@@ -145,7 +144,8 @@ def test_alone_and_in_pairs(kind, names):
         target = whole_target(operands["target"], operands.get("mix"))
         return jaxloss.categorical_cross_entropy(operands["x"], target, clip=None, **options, **static)
 
-    actual = jax.jit(lambda operands, along: derivatives(ours, operands, along))(operands, along)
+    run = jax.jit(lambda operands, along: derivatives(ours, operands, along), compiler_options=QUICKLY)
+    actual = run(operands, along)
     with jax.enable_x64(True):
         options = {name: operands.get(name, static.get(name, OFF[name])) for name in (*TRACED, "num_classes")}
         everywhere = {name: np.zeros_like(OFF[name]) for name in TRACED} | along
@@ -160,6 +160,13 @@ def everything(**but):
     return {name: option for name, option in ON.items() if name != "normalizer"} | but
 
 
+@functools.partial(jax.jit, static_argnames="clip", compiler_options=QUICKLY)
+def exact_losses_and_gradient(x, target, mix, options, cotangent, clip):
+    """Each row's loss with that clip, and the gradient of Σ cotangent · loss without one."""
+    _, pull = jax.vjp(lambda x: exact_rows(x, target, mix, **options), x)
+    return exact_rows(x, target, mix, **options, clip=clip), pull(cotangent)[0]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 @targets
 def test_types(kind, dtype):
@@ -168,12 +175,13 @@ def test_types(kind, dtype):
         of_x = jax.jit(
             jax.value_and_grad(
                 lambda x: jaxloss.categorical_cross_entropy(x, whole_target(target, mix), clip=None, **everything())
-            )
+            ),
+            compiler_options=QUICKLY,
         )(x)
     with jax.enable_x64(True):
-        expected = jax.value_and_grad(lambda x: exact_rows(x, *wide((target, mix)), **wide(everything())).mean())(
-            wide(x)
-        )
+        ones = np.ones(ROWS)
+        losses, gradient = exact_losses_and_gradient(*wide((x, target, mix, everything(), ones / ROWS)), None)
+        expected = losses.mean(), gradient
     computed = tolerance.arithmetic(dtype)
     assert (of_x[0].dtype, of_x[1].dtype) == (computed, x.dtype)
     for actual, exact in zip(of_x, expected, strict=True):
@@ -201,20 +209,19 @@ def test_widths(kind, dtype, shape):
             x, whole_target(target, mix), where=where, weights=weights, clip=1e-2, reduction="none", **options
         )
 
-    losses = jax.jit(of_rows)(x)
-    gradient = jaxloss.d_categorical_cross_entropy(
-        x, whole_target(target, mix), where=where, weights=weights * cotangent, reduction="sum", **options
-    )
-    pulled = jax.vjp(of_rows, jnp.asarray(x))[1](cotangent)[0]
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def run(x):
+        gradient = jaxloss.d_categorical_cross_entropy(
+            x, whole_target(target, mix), where=where, weights=weights * cotangent, reduction="sum", **options
+        )
+        return of_rows(x), gradient, jax.vjp(of_rows, x)[1](cotangent)[0]
+
+    losses, gradient, pulled = run(x)
     with jax.enable_x64(True):
-        operands = (clean, *wide((target, mix)))
-        weights, keep = wide(weights), where
-        expected = np.where(keep, weights * exact_rows(*operands, **wide(options), clip=1e-2), 0)
-
-        def exact(x):
-            return (keep * weights * wide(cotangent) * exact_rows(x, *operands[1:], **wide(options))).sum()
-
-        expected_gradient = np.asarray(jax.grad(exact)(clean))
+        operands = (clean, *wide((target, mix, options)), where * wide(weights) * wide(cotangent))
+        unweighted, expected_gradient = exact_losses_and_gradient(*operands, 1e-2)
+        expected = np.where(where, wide(weights) * unweighted, 0)
+        expected_gradient = np.asarray(expected_gradient)
     tolerance.assert_close(losses, expected, "losses", terms=shape[-1], magnitude=1.0)
     for actual in (gradient, pulled):
         assert (np.asarray(actual, np.float32)[:, options["num_classes"] :] == 0).all()
@@ -231,7 +238,10 @@ def test_padding_may_hold_anything_and_nothing_else_notices():
         def loss(x):
             return jaxloss.categorical_cross_entropy(x, labels, label_smoothing=0.1, softcap=5.0, **options)
 
-        return jax.jit(lambda x, v: (*jax.value_and_grad(loss)(x), *jax.jvp(jax.grad(loss), (x,), (v,))))
+        return jax.jit(
+            lambda x, v: (*jax.value_and_grad(loss)(x), *jax.jvp(jax.grad(loss), (x,), (v,))),
+            compiler_options=QUICKLY,
+        )
 
     padded = of({"num_classes": COUNTED})(poisoned, v)
     narrow = of({})(x[:, :COUNTED], v[:, :COUNTED])
@@ -269,12 +279,12 @@ def test_infinite_logits_of_classes_that_are_no_target(smoothing):
         return jaxloss.categorical_cross_entropy(x, (labels, others, mix), **options)
 
     operands = (x, np.float32(2), np.float32(0.3))
-    gradients = jax.grad(loss, (0, 1, 2))(*operands)
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)), compiler_options=QUICKLY)(*operands)
     assert all(np.isfinite(g).all() for g in gradients)
     if not smoothing:  # the class takes no part in anything
         assert (gradients[0][:, 5] == 0).all()
-        second = jax.grad(lambda x: jax.jvp(lambda x: loss(x, *operands[1:]), (x,), (v,))[1])(x)
-        assert np.isfinite(second).all()
+        along = jax.grad(lambda x: jax.jvp(lambda x: loss(x, *operands[1:]), (x,), (v,))[1])
+        assert np.isfinite(jax.jit(along, compiler_options=QUICKLY)(x)).all()
     exact = jaxloss.categorical_cross_entropy(x, labels, label_smoothing=smoothing, clip=None)
     assert np.isinf(exact) == bool(smoothing)
 
@@ -325,7 +335,8 @@ def test_batched_options():
         return jax.value_and_grad(loss, range(4))(x, smoothing, temperature, weights)
 
     batched = jax.jit(jax.vmap(gradients))(smoothing, temperature, weights)
-    one_by_one = [jax.jit(gradients)(*numbers) for numbers in zip(smoothing, temperature, weights, strict=True)]
+    of_one = jax.jit(gradients)
+    one_by_one = [of_one(*numbers) for numbers in zip(smoothing, temperature, weights, strict=True)]
     expected = jax.tree.map(lambda *results: np.stack(results), *one_by_one)
     for ours, exact in zip(jax.tree.leaves(batched), jax.tree.leaves(expected), strict=True):
         tolerance.assert_close(ours, exact, "a result of a batch", terms=x.size, magnitude=1.0)
@@ -381,11 +392,12 @@ def test_normalizer_of_weights():
         return (counted * losses).sum() / (counted * class_weights[labels]).sum()
 
     operands = (x, ON["class_weights"], weights)
-    actual = jax.value_and_grad(ours, range(3))(*operands)
+    actual = jax.jit(jax.value_and_grad(ours, range(3)), compiler_options=QUICKLY)(*operands)
     with jax.enable_x64(True):
-        expected = jax.tree.map(np.asarray, jax.value_and_grad(exact, range(3))(*wide(operands)))
-    for value, of_formula in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        tolerance.assert_close(value, of_formula, "a result of torch's mean", terms=x.size, magnitude=1.0)
+        of_formula = jax.jit(jax.value_and_grad(exact, range(3)), compiler_options=QUICKLY)
+        expected = jax.tree.map(np.asarray, of_formula(*wide(operands)))
+    for value, ideal in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        tolerance.assert_close(value, ideal, "a result of torch's mean", terms=x.size, magnitude=1.0)
     assert ours(x, 0 * ON["class_weights"], weights) == 0  # a mean over nothing
 
 

@@ -59,6 +59,7 @@ X = np.zeros((8, 4), np.float32)
             {"beta": 1.0},
         ),
         ("js", ValueError, ("beta", "1.5", "between 0 and 1"), (X, X), {"beta": 1.5}),
+        ("js", ValueError, ("beta", "1.5", "between 0 and 1"), (X, X), {"beta": np.array(1.5)}),
         ("js", ValueError, ("beta", "(2,)", "scalar"), (X, X), {"beta": np.ones(2)}),
         ("kl", ValueError, ("axis", "2", "2 axes"), (X, X), {"axis": 2}),
         ("kl", ValueError, ("logits", "()"), (X[0, 0], X[0, 0]), {}),

@@ -10,6 +10,7 @@ import pytest
 import jaxloss
 import tolerance
 from divergences import KINDS, cells, numbers, sample
+from modules import QUICKLY
 
 
 def plainly(kind, target_type):
@@ -73,11 +74,13 @@ def test_derivatives_of_all_operands(kind, target_type, name):
     tangents = v, w, np.linspace(-1, 1, 4, dtype=np.float32), np.float32(0.3), np.float32(0.2)
     transform = DERIVATIVES[name]
     actual = jax.jit(
-        lambda o, t: [transform(ours(kind, target_type, reduction), o, t) for reduction in ("mean", "none")]
+        lambda o, t: [transform(ours(kind, target_type, reduction), o, t) for reduction in ("mean", "none")],
+        compiler_options=QUICKLY,
     )(operands, tangents)
     with jax.enable_x64(True):
         exact = jax.tree.map(np.float64, (operands, tangents))
-        expected = jax.tree.map(np.asarray, jax.jit(lambda o, t: transform(plainly(kind, target_type), o, t))(*exact))
+        run = jax.jit(lambda o, t: transform(plainly(kind, target_type), o, t), compiler_options=QUICKLY)
+        expected = jax.tree.map(np.asarray, run(*exact))
     for results in actual:
         for result, exact in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
             operations = tolerance.OPERATIONS_OF_HIGHER_ORDER
@@ -103,7 +106,7 @@ def test_second_derivatives_of_equal_distributions():
         (functools.partial(jaxloss.kl_divergence, target_type="logits"), 1),
         (jaxloss.jensen_shannon, 0.25),
     ):
-        hessian = jax.hessian(lambda z, loss=loss: loss(z[None], x))(x[0])
+        hessian = jax.jit(jax.hessian(lambda z, loss=loss: loss(z[None], x)), compiler_options=QUICKLY)(x[0])
         tolerance.assert_close(hessian, factor * fisher, "a Hessian", operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
 

@@ -10,6 +10,7 @@ import jaxloss
 import tolerance
 from jaxloss import _library
 from linear_oracle import sample
+from modules import QUICKLY
 
 TOKENS, WIDTH, CLASSES, HEADS = 10, 4, 13, 3
 S = sample((TOKENS,), WIDTH, CLASSES)
@@ -77,10 +78,14 @@ def operands(dtype):
 )
 def test_agrees_with_the_formula(name, reduction):
     transform = TRANSFORMS[name]
-    actual = jax.jit(lambda o: transform(scalar(ours, reduction), o))(operands(np.float32))
+
+    def run(losses, dtype):
+        program = jax.jit(lambda o: transform(scalar(losses, reduction), o), compiler_options=QUICKLY)
+        return jax.tree.map(np.asarray, program(operands(dtype)))
+
+    actual = run(ours, np.float32)
     with jax.enable_x64(True):
-        run = jax.jit(lambda o: transform(scalar(formula, reduction), o))
-        exact = jax.tree.map(np.asarray, run(operands(np.float64)))
+        exact = run(formula, np.float64)
     order = tolerance.OPERATIONS_OF_HIGHER_ORDER if name in SECOND_ORDER else 2 * tolerance.OPERATIONS
     for result, ideal in zip(jax.tree.leaves(actual), jax.tree.leaves(exact), strict=True):
         tolerance.assert_close(result, ideal, name, operations=order, terms=TOKENS * CLASSES, magnitude=1)
@@ -127,8 +132,8 @@ def test_export_with_a_symbolic_number_of_tokens():
     artefact = export.export(jax.jit(run), disabled_checks=checks)(*shapes)
     for count in (3, 8, 10):
         operands = S.hidden[:count], S.kernel, S.labels[:count]
-        results = zip(jax.tree.leaves(artefact.call(*operands)), jax.tree.leaves(run(*operands)), strict=True)
-        for exported, direct in results:
+        results = artefact.call(*operands), jax.jit(run, compiler_options=QUICKLY)(*operands)
+        for exported, direct in zip(*map(jax.tree.leaves, results), strict=True):
             tolerance.assert_close(exported, direct, f"of {count} tokens", terms=TOKENS * CLASSES)
 
 

@@ -22,13 +22,10 @@ from hypothesis.extra import numpy as arrays
 
 import tolerance
 from jaxloss import optax as ours
+from modules import QUICKLY
 from optax_forms import ERRORS_OF, FORMS, LARGE, NUMBERS, Form
 
 NAMES = ours.__all__
-
-
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-"""How to compile what runs a few times only; the emitters of fusions take three times as long."""
 
 
 @functools.cache
