@@ -59,10 +59,12 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
         valid = valid & (told[f"known {place}"] > 0)
     results = {"maximum": maximum, "log_sum": log_sum}
 
-    def nll_of_labels(clip):
-        nlls = (formulas.nll(told[f"logit {place}"], log_sum, clip) for place in range(len(labels)))
-        shares = (jnp.broadcast_to(share, maximum.shape) for _, share in labels)
-        return sum(jnp.where(share == 0, 0, share * nll) for share, nll in zip(shares, nlls, strict=True))
+    def nll_of_labels(clip: float) -> Array:
+        losses = jnp.zeros_like(maximum)
+        for place, (_, of_target) in enumerate(labels):
+            nll = formulas.nll(told[f"logit {place}"], log_sum, clip)
+            losses = losses + jnp.where(of_target != 0, of_target * nll, 0)
+        return losses
 
     if labels and "label_smoothing" not in options and "class_weights" not in options:
         losses = nll_of_labels(objective.clip)
