@@ -276,9 +276,9 @@ def main() -> None:
                 run.measure(placement, scaling, devices, arguments.only)
     path = record.write(run.name, run.measurements, arguments.output)
     print(path)
-    from benchmarks import plots
+    from benchmarks import scaling_plot
 
-    plots.draw_scaling(run.measurements, path.with_suffix(".png"))
+    scaling_plot.draw(run.measurements, path.with_suffix(".png"))
     failed = [row for row in run.measurements if "failed" in row and row["who"] != XLA]
     if failed:
         raise SystemExit(f"{len(failed)} measurements of jaxloss failed")
