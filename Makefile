@@ -29,7 +29,7 @@ test-gpu: ## the suite on the GPU, with the active environment's own jax (needs 
 
 test-multi-gpu: ## what is about several devices, on two GPUs or more, likewise; one process, for they wait for each other
 	tools/install-for-gpu
-	XLA_PYTHON_CLIENT_PREALLOCATE=false $(or $(PYTHON),python3) -m pytest -m multi_gpu -n 0 $(ARGS)
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(or $(PYTHON),python3) -m pytest -m multi_gpu $(ARGS)
 
 bench-gpu: ## every script in benchmarks/, with the active environment's own jax (needs no network)
 	tools/install-for-gpu
