@@ -96,8 +96,9 @@ class Cost:
 
 
 ITEM, FLOAT = 2, 4
-NUMBERS_OF_ROWS = (1, 1, 1, 1)
-"""How many numbers of a row each all-reduce carries that a split of the classes costs."""
+NUMBERS_OF_ROWS = (1, 3)
+"""How many numbers of a row each all-reduce carries that a split of the classes costs: the maximum; then, together, the
+sum of exponentials, the logit of the label, and whether the label is a class."""
 
 
 def collective(hardware: Hardware, what: str, kind: str, size: float, over: str, devices: int, times: int = 1) -> Cost:

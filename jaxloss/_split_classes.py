@@ -37,18 +37,39 @@ def of_slice(objective: Objective, axes: tuple[str, ...], logits, target, row_we
 def of_split_rows(objective, axes, names, logits, target, row_weight, *parameters) -> tuple[Array, ...]:
     """The results that are named, of whole rows (the gradient of the slice), from this device's slice of the classes.
 
-    Only numbers of one a row are exchanged.
+    Only numbers of one a row are exchanged: the maximum, and then at once what else a loss of labels is made of. The
+    gradient waits for both, so that nothing reads the logits any more when it takes their place.
     """
     options = objective.options(parameters)
     statistics, local = _local_statistics(objective, logits, target, row_weight, options)
     maximum = jax.lax.pmax(statistics["maximum"], axes)
     share = jnp.exp(statistics["maximum"] - maximum + statistics["log_sum"])  # of the sum of exponentials
-    log_sum = jnp.log(jax.lax.psum(share, axes))
-    valid, total = whole_targets(objective, axes, logits, target, options)
     add_up = functools.partial(jax.lax.psum, axis_name=axes)
+    labels = _labels(target, options)
+    told = {"sum": share}
+    for place, (label, _) in enumerate(labels):
+        z, here = _logits_at(logits, label, options)
+        told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(share.dtype)}
+    if not labels or "class_weights" in options:
+        told["targets"] = formulas.class_targets(logits, target, options, objective.classes).sum(-1)
+    told = dict(zip(told, add_up(tuple(told.values())), strict=True))
+    log_sum, total = jnp.log(told["sum"]), told.get("targets", jnp.ones_like(maximum))
+    valid = jnp.ones(maximum.shape, bool)
+    for place in range(len(labels)):
+        valid = valid & (told[f"known {place}"] > 0)
     results = {"maximum": maximum, "log_sum": log_sum}
 
-    losses = add_up(_slice_losses(objective, logits, target, options, maximum, log_sum))
+    def nll_of_labels(clip: float) -> Array:
+        losses = jnp.zeros_like(maximum)
+        for place, (_, of_target) in enumerate(labels):
+            nll = formulas.nll(told[f"logit {place}"], log_sum, clip)
+            losses = losses + jnp.where(of_target != 0, of_target * nll, 0)
+        return losses
+
+    if labels and "label_smoothing" not in options and "class_weights" not in options:
+        losses = nll_of_labels(objective.clip)
+    else:
+        losses = add_up(_slice_losses(objective, logits, target, options, maximum, log_sum))
     if "z_loss" in options:
         lse, z_loss = maximum + log_sum, along(options["z_loss"], maximum)
         losses = losses + jnp.where(z_loss == 0, 0, z_loss * lse * lse)
@@ -58,9 +79,8 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
     if objective.details:
         given = {name: option for name, option in options.items() if name not in ("class_weights", "label_smoothing")}
         exact = dataclasses.replace(objective, clip=0.0, parameters=tuple(given))
-        results["nll"] = jnp.where(
-            valid, add_up(_slice_losses(exact, logits, target, given, maximum, log_sum)), jnp.nan
-        )
+        nll = nll_of_labels(0.0) if labels else add_up(_slice_losses(exact, logits, target, given, maximum, log_sum))
+        results["nll"] = jnp.where(valid, nll, jnp.nan)
         results["entropy"] = add_up(_slice_entropy(share, log_sum, local["entropy"]))
         begin = jax.lax.axis_index(axes) * logits.shape[-1]
         first = jnp.where(statistics["maximum"] == maximum, local["predicted"] + begin, jnp.iinfo(jnp.int32).max)
@@ -123,23 +143,22 @@ def _only(options: Mapping[str, Array], *names: str) -> dict[str, Array]:
     return {name: option for name, option in options.items() if name in names}
 
 
+def _labels(target, options) -> list[tuple[Array, Array | float]]:
+    """The class indices of each row, with their shares of the target; none if the target is probabilities."""
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        return []
+    if "second_label" not in options:
+        return [(target, 1.0)]
+    mix = along(options["mix"], target)
+    return [(target, mix), (options["second_label"], 1 - mix)]
+
+
 def _slice_losses(objective: Objective, logits, target, options, maximum, log_sum) -> Array:
-    """What the classes of a slice add to the losses of their rows."""
-    if not jnp.issubdtype(target.dtype, jnp.integer) or "label_smoothing" in options or "class_weights" in options:
-        z_minus_maximum = formulas.scaled_logits(logits, options) - maximum[..., None]
-        targets = formulas.class_targets(logits, target, options, objective.classes)
-        nll = formulas.nll(z_minus_maximum, log_sum[..., None], objective.clip)
-        return jnp.sum(jnp.where(targets == 0, 0, targets * nll), -1)
-    labels = {"first": (target, 1.0)}
-    if "second_label" in options:
-        mix = along(options["mix"], maximum)
-        labels = {"first": (target, mix), "second": (options["second_label"], 1 - mix)}
-    losses = jnp.zeros_like(maximum)
-    for label, share in labels.values():
-        z, here = _logits_at(logits, label, options)
-        nll = formulas.nll(z - maximum, log_sum, objective.clip)
-        losses = losses + jnp.where(here & (share != 0), share * nll, 0)
-    return losses
+    """What the classes of a slice add to the losses of their rows, of which each may be a target."""
+    z_minus_maximum = formulas.scaled_logits(logits, options) - maximum[..., None]
+    targets = formulas.class_targets(logits, target, options, objective.classes)
+    nll = formulas.nll(z_minus_maximum, log_sum[..., None], objective.clip)
+    return jnp.sum(jnp.where(targets == 0, 0, targets * nll), -1)
 
 
 def _logits_at(logits, label, options) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import meshes
 import tolerance
-from losses import MATRIX, WithEverything
+from losses import CATEGORICAL, MATRIX, WithEverything
 from modules import QUICKLY, collectives
 
 pytestmark = meshes.several_devices
@@ -196,6 +196,19 @@ def test_masks_and_weights_split_like_the_rows(case, placement, axis_type):
     ):
         error = tolerance.bound(*exact, computed=np.float32, stored=np.float32, terms=x.size)
         tolerance.assert_within(actual, exact[0], error, "a result on a mesh")
+
+
+@meshes.AXIS_TYPES
+@pytest.mark.parametrize("case", [case for case in MATRIX if case.target == "indices"])
+def test_classes_that_are_split_cost_two_exchanges(case, axis_type):
+    """The maximum, and then all that the losses are made of; smoothing counts every class, once the sum is known."""
+    mesh = meshes.mesh(axis_type, ("v",))
+    x, a = sample(case)
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(t, NamedSharding(mesh, spec)) for t, spec in ((x, P(None, "v")), (a, P()))]
+        compiled = jax.jit(jax.value_and_grad(case.loss)).lower(*placed).compile()
+    found = [size for _, size in collectives(compiled)]
+    assert found == [ROWS] * (2 if case.loss is CATEGORICAL else 3)
 
 
 @pytest.mark.parametrize(("rows", "features"), [(10, 64), (16, 30), (3, 7)])
