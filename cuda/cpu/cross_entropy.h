@@ -59,9 +59,9 @@ JAXLOSS_INLINE SoftmaxSums<Accumulator<Logit>> softmax_sums(const Logit* logits,
 // What is added up over a row.
 template <class Real>
 struct RowSums {
-  Real max, sum;        // sum of exp(x − max)
-  Real target;          // of the target t: 1 for a class index, 0 for one that is out of range
-  Real below_max;       // of t · (max − x)
+  Real max, sum;   // sum of exp(x − max)
+  Real target;     // of the target t: 1 for a class index, 0 for one that is out of range
+  Real below_max;  // of t · (max − x)
 };
 
 // `store(i, count, values)` is given the exponentials as the first of the values.
@@ -107,8 +107,7 @@ JAXLOSS_INLINE auto row_loss(ClassIndices, int64_t, const Logit*, int64_t, RowSu
 }
 template <class Logit, class Stored>
 JAXLOSS_INLINE auto row_loss(ClassProbabilities<Stored> target, int64_t row, const Logit* logits, int64_t classes,
-                             RowSums<Accumulator<Logit>> sums, Accumulator<Logit> log_sum,
-                             Accumulator<Logit> ceiling) {
+                             RowSums<Accumulator<Logit>> sums, Accumulator<Logit> log_sum, Accumulator<Logit> ceiling) {
   using Real = Accumulator<Logit>;
   using Value = ValueOf<Logit>;
   const Stored* probability = target.probability + row * classes;
@@ -178,18 +177,19 @@ JAXLOSS_INLINE void cross_entropy_row(const CrossEntropyRows<Logit, Target>& row
   const int64_t classes = rows.classes;
   const Logit* logits = rows.logits + row * classes;
   Logit* gradient = rows.gradient ? rows.gradient + row * classes : nullptr;
-  const bool clipped = !by_index && is_finite(rows.ceiling);  // its loss takes a pass of its own over the logits
+  // The loss of clipped probabilities takes a pass of its own over the logits, once the sum is known.
+  const bool overwritten = static_cast<const void*>(gradient) == logits && !by_index && is_finite(rows.ceiling);
   Real* kept = nullptr;
-  if (gradient && !clipped) {
-    if constexpr (in_gradient<Logit>) kept = gradient;
-    else kept = buffer;
+  if constexpr (in_gradient<Logit>) {
+    if (!overwritten) kept = gradient;
+  } else {
+    if (gradient) kept = buffer;
   }
 
   RowSums<Real> sums;
   if (kept) {
-    sums = row_sums(rows.target, row, logits, classes, [&](int64_t i, int64_t count, const auto& values) {
-      store_step(kept + i, values[0], count);
-    });
+    sums = row_sums(rows.target, row, logits, classes,
+                    [&](int64_t i, int64_t count, const auto& values) { store_step(kept + i, values[0], count); });
   } else {
     sums = row_sums(rows.target, row, logits, classes, [](int64_t, int64_t, const auto&) {});
   }

@@ -32,14 +32,6 @@ JAXLOSS_INLINE To bits(From from) {
   return to;
 }
 
-// `body(register)` for each register of a result.
-template <class Result, class Body>
-JAXLOSS_INLINE Result each_register(Body body) {
-  Result result;
-  for (int k = 0; k < kRegisters; k++) result.registers[k] = body(k);
-  return result;
-}
-
 // Integers, or conditions: −1 where true, 0 where not.
 struct Integers {
   IntRegister registers[kRegisters];
@@ -49,9 +41,11 @@ struct Integers {
     for (int k = 0; k < kRegisters; k++) registers[k] = IntRegister{} + x;
   }
 
-#define JAXLOSS_OPERATOR(Result, op, Operand)                                                         \
-  JAXLOSS_INLINE friend Result operator op(Operand a, Operand b) {                                    \
-    return each_register<Result>([&](int k) { return a.registers[k] op b.registers[k]; });            \
+#define JAXLOSS_OPERATOR(Result, op, Operand)                                                    \
+  JAXLOSS_INLINE friend Result operator op(Operand a, Operand b) {                               \
+    Result result;                                                                               \
+    for (int k = 0; k < kRegisters; k++) result.registers[k] = a.registers[k] op b.registers[k]; \
+    return result;                                                                               \
   }
   JAXLOSS_OPERATOR(Integers, +, Integers)
   JAXLOSS_OPERATOR(Integers, -, Integers)
@@ -61,10 +55,12 @@ struct Integers {
   JAXLOSS_OPERATOR(Integers, <, Integers)
   JAXLOSS_OPERATOR(Integers, >=, Integers)
   JAXLOSS_INLINE friend Integers operator<<(Integers a, int count) {
-    return each_register<Integers>([&](int k) { return a.registers[k] << count; });
+    for (int k = 0; k < kRegisters; k++) a.registers[k] = a.registers[k] << count;
+    return a;
   }
   JAXLOSS_INLINE friend Integers operator>>(Integers a, int count) {
-    return each_register<Integers>([&](int k) { return a.registers[k] >> count; });
+    for (int k = 0; k < kRegisters; k++) a.registers[k] = a.registers[k] >> count;
+    return a;
   }
 };
 
@@ -85,17 +81,23 @@ struct Vector {
   JAXLOSS_OPERATOR(Integers, ==, Vector)
 #undef JAXLOSS_OPERATOR
   JAXLOSS_INLINE friend Vector operator-(Vector a) {
-    return each_register<Vector>([&](int k) { return -a.registers[k]; });
+    for (int k = 0; k < kRegisters; k++) a.registers[k] = -a.registers[k];
+    return a;
   }
 };
 
 JAXLOSS_INLINE Vector select(Integers condition, Vector yes, Vector no) {
-  return each_register<Vector>(
-      [&](int k) { return condition.registers[k] ? yes.registers[k] : no.registers[k]; });
+  Vector result;
+  for (int k = 0; k < kRegisters; k++) {
+    result.registers[k] = condition.registers[k] ? yes.registers[k] : no.registers[k];
+  }
+  return result;
 }
 
 JAXLOSS_INLINE Vector converted(Integers x) {
-  return each_register<Vector>([&](int k) { return __builtin_convertvector(x.registers[k], FloatRegister); });
+  Vector result;
+  for (int k = 0; k < kRegisters; k++) result.registers[k] = __builtin_convertvector(x.registers[k], FloatRegister);
+  return result;
 }
 
 // One lane, read and written; a double is a vector of one.

@@ -12,7 +12,9 @@ struct Step {
   static constexpr int64_t width = kLanes;
 
   JAXLOSS_INLINE static Vector load(const Stored* from) {
-    return each_register<Vector>([&](int k) { return load_register(from + k * kRegisterLanes); });
+    Vector result;
+    for (int k = 0; k < kRegisters; k++) result.registers[k] = load_register(from + k * kRegisterLanes);
+    return result;
   }
   JAXLOSS_INLINE static void store(Stored* to, Vector value) {
     for (int k = 0; k < kRegisters; k++) store_register(to + k * kRegisterLanes, value.registers[k]);
@@ -50,8 +52,10 @@ JAXLOSS_INLINE void store_step(Stored* to, ValueOf<Stored> value, int64_t count)
 // One number of a row.
 template <class Stored>
 JAXLOSS_INLINE Accumulator<Stored> number(const Stored* x) {
-  if constexpr (std::is_same_v<Stored, Accumulator<Stored>>) return *x;
-  else return lane(load_step(x, 1), 0);
+  if constexpr (std::is_same_v<Stored, Accumulator<Stored>>)
+    return *x;
+  else
+    return lane(load_step(x, 1), 0);
 }
 
 // The lanes from the first to the last but one, zeros for the others.
@@ -64,8 +68,8 @@ JAXLOSS_INLINE Vector only_lanes(Vector x, int64_t first, int64_t end) {
 JAXLOSS_INLINE double only_lanes(double x, int64_t, int64_t) { return x; }
 
 // A row of `width` elements in steps. If it is not a multiple of them, it has an odd step besides the whole ones, which
-// ends where the row ends and goes over elements of the step before once more: whole vectors are much quicker than a part
-// of one. Only in a row shorter than a step does the odd step have fewer elements.
+// ends where the row ends and goes over elements of the step before once more: whole vectors are much quicker than a
+// part of one. Only in a row shorter than a step does the odd step have fewer elements.
 template <class Stored>
 struct Steps {
   static constexpr int64_t step = Step<Stored>::width;
