@@ -9,9 +9,9 @@
 
 namespace jaxloss::JAXLOSS_ISA {
 
-// The most classes: their vectors take 8 KB, a quarter of a core's first cache. Up to there this is as quick as a row
-// at a time or quicker (by a half at 65 classes, by nothing at 100, measured with AVX2, of which it is 128).
-constexpr int64_t kNarrow = (8 << 10) / sizeof(Vector);
+// The most classes (64 with AVX2, that this was measured with). At 65 a row at a time takes as long for arrays in the
+// cache, from 100 on less; of larger arrays, turned rows are the slower ones to store.
+constexpr int64_t kNarrow = (4 << 10) / sizeof(Vector);
 using ClassColumns = Columns<kNarrow>;
 
 // The sum of `body(class)`, in blocks: that of many classes is as accurate as that of a few.
