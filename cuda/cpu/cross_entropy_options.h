@@ -2,22 +2,13 @@
 // that stays in the cache.
 #pragma once
 
-#include <cstdlib>
 #include <initializer_list>
 
+#include "cpu/buffer.h"
 #include "cpu/cross_entropy.h"
 #include "maths/cross_entropy_options.h"
 
 namespace jaxloss::JAXLOSS_ISA {
-
-// Memory for the logits of a row. (A std::vector's functions would exist once for all instruction sets.)
-template <class Real>
-struct Buffer {
-  Real* numbers;
-  JAXLOSS_INLINE explicit Buffer(int64_t count) : numbers(static_cast<Real*>(std::malloc(count * sizeof(Real) + 1))) {}
-  JAXLOSS_INLINE ~Buffer() { std::free(numbers); }
-  Buffer(const Buffer&) = delete;
-};
 
 template <class Logit, class Target>
 struct OptionRow {

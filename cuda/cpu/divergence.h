@@ -5,7 +5,7 @@
 #include <initializer_list>
 
 #include "cpu/cross_entropy.h"
-#include "cpu/simd.h"
+#include "cpu/steps.h"
 #include "maths/divergence.h"
 #include "rows.h"
 
@@ -76,36 +76,6 @@ JAXLOSS_INLINE TeacherOfProbabilities<Stored> teacher_of(ClassProbabilities<Stor
   return {teacher, row, classes, scale};
 }
 
-// The sums of two numbers that `body(index, count, first, second)` gives for each element of a row: see
-// `sum_over_steps`.
-template <class Stored, class Body>
-JAXLOSS_INLINE void two_sums_over_steps(int64_t width, double& first_sum, double& second_sum, Body body) {
-  using Value = ValueOf<Stored>;
-  constexpr int64_t step = Step<Stored>::width;
-  const auto add = [&](Value first, Value second, int64_t count) {
-    for (int64_t k = 0; k < count; k++) first_sum += lane(first, k);
-    for (int64_t k = 0; k < count; k++) second_sum += lane(second, k);
-  };
-  first_sum = second_sum = 0;
-  int64_t i = 0;
-  while (i + step <= width) {
-    const int64_t block = i + step * kStepsPerSum;
-    Value firsts(0), seconds(0);
-    for (; i + step <= width && i < block; i += step) {
-      Value first, second;
-      body(i, step, first, second);
-      firsts = firsts + first;
-      seconds = seconds + second;
-    }
-    add(firsts, seconds, step);
-  }
-  if (i < width) {
-    Value first, second;
-    body(i, width - i, first, second);
-    add(first, second, width - i);
-  }
-}
-
 // One row that is not taken out.
 template <class Divergence, class Logit, class Teacher>
 JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t row) {
@@ -141,10 +111,16 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
       return value;
     });
   } else {
-    two_sums_over_steps<Logit>(classes, loss, total, [&](int64_t i, int64_t count, Value& value, Value& of_student) {
-      Value p;
-      terms(i, count, p, value, of_student);
-    });
+    double sums[2];
+    sums_over_steps<Logit>(
+        classes, sums,
+        [&](int64_t i, int64_t count, Value(&values)[2]) {
+          Value p;
+          terms(i, count, p, values[0], values[1]);
+        },
+        [](int64_t, int64_t, const auto&) {});
+    loss = sums[0];
+    total = sums[1];
     if (wants_gradient) {
       for_each_step<Logit>(classes, [&](int64_t i, int64_t count) {
         Value p, value, of_student;

@@ -1,7 +1,7 @@
 // Elementwise losses on the CPU: rows cut into parts, each part summed by one thread.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/steps.h"
 #include "maths/elementwise.h"
 #include "rows.h"
 

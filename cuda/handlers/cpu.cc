@@ -11,6 +11,14 @@ namespace {
 // What one thread should get at least, in elements: below that, handing work over costs more than it saves.
 constexpr int64_t kElementsPerShare = 1 << 14;
 
+// Short rows are worked on in groups, of as many as a vector has lanes at most: shares are of whole ones.
+constexpr int64_t kRowsPerGroup = 32;
+
+int64_t units_per_share(int64_t width) {
+  const int64_t units = std::max<int64_t>(1, kElementsPerShare / std::max<int64_t>(1, width));
+  return units < kRowsPerGroup ? units : units / kRowsPerGroup * kRowsPerGroup;
+}
+
 template <class Loss, class Prediction, class Target>
 std::pair<int64_t, int64_t> units_and_width(const ElementwiseTask<Loss, Prediction, Target>& task) {
   return {task.rows.rows * task.rows.parts, part_width(task.rows.width, task.rows.parts)};
@@ -30,9 +38,8 @@ struct Cpu {
   template <class Task>
   static ffi::Error run(ffi::ThreadPool pool, const Task& task) {
     const auto [units, width] = units_and_width(task);
-    const int64_t units_per_share = std::max<int64_t>(1, kElementsPerShare / std::max<int64_t>(1, width));
     const cpu::Kernels& kernels = *cpu::instruction_set().kernels;
-    parallel_for(pool, units, units_per_share,
+    parallel_for(pool, units, units_per_share(width),
                  [&kernels, &task](int64_t begin, int64_t end) { kernels.run(task, begin, end); });
     return ffi::Error::Success();
   }

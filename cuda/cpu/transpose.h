@@ -1,0 +1,110 @@
+// As many short rows as a vector has lanes, turned so that a vector holds one element of each.
+#pragma once
+
+#include <utility>
+
+#include "cpu/steps.h"
+
+namespace jaxloss::JAXLOSS_ISA {
+
+// Lane i of the result is lane `from[i]` of the lanes of a followed by those of b.
+template <int... from>
+JAXLOSS_INLINE FloatRegister shuffled(FloatRegister a, FloatRegister b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, from...);
+#else
+  return __builtin_shuffle(a, b, IntRegister{from...});
+#endif
+}
+
+// In blocks of `size` lanes: the even blocks of both, and the odd blocks of both.
+template <int size, int... i>
+JAXLOSS_INLINE FloatRegister even_blocks(FloatRegister a, FloatRegister b, std::integer_sequence<int, i...>) {
+  return shuffled<(i & size ? kRegisterLanes + i - size : i)...>(a, b);
+}
+template <int size, int... i>
+JAXLOSS_INLINE FloatRegister odd_blocks(FloatRegister a, FloatRegister b, std::integer_sequence<int, i...>) {
+  return shuffled<(i & size ? kRegisterLanes + i : i + size)...>(a, b);
+}
+
+// Swaps rows and columns, of blocks of half the size, then inside the blocks.
+template <int size = kRegisterLanes / 2>
+JAXLOSS_INLINE void transpose(FloatRegister (&square)[kRegisterLanes]) {
+  if constexpr (size > 0) {
+    constexpr auto lanes = std::make_integer_sequence<int, kRegisterLanes>{};
+    for (int i = 0; i < kRegisterLanes; i++) {
+      if (i & size) continue;
+      const FloatRegister a = square[i], b = square[i + size];
+      square[i] = even_blocks<size>(a, b, lanes);
+      square[i + size] = odd_blocks<size>(a, b, lanes);
+    }
+    transpose<size / 2>(square);
+  }
+}
+
+// `kLanes` rows of at most `kMost` elements, which lie one after the other in memory.
+template <int64_t kMost>
+struct Columns {
+  Vector column[kMost];
+
+  template <class Stored>
+  JAXLOSS_INLINE void load(const Stored* rows, int64_t width) {
+    if (width < kRegisterLanes) return load_few(rows, width);
+    for (int k = 0; k < kRegisters; k++) {
+      const Stored* from = rows + k * kRegisterLanes * width;
+      for_each_square(width, [&](int64_t first) {
+        FloatRegister square[kRegisterLanes];
+        for (int i = 0; i < kRegisterLanes; i++) square[i] = load_register(from + i * width + first);
+        transpose(square);
+        for (int i = 0; i < kRegisterLanes; i++) column[first + i].registers[k] = square[i];
+      });
+    }
+  }
+
+  template <class Stored>
+  JAXLOSS_INLINE void store(Stored* rows, int64_t width) const {
+    if (width < kRegisterLanes) return store_few(rows, width);
+    for (int k = 0; k < kRegisters; k++) {
+      Stored* to = rows + k * kRegisterLanes * width;
+      for_each_square(width, [&](int64_t first) {
+        FloatRegister square[kRegisterLanes];
+        for (int i = 0; i < kRegisterLanes; i++) square[i] = column[first + i].registers[k];
+        transpose(square);
+        for (int i = 0; i < kRegisterLanes; i++) store_register(to + i * width + first, square[i]);
+      });
+    }
+  }
+
+ private:
+  // The last square of a width that is not a multiple of them goes over columns of the one before once more.
+  template <class Body>
+  JAXLOSS_INLINE static void for_each_square(int64_t width, Body body) {
+    int64_t first = 0;
+    for (; first + kRegisterLanes <= width; first += kRegisterLanes) body(first);
+    if (first < width) body(width - kRegisterLanes);
+  }
+
+  // Rows shorter than a register.
+  template <class Stored>
+  JAXLOSS_INLINE void load_few(const Stored* rows, int64_t width) {
+    float flat[kRegisterLanes * kLanes];
+    for (int64_t j = 0; j < width; j++) Step<float>::store(flat + j * kLanes, Step<Stored>::load(rows + j * kLanes));
+    for (int64_t j = 0; j < width; j++) {
+      float numbers[kLanes];
+      for (int64_t i = 0; i < kLanes; i++) numbers[i] = flat[i * width + j];
+      column[j] = Step<float>::load(numbers);
+    }
+  }
+  template <class Stored>
+  JAXLOSS_INLINE void store_few(Stored* rows, int64_t width) const {
+    float flat[kRegisterLanes * kLanes];
+    for (int64_t j = 0; j < width; j++) {
+      float numbers[kLanes];
+      Step<float>::store(numbers, column[j]);
+      for (int64_t i = 0; i < kLanes; i++) flat[i * width + j] = numbers[i];
+    }
+    for (int64_t j = 0; j < width; j++) Step<Stored>::store(rows + j * kLanes, Step<float>::load(flat + j * kLanes));
+  }
+};
+
+}  // namespace jaxloss::JAXLOSS_ISA
