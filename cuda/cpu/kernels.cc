@@ -10,7 +10,9 @@ namespace jaxloss::JAXLOSS_ISA {
 
 // Everything that these kernels call becomes part of them: what is done at each step of a row is a small function that
 // would otherwise be called there, for a third more time. (The others compile for minutes that way.)
-#define JAXLOSS_KERNEL __attribute__((flatten)) void
+#if !defined(JAXLOSS_FLATTEN)
+#define JAXLOSS_FLATTEN __attribute__((flatten))
+#endif
 
 template <class Loss, class Prediction, class Target>
 void run(const ElementwiseTask<Loss, Prediction, Target>& task, int64_t begin, int64_t end) {
@@ -22,12 +24,12 @@ void run(const ElementwiseTask<Loss, Prediction, Target>& task, int64_t begin, i
 }
 
 template <class Logit, class Target>
-JAXLOSS_KERNEL run(const CrossEntropyRows<Logit, Target>& rows, int64_t begin, int64_t end) {
+JAXLOSS_FLATTEN void run(const CrossEntropyRows<Logit, Target>& rows, int64_t begin, int64_t end) {
   cross_entropy_rows(rows, begin, end);
 }
 
 template <class Logit, class Target>
-JAXLOSS_KERNEL run(const CrossEntropyGradientRows<Logit, Target>& rows, int64_t begin, int64_t end) {
+JAXLOSS_FLATTEN void run(const CrossEntropyGradientRows<Logit, Target>& rows, int64_t begin, int64_t end) {
   cross_entropy_gradient_rows(rows, begin, end);
 }
 

@@ -5,7 +5,7 @@
 
 #if defined(__CUDACC__)
 #define JAXLOSS_INLINE __host__ __device__ __forceinline__
-#else
+#elif !defined(JAXLOSS_INLINE)
 // Always inlined: the CPU kernels are compiled once per instruction set, and no copy of one may serve another.
 #define JAXLOSS_INLINE inline __attribute__((always_inline))
 #endif
