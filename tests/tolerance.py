@@ -41,12 +41,14 @@ def bound(expected, magnitude, *, computed, stored, operations=OPERATIONS, terms
         terms: how many numbers were added up: roundings of a sum have random signs, so their error grows by the square root.
     """
     finfo = ml_dtypes.finfo(stored)
-    # What is below the smallest normal number is flushed to zero by XLA; float16 keeps such numbers, with that spacing.
-    least = float(ml_dtypes.finfo(computed).smallest_normal) + float(finfo.smallest_subnormal)
     rounding = 0
     if np.dtype(stored) != np.dtype(computed):
         rounding = epsilon(stored) / 2 * np.where(np.isfinite(expected), np.abs(expected), 0)  # to the nearest number
     magnitude = np.where(np.isfinite(magnitude), magnitude, 0)  # what is not finite is exact
+    # What is below the smallest normal number is flushed to zero: a result, or the exponential of an element, which is 1 for
+    # the largest of a row and is multiplied like it. float16 keeps such numbers, with that spacing.
+    smallest = float(ml_dtypes.finfo(computed).smallest_normal)
+    least = smallest * max(1.0, float(magnitude.max(initial=0))) + float(finfo.smallest_subnormal)
     return (operations + math.sqrt(terms)) * epsilon(computed) * magnitude + rounding + least
 
 
