@@ -1,9 +1,5 @@
 """How accurate the CPU kernels are: the functions they are made of, row losses, gradients."""
 
-import os
-import pathlib
-import platform
-import shutil
 import subprocess
 
 import jax
@@ -13,12 +9,10 @@ import numpy as np
 import pytest
 
 import jaxloss
-from test_library import processor_has
+from instruction_sets import FLAGS, compiled, processor_has
 
 pytestmark = pytest.mark.cpu_only
 
-TESTS = pathlib.Path(__file__).parent
-FLAGS = {"baseline": (16,), "avx2": (32, "-mavx2", "-mfma"), "avx512": (64, "-mavx512f", "-mavx512bw", "-mavx512dq")}
 UNITS = {
     "exponential": 2,
     "exponential_of_negative": 2,
@@ -31,19 +25,9 @@ UNITS = {
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_vector_functions_over_their_whole_range(name, tmp_path):
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    if name != "baseline" and not (x86 and processor_has(name)):
+    if not processor_has(name):
         pytest.skip(f"this processor has no {name}")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    vector_bytes, *flags = FLAGS[name]
-    program = tmp_path / "vector_functions"
-    build = [
-        *(compiler, "-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", *flags),
-        *(f"-DJAXLOSS_ISA={name}", f"-DVECTOR_BYTES={vector_bytes}", f"-I{TESTS.parent / 'cuda'}"),
-        *(TESTS / "vector_functions.cc", "-o", program),
-    ]
-    built = subprocess.run(build, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+    program = compiled("vector_functions.cc", name, tmp_path, "-O2")
     ran = subprocess.run([program], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     lines = [line.split() for line in ran.stdout.splitlines()]

@@ -15,6 +15,7 @@ import pytest
 import jaxloss
 import tolerance
 from agreement import assert_agrees
+from instruction_sets import processor_has
 from jaxloss import _library
 from losses import CASES
 
@@ -115,6 +116,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import jax, jaxloss, numpy as np
 from agreement import assert_agrees
+from instruction_sets import processor_has
 from losses import CASES
 assert jaxloss.backends().cpu == {name!r}, jaxloss.backends()
 for case in CASES:
@@ -129,12 +131,6 @@ for case in CASES:
         assert_agrees(case, *case.sample(shape, scale=20))
 print("agreed")
 """
-
-
-def processor_has(name):
-    flags = pathlib.Path("/proc/cpuinfo").read_text() if pathlib.Path("/proc/cpuinfo").exists() else ""
-    wanted = {"baseline": (), "avx2": ("avx2", "fma"), "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl")}
-    return all(re.search(rf"\b{flag}\b", flags) for flag in wanted[name])
 
 
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
