@@ -3,48 +3,68 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "gpu/cross_entropy_registers.cuh"
 #include "gpu/cross_entropy_shared_launch.cuh"
 #include "gpu/cross_entropy_streaming.cuh"
+#include "gpu/cross_entropy_tiles_launch.cuh"
+#include "gpu/cross_entropy_value.cuh"
 #include "gpu/device.h"
 #include "gpu/launch.h"
 
 namespace jaxloss::gpu {
 
-enum class Regime { any, registers, shared, streaming };
+enum class Regime { any, tiles, registers, value, shared, streaming };
 
 // JAXLOSS_CROSS_ENTROPY_KERNEL, for tests: heeded wherever that kernel can take the rows.
 inline Regime asked_for() {
   static const Regime regime = [] {
-    const char* name = std::getenv("JAXLOSS_CROSS_ENTROPY_KERNEL");
-    if (name == nullptr) return Regime::any;
-    if (std::strcmp(name, "registers") == 0) return Regime::registers;
-    if (std::strcmp(name, "shared") == 0) return Regime::shared;
-    if (std::strcmp(name, "streaming") == 0) return Regime::streaming;
+    const std::pair<const char*, Regime> names[] = {{"tiles", Regime::tiles},
+                                                    {"registers", Regime::registers},
+                                                    {"value", Regime::value},
+                                                    {"shared", Regime::shared},
+                                                    {"streaming", Regime::streaming}};
+    if (const char* asked = std::getenv("JAXLOSS_CROSS_ENTROPY_KERNEL")) {
+      for (const auto& [name, named] : names) {
+        if (std::strcmp(asked, name) == 0) return named;
+      }
+    }
     return Regime::any;
   }();
   return regime;
 }
 
+// Those that the copy engine of Hopper feeds take rows of these.
 template <class Logit, class Target>
-constexpr bool kHasSharedKernel = std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>;
+constexpr bool kHasFedKernels = std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>;
 
-// Registers while a warp can hold a row in them; then shared memory, where a gradient is wanted, the GPU has clusters
-// and the row fits into one's; else streaming. (A value alone reads its logits once either way, and streaming has more
-// threads to keep loads in flight: 1.06 of the time of a read against 2.14 on an H200, bf16 [8192, 128256].)
+// Very many short rows go in tiles through shared memory, fewer or longer ones through registers while a warp can hold
+// one there. Then, a gradient is formed in shared memory where the GPU has clusters and a row fits into one's, and a
+// value alone is streamed through shared memory up to 64 KB a row. All that is left is streamed by a block a row.
 template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
   if (rows.rows == 0) return cudaSuccess;
   const Regime asked = asked_for();
-  if (asked == Regime::any || asked == Regime::registers) {
+  const auto may_be = [&](Regime regime) { return asked == Regime::any || asked == regime; };
+  Device device;
+  if constexpr (kHasFedKernels<Logit, Target>) {
+    if (const cudaError_t error = find_current_device(device)) return error;
+    if (may_be(Regime::tiles)) {
+      const cudaError_t error = launch_tiles(stream, rows, device, asked == Regime::any ? 4 : 0);
+      if (error != cudaErrorNotSupported) return error;
+    }
+  }
+  if (may_be(Regime::registers)) {
     const RegistersShape shape = registers_shape(rows);
     if (shape.slots > 0) return launch_registers(stream, rows, shape);
   }
-  if constexpr (kHasSharedKernel<Logit, Target>) {
+  if constexpr (kHasFedKernels<Logit, Target>) {
+    if (may_be(Regime::value) && !rows.gradient) {
+      const cudaError_t error = launch_value(stream, rows, device, asked == Regime::value);
+      if (error != cudaErrorNotSupported) return error;
+    }
     if (asked == Regime::shared || (asked == Regime::any && rows.gradient)) {
-      Device device;
-      if (const cudaError_t error = find_current_device(device)) return error;
       const SharedShape shape = shared_shape(rows, device);
       if (shape.blocks > 0) {
         const cudaError_t error = launch_shared(stream, rows, device, shape);
