@@ -15,11 +15,12 @@ import pytest
 import jaxloss
 import tolerance
 from agreement import assert_agrees
-from losses import CASES, MATRIX, MSE, Case, Sum
+from losses import CASES, CATEGORICAL, MATRIX, MSE, Case, Sum
 
 pytestmark = pytest.mark.gpu
 
 BY_ROWS = pytest.mark.parametrize("case", [case for case in CASES if case.loss.by_rows])
+(CATEGORICAL_INDICES,) = (case for case in CASES if case.loss is CATEGORICAL and case.target == "indices")
 ELEMENTWISE = pytest.mark.parametrize(
     "case", [case for case in MATRIX if not case.loss.by_rows and not isinstance(case.loss, Sum)]
 )
@@ -51,6 +52,8 @@ ROW_SIZES = [
     (2, 262147),
     (1, 1_000_003),
 ]
+# So many rows that they go in tiles, and the values of longer ones in chunks; neither kernel's work divides evenly.
+MANY_ROWS = [(3_300_003, 3), (500_003, 31), (300_003, 64), (120_003, 257), (8501, 2501)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -59,6 +62,20 @@ ROW_SIZES = [
 def test_regimes_of_rows(case, size, dtype):
     x, a = case.sample(size, dtype)
     assert_agrees(case, x, a)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", MANY_ROWS, ids=str)
+def test_regimes_of_many_rows(size, dtype):
+    assert_agrees(CATEGORICAL_INDICES, *CATEGORICAL_INDICES.sample(size, dtype))
+
+
+@pytest.mark.parametrize("size", [(500_003, 31), (8501, 2501)], ids=str)
+def test_many_rows_of_which_some_are_taken_out(size):
+    x, a = CATEGORICAL_INDICES.sample(size, "bfloat16")
+    where = np.arange(size[0]) % 3 != 1
+    x[~where] = np.nan
+    assert_agrees(CATEGORICAL_INDICES, x, a, where=where)
 
 
 @BY_ROWS
