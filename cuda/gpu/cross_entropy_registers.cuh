@@ -222,13 +222,17 @@ constexpr int kMostSlots = sizeof(Logit) == 8                     ? 4
                            : std::is_same_v<Target, ClassIndices> ? 16
                                                                   : 8;
 
-// Two vectors a thread where a warp has the threads for it, then more of them.
+// Few vectors a thread while a warp has more threads, then more of them. What is done once a row is done by every
+// thread of it, so that 16-bit rows, which come twice as fast, get fewer threads.
+template <class Logit, class Target>
+constexpr int kLeastSlots = sizeof(Logit) == 2 && std::is_same_v<Target, ClassIndices> ? 4 : 2;
+
 template <class Logit, class Target>
 RegistersShape registers_shape(const CrossEntropyRows<Logit, Target>& rows) {
   constexpr int step = kPerVector<Logit>;
   const bool rows_aligned = reinterpret_cast<uintptr_t>(rows.logits) % kVectorBytes == 0 && rows.classes % step == 0;
   const int64_t vectors = rows.classes / step + (rows_aligned ? 0 : 2);
-  RegistersShape shape{2, 1};
+  RegistersShape shape{kLeastSlots<Logit, Target>, 1};
   while (shape.lanes < kWarp && shape.lanes * shape.slots < vectors) shape.lanes *= 2;
   while (shape.slots < kMostSlots<Logit, Target> && shape.lanes * shape.slots < vectors) shape.slots *= 2;
   return shape.lanes * shape.slots < vectors ? RegistersShape{0, 0} : shape;
@@ -245,7 +249,8 @@ cudaError_t launch_registers(cudaStream_t stream, const CrossEntropyRows<Logit, 
   };
   switch (shape.slots) {
     case 2:
-      return run(Count<2>{});
+      if constexpr (kLeastSlots<Logit, Target> <= 2) return run(Count<2>{});
+      break;
     case 4:
       return run(Count<4>{});
     case 8:
