@@ -91,9 +91,13 @@ def weighted(row_weight: Array, values: Array) -> Array:
 # ---- elementwise losses ---------------------------------------------------------------------------------------------
 
 
-def _parts(width: int) -> int:
-    """In how many pieces a row of `width` elements, maybe symbolic, is summed: a single row then fills a GPU."""
-    return width // 16384 + 1
+_PART_BYTES = 16384
+
+
+def _parts(x: Array, row_rank: int) -> int:
+    """In how many pieces a row, whose width may be symbolic, is summed: as much as a block of a GPU has in flight."""
+    row_bytes = math.prod(x.shape[row_rank:]) * x.dtype.itemsize
+    return jax.core.max_dim(1, (row_bytes + _PART_BYTES - 1) // _PART_BYTES)
 
 
 def elementwise_value(
@@ -111,7 +115,7 @@ def elementwise_value(
     A parameter has the first axes of the rows, and then, if its position is among `features`, the last axis of `x`. The
     formula is given it with the axes that broadcast to `x`.
     """
-    parts = _parts(math.prod(x.shape[row_weight.ndim :]))
+    parts = _parts(x, row_weight.ndim)
     result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
 
     def plain(x, target, row_weight, *parameters):
@@ -136,7 +140,7 @@ def elementwise_value_and_grad(
     *parameters: Array,
 ) -> tuple[Array, Array]:
     """The same, and the gradient with respect to `x` times the row's weight."""
-    parts = _parts(math.prod(x.shape[row_weight.ndim :]))
+    parts = _parts(x, row_weight.ndim)
     result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
 
     def plain(x, target, row_weight, *parameters):

@@ -1,6 +1,7 @@
 // The elementwise losses: which kernel takes which rows.
 #pragma once
 
+#include "gpu/elementwise_binary.cuh"
 #include "gpu/elementwise_narrow.cuh"
 #include "gpu/elementwise_wide.cuh"
 #include "gpu/launch.h"
@@ -8,7 +9,7 @@
 
 namespace jaxloss::gpu {
 
-constexpr int64_t kMostBlocks = 0x7fffffff;
+constexpr int64_t kMostBlocks = 0x7fffffff, kMostBlocksAlongY = 0xffff;  // and along z
 
 enum class Rows { singles, tile, wide };
 
@@ -48,27 +49,56 @@ cudaError_t launch_tiles(cudaStream_t stream, const Loss& loss,
 }
 
 template <class Loss, class Prediction, class Target>
+cudaError_t launch_singles(cudaStream_t stream, const Loss& loss,
+                           const ElementwiseRows<Prediction, Target, Loss::parameter_count>& rows) {
+  const int64_t blocks = quotient_rounded_up(quotient_rounded_up(rows.rows, kPerVector<Prediction>), kNarrowThreads);
+  const unsigned grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);
+  if constexpr (kBoundByArithmetic<Loss> || Loss::parameter_count > 0) {
+    elementwise_singles_in_turn<<<grid, kNarrowThreads, 0, stream>>>(loss, rows);
+  } else {
+    elementwise_singles<<<grid, kNarrowThreads, 0, stream>>>(loss, rows);
+  }
+  return cudaGetLastError();
+}
+
+template <class Loss, class Prediction, class Target>
+cudaError_t launch_wide(cudaStream_t stream, const Loss& loss,
+                        const ElementwiseRows<Prediction, Target, Loss::parameter_count>& rows) {
+  const int64_t part_size = part_width(rows.width, rows.parts);
+  const int64_t along_y = rows.rows < kMostBlocksAlongY ? rows.rows : kMostBlocksAlongY;
+  const int64_t along_z = quotient_rounded_up(rows.rows, along_y);
+  if (part_size > kWidePart || rows.parts > kMostBlocks || along_z > kMostBlocksAlongY) {
+    return cudaErrorInvalidConfiguration;
+  }
+  const dim3 grid(static_cast<unsigned>(rows.parts), static_cast<unsigned>(along_y), static_cast<unsigned>(along_z));
+  const auto kernel = rows.gradient ? elementwise_wide<true, Loss, Prediction, Target>
+                                    : elementwise_wide<false, Loss, Prediction, Target>;
+  kernel<<<grid, kWideThreads, 0, stream>>>(loss, rows, static_cast<int>(part_size));
+  return cudaGetLastError();
+}
+
+// The functor that the kernels call for a loss: its own, or one written for a GPU.
+template <class Real, class Loss>
+const Loss& on_gpu(const Loss& loss) {
+  return loss;
+}
+template <class Real, std::enable_if_t<std::is_same_v<Real, float>, int> = 0>
+BinaryCrossEntropyOfFloat on_gpu(const BinaryCrossEntropy& loss) {
+  return BinaryCrossEntropyOfFloat(loss);
+}
+
+template <class Loss, class Prediction, class Target>
 cudaError_t launch(cudaStream_t stream, const Loss& loss,
                    const ElementwiseRows<Prediction, Target, Loss::parameter_count>& rows) {
   if (rows.rows == 0 || rows.parts == 0) return cudaSuccess;
-  const auto grid = [](int64_t blocks) { return static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks); };
+  const auto& functor = on_gpu<Accumulator<Prediction>>(loss);
   switch (choice(rows.width, rows.parts)) {
-    case Rows::singles: {
-      const int64_t blocks =
-          quotient_rounded_up(quotient_rounded_up(rows.rows, kPerVector<Prediction>), kNarrowThreads);
-      if constexpr (kBoundByArithmetic<Loss> || Loss::parameter_count > 0) {
-        elementwise_singles_in_turn<<<grid(blocks), kNarrowThreads, 0, stream>>>(loss, rows);
-      } else {
-        elementwise_singles<<<grid(blocks), kNarrowThreads, 0, stream>>>(loss, rows);
-      }
-      return cudaGetLastError();
-    }
+    case Rows::singles:
+      return launch_singles(stream, functor, rows);
     case Rows::tile:
-      return launch_tiles(stream, loss, rows);
+      return launch_tiles(stream, functor, rows);
     default:
-      elementwise_wide<<<grid(rows.rows * rows.parts), kWideThreads, 0, stream>>>(loss, rows,
-                                                                                  part_width(rows.width, rows.parts));
-      return cudaGetLastError();
+      return launch_wide(stream, functor, rows);
   }
 }
 
