@@ -65,6 +65,7 @@ struct CrossEntropyRows {
   Real ceiling;  // −log clip, or infinity
 
   JAXLOSS_INLINE Real weight_of(int64_t row) const {
+    if (rows_per_weight >= rows) return row_weight[0];  // a division of 64 bits takes a GPU as long as a step of a row
     return row_weight[rows_per_weight == 1 ? row : row / rows_per_weight];
   }
 };
@@ -84,6 +85,7 @@ struct CrossEntropyGradientRows {
   int64_t rows, classes, rows_per_weight;
 
   JAXLOSS_INLINE Real weight_of(int64_t row) const {
+    if (rows_per_weight >= rows) return row_weight[0];  // a division of 64 bits takes a GPU as long as a step of a row
     return row_weight[rows_per_weight == 1 ? row : row / rows_per_weight];
   }
 };

@@ -53,7 +53,7 @@ struct Barrier {
   }
 };
 
-// After barriers are initialised: seen by the copy engine, and by the cluster after `cluster_sync`.
+// After barriers are initialised: seen by the copy engine, and by the cluster after `cluster_wait`.
 __device__ __forceinline__ void fence_barrier_initialization() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -94,9 +94,8 @@ __device__ __forceinline__ int cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return static_cast<int>(size);
 }
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
 // Writes `value` to what is at `to` in another block of the cluster, and tells the barrier there.
 __device__ __forceinline__ void send(SoftmaxSums<float> value, const SoftmaxSums<float>& to, const Barrier& barrier,

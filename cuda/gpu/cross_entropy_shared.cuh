@@ -1,9 +1,12 @@
-// Cross entropy of long rows on GPUs with clusters (Hopper on): rows pass through shared memory.
+// Cross entropy of long rows on GPUs with clusters (Hopper on): a cluster of blocks holds a row in its registers.
 //
-// The blocks of a cluster share a row, a slice each. A slice is copied into shared memory once; its softmax is summed
-// from there, its gradient formed in its place, and copied out. There are three stages for slices: one that is worked
-// on, while the next one comes in and the last one goes out. One warp of a block only feeds copies, the others only
-// compute.
+// The blocks of a cluster share a row, a slice each, whose loads are all in flight at once. Each thread sums the
+// softmax of what it holds, the warps of the cluster exchange their sums, and each thread forms the gradient of what it
+// holds. Several clusters are on a multiprocessor, so that some load while others wait or store, and the hardware gives
+// the next row to whichever is done: multiprocessors do not get equal shares of the memory's bandwidth.
+//
+// (Clusters that stay, take rows in turn and pass them through shared memory keep as much in flight, but are as slow
+// as the slowest multiprocessor, 3 to 5 % on an H100: see benchmarks/README.md.)
 #pragma once
 
 #include "gpu/async.cuh"
@@ -13,245 +16,160 @@
 
 namespace jaxloss::gpu {
 
-constexpr int kStages = 3;
-constexpr int kComputeThreads = 256;
-constexpr int kComputeWarps = kComputeThreads / kWarp;
-constexpr int kSharedThreads = kComputeThreads + kWarp;
+constexpr int kHeldSteps = 8;  // by a thread
+constexpr int kMostThreads = 512;
+constexpr int kMostWarps = kMostThreads / kWarp;
 constexpr int kMostBlocks = 16;
+
+// A step of a warp's lanes covers whole sectors of memory.
+constexpr int kStepsAligned = 128 / kVectorBytes;
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// What the threads of a block, and the blocks of a cluster, tell each other. Sums are exchanged row after row in one of
-// two places in turn: none is in a row's second exchange before all have read what was sent in the first.
-struct SharedState {
-  Barrier filled[kStages];    // the slice has come
-  Barrier finished[kStages];  // the computing warps have done with it
-  Barrier received[2];        // the sums of every block of the cluster have come
-  alignas(8) SoftmaxSums<float> of_warp[2][kComputeWarps];
-  alignas(8) SoftmaxSums<float> of_block[2][kMostBlocks];
-};
-
-// A block's slice of a row: whole steps, in shared memory from its beginning on. The edges are the first block's.
+// A block's slice of a row: whole steps. Steps of a row are numbered from the last multiple of 128 bytes before the
+// first one. The edges are the first block's.
 template <class Logit>
 struct Slice {
-  Span<Logit> span;
-  int begin, steps;
+  static constexpr int step = kPerVector<Logit>;
+  int head, edges, row_steps;
+  int begin, low, high;  // the slice's steps are low … high − 1, from step `begin` of the row on, which may be below 0
 
-  __device__ __forceinline__ Slice(const Logit* row, int64_t classes, int slice_steps)
-      : span(classes, row), begin(cluster_rank() * slice_steps) {
-    steps = max(0, min(slice_steps, static_cast<int>(span.steps) - begin));
+  __device__ __forceinline__ Slice(const Logit* row, int classes, int slice_steps) {
+    const Span<Logit> span(classes, row);
+    head = static_cast<int>(span.head);
+    edges = static_cast<int>(span.edges);
+    row_steps = static_cast<int>(span.steps);
+    const int ahead = static_cast<int>(reinterpret_cast<uintptr_t>(row + head) / kVectorBytes) % kStepsAligned;
+    begin = cluster_rank() * slice_steps - ahead;
+    low = max(0, -begin);
+    high = min(slice_steps, row_steps - begin);
   }
-  __device__ __forceinline__ int64_t first() const { return span.start_of(begin); }
-  __device__ __forceinline__ uint32_t bytes() const { return steps * kVectorBytes; }
-  // Where in the slice a class is, if it is.
-  __device__ __forceinline__ int64_t place_of(int class_index) const { return class_index - first(); }
-  __device__ __forceinline__ bool holds(int64_t place) const { return place >= 0 && place < steps * span.step; }
+  // The number that a step of the slice begins at.
+  __device__ __forceinline__ int start_of(int i) const { return head + (begin + i) * step; }
+  // The step of the slice that a number is in, if it is in one.
+  __device__ __forceinline__ int step_of(int number) const { return (number - head) / step - begin; }
+  __device__ __forceinline__ bool holds(int number) const { return number >= start_of(low) && number < start_of(high); }
+  __device__ __forceinline__ bool has_edge(int i) const { return begin <= 0 && i < edges; }
+  __device__ __forceinline__ int edge(int i) const { return i < head ? i : i + row_steps * step; }
 };
 
-// One thread of each block: copies slices in, and where there is a gradient, out.
-template <bool kGradient, class Logit>
-__device__ __forceinline__ void feed(const CrossEntropyRows<Logit, ClassIndices>& rows, int slice_steps,
-                                     unsigned char* stages, SharedState& state) {
-  const int64_t cluster = blockIdx.x / cluster_size(), clusters = gridDim.x / cluster_size();
-  const auto stage_of = [&](int count) { return stages + count % kStages * slice_steps * kVectorBytes; };
-  int64_t row_to_load = cluster;
-  int loaded = 0;
-  const auto weight_of = [&](int64_t row) { return row < rows.rows ? rows.weight_of(row) : -0.0f; };
-  float weight = weight_of(row_to_load);  // known a row ahead
-  const auto load = [&] {
-    if (row_to_load >= rows.rows) return;
-    const Logit* row = rows.logits + row_to_load * rows.classes;
-    const Slice<Logit> slice(row, rows.classes, slice_steps);
-    Barrier& filled = state.filled[loaded % kStages];
-    if (taken_out(weight) || slice.steps == 0) {
-      filled.arrive();
-    } else {
-      filled.arrive_and_expect(slice.bytes());
-      copy_to_shared(stage_of(loaded), row + slice.first(), slice.bytes(), filled);
-    }
-    loaded++;
-    row_to_load += clusters;
-    weight = weight_of(row_to_load);
-  };
+// Where the warps of a cluster tell each other their sums.
+struct Exchange {
+  Barrier received;
+  alignas(8) SoftmaxSums<float> of_warp[kMostBlocks * kMostWarps];
 
-  for (int i = 0; i < kStages; i++) load();
-  int done = 0;
-  for (int64_t row = cluster; row < rows.rows; row += clusters, done++) {
-    state.finished[done % kStages].wait(done / kStages);
-    if constexpr (kGradient) {
-      Logit* gradient = rows.gradient + row * rows.classes;
-      const Slice<Logit> slice(gradient, rows.classes, slice_steps);
-      if (slice.steps > 0) copy_to_global(gradient + slice.first(), stage_of(done), slice.bytes());
-      close_copy_group();
-      // The slice before this one had a row's time to go out: its stage takes the next one.
-      wait_for_reads_of_copies<1>();
-      if (done > 0) load();
-    } else {
-      load();
-    }
+  // By one thread of each block; then `cluster_arrive` and `cluster_wait` by all.
+  __device__ __forceinline__ void initialize(int blocks, int warps) {
+    received.initialize(blocks > 1 ? 1 : warps);
+    fence_barrier_initialization();
+    if (blocks > 1) received.arrive_and_expect(blocks * warps * sizeof(SoftmaxSums<float>));
   }
-  if constexpr (kGradient) wait_for_copies();
-}
 
-// What a computing thread knows of a row before its slice has come. It is read a row ahead, so that nobody waits for
-// it; of a row taken out it is read too, to no effect.
-struct RowFacts {
-  float weight = -0.0f;
-  int index = -1;
-  float edge = 0;  // the logit at an edge that is this thread's
-};
-
-// The other warps of each block: the sums of each slice, and in its place its gradient.
-template <bool kGradient, class Logit>
-__device__ __forceinline__ void compute(const CrossEntropyRows<Logit, ClassIndices>& rows, int slice_steps,
-                                        unsigned char* stages, SharedState& state) {
-  constexpr int step = kPerVector<Logit>;
-  const int rank = cluster_rank(), blocks = cluster_size();
-  const int64_t cluster = blockIdx.x / blocks, clusters = gridDim.x / blocks;
-  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
-  const auto has_edge = [&](const Slice<Logit>& slice) { return rank == 0 && thread < slice.span.edges; };
-  const auto facts_of = [&](int64_t row) {
-    RowFacts facts;
-    if (row >= rows.rows) return facts;
-    facts.weight = rows.weight_of(row);
-    facts.index = rows.target.index[row];
-    const Logit* logits = rows.logits + row * rows.classes;
-    const Slice<Logit> slice(logits, rows.classes, slice_steps);
-    if (has_edge(slice)) facts.edge = number(logits[slice.span.edge(thread)]);
-    return facts;
-  };
-
-  // Σ over the cluster. The barrier keeps a row's first gradients from being written before all its logits are read.
-  int exchanges = 0;
-  const auto across_cluster = [&](SoftmaxSums<float> sums) {
-    const int place = exchanges % 2;
+  // The sums of all warps, once. No block is done before it has received the sums of all others, so that nobody has to
+  // wait for the last message to leave.
+  __device__ __forceinline__ SoftmaxSums<float> across_cluster(SoftmaxSums<float> sums) {
+    const int blocks = cluster_size(), warps = blockDim.x / kWarp;
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     sums = across_lanes(sums, kWarp, Merged());
-    if (lane == 0) state.of_warp[place][warp] = sums;
-    sync_first_threads<kComputeThreads>();
-    sums = across_lanes(state.of_warp[place][lane % kComputeWarps], kComputeWarps, Merged());
     if (blocks > 1) {
-      Barrier& received = state.received[place];
-      if (thread < blocks) send(sums, state.of_block[place][rank], received, thread);
-      received.wait(exchanges / 2);
-      if (thread == 0) received.arrive_and_expect(blocks * sizeof(sums));  // for the exchange after the next
-      sums = across_lanes(state.of_block[place][lane % blocks], blocks, Merged());
+      if (lane < blocks) send(sums, of_warp[cluster_rank() * warps + warp], received, lane);
+    } else if (lane == 0) {  // a block alone is no cluster: it cannot send
+      of_warp[warp] = sums;
+      received.arrive();
     }
-    exchanges++;
-    return sums;
-  };
-
-  RowFacts next = facts_of(cluster);
-  int done = 0;
-  for (int64_t row = cluster; row < rows.rows; row += clusters, done++) {
-    const RowFacts facts = next;
-    next = facts_of(row + clusters);
-    const int64_t offset = row * rows.classes;
-    const Slice<Logit> slice(rows.logits + offset, rows.classes, slice_steps);
-    const int stage = done % kStages;
-    Logit* x = reinterpret_cast<Logit*>(stages + stage * slice_steps * kVectorBytes);
-    const bool wanted = !taken_out(facts.weight);
-    const bool valid = facts.index >= 0 && facts.index < rows.classes;
-    SoftmaxSums<float> sums = no_logits<float>();
-    state.filled[stage].wait(done / kStages);
-
-    if (wanted) {
-      RunningSoftmax<float> running;
-      if (has_edge(slice)) {
-        const float edge[1] = {facts.edge};
-        running.add(edge);
-      }
-      for_batches<4>(thread, slice.steps, kComputeThreads, [&](auto batch, int i) {
-        float logits[batch * step];
-#pragma unroll
-        for (int k = 0; k < batch; k++) {
-          load<step, Reading::again>(x + (i + k * kComputeThreads) * step).numbers(logits + k * step);
-        }
-        running.add(logits);
-      });
-      // The block that has the label's logit writes the loss; the first one, where it is at an edge or nowhere.
-      const int64_t place = slice.place_of(facts.index), in_steps = facts.index - slice.span.head;
-      const bool in_a_slice = valid && in_steps >= 0 && in_steps < slice.span.steps * step;
-      const bool writes = thread == 0 && (in_a_slice ? slice.holds(place) : rank == 0);
-      float label_logit = 0;
-      if (writes && valid) label_logit = number(in_a_slice ? x[place] : rows.logits[offset + facts.index]);
-      sums = across_cluster(running.sums());
-      if (writes) {
-        const float log_sum = logarithm(sums.sum);
-        const float nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling);
-        rows.loss[row] = valid ? nll : NAN;
-        if (rows.max) rows.max[row] = sums.max;
-        if (rows.log_sum) rows.log_sum[row] = log_sum;
-      }
-    } else if (thread == 0 && rank == 0) {
-      rows.loss[row] = 0;
-      if (rows.max) rows.max[row] = 0;
-      if (rows.log_sum) rows.log_sum[row] = 0;
+    received.wait(0);
+    sums = no_logits<float>();
+#pragma unroll 1
+    for (int i = lane; i < blocks * warps; i += kWarp) {
+      const float max = fmaxf(sums.max, of_warp[i].max);
+      sums.sum = sums.sum * exponential(sums.max - max) + of_warp[i].sum * exponential(of_warp[i].max - max);
+      sums.max = max;
     }
-
-    if constexpr (kGradient) {
-      const bool zero = !valid || facts.weight == 0;
-      const Exponentials<float> exponentials(sums.max);
-      const float scale = facts.weight / sums.sum;
-      if (has_edge(slice)) {
-        const int64_t i = slice.span.edge(thread);
-        const float softmax = exponentials.term(facts.edge) * scale;
-        rows.gradient[offset + i] = stored<Logit>(zero ? 0.0f : i == facts.index ? softmax - facts.weight : softmax);
-      }
-      const int64_t label_place = slice.place_of(facts.index);
-      const int label = slice.holds(label_place) ? static_cast<int>(label_place) : -1;
-      for_batches<2>(thread, slice.steps, kComputeThreads, [&](auto batch, int i) {
-        Packed<Logit, step> packed[batch];
-#pragma unroll
-        for (int k = 0; k < batch; k++) packed[k] = load<step, Reading::again>(x + (i + k * kComputeThreads) * step);
-#pragma unroll
-        for (int k = 0; k < batch; k++) {
-          const int first = (i + k * kComputeThreads) * step;
-          float values[step] = {};
-          if (!zero) {
-            packed[k].numbers(values);
-#pragma unroll
-            for (int j = 0; j < step; j++) values[j] = exponentials.term(values[j]) * scale;
-            if (label >= first && label < first + step) {
-#pragma unroll
-              for (int j = 0; j < step; j++) values[j] -= label == first + j ? facts.weight : 0.0f;
-            }
-          }
-          store_shared<Logit>(x + first, values);
-        }
-      });
-      fence_before_copy();
-    }
-    __syncwarp();
-    if (lane == 0) state.finished[stage].arrive();
+    return across_lanes(sums, kWarp, Merged());
   }
-}
+};
 
 #endif
 
-// A cluster takes every clusters-th row; blocks share it in slices of up to `slice_steps` steps, a stage each in
-// dynamic shared memory. A row's logits are read once, its gradient is written once. Logits and gradient must be
-// aligned alike.
+// Cluster r has row r; its blocks share it in slices of `slice_steps` steps, at most kHeldSteps a thread. Of a row that
+// is not taken out the logits are read once (that of the label twice); the gradient is written once. Logits and
+// gradient must be aligned alike.
 template <bool kGradient, class Logit>
-__global__ void __launch_bounds__(kSharedThreads)
+__global__ void __launch_bounds__(kMostThreads, 2)
     cross_entropy_shared(CrossEntropyRows<Logit, ClassIndices> rows, int slice_steps) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) unsigned char stages[];
-  __shared__ SharedState state;
-  if (threadIdx.x == 0) {
-    for (Barrier& barrier : state.filled) barrier.initialize(1);
-    for (Barrier& barrier : state.finished) barrier.initialize(kComputeWarps);
-    for (Barrier& barrier : state.received) barrier.initialize(1);
-    fence_barrier_initialization();
-    for (Barrier& barrier : state.received) barrier.arrive_and_expect(cluster_size() * sizeof(SoftmaxSums<float>));
+  constexpr int step = kPerVector<Logit>;
+  __shared__ Exchange exchange;
+  if (threadIdx.x == 0) exchange.initialize(cluster_size(), blockDim.x / kWarp);
+  cluster_arrive();
+
+  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+  const int64_t row = blockIdx.x / cluster_size(), offset = row * rows.classes;
+  const float weight = rows.weight_of(row);
+  const int index = rows.target.index[row];
+  const bool wanted = !taken_out(weight), valid = index >= 0 && index < rows.classes;
+  const Logit* logits = rows.logits + offset;
+  const Slice<Logit> slice(logits, static_cast<int>(rows.classes), slice_steps);
+
+  // A thread has steps first, first + 32, … of the slice, and maybe an edge.
+  const int first = warp * (kHeldSteps * kWarp) + lane;
+  const auto for_steps = [&](auto body) {
+#pragma unroll
+    for (int k = 0; k < kHeldSteps; k++) {
+      const int i = first + k * kWarp;
+      if (i >= slice.low && i < slice.high) body(k, slice.start_of(i));
+    }
+  };
+  const bool has_edge = slice.has_edge(thread);
+  bool has_label = false;
+  if (wanted && valid) {
+    const int i = slice.step_of(index);
+    has_label = slice.holds(index) ? i / (kHeldSteps * kWarp) == warp && i % kWarp == lane
+                                   : has_edge && slice.edge(thread) == index;
   }
-  __syncthreads();
-  cluster_sync();
-  if (threadIdx.x < kComputeThreads) {
-    compute<kGradient>(rows, slice_steps, stages, state);
-  } else if (threadIdx.x == kComputeThreads) {
-    feed<kGradient>(rows, slice_steps, stages, state);
+
+  Packed<Logit, step> packed[kHeldSteps];
+  float edge = -INFINITY, label_logit = 0;
+  SoftmaxSums<float> sums = {0, 0};
+  if (wanted) {
+#pragma unroll
+    for (int k = 0; k < kHeldSteps; k++) packed[k] = minus_infinities<Logit>();
+    for_steps([&](int k, int i) { packed[k] = load<step, Reading::once>(logits + i); });
+    if (has_edge) edge = number(logits[slice.edge(thread)]);
+    if (has_label) label_logit = number(logits[index]);
+    sums = softmax_sums(packed, edge);
   }
-  cluster_sync();  // a block's shared memory is there until the last message to it has come
+  cluster_wait();
+  if (wanted) sums = exchange.across_cluster(sums);
+
+  if (wanted && valid ? has_label : thread == 0 && cluster_rank() == 0) {
+    const float log_sum = wanted ? logarithm(sums.sum) : 0;
+    const float nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling);
+    rows.loss[row] = !wanted ? 0.0f : valid ? nll : NAN;
+    if (rows.max) rows.max[row] = sums.max;
+    if (rows.log_sum) rows.log_sum[row] = log_sum;
+  }
+
+  if constexpr (kGradient) {
+    Logit* gradient = rows.gradient + offset;
+    if (!valid || weight == 0) {
+      const float zeros[step] = {};
+      for_steps([&](int, int i) { store<Logit>(gradient + i, zeros); });
+      if (has_edge) gradient[slice.edge(thread)] = Logit{};
+      return;
+    }
+    const Exponentials<float> exponentials(sums.max);
+    const float scale = weight / sums.sum;
+    for_steps([&](int k, int i) {
+      float x[step];
+      packed[k].numbers(x);
+#pragma unroll
+      for (int j = 0; j < step; j++) x[j] = exponentials.term(x[j]) * scale;
+      store<Logit>(gradient + i, x);
+    });
+    if (has_edge) gradient[slice.edge(thread)] = stored<Logit>(exponentials.term(edge) * scale);
+    if (has_label) gradient[index] = stored<Logit>(exponentials.term(label_logit) * scale - weight);
+  }
 #endif
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gpu/reduce.cuh"
+#include "gpu/vector.cuh"
 
 namespace jaxloss::gpu {
 
@@ -54,5 +55,69 @@ class RunningSoftmax {
   Exponentials<Real> exponentials_;
   Real sum_;
 };
+
+// Logits that are not there: they add nothing to a sum, and are no maximum.
+template <class Logit>
+__device__ __forceinline__ Packed<Logit, kPerVector<Logit>> minus_infinities() {
+  const uint32_t word = std::is_same_v<Logit, float>      ? 0xff800000u
+                        : std::is_same_v<Logit, bfloat16> ? 0xff80ff80u
+                                                          : 0xfc00fc00u;
+  return {{make_uint4(word, word, word, word)}};
+}
+
+__device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, float) {
+  return __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
+}
+__device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, bfloat16) {
+  __nv_bfloat162 x, y;
+  memcpy(&x, &a, sizeof(x));
+  memcpy(&y, &b, sizeof(y));
+  x = __hmax2(x, y);
+  memcpy(&a, &x, sizeof(a));
+  return a;
+}
+__device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, float16) {
+  __half2 x, y;
+  memcpy(&x, &a, sizeof(x));
+  memcpy(&y, &b, sizeof(y));
+  x = __hmax2(x, y);
+  memcpy(&a, &x, sizeof(a));
+  return a;
+}
+
+// The largest number of all steps, as they are stored: two 16-bit numbers are one instruction, and none is unpacked and
+// kept for when its exponential is wanted.
+template <class Logit, int steps>
+__device__ __forceinline__ float largest(const Packed<Logit, kPerVector<Logit>> (&packed)[steps]) {
+  Packed<Logit, kPerVector<Logit>> largest = packed[0];
+  uint4& all = largest.vector[0];
+#pragma unroll
+  for (int k = 1; k < steps; k++) {
+    const uint4& more = packed[k].vector[0];
+    all = make_uint4(larger_of(all.x, more.x, Logit()), larger_of(all.y, more.y, Logit()),
+                     larger_of(all.z, more.z, Logit()), larger_of(all.w, more.w, Logit()));
+  }
+  all.x = larger_of(larger_of(all.x, all.y, Logit()), larger_of(all.z, all.w, Logit()), Logit());
+  float x[kPerVector<Logit>];
+  largest.numbers(x);
+  return sizeof(Logit) == 2 ? fmaxf(x[0], x[1]) : x[0];
+}
+
+// Of logits in registers, and one more.
+template <class Logit, int steps>
+__device__ __forceinline__ SoftmaxSums<float> softmax_sums(const Packed<Logit, kPerVector<Logit>> (&packed)[steps],
+                                                           float one_more) {
+  const float max = fmaxf(fmaxf(largest(packed), one_more), no_logits<float>().max);
+  const Exponentials<float> exponentials(max);
+  float sums[4] = {exponentials.term(one_more)};  // several, for each waits for its last addition
+#pragma unroll
+  for (int k = 0; k < steps; k++) {
+    float x[kPerVector<Logit>];
+    packed[k].numbers(x);
+#pragma unroll
+    for (int j = 0; j < kPerVector<Logit>; j++) sums[j % 4] += exponentials.term(x[j]);
+  }
+  return {max, (sums[0] + sums[1]) + (sums[2] + sums[3])};
+}
 
 }  // namespace jaxloss::gpu
