@@ -39,40 +39,41 @@ inline Regime asked_for() {
 template <class Logit, class Target>
 constexpr bool kHasFedKernels = std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>;
 
-// Very many short rows go in tiles through shared memory, fewer or longer ones through registers while a warp can hold
-// one there. Then, a gradient is formed in shared memory where the GPU has clusters and a row fits into one's, and a
+// Of 16-bit rows whose gradient is wanted a warp holds up to 4 KB as fast as a block does, of others 8 KB.
+template <class Logit, class Target>
+bool long_for_a_warp(const CrossEntropyRows<Logit, Target>& rows, const RegistersShape& shape) {
+  return sizeof(Logit) == 2 && rows.gradient && shape.slots > 8;
+}
+
+// Very many short rows go in tiles through shared memory, fewer or longer ones through the registers of a warp while it
+// can hold one there. Then, where the GPU has clusters whose registers hold a row, a gradient is formed there, and a
 // value alone is streamed through shared memory up to 64 KB a row. All that is left is streamed by a block a row.
 template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
   if (rows.rows == 0) return cudaSuccess;
   const Regime asked = asked_for();
   const auto may_be = [&](Regime regime) { return asked == Regime::any || asked == regime; };
-  Device device;
+  const RegistersShape registers = may_be(Regime::registers) ? registers_shape(rows) : RegistersShape{0, 0};
   if constexpr (kHasFedKernels<Logit, Target>) {
+    Device device;
     if (const cudaError_t error = find_current_device(device)) return error;
+    cudaError_t error = cudaErrorNotSupported;
     if (may_be(Regime::tiles)) {
-      const cudaError_t error = launch_tiles(stream, rows, device, asked == Regime::any ? 4 : 0);
+      error = launch_tiles(stream, rows, device, asked == Regime::any ? 4 : 0);
       if (error != cudaErrorNotSupported) return error;
     }
-  }
-  if (may_be(Regime::registers)) {
-    const RegistersShape shape = registers_shape(rows);
-    if (shape.slots > 0) return launch_registers(stream, rows, shape);
-  }
-  if constexpr (kHasFedKernels<Logit, Target>) {
+    if (registers.slots > 0 && !long_for_a_warp(rows, registers)) return launch_registers(stream, rows, registers);
     if (may_be(Regime::value) && !rows.gradient) {
-      const cudaError_t error = launch_value(stream, rows, device, asked == Regime::value);
+      error = launch_value(stream, rows, device, asked == Regime::value);
       if (error != cudaErrorNotSupported) return error;
     }
     if (asked == Regime::shared || (asked == Regime::any && rows.gradient)) {
       const SharedShape shape = shared_shape(rows, device);
-      if (shape.blocks > 0) {
-        const cudaError_t error = launch_shared(stream, rows, device, shape);
-        if (error != cudaErrorNotSupported) return error;
-      }
+      if (shape.blocks > 0) error = launch_shared(stream, rows, device, shape);
+      if (error != cudaErrorNotSupported) return error;
     }
   }
-  return launch_streaming(stream, rows);
+  return registers.slots > 0 ? launch_registers(stream, rows, registers) : launch_streaming(stream, rows);
 }
 
 }  // namespace jaxloss::gpu
