@@ -1,8 +1,8 @@
 // What a kernel is given. Every array is contiguous; a null result is one that nobody asked for.
 //
-// A row weight of −0.0 marks a row that is taken out (`taken_out`): nothing in it counts, and where rows are long nothing
-// of it is read; zeros are written for it.
-// A weight of +0.0 is an ordinary number: its row's loss is still wanted, for the gradient of the weight.
+// A row weight of −0.0 marks a row that is taken out (`taken_out`): nothing in it counts, and where rows are long
+// nothing of it is read; zeros are written for it. A weight of +0.0 is an ordinary number: its row's loss is still
+// wanted, for the gradient of the weight.
 #pragma once
 
 #include "maths/types.h"
