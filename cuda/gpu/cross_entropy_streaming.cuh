@@ -1,7 +1,6 @@
 // Cross entropy of rows of any length, on any GPU: a block a row, which it reads twice.
 #pragma once
 
-#include "gpu/residency.h"
 #include "gpu/softmax.cuh"
 #include "gpu/vector.cuh"
 #include "rows.h"
@@ -222,34 +221,10 @@ __global__ void __launch_bounds__(kStreamingThreads)
   }
 }
 
-template <class Stored>
-constexpr int64_t target_bytes(ClassProbabilities<Stored>) {
-  return sizeof(Stored);
-}
-constexpr int64_t target_bytes(ClassIndices) { return 0; }
-
-// Where a row is gone along twice, no more rows at once than the cache holds: dynamic shared memory, of which nothing
-// is used, keeps further blocks off a multiprocessor.
-template <class Logit, class Target>
-size_t shared_bytes_to_hold_back(const void* kernel, const Device& device,
-                                 const CrossEntropyRows<Logit, Target>& rows) {
-  if (!rows.gradient) return 0;
-  const int64_t row_bytes = rows.classes * (sizeof(Logit) + target_bytes(rows.target));
-  const int64_t resident = resident_blocks(kernel, device, kStreamingThreads, 0, 0) / device.multiprocessors;
-  const int64_t cached = device.cache / (row_bytes * device.multiprocessors + 1);
-  if (cached >= resident) return 0;
-  const size_t bytes = device.shared_memory / ((cached > 1 ? cached : 1) + 1) + 1;
-  return bytes <= static_cast<size_t>(device.shared_memory_limit) - 1024 ? bytes : 0;
-}
-
 template <class Logit, class Target>
 cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
-  Device device;
-  if (const cudaError_t error = find_current_device(device)) return error;
-  const auto kernel = static_cast<void (*)(CrossEntropyRows<Logit, Target>)>(cross_entropy_streaming);
-  const size_t shared_bytes = shared_bytes_to_hold_back(reinterpret_cast<const void*>(kernel), device, rows);
   const int64_t blocks = rows.rows < 0x7fffffff ? rows.rows : 0x7fffffff;
-  kernel<<<static_cast<unsigned>(blocks), kStreamingThreads, shared_bytes, stream>>>(rows);
+  cross_entropy_streaming<<<static_cast<unsigned>(blocks), kStreamingThreads, 0, stream>>>(rows);
   return cudaGetLastError();
 }
 

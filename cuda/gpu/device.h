@@ -13,8 +13,6 @@ struct Device {
   int multiprocessors;
   int compute_capability;   // 90 for 9.0
   int shared_memory_limit;  // of a block, in bytes
-  int shared_memory;        // of a multiprocessor
-  int cache;                // of the device, in bytes: the one that all multiprocessors share
 };
 
 inline cudaError_t find_current_device(Device& device) {
@@ -32,8 +30,6 @@ inline cudaError_t find_current_device(Device& device) {
   };
   if (const cudaError_t error = ask(device.multiprocessors, cudaDevAttrMultiProcessorCount)) return error;
   if (const cudaError_t error = ask(device.shared_memory_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin)) return error;
-  if (const cudaError_t error = ask(device.shared_memory, cudaDevAttrMaxSharedMemoryPerMultiprocessor)) return error;
-  if (const cudaError_t error = ask(device.cache, cudaDevAttrL2CacheSize)) return error;
   if (const cudaError_t error = ask(major, cudaDevAttrComputeCapabilityMajor)) return error;
   if (const cudaError_t error = ask(minor, cudaDevAttrComputeCapabilityMinor)) return error;
   device.compute_capability = 10 * major + minor;

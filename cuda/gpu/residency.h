@@ -13,11 +13,10 @@ namespace jaxloss::gpu {
 
 constexpr int kHopper = 90;
 
-// On the whole device, of a kernel whose body is compiled for a compute capability on; 0 if the device can run none. It
-// is allowed as much dynamic shared memory as there is first.
-inline int resident_blocks(const void* kernel, const Device& device, int threads, size_t shared_bytes,
-                           int compute_capability = kHopper) {
-  if (device.compute_capability < compute_capability) return 0;
+// Of a kernel whose body is compiled for Hopper on; 0 if the device can run none. It is allowed that much dynamic
+// shared memory first.
+inline int resident_blocks(const void* kernel, const Device& device, int threads, size_t shared_bytes) {
+  if (device.compute_capability < kHopper) return 0;
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int, size_t>, int> known;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -27,8 +26,7 @@ inline int resident_blocks(const void* kernel, const Device& device, int threads
   const auto find = [&]() -> cudaError_t {
     cudaFuncAttributes found;
     if (const cudaError_t error = cudaFuncGetAttributes(&found, kernel)) return error;
-    if (found.ptxVersion < compute_capability)
-      return cudaSuccess;  // compiled for an older GPU: the kernel's body is not there
+    if (found.ptxVersion < kHopper) return cudaSuccess;  // compiled for an older GPU: the kernel's body is not there
     const int most_bytes = device.shared_memory_limit - static_cast<int>(found.sharedSizeBytes);
     if (const cudaError_t error =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes)) {
