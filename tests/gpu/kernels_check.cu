@@ -661,8 +661,7 @@ void check_cross_entropy(Buffers& buffers, const char* regime, bool gradient_ker
         rows.log_sum = variant.stats ? buffers.log_sum.put<Real>(nullptr, row_count, 0) : nullptr;
         rows.ceiling = static_cast<Real>(c.ceiling);
         in_registers += gpu::registers_shape(rows).slots > 0;
-        if constexpr (gpu::kHasFedKernels<Logit, TypedTarget>)
-          in_shared += gpu::shared_shape(rows, device).blocks > 0;
+        if constexpr (gpu::kHasFedKernels<Logit, TypedTarget>) in_shared += gpu::shared_shape(rows, device).blocks > 0;
         require(gpu::launch(nullptr, rows), what);
         require(cudaDeviceSynchronize(), what);
         report.check<Real>("loss", buffers.loss, c.loss);
@@ -765,8 +764,7 @@ int main(int argc, char** argv) {
   if (argc > 1) return run(argv[1]);
   bool passed = true;
   std::vector<pid_t> children;
-  for (const char* what :
-       {"elementwise", "gradient", "any", "tiles", "registers", "value", "shared", "streaming"}) {
+  for (const char* what : {"elementwise", "gradient", "any", "tiles", "registers", "value", "shared", "streaming"}) {
     const pid_t child = fork();
     if (child == 0) {
       setenv("JAXLOSS_CROSS_ENTROPY_KERNEL", what, 1);
