@@ -27,12 +27,11 @@ inline Regime asked_for() {
   return regime;
 }
 
-template <class Logit, class Target>
-constexpr bool kHasSharedKernel = std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>;
+template <class Logit>
+constexpr bool kHasSharedKernel = !std::is_same_v<Logit, double>;
 
-// Registers while a warp can hold a row in them; then shared memory, where a gradient is wanted, the GPU has clusters
-// and the row fits into one's; else streaming. (A value alone reads its logits once either way, and streaming has more
-// threads to keep loads in flight: 1.06 of the time of a read against 2.14 on an H200, bf16 [8192, 128256].)
+// Registers while a warp can hold a row in them; then those of a cluster, where the GPU has clusters, one can hold the
+// row, and streaming would read it twice: for a gradient, or with probabilities. Else streaming.
 template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
   if (rows.rows == 0) return cudaSuccess;
@@ -41,8 +40,9 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& r
     const RegistersShape shape = registers_shape(rows);
     if (shape.slots > 0) return launch_registers(stream, rows, shape);
   }
-  if constexpr (kHasSharedKernel<Logit, Target>) {
-    if (asked == Regime::shared || (asked == Regime::any && rows.gradient)) {
+  if constexpr (kHasSharedKernel<Logit>) {
+    constexpr bool by_index = std::is_same_v<Target, ClassIndices>;
+    if (asked == Regime::shared || (asked == Regime::any && (rows.gradient || !by_index))) {
       Device device;
       if (const cudaError_t error = find_current_device(device)) return error;
       const SharedShape shape = shared_shape(rows, device);
