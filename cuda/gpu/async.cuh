@@ -97,15 +97,26 @@ __device__ __forceinline__ int cluster_size() {
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
+// Where another block of the cluster has what this one has at `pointer`.
+__device__ __forceinline__ uint32_t address_in_block(const void* pointer, int rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(rank));
+  return address;
+}
+
 // Writes `value` to what is at `to` in another block of the cluster, and tells the barrier there.
 __device__ __forceinline__ void send(SoftmaxSums<float> value, const SoftmaxSums<float>& to, const Barrier& barrier,
                                      int rank) {
-  uint32_t remote_to, remote_barrier;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote_to) : "r"(shared_address(&to)), "r"(rank));
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote_barrier) : "r"(shared_address(&barrier)), "r"(rank));
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(remote_to),
-               "f"(value.max), "f"(value.sum), "r"(remote_barrier)
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+                   address_in_block(&to, rank)),
+               "f"(value.max), "f"(value.sum), "r"(address_in_block(&barrier, rank))
                : "memory");
+}
+__device__ __forceinline__ void send(float value, const float& to, const Barrier& barrier, int rank) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address_in_block(&to, rank)),
+      "f"(value), "r"(address_in_block(&barrier, rank))
+      : "memory");
 }
 
 // A barrier among the first `threads` threads of a block. Barrier 0 is __syncthreads().

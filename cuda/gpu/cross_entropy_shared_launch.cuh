@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "gpu/cross_entropy_shared.cuh"
+#include "gpu/cross_entropy_shared_probabilities.cuh"
 #include "gpu/device.h"
 
 namespace jaxloss::gpu {
@@ -16,19 +17,38 @@ struct SharedShape {
   int slice_steps;
 };
 
+// How many steps of a row with such a target a thread holds.
+template <class Logit>
+constexpr int held_steps(ClassIndices) {
+  return kHeldVectors;
+}
+template <class Logit, class Stored>
+constexpr int held_steps(ClassProbabilities<Stored>) {
+  return kHeldWithTarget<Logit, Stored>;
+}
+
+// Whether the target's numbers beside a step of logits are whole vectors, given the first logit that begins a step.
+inline bool steps_are_aligned(ClassIndices, int64_t) { return true; }
+template <class Stored>
+bool steps_are_aligned(ClassProbabilities<Stored> target, int64_t first) {
+  return reinterpret_cast<uintptr_t>(target.probability + first) % kVectorBytes == 0;
+}
+
 // Blocks of up to 256 threads, as few as hold the row; of up to 512, where a cluster would be larger than any GPU with
 // clusters is sure to take. More blocks, where there are fewer rows than would keep all multiprocessors at work.
-template <class Logit>
-SharedShape shared_shape(const CrossEntropyRows<Logit, ClassIndices>& rows, const Device& device) {
-  constexpr int few_threads = 256, sure_blocks = 8;
+template <class Logit, class Target>
+SharedShape shared_shape(const CrossEntropyRows<Logit, Target>& rows, const Device& device) {
+  constexpr int few_threads = 256, sure_blocks = 8, held = held_steps<Logit>(Target{});
   if (device.compute_capability < 90) return {};
   const auto ahead = [](const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes; };
-  if (rows.gradient && ahead(rows.gradient, kVectorBytes) != ahead(rows.logits, kVectorBytes)) return {};
+  const int64_t misaligned = ahead(rows.logits, kVectorBytes);
+  if (rows.gradient && static_cast<int64_t>(ahead(rows.gradient, kVectorBytes)) != misaligned) return {};
+  const int64_t head = misaligned == 0 ? 0 : (kVectorBytes - misaligned) / static_cast<int64_t>(sizeof(Logit));
+  if (!steps_are_aligned(rows.target, head)) return {};
   const bool even = ahead(rows.logits, 128) == 0 && rows.classes * static_cast<int64_t>(sizeof(Logit)) % 128 == 0;
   const int64_t steps = rows.classes / kPerVector<Logit> + (even ? 0 : kStepsAligned - 1);
   const auto blocks_of = [&](int64_t threads) {
-    const int64_t held = threads * kHeldSteps;
-    return steps <= held ? 1 : (steps + held - 1) / held;
+    return steps == 0 ? 1 : (steps + threads * held - 1) / (threads * held);
   };
   int64_t blocks = blocks_of(few_threads);
   if (blocks > sure_blocks) blocks = blocks_of(kMostThreads);
@@ -38,7 +58,7 @@ SharedShape shared_shape(const CrossEntropyRows<Logit, ClassIndices>& rows, cons
   }
   if (rows.rows > 0x7fffffff / blocks) return {};
   const int64_t slice_steps = ((steps + blocks - 1) / blocks + kStepsAligned - 1) / kStepsAligned * kStepsAligned;
-  const int64_t warps = (slice_steps + kHeldSteps * kWarp - 1) / (kHeldSteps * kWarp);
+  const int64_t warps = (slice_steps + held * kWarp - 1) / (held * kWarp);
   return {static_cast<int>(blocks), static_cast<int>(warps < 1 ? 1 : warps) * kWarp, static_cast<int>(slice_steps)};
 }
 
@@ -70,11 +90,21 @@ inline bool runs(const void* kernel, const Device& device, const SharedShape& sh
   return can;
 }
 
-// cudaErrorNotSupported where no cluster of that shape can run.
 template <class Logit>
-cudaError_t launch_shared(cudaStream_t stream, const CrossEntropyRows<Logit, ClassIndices>& rows, const Device& device,
+auto shared_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows) {
+  return rows.gradient ? cross_entropy_shared<true, Logit> : cross_entropy_shared<false, Logit>;
+}
+template <class Logit, class Stored>
+auto shared_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>& rows) {
+  return rows.gradient ? cross_entropy_shared_probabilities<true, Logit, Stored>
+                       : cross_entropy_shared_probabilities<false, Logit, Stored>;
+}
+
+// cudaErrorNotSupported where no cluster of that shape can run.
+template <class Logit, class Target>
+cudaError_t launch_shared(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows, const Device& device,
                           const SharedShape& shape) {
-  const auto kernel = rows.gradient ? cross_entropy_shared<true, Logit> : cross_entropy_shared<false, Logit>;
+  const auto kernel = shared_kernel(rows);
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(shape.blocks), 1, 1};

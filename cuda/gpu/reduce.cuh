@@ -26,7 +26,13 @@ struct Maximum {
 };
 
 // How the sums of parts of a row become the row's.
-struct Merged {};
+struct Merged {
+  template <class Real>
+  __device__ __forceinline__ SoftmaxSums<Real> operator()(SoftmaxSums<Real> a, SoftmaxSums<Real> b) const {
+    const Real max = Maximum()(a.max, b.max);
+    return {max, a.sum * exponential(a.max - max) + b.sum * exponential(b.max - max)};
+  }
+};
 
 // Across each group of `lanes` neighbours, a power of two up to 32. All lanes of the warp must call it, with equal
 // `lanes`.

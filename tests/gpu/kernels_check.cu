@@ -661,7 +661,7 @@ void check_cross_entropy(Buffers& buffers, const char* regime, bool gradient_ker
         rows.log_sum = variant.stats ? buffers.log_sum.put<Real>(nullptr, row_count, 0) : nullptr;
         rows.ceiling = static_cast<Real>(c.ceiling);
         in_registers += gpu::registers_shape(rows).slots > 0;
-        if constexpr (gpu::kHasFedKernels<Logit, TypedTarget>) in_shared += gpu::shared_shape(rows, device).blocks > 0;
+        if constexpr (gpu::kHasClusterKernel<Logit>) in_shared += gpu::shared_shape(rows, device).blocks > 0;
         require(gpu::launch(nullptr, rows), what);
         require(cudaDeviceSynchronize(), what);
         report.check<Real>("loss", buffers.loss, c.loss);

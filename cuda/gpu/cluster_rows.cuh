@@ -1,0 +1,109 @@
+// Rows in the registers of clusters (Hopper on): which thread holds what of a row, and how the warps of a cluster tell
+// each other what they summed.
+//
+// Each thread loads all that it holds of a row at once. Several clusters are on a multiprocessor, so that some load
+// while others wait or store, and the hardware gives the next row to whichever is done: multiprocessors do not get
+// equal shares of the memory's bandwidth. (Clusters that stayed, took rows in turn and passed them through shared
+// memory kept as much in flight, but were as slow as the slowest multiprocessor: see benchmarks/README.md.)
+#pragma once
+
+#include "gpu/async.cuh"
+#include "gpu/softmax.cuh"
+#include "gpu/vector.cuh"
+#include "rows.h"
+
+namespace jaxloss::gpu {
+
+// With 64 registers a thread, 1024 of them are on a multiprocessor: 128 KB of a row in flight if each holds 8 vectors.
+constexpr int kHeldVectors = 8;
+constexpr int kMostThreads = 512;
+constexpr int kBlocksAMultiprocessor = 2;  // of so many threads
+constexpr int kMostBlocks = 16;
+
+// Slices begin at multiples of 128 bytes: a step of a warp's lanes is whole sectors of memory.
+constexpr int kStepsAligned = 128 / kVectorBytes;
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+// What a thread holds of a row: up to `held` steps of its block's slice, and maybe one number of the edges, which are
+// all the first block's.
+template <class Logit, int held>
+class Share {
+ public:
+  __device__ __forceinline__ Share(const Logit* row, int classes, int slice_steps) {
+    const Span<Logit> span(classes, row);
+    head_ = static_cast<int>(span.head);
+    steps_ = static_cast<int>(span.steps);
+    // A row's steps are numbered from the last multiple of 128 bytes before the first one.
+    const int ahead = static_cast<int>(reinterpret_cast<uintptr_t>(row + head_) / kVectorBytes) % kStepsAligned;
+    const int begin = cluster_rank() * slice_steps - ahead;
+    end_ = min(begin + slice_steps, steps_);
+    first_ = begin + static_cast<int>(threadIdx.x) / kWarp * (held * kWarp) + static_cast<int>(threadIdx.x) % kWarp;
+    has_edge = cluster_rank() == 0 && threadIdx.x < span.edges;
+    edge = static_cast<int>(span.edge(threadIdx.x));
+  }
+
+  bool has_edge;
+  int edge;
+
+  // body(k, i): the k-th step that this thread may hold is there, and begins at number i.
+  template <class Body>
+  __device__ __forceinline__ void for_steps(Body body) const {
+#pragma unroll
+    for (int k = 0; k < held; k++) {
+      const int i = first_ + k * kWarp;
+      if (i >= 0 && i < end_) body(k, head_ + i * step);
+    }
+  }
+  __device__ __forceinline__ bool holds(int number) const {
+    const int i = (number - head_) / step;
+    if (number < head_ || i >= steps_) return has_edge && edge == number;
+    return i >= first_ && i < end_ && (i - first_) % kWarp == 0 && i - first_ < held * kWarp;
+  }
+
+ private:
+  static constexpr int step = kPerVector<Logit>;
+  int head_, steps_, first_, end_;
+};
+
+// Where the warps of a cluster send what they summed, once: to every block, or to the first one.
+template <class Sums>
+struct Exchange {
+  Barrier received;
+  alignas(16) Sums of_warp[kMostBlocks * kMostThreads / kWarp];
+
+  // By one thread of each block; then `cluster_arrive` and `cluster_wait` by all.
+  __device__ __forceinline__ void initialize() {
+    const int warps = blockDim.x / kWarp, blocks = cluster_size();
+    received.initialize(blocks > 1 ? 1 : warps);
+    fence_barrier_initialization();
+    if (blocks > 1) received.arrive_and_expect(blocks * warps * sizeof(Sums));
+  }
+
+  // By all lanes of each warp: its sums, to the first blocks.
+  __device__ __forceinline__ void tell(const Sums& sums, int blocks_told) {
+    const int warps = blockDim.x / kWarp, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    if (cluster_size() > 1) {
+      if (lane < blocks_told) send(sums, of_warp[cluster_rank() * warps + warp], received, lane);
+    } else if (lane == 0) {  // a block alone is no cluster: it cannot send
+      of_warp[warp] = sums;
+      received.arrive();
+    }
+  }
+
+  // What all warps have sent, for each lane of a warp, once it is there. A block is not done before: it would take the
+  // memory that is sent to with it.
+  template <class Combine>
+  __device__ __forceinline__ Sums all(Sums none, Combine combine) {
+    received.wait(0);
+    const int count = cluster_size() * (blockDim.x / kWarp);
+    Sums sums = none;
+#pragma unroll 1
+    for (int i = threadIdx.x % kWarp; i < count; i += kWarp) sums = combine(sums, of_warp[i]);
+    return across_lanes(sums, kWarp, combine);
+  }
+};
+
+#endif
+
+}  // namespace jaxloss::gpu

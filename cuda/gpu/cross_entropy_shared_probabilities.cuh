@@ -1,0 +1,125 @@
+// Cross entropy of long rows with probabilities on GPUs with clusters (Hopper on): a cluster holds a row's logits and
+// its target in its registers.
+#pragma once
+
+#include "gpu/cluster_rows.cuh"
+
+namespace jaxloss::gpu {
+
+// Steps, of logits and of as many probabilities, that a thread holds.
+template <class Logit, class Stored>
+constexpr int kHeldWithTarget = kHeldVectors / (1 + kPerVector<Logit> / kPerVector<Stored>);
+
+// Cluster r has row r; its blocks share it in slices of `slice_steps` steps, at most `held` a thread. Of a row that is
+// not taken out logits and probabilities are read once; the gradient is written once. All three must be aligned alike.
+template <bool kGradient, class Logit, class Stored>
+__global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
+    cross_entropy_shared_probabilities(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows, int slice_steps) {
+#if __CUDA_ARCH__ >= 900
+  constexpr int step = kPerVector<Logit>, held = kHeldWithTarget<Logit, Stored>;
+  __shared__ Exchange<SoftmaxSums<float>> exchange;
+  __shared__ Exchange<float> targets_exchange, losses;
+  if (threadIdx.x == 0) {
+    exchange.initialize();
+    targets_exchange.initialize();
+    losses.initialize();
+  }
+  cluster_arrive();
+
+  const int64_t row = blockIdx.x / cluster_size(), offset = row * rows.classes;
+  const bool writes = threadIdx.x == 0 && cluster_rank() == 0;
+  const float weight = rows.weight_of(row);
+  const Logit* logits = rows.logits + offset;
+  const Stored* target = rows.target.probability + offset;
+  Logit* gradient = kGradient ? rows.gradient + offset : nullptr;
+  const Share<Logit, held> share(logits, static_cast<int>(rows.classes), slice_steps);
+
+  if (taken_out(weight)) {
+    if (writes) {
+      rows.loss[row] = 0;
+      if (rows.max) rows.max[row] = 0;
+      if (rows.log_sum) rows.log_sum[row] = 0;
+    }
+    if constexpr (kGradient) {
+      const float zeros[step] = {};
+      share.for_steps([&](int, int i) { store<Logit>(gradient + i, zeros); });
+      if (share.has_edge) gradient[share.edge] = Logit{};
+    }
+    cluster_wait();
+    return;
+  }
+
+  Packed<Logit, step> packed[held];
+  Packed<Stored, step> targets[held];
+#pragma unroll
+  for (int k = 0; k < held; k++) {
+    packed[k] = minus_infinities<Logit>();
+    targets[k] = {};
+  }
+  share.for_steps([&](int k, int i) {
+    packed[k] = load<step, Reading::once>(logits + i);
+    targets[k] = load<step, Reading::once>(target + i);
+  });
+  const float edge = share.has_edge ? number(logits[share.edge]) : -INFINITY;
+  const float edge_target = share.has_edge ? number(target[share.edge]) : 0.0f;
+  SoftmaxSums<float> sums = across_lanes(softmax_sums(packed, edge), kWarp, Merged());
+  float target_sum = edge_target;
+  if constexpr (kGradient) {
+#pragma unroll
+    for (int k = 0; k < held; k++) {
+      float a[step], sum = 0;
+      targets[k].numbers(a);
+#pragma unroll
+      for (int j = 0; j < step; j++) sum += a[j];
+      target_sum += sum;
+    }
+    target_sum = across_lanes(target_sum, kWarp, Sum());
+  }
+  cluster_wait();
+  exchange.tell(sums, cluster_size());
+  if constexpr (kGradient) {
+    targets_exchange.tell(target_sum, cluster_size());
+    target_sum = targets_exchange.all(0, Sum());
+  }
+  sums = exchange.all(no_logits<float>(), Merged());
+  const float log_sum = logarithm(sums.sum);
+  if (writes) {
+    if (rows.max) rows.max[row] = sums.max;
+    if (rows.log_sum) rows.log_sum[row] = log_sum;
+  }
+
+  const Exponentials<float> exponentials(sums.max);
+  const float scale = target_sum / sums.sum;
+  const auto loss_of = [&](float x, float a) {
+    return weighted(a, negative_log_likelihood(log_sum, x - sums.max, rows.ceiling));
+  };
+  const auto derivative = [&](float x, float a) {
+    return weight == 0 ? 0.0f : (exponentials.term(x) * scale - a) * weight;
+  };
+  float loss = loss_of(edge, edge_target);
+  share.for_steps([&](int k, int i) {
+    float x[step], a[step], sum = 0;
+    packed[k].numbers(x);
+    targets[k].numbers(a);
+#pragma unroll
+    for (int j = 0; j < step; j++) {
+      sum += loss_of(x[j], a[j]);
+      if constexpr (kGradient) x[j] = derivative(x[j], a[j]);
+    }
+    loss += sum;
+    if constexpr (kGradient) store<Logit>(gradient + i, x);
+  });
+  if constexpr (kGradient) {
+    if (share.has_edge) gradient[share.edge] = stored<Logit>(derivative(edge, edge_target));
+  }
+
+  // The first block waits for the losses of the others, which are done.
+  losses.tell(across_lanes(loss, kWarp, Sum()), 1);
+  if (cluster_rank() == 0 && threadIdx.x < kWarp) {
+    loss = losses.all(0, Sum());
+    if (writes) rows.loss[row] = loss;
+  }
+#endif
+}
+
+}  // namespace jaxloss::gpu
