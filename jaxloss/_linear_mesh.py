@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -29,38 +30,86 @@ class Split:
     Attributes:
         operands: of each role, while the work is done.
         sums: of each role, of what is summed over tokens.
+        traded: of the roles of tokens, those that split tokens as they are given, and classes while the work is done.
     """
 
-    operands: dict[str, tuple[str, ...]]
-    sums: dict[str, tuple[str, ...]]
+    operands: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    sums: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    traded: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The mesh axes that split tokens."""
+        """The mesh axes that split tokens, while the work is done."""
         return tuple(axis for role, axes in self.operands.items() if role != "v" for axis in axes)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The mesh axes that split classes."""
+        """The mesh axes that split classes, while the work is done."""
         return self.operands.get("v", ())
+
+    @property
+    def tells_sums(self) -> bool:
+        """Whether devices tell each other anything of what is summed over tokens."""
+        return bool(self.tokens or self.traded)
 
     def spec(self, roles: Roles) -> PartitionSpec:
         """Of a result."""
-        return _spec(self.sums if is_sum(roles) else self.operands, roles)
+        return _spec(self.sums if is_sum(roles) else self.operands | self.traded, roles)
 
     def operand_spec(self, roles: Roles) -> PartitionSpec:
         """Of an operand, which may be the kernel, whose axes are also those of a sum."""
         return _spec(self.operands, roles)
 
-    def added_up(self, roles: Roles, share: Array) -> Array:
-        """A sum over all tokens, or this device's part of it, from the share of its tokens."""
+    def result(self, roles: Roles, share: Array, dtype) -> Array:
+        """This device's part of a result, from its share of it; `dtype` is that of the operand whose gradient it is."""
+        if is_sum(roles):
+            return self._added_up(roles, share, dtype)
+        if "e" not in roles:  # all devices that share classes have it
+            for place, role in enumerate(roles):
+                if axes := self.traded.get(role, ()):
+                    share = _own(share, axes, place)
+            return share
+        for place, role in enumerate(roles):
+            if axes := self.traded.get(role, ()):
+                share = jax.lax.psum_scatter(share, axes, scatter_dimension=place, tiled=True)
+        share = share.astype(dtype) if self.traded else share
+        rest = tuple(axis for axis in self.classes if axis not in mesh_axes(self.traded.values()))
+        return (jax.lax.psum(share, rest) if rest else share).astype(dtype)
+
+    def _added_up(self, roles: Roles, share: Array, dtype) -> Array:
+        """A sum over all tokens, or this device's part of it, from the share of its tokens or of its classes."""
+        kept = share.dtype
+        # What is complete travels in the type that it ends in, if that has the same range.
+        sent = dtype if (dtype, kept) == (jnp.bfloat16, jnp.float32) else kept
+        if traded := mesh_axes(self.traded.values()):
+            classes, of = roles.index("v"), {role: set(self.sums.get(role, ())) for role in roles}
+            if of["v"].issuperset(traded):
+                return share
+            share = share.astype(sent)
+            for place, role in enumerate(roles):
+                if of[role].issuperset(traded):
+                    return jax.lax.all_to_all(share, traded, place, classes, tiled=True).astype(kept)
+            return jax.lax.all_gather(share, traded, axis=classes, tiled=True).astype(kept)
         scattered = ()
         for place, role in enumerate(roles):
             if axes := tuple(axis for axis in self.sums.get(role, ()) if axis not in self.classes):
                 share = jax.lax.psum_scatter(share, axes, scatter_dimension=place, tiled=True)
                 scattered += axes
         rest = tuple(axis for axis in self.tokens if axis not in scattered)
-        return jax.lax.psum(share, rest) if rest else share
+        if not rest:
+            return share
+        devices = jax.lax.axis_size(rest)
+        whole = [place for place, size in enumerate(share.shape) if size % devices == 0]
+        if sent == kept or not whole:
+            return jax.lax.psum(share, rest)
+        part = jax.lax.psum_scatter(share, rest, scatter_dimension=whole[0], tiled=True)
+        return jax.lax.all_gather(part.astype(sent), rest, axis=whole[0], tiled=True).astype(kept)
+
+
+def _own(array: Array, axes: tuple[str, ...], place: int) -> Array:
+    """This device's part of what all have the whole of."""
+    size = array.shape[place] // jax.lax.axis_size(axes)
+    return jax.lax.dynamic_slice_in_dim(array, jax.lax.axis_index(axes) * size, size, place)
 
 
 def _spec(of: dict[str, tuple[str, ...]], roles: Roles) -> PartitionSpec:
@@ -73,8 +122,13 @@ def is_sum(roles: Roles) -> bool:
     return not any(role.startswith("t") for role in roles)
 
 
-def split_of(mesh, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]], specs: Sequence[Sequence]) -> Split:
-    """How to split the work, from how operands are split: the first are the hidden states and the kernel."""
+def split_of(
+    mesh, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]], specs: Sequence[Sequence], trade: bool
+) -> Split:
+    """How to split the work, from how operands are split: the first are the hidden states and the kernel.
+
+    `trade`: whether axes that split tokens may split classes instead, if that is less to tell.
+    """
 
     def even(axes, size):
         # The partitioner pads what does not divide, and padding would count in a sum.
@@ -100,7 +154,21 @@ def split_of(mesh, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]], sp
         scattered = tuple(axis for axis in mesh_axes([entry]) if axis in tokens)
         if even(sums.get(role, ()) + scattered, size):
             sums[role] = sums.get(role, ()) + scattered
-    return Split(operands, sums)
+    split = Split(operands, sums)
+    if not trade or not split.tokens:
+        return split
+
+    # Devices that share tokens tell each other a sum as large as the kernel, and maybe the kernel. If they share classes,
+    # they tell each other hidden states and their gradient.
+    axes = split.tokens
+    wider = split.classes + axes
+    count, classes = math.prod(shapes[0][:-1]), shapes[1][roles[1].index("v")]
+    places = [own for own in (of[len(split.classes) if role == "v" else 0 :] for role, of in sums.items()) if own]
+    if not even(wider, classes) or places not in ([], [axes]):
+        return split
+    if 3 * count > 2 * classes // math.prod(mesh.shape[axis] for axis in split.classes):
+        return split
+    return Split({"v": wider}, sums, {role: axes for role, axes in operands.items() if role != "v"})
 
 
 def on_mesh(
@@ -113,8 +181,8 @@ def on_mesh(
     """`local` on operands that devices may share.
 
     Args:
-        local: the work on one device. It is given the mesh axes that split the classes, and whether devices may have
-            split the tokens without its knowledge; then operands. What it sums, it sums over its own tokens.
+        local: the work on one device. It is given how devices split it, and whether they may have split the tokens
+            without its knowledge; then operands. What it sums, it sums over its own tokens and classes.
         operand_roles: the roles of the operands' axes.
         result_roles: the roles of the results' axes.
         axes: the mesh axes that an enclosing `shard_map` has split the classes over.
@@ -122,23 +190,29 @@ def on_mesh(
             the operations of `local` as it sees fit.
     """
 
-    def on_device(split: Split, *operands):
-        results = local(split.classes, False, *operands)
+    sums_kernel = operand_roles[1] in result_roles
+
+    def on_device(split: Split, strided: bool, *operands):
+        results = local(split, strided, *operands)
+        dtypes = dict(zip(reversed(operand_roles), (operand.dtype for operand in reversed(operands)), strict=True))
         return tuple(
-            split.added_up(roles, result) if is_sum(roles) else result
+            split.result(roles, result, dtypes.get(roles, result.dtype) if direct or "e" in roles else result.dtype)
             for roles, result in zip(result_roles, results, strict=True)
         )
 
+    def split_on(mesh, operands, specs) -> Split:
+        return split_of(mesh, operand_roles, [o.shape for o in operands], specs, trade=direct and sums_kernel)
+
     @custom_partitioning
     def automatic(*operands):
-        return local((), False, *operands)
+        return on_device(Split(), False, *operands)
 
     def partition(mesh, operands, results):
         del results
-        split = split_of(mesh, operand_roles, [o.shape for o in operands], [o.sharding.spec for o in operands])
+        split = split_on(mesh, operands, [operand.sharding.spec for operand in operands])
         of_operands = tuple(NamedSharding(mesh, split.operand_spec(roles)) for roles in operand_roles)
         of_results = tuple(NamedSharding(mesh, split.spec(roles)) for roles in result_roles)
-        return mesh, functools.partial(on_device, split), of_results, of_operands
+        return mesh, functools.partial(on_device, split, False), of_results, of_operands
 
     names = sorted({role for roles in (*operand_roles, *result_roles) for role in roles})
     numbered = [[[names.index(role) for role in roles] for roles in many] for many in (operand_roles, result_roles)]
@@ -147,16 +221,17 @@ def on_mesh(
     def placed(*operands):
         mesh = jax.typeof(operands[0]).sharding.mesh
         if mesh.manual_axes:  # inside a shard_map: the operands are what this device holds
-            return local(axes, False, *operands)
+            return on_device(Split({"v": axes}), False, *operands)
         if mesh.empty or not mesh.are_all_axes_explicit:
-            return automatic(*operands) if direct else local((), True, *operands)
+            return automatic(*operands) if direct else on_device(Split(), True, *operands)
         specs = [jax.typeof(operand).sharding.spec for operand in operands]
-        split = split_of(mesh, operand_roles, [o.shape for o in operands], specs)
+        split = split_on(mesh, operands, specs)
         in_specs = tuple(map(split.operand_spec, operand_roles))
         results = jax.shard_map(
-            functools.partial(on_device, split),
+            functools.partial(on_device, split, False),
             in_specs=in_specs,
             out_specs=tuple(map(split.spec, result_roles)),
+            check_vma=not direct,  # it does not know that all have the same of what was gathered
         )(*map(jax.sharding.reshard, operands, in_specs))
         # A gradient is split like its operand.
         like = {roles: spec for roles, spec in zip(operand_roles, specs, strict=True) if is_sum(roles) or "e" in roles}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy, _pair
 from jaxloss._calls import Array, along, manual_axes, varying
-from jaxloss._linear_mesh import Roles
+from jaxloss._linear_mesh import Roles, Split
 from jaxloss._objective import Objective
 from jaxloss._split_classes import of_slice
 from jaxloss._token_chunks import Overlapping, Result, Strided, chunk_size, scan_chunks
@@ -97,6 +97,7 @@ class Work:
     """The operands on one device, and what is made of a chunk of their tokens.
 
     Attributes:
+        split: how devices share the work.
         axes: the mesh axes that the classes are split over.
         own_axes: the other axes of a `shard_map` that operands vary over. A device's sums are over its own tokens, so
             its kernel is one of its own too.
@@ -104,8 +105,9 @@ class Work:
         direct: whether it is not differentiated.
     """
 
-    def __init__(self, plan: Plan, axes: tuple[str, ...], operands: tuple, *, direct: bool = False):
-        self.plan, self.axes, self.direct = plan, axes, direct
+    def __init__(self, plan: Plan, split: Split, operands: tuple, *, direct: bool = False):
+        self.plan, self.split, self.direct = plan, split, direct
+        self.axes = axes = split.classes
         self.all_axes = manual_axes(*operands)
         self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
         hidden, kernel, labels, weight, *rest = (varying(self.own_axes, operand) for operand in operands)
@@ -124,6 +126,11 @@ class Work:
         return 0 if self.plan.classes_first else 1
 
     @property
+    def hidden_dtype(self):
+        """What the gradient of hidden states is made in: where it is summed though its tokens were whole, not rounded."""
+        return jnp.promote_types(self.dtype, jnp.float32) if self.split.traded else self.dtype
+
+    @property
     def sum_dtype(self):
         """What the kernel's gradient is summed in."""
         return self.dtype if self.dtype == jnp.float64 else self.plan.accumulate_dtype
@@ -138,7 +145,7 @@ class Work:
 
     def of_hidden(self, d_logits: Array) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
-        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.dtype)
+        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
     def of_kernel(self, hidden: Array, weight: Array, d_logits: Array) -> Array:
         """A chunk's share of the gradient of the kernel."""
@@ -184,17 +191,18 @@ class Work:
         if size is None:
             size = chunk_size(self.rows[0].shape[0], self.kernel.shape[self.classes_axis], self.dtype.itemsize)
         division = Strided if strided else Overlapping
-        skip = self.plan.masked
-        added, filled = scan_chunks(step, sums, results, (*rows, *self.rows), division, size, skip, self.direct)
+        apart = bool(sums) and self.direct and self.split.tells_sums
+        rows = (*rows, *self.rows)
+        added, filled = scan_chunks(step, sums, results, rows, division, size, self.plan.masked, self.direct, apart)
         return added, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
 
 
-def losses(plan: Plan, direct: bool, axes: tuple[str, ...], strided: bool, *operands: Array) -> tuple[Array, ...]:
+def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Array) -> tuple[Array, ...]:
     """The losses of tokens, unweighted, and the statistics that are asked for.
 
     `direct`: this is not differentiated.
     """
-    work = Work(plan, axes, operands, direct=direct)
+    work = Work(plan, split, operands, direct=direct)
     op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
 
     def step(rows):
@@ -204,10 +212,10 @@ def losses(plan: Plan, direct: bool, axes: tuple[str, ...], strided: bool, *oper
 
 
 def gradients(
-    plan: Plan, wanted: Wanted, direct: bool, axes: tuple[str, ...], strided: bool, *operands: Array
+    plan: Plan, wanted: Wanted, direct: bool, split: Split, strided: bool, *operands: Array
 ) -> tuple[Array, ...]:
-    """The same, and the gradients of the weighted losses' sum with respect to what is wanted."""
-    work = Work(plan, axes, operands, direct=direct)
+    """The same, and the gradients of the weighted losses' sum with respect to what is wanted: this device's shares."""
+    work = Work(plan, split, operands, direct=direct)
     hidden, kernel, *_ = operands
 
     def step(rows):
@@ -221,27 +229,24 @@ def gradients(
 
     sums, results = [], work.of_rows(("losses", *plan.stats))
     if wanted.hidden:
-        results.append(Result(work.dtype, work.all_axes, width=hidden.shape[-1]))
+        results.append(Result(work.hidden_dtype, work.all_axes, width=hidden.shape[-1]))
     if wanted.kernel:
         sums.append(work.zeros(kernel, work.sum_dtype))
     if wanted.bias:
         sums.append(work.zeros(operands[REST], real(operands[REST]).dtype))
     sums, filled = work.scan(strided, step, sums, results)
-    of_rows, of_hidden = filled[: 1 + len(plan.stats)], filled[1 + len(plan.stats) :]
-    if axes:
-        of_hidden = [jax.lax.psum(share, axes) for share in of_hidden]
-    return *of_rows, *(share.astype(hidden.dtype) for share in of_hidden), *sums
+    return *filled, *sums
 
 
 def tangents(
-    plan: Plan, live: tuple[bool, ...], axes: tuple[str, ...], strided: bool, *operands_and_dots: Array
+    plan: Plan, live: tuple[bool, ...], split: Split, strided: bool, *operands_and_dots: Array
 ) -> tuple[Array, ...]:
     """The tangents of the losses of tokens, and of those statistics that have one.
 
     They are from the operands, and the tangents of those that `live` says have one.
     """
     operands, given = operands_and_dots[: len(live)], iter(operands_and_dots[len(live) :])
-    work = Work(plan, axes, operands)
+    work = Work(plan, split, operands)
     # In reverse mode, the casts become the sums over devices: once, for they are made before the scan.
     dots = [next(given) if is_live else None for is_live in live]
     dots = [dot if dot is None else varying(work.own_axes, dot) for dot in dots]

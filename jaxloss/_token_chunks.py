@@ -162,6 +162,7 @@ def scan_chunks(
     size: int,
     skip: bool,
     direct: bool,
+    apart: bool,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The sums over all chunks, and the results of all rows.
 
@@ -174,6 +175,8 @@ def scan_chunks(
         size: how many rows a chunk has at most.
         skip: whether a chunk of which every row is taken out is not worked on.
         direct: whether reverse mode never comes here.
+        apart: whether the last chunk is worked on after the others' loop, so that what is done with the sums need not
+            wait for the results. Only if reverse mode never comes here.
     """
     count = rows[0].shape[0]
     if isinstance(count, int):
@@ -205,14 +208,19 @@ def scan_chunks(
         sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
         return sums, tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
 
-    carry, chunks = (tuple(sums), filled), jnp.arange(way.chunks)
+    carry, last = (tuple(sums), filled), way.chunks - 1
+    looped = last if apart else way.chunks
     if skip and direct:
         # Only the chunks that have work, in their order. A branch would do, too, but XLA copies the sums around it.
-        idle = jax.vmap(lambda chunk: taken_out(way.weight(weight, chunk)).all())(chunks)
+        idle = jax.vmap(lambda chunk: taken_out(way.weight(weight, chunk)).all())(jnp.arange(way.chunks))
         order = jnp.argsort(idle, stable=True)
         busy = way.chunks - idle.sum()
-        carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), carry)
+        looped = jnp.maximum(busy - 1, 0) if apart else busy
+        carry = jax.lax.fori_loop(0, looped, lambda i, carry: body(carry, order[i], skip=False), carry)
+        last = order[looped] if apart else last
     else:
-        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, chunks)[0]
+        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, jnp.arange(looped))[0]
+    if apart:
+        carry = body(carry, last, skip=False)
     sums, filled = carry
     return sums, tuple(map(way.joined, filled))
