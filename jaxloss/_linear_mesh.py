@@ -78,9 +78,7 @@ class Split:
 
     def _added_up(self, roles: Roles, share: Array, dtype) -> Array:
         """A sum over all tokens, or this device's part of it, from the share of its tokens or of its classes."""
-        kept = share.dtype
-        # What is complete travels in the type that it ends in, if that has the same range.
-        sent = dtype if (dtype, kept) == (jnp.bfloat16, jnp.float32) else kept
+        kept, sent = share.dtype, sent_as(dtype, share.dtype)
         if traded := mesh_axes(self.traded.values()):
             classes, of = roles.index("v"), {role: set(self.sums.get(role, ())) for role in roles}
             if of["v"].issuperset(traded):
@@ -89,7 +87,9 @@ class Split:
             for place, role in enumerate(roles):
                 if of[role].issuperset(traded):
                     return jax.lax.all_to_all(share, traded, place, classes, tiled=True).astype(kept)
-            return jax.lax.all_gather(share, traded, axis=classes, tiled=True).astype(kept)
+            # Gathered along an axis of their own, for XLA would gather the last one transposed.
+            parts = jnp.moveaxis(jax.lax.all_gather(share, traded), 0, classes)
+            return parts.reshape(*share.shape[:classes], -1, *share.shape[classes + 1 :]).astype(kept)
         scattered = ()
         for place, role in enumerate(roles):
             if axes := tuple(axis for axis in self.sums.get(role, ()) if axis not in self.classes):
@@ -104,6 +104,11 @@ class Split:
             return jax.lax.psum(share, rest)
         part = jax.lax.psum_scatter(share, rest, scatter_dimension=whole[0], tiled=True)
         return jax.lax.all_gather(part.astype(sent), rest, axis=whole[0], tiled=True).astype(kept)
+
+
+def sent_as(dtype, kept):
+    """What devices tell each other a complete sum in, which ends as `dtype`: that, if it has the range of the sum's."""
+    return dtype if (dtype, kept) == (jnp.bfloat16, jnp.float32) else kept
 
 
 def _own(array: Array, axes: tuple[str, ...], place: int) -> Array:
@@ -196,7 +201,7 @@ def on_mesh(
         results = local(split, strided, *operands)
         dtypes = dict(zip(reversed(operand_roles), (operand.dtype for operand in reversed(operands)), strict=True))
         return tuple(
-            split.result(roles, result, dtypes.get(roles, result.dtype) if direct or "e" in roles else result.dtype)
+            split.result(roles, result, dtypes[roles] if roles in dtypes and (direct or "e" in roles) else result.dtype)
             for roles, result in zip(result_roles, results, strict=True)
         )
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy, _pair
 from jaxloss._calls import Array, along, manual_axes, varying
-from jaxloss._linear_mesh import Roles, Split
+from jaxloss._linear_mesh import Roles, Split, sent_as
 from jaxloss._objective import Objective
 from jaxloss._split_classes import of_slice
 from jaxloss._token_chunks import Overlapping, Result, Strided, chunk_size, scan_chunks
@@ -185,15 +185,16 @@ class Work:
         """What a sum over tokens starts from."""
         return varying(self.all_axes, jnp.zeros(like.shape, dtype))
 
-    def scan(self, strided: bool, step, sums: list[Array], results: list[Result], *rows: Array):
+    def scan(self, strided: bool, step, sums: list[Array], results: list[Result], *rows: Array, finish=tuple, close=None):
         """`scan_chunks` over the tokens, and further rows before them; results get the tokens' axes back."""
         size = self.plan.chunk
         if size is None:
             size = chunk_size(self.rows[0].shape[0], self.kernel.shape[self.classes_axis], self.dtype.itemsize)
         division = Strided if strided else Overlapping
-        apart = bool(sums) and self.direct and self.split.tells_sums
-        rows = (*rows, *self.rows)
-        added, filled = scan_chunks(step, sums, results, rows, division, size, self.plan.masked, self.direct, apart)
+        rows, skip = (*rows, *self.rows), self.plan.masked
+        added, filled = scan_chunks(
+            step, finish, sums, results, rows, division, size, skip, self.direct, close
+        )
         return added, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
 
 
@@ -225,8 +226,16 @@ def gradients(
             sums += (work.of_kernel(rows[HIDDEN], rows[-1], d_logits),)
         if wanted.bias:
             sums += (real(d_logits).sum(0),)
-        return sums, (*of_rows, *([work.of_hidden(d_logits)] if wanted.hidden else ()))
+        return sums, (of_rows, d_logits)
 
+    def finish(rest):
+        of_rows, d_logits = rest
+        return *of_rows, *([work.of_hidden(d_logits)] if wanted.hidden else ())
+
+    def close(sums):
+        return tuple(s.astype(sent_as(kernel.dtype, s.dtype)) if split.traded else s for s in sums)
+
+    close = close if direct and split.tells_sums and (wanted.kernel or wanted.bias) else None
     sums, results = [], work.of_rows(("losses", *plan.stats))
     if wanted.hidden:
         results.append(Result(work.hidden_dtype, work.all_axes, width=hidden.shape[-1]))
@@ -234,8 +243,9 @@ def gradients(
         sums.append(work.zeros(kernel, work.sum_dtype))
     if wanted.bias:
         sums.append(work.zeros(operands[REST], real(operands[REST]).dtype))
-    sums, filled = work.scan(strided, step, sums, results)
-    return *filled, *sums
+    dtypes = [total.dtype for total in sums]
+    sums, filled = work.scan(strided, step, sums, results, finish=finish, close=close)
+    return *filled, *(total.astype(dtype) for total, dtype in zip(sums, dtypes, strict=True))
 
 
 def tangents(

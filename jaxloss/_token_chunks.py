@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,8 +154,14 @@ class Padded:
     weight = take
 
 
+def added(sums: Sequence[Array], shares: Sequence[Array]) -> tuple[Array, ...]:
+    """Each of the sums and its share."""
+    return tuple(a + b for a, b in zip(sums, shares, strict=True))
+
+
 def scan_chunks(
-    step: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
+    step: Callable[..., tuple[tuple[Array, ...], Any]],
+    finish: Callable[..., tuple[Array, ...]],
     sums: Sequence[Array],
     results: Sequence[Result],
     rows: Sequence[Array],
@@ -162,12 +169,13 @@ def scan_chunks(
     size: int,
     skip: bool,
     direct: bool,
-    apart: bool,
+    close: Callable[..., tuple[Array, ...]] | None,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The sums over all chunks, and the results of all rows.
 
     Args:
-        step: rows of a chunk to what the chunk adds to the sums, and the results of its rows.
+        step: rows of a chunk to what the chunk adds to the sums, and what its results are made of.
+        finish: that to the results of its rows.
         sums: what the sums start from.
         results: what the results are.
         rows: arrays whose first axis is the rows; the last is their weight.
@@ -175,9 +183,10 @@ def scan_chunks(
         size: how many rows a chunk has at most.
         skip: whether a chunk of which every row is taken out is not worked on.
         direct: whether reverse mode never comes here.
-        apart: whether the last chunk is worked on after the others' loop, so that what is done with the sums need not
-            wait for the results. Only if reverse mode never comes here.
+        close: what is made of the sums at last. The results of the last chunk are made after it, so that what waits for
+            the sums has something to hide behind. None where nothing waits, or where reverse mode comes here.
     """
+    apart = close is not None
     count = rows[0].shape[0]
     if isinstance(count, int):
         if count == 0:
@@ -188,6 +197,12 @@ def scan_chunks(
     *others, weight = (way.split(array, TAKEN_OUT if array is rows[-1] else 0) for array in rows)
     filled = tuple(way.split(result.initial(count), result.of_row_taken_out) for result in results)
 
+    def rows_of(chunk, own_weight):
+        return (*(way.take(array, chunk) for array in others), own_weight)
+
+    def put(filled, of_chunk, chunk):
+        return tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
+
     def body(carry, chunk, skip):
         sums, filled = carry
         own_weight = way.weight(weight, chunk)
@@ -196,17 +211,25 @@ def scan_chunks(
         # rows, are made again.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def worked_on(chunk, own_weight):
-            return step((*(way.take(array, chunk) for array in others), own_weight))
+            shares, rest = step(rows_of(chunk, own_weight))
+            return shares, finish(rest)
 
         def work(sums):
             shares, of_chunk = worked_on(chunk, own_weight)
-            return tuple(a + b for a, b in zip(sums, shares, strict=True)), of_chunk
+            return added(sums, shares), of_chunk
 
         def idle(sums):
             return sums, tuple(result.initial(way.size) for result in results)
 
         sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
-        return sums, tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
+        return sums, put(filled, of_chunk, chunk)
+
+    def last_of_all(carry, chunk):
+        # XLA orders by memory what it may: the chunk would come before the loop, and its results before the sums.
+        (sums, filled), chunk = jax.lax.optimization_barrier((carry, chunk))
+        shares, rest = step(rows_of(chunk, way.weight(weight, chunk)))
+        sums, rest = jax.lax.optimization_barrier((close(added(sums, shares)), rest))
+        return sums, put(filled, finish(rest), chunk)
 
     carry, last = (tuple(sums), filled), way.chunks - 1
     looped = last if apart else way.chunks
@@ -221,6 +244,6 @@ def scan_chunks(
     else:
         carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, jnp.arange(looped))[0]
     if apart:
-        carry = body(carry, last, skip=False)
+        carry = last_of_all(carry, last)
     sums, filled = carry
     return sums, tuple(map(way.joined, filled))
