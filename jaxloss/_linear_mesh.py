@@ -60,36 +60,14 @@ class Split:
         """Of an operand, which may be the kernel, whose axes are also those of a sum."""
         return _spec(self.operands, roles)
 
-    def result(self, roles: Roles, share: Array, dtype) -> Array:
-        """This device's part of a result, from its share of it; `dtype` is that of the operand whose gradient it is."""
-        if is_sum(roles):
-            return self._added_up(roles, share, dtype)
-        if "e" not in roles:  # all devices that share classes have it
-            for place, role in enumerate(roles):
-                if axes := self.traded.get(role, ()):
-                    share = _own(share, axes, place)
-            return share
-        for place, role in enumerate(roles):
-            if axes := self.traded.get(role, ()):
-                share = jax.lax.psum_scatter(share, axes, scatter_dimension=place, tiled=True)
-        share = share.astype(dtype) if self.traded else share
-        rest = tuple(axis for axis in self.classes if axis not in mesh_axes(self.traded.values()))
-        return (jax.lax.psum(share, rest) if rest else share).astype(dtype)
+    def summed(self, roles: Roles, share: Array, dtype) -> tuple[Array, Callable[[Array], Array]]:
+        """What devices tell each other of a sum over all tokens, and the result that is made of it, or a part of that.
 
-    def _added_up(self, roles: Roles, share: Array, dtype) -> Array:
-        """A sum over all tokens, or this device's part of it, from the share of its tokens or of its classes."""
+        `share` is of this device's tokens, or of its classes; `dtype` is what the result ends as.
+        """
         kept, sent = share.dtype, sent_as(dtype, share.dtype)
         if traded := mesh_axes(self.traded.values()):
-            classes, of = roles.index("v"), {role: set(self.sums.get(role, ())) for role in roles}
-            if of["v"].issuperset(traded):
-                return share
-            share = share.astype(sent)
-            for place, role in enumerate(roles):
-                if of[role].issuperset(traded):
-                    return jax.lax.all_to_all(share, traded, place, classes, tiled=True).astype(kept)
-            # Gathered along an axis of their own, for XLA would gather the last one transposed.
-            parts = jnp.moveaxis(jax.lax.all_gather(share, traded), 0, classes)
-            return parts.reshape(*share.shape[:classes], -1, *share.shape[classes + 1 :]).astype(kept)
+            return self._shared_out(roles, traded, share.astype(sent), kept)
         scattered = ()
         for place, role in enumerate(roles):
             if axes := tuple(axis for axis in self.sums.get(role, ()) if axis not in self.classes):
@@ -97,13 +75,46 @@ class Split:
                 scattered += axes
         rest = tuple(axis for axis in self.tokens if axis not in scattered)
         if not rest:
-            return share
+            return share, lambda told: told
         devices = jax.lax.axis_size(rest)
         whole = [place for place, size in enumerate(share.shape) if size % devices == 0]
         if sent == kept or not whole:
-            return jax.lax.psum(share, rest)
+            return jax.lax.psum(share, rest), lambda told: told
         part = jax.lax.psum_scatter(share, rest, scatter_dimension=whole[0], tiled=True)
-        return jax.lax.all_gather(part.astype(sent), rest, axis=whole[0], tiled=True).astype(kept)
+        told = jax.lax.all_gather(part.astype(sent), rest, axis=whole[0], tiled=True)
+        return told, lambda told: told.astype(kept)
+
+    def _shared_out(self, roles: Roles, traded: tuple[str, ...], part: Array, kept):
+        """The same of the part of this device's classes."""
+        v = roles.index("v")
+        split_by_traded = [place for place, role in enumerate(roles) if {*traded} <= {*self.sums.get(role, ())}]
+        if split_by_traded == [v]:
+            return part, lambda told: told.astype(kept)
+        if split_by_traded:
+            told = jax.lax.all_to_all(part, traded, split_by_traded[0], v, tiled=True)
+            return told, lambda told: told.astype(kept)
+
+        def joined(told):  # gathered along an axis of their own: XLA would transpose what is gathered along the last
+            parts = jnp.moveaxis(told, 0, v)
+            return parts.reshape(*part.shape[:v], -1, *part.shape[v + 1 :]).astype(kept)
+
+        return jax.lax.all_gather(part, traded), joined
+
+    def of_tokens(self, roles: Roles, share: Array, dtype) -> Array:
+        """A result of tokens, from this device's share of it; `dtype` is what it ends as."""
+        is_share = "e" in roles  # else all devices that share classes have the same
+        for place, role in enumerate(roles):
+            if axes := self.traded.get(role, ()):
+                if is_share:
+                    share = jax.lax.psum_scatter(share, axes, scatter_dimension=place, tiled=True)
+                else:
+                    share = _own(share, axes, place)
+        if not is_share:
+            return share
+        traded = mesh_axes(self.traded.values())
+        rest = tuple(axis for axis in self.classes if axis not in traded)
+        share = share.astype(dtype) if traded else share
+        return (jax.lax.psum(share, rest) if rest else share).astype(dtype)
 
 
 def sent_as(dtype, kept):
@@ -200,13 +211,27 @@ def on_mesh(
     def on_device(split: Split, strided: bool, *operands):
         results = local(split, strided, *operands)
         dtypes = dict(zip(reversed(operand_roles), (operand.dtype for operand in reversed(operands)), strict=True))
-        return tuple(
-            split.result(roles, result, dtypes[roles] if roles in dtypes and (direct or "e" in roles) else result.dtype)
-            for roles, result in zip(result_roles, results, strict=True)
+        of_tokens = [pair for pair in zip(result_roles, results, strict=True) if not is_sum(pair[0])]
+        sums = [pair for pair in zip(result_roles, results, strict=True) if is_sum(pair[0])]
+        told = [split.summed(roles, share, dtypes[roles] if direct else share.dtype) for roles, share in sums]
+        arrays, arranged = [array for array, _ in told], [arrange for _, arrange in told]
+        shares = [share for _, share in of_tokens]
+        if direct and split.traded:
+            # XLA would have the hidden states' gradient reduced first, and tell sums after it: nothing would hide that.
+            arrays, shares = jax.lax.optimization_barrier((arrays, shares))
+        return (
+            *(
+                split.of_tokens(roles, share, dtypes.get(roles, share.dtype) if "e" in roles else share.dtype)
+                for (roles, _), share in zip(of_tokens, shares, strict=True)
+            ),
+            *(arrange(array) for arrange, array in zip(arranged, arrays, strict=True)),
         )
 
     def split_on(mesh, operands, specs) -> Split:
-        return split_of(mesh, operand_roles, [o.shape for o in operands], specs, trade=direct and sums_kernel)
+        import os
+
+        trade = direct and sums_kernel and "notrade" not in os.environ.get("JAXLOSS_TRY", "")
+        return split_of(mesh, operand_roles, [o.shape for o in operands], specs, trade=trade)
 
     @custom_partitioning
     def automatic(*operands):

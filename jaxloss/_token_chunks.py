@@ -186,7 +186,6 @@ def scan_chunks(
         close: what is made of the sums at last. The results of the last chunk are made after it, so that what waits for
             the sums has something to hide behind. None where nothing waits, or where reverse mode comes here.
     """
-    apart = close is not None
     count = rows[0].shape[0]
     if isinstance(count, int):
         if count == 0:
@@ -224,26 +223,33 @@ def scan_chunks(
         sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
         return sums, put(filled, of_chunk, chunk)
 
-    def last_of_all(carry, chunk):
-        # XLA orders by memory what it may: the chunk would come before the loop, and its results before the sums.
-        (sums, filled), chunk = jax.lax.optimization_barrier((carry, chunk))
-        shares, rest = step(rows_of(chunk, way.weight(weight, chunk)))
-        sums, rest = jax.lax.optimization_barrier((close(added(sums, shares)), rest))
-        return sums, put(filled, finish(rest), chunk)
+    def begun(chunk):
+        return step(rows_of(chunk, way.weight(weight, chunk)))
 
-    carry, last = (tuple(sums), filled), way.chunks - 1
-    looped = last if apart else way.chunks
+    def one_behind(carry, chunk, before):
+        # The results of a chunk are made when the next one begins, those of the last when the sums are done.
+        sums, filled, rest = carry
+        filled = put(filled, finish(rest), before)
+        filled, chunk = jax.lax.optimization_barrier((filled, chunk))
+        shares, rest = begun(chunk)
+        return added(sums, shares), filled, rest
+
+    order, busy = jnp.arange(way.chunks), way.chunks
     if skip and direct:
         # Only the chunks that have work, in their order. A branch would do, too, but XLA copies the sums around it.
-        idle = jax.vmap(lambda chunk: taken_out(way.weight(weight, chunk)).all())(jnp.arange(way.chunks))
+        idle = jax.vmap(lambda chunk: taken_out(way.weight(weight, chunk)).all())(order)
         order = jnp.argsort(idle, stable=True)
         busy = way.chunks - idle.sum()
-        looped = jnp.maximum(busy - 1, 0) if apart else busy
-        carry = jax.lax.fori_loop(0, looped, lambda i, carry: body(carry, order[i], skip=False), carry)
-        last = order[looped] if apart else last
+    if close is not None:
+        shares, rest = begun(order[0])
+        carry = (tuple(shares), filled, rest)
+        carry = jax.lax.fori_loop(1, busy, lambda i, carry: one_behind(carry, order[i], order[i - 1]), carry)
+        sums, filled, rest = carry
+        sums, rest = jax.lax.optimization_barrier((close(sums), rest))
+        carry = sums, put(filled, finish(rest), order[jnp.maximum(busy - 1, 0)])
+    elif skip and direct:
+        carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), (tuple(sums), filled))
     else:
-        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, jnp.arange(looped))[0]
-    if apart:
-        carry = last_of_all(carry, last)
+        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), (tuple(sums), filled), order)[0]
     sums, filled = carry
     return sums, tuple(map(way.joined, filled))
