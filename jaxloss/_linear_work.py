@@ -7,6 +7,7 @@ Operands are always `(hidden, kernel, labels, row_weight, [bias,] *parameters)`.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -15,10 +16,10 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy, _pair
 from jaxloss._calls import Array, along, manual_axes, varying
-from jaxloss._linear_mesh import Roles, Split, sent_as
+from jaxloss._linear_split import Roles, Split, sent_as
 from jaxloss._objective import Objective
 from jaxloss._split_classes import of_slice
-from jaxloss._token_chunks import Overlapping, Result, Strided, chunk_size, scan_chunks
+from jaxloss._token_chunks import Overlapping, Result, Stages, Strided, chunk_size, scan_chunks
 from jaxloss.formulas import real
 
 HIDDEN, KERNEL, LABELS, WEIGHT, REST = range(5)
@@ -185,16 +186,16 @@ class Work:
         """What a sum over tokens starts from."""
         return varying(self.all_axes, jnp.zeros(like.shape, dtype))
 
-    def scan(
-        self, strided: bool, step, sums: list[Array], results: list[Result], *rows: Array, finish=tuple, close=None
-    ):
+    def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
         """`scan_chunks` over the tokens, and further rows before them; results get the tokens' axes back."""
         size = self.plan.chunk
         if size is None:
-            size = chunk_size(self.rows[0].shape[0], self.kernel.shape[self.classes_axis], self.dtype.itemsize)
+            # Devices that trade have as many times more rows of a chunk as they have fewer of its classes.
+            classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.traded))
+            size = chunk_size(self.rows[0].shape[0], classes, self.dtype.itemsize)
         division = Strided if strided else Overlapping
         rows, skip = (*rows, *self.rows), self.plan.masked
-        added, filled = scan_chunks(step, finish, sums, results, rows, division, size, skip, self.direct, close)
+        added, filled = scan_chunks(stages, sums, results, rows, division, size, skip, self.direct)
         return added, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
 
 
@@ -206,20 +207,19 @@ def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Arr
     work = Work(plan, split, operands, direct=direct)
     op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
 
-    def step(rows):
-        return (), op(*work.row_operands(*rows))
-
-    return work.scan(strided, step, [], work.of_rows(("losses", *plan.stats)))[1]
+    stages = Stages(lambda rows: ((), op(*work.row_operands(*rows))))
+    return work.scan(strided, stages, [], work.of_rows(("losses", *plan.stats)))[1]
 
 
 def gradients(
     plan: Plan, wanted: Wanted, direct: bool, split: Split, strided: bool, *operands: Array
 ) -> tuple[Array, ...]:
-    """The same, and the gradients of the weighted losses' sum with respect to what is wanted: this device's shares."""
+    """The same, and the gradients of the weighted losses' sum with respect to what is wanted."""
     work = Work(plan, split, operands, direct=direct)
-    hidden, kernel, *_ = operands
+    hidden, *_ = operands
+    of_sums = Wanted(kernel=wanted.kernel, bias=wanted.bias)
 
-    def step(rows):
+    def begun(rows):
         *of_rows, d_logits = _pair.value_and_grad(work.loss)(*work.row_operands(*rows))
         sums = ()
         if wanted.kernel:
@@ -228,27 +228,43 @@ def gradients(
             sums += (real(d_logits).sum(0),)
         return sums, (of_rows, d_logits)
 
-    def finish(rest):
+    def ended(rest):
         of_rows, d_logits = rest
         return *of_rows, *([work.of_hidden(d_logits)] if wanted.hidden else ())
 
-    def close(sums):
-        return tuple(s.astype(sent_as(kernel.dtype, s.dtype)) if split.traded else s for s in sums)
+    def kept(results):
+        of_rows, of_hidden = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
+        return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.dtype) for shares in of_hidden)
 
-    import os
-
-    nopeel = "nopeel" in os.environ.get("JAXLOSS_TRY", "")
-    close = close if not nopeel and direct and split.tells_sums and (wanted.kernel or wanted.bias) else None
     sums, results = [], work.of_rows(("losses", *plan.stats))
     if wanted.hidden:
-        results.append(Result(work.hidden_dtype, work.all_axes, width=hidden.shape[-1]))
+        results.append(Result(work.dtype, work.all_axes, width=hidden.shape[-1]))
     if wanted.kernel:
-        sums.append(work.zeros(kernel, work.sum_dtype))
+        sums.append(work.zeros(operands[KERNEL], work.sum_dtype))
     if wanted.bias:
         sums.append(work.zeros(operands[REST], real(operands[REST]).dtype))
+
+    # What a sum over devices is going to be cast to is only known to be where nothing is differentiated.
+    ends = [operand.dtype if direct else total.dtype for operand, total in zip(of_sums.of(operands), sums, strict=True)]
+    arranged = []
+
+    def complete(sums):
+        return [s.astype(sent_as(end, s.dtype)) if split.traded else s for s, end in zip(sums, ends, strict=True)]
+
+    def told(sums):
+        pairs = [split.over_tokens(*each) for each in zip(of_sums.of(plan.roles), sums, ends, strict=True)]
+        arranged[:] = [arrange for _, arrange in pairs]
+        return [array for array, _ in pairs]
+
+    tell = (complete, told) if direct and sums and (split.tokens or split.traded) else None
+    stages = Stages(begun, ended, functools.partial(map, split.gathered), kept, split.anywhere, tell)
     dtypes = [total.dtype for total in sums]
-    sums, filled = work.scan(strided, step, sums, results, finish=finish, close=close)
-    return *filled, *(total.astype(dtype) for total, dtype in zip(sums, dtypes, strict=True))
+    sums, filled = work.scan(strided, stages, sums, results)
+    if tell is None:
+        sums = told(sums)
+    sums = [arrange(array).astype(dtype) for arrange, array, dtype in zip(arranged, sums, dtypes, strict=True)]
+    of_rows, of_hidden = filled[: 1 + len(plan.stats)], filled[1 + len(plan.stats) :]
+    return *of_rows, *(split.over_classes(shares).astype(hidden.dtype) for shares in of_hidden), *sums
 
 
 def tangents(
@@ -296,4 +312,4 @@ def tangents(
 
         return (), jax.jvp(of_live, tuple(primals), tuple(own_dots))[1]
 
-    return work.scan(strided, step, [], work.of_rows(names), *moving)[1]
+    return work.scan(strided, Stages(step), [], work.of_rows(names), *moving)[1]

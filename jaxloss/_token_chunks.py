@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -154,14 +154,31 @@ class Padded:
     weight = take
 
 
-def added(sums: Sequence[Array], shares: Sequence[Array]) -> tuple[Array, ...]:
-    """Each of the sums and its share."""
-    return tuple(a + b for a, b in zip(sums, shares, strict=True))
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """What is done with the rows of a chunk.
+
+    Attributes:
+        begun: rows to what the chunk adds to the sums, and what its results are made of.
+        ended: that to the results.
+        gathered: rows of this device to those that the others work on, too, if they do.
+        kept: results to this device's part of them.
+        anywhere: whether something is so on any of these devices.
+        told: what is done with the sums at the end: one function of what has no need of other devices, then one of what
+            has. Beside that there is to be work. So the results of each chunk are made one chunk late, those of the last
+            after the sums. None where nothing is told, or where reverse mode comes.
+    """
+
+    begun: Callable[..., tuple[tuple[Array, ...], Any]]
+    ended: Callable[..., tuple[Array, ...]] = tuple
+    gathered: Callable[..., Iterable[Array]] = tuple
+    kept: Callable[..., tuple[Array, ...]] = tuple
+    anywhere: Callable[[Array], Array] = jnp.asarray
+    told: tuple[Callable, Callable] | None = None
 
 
 def scan_chunks(
-    step: Callable[..., tuple[tuple[Array, ...], Any]],
-    finish: Callable[..., tuple[Array, ...]],
+    stages: Stages,
     sums: Sequence[Array],
     results: Sequence[Result],
     rows: Sequence[Array],
@@ -169,13 +186,11 @@ def scan_chunks(
     size: int,
     skip: bool,
     direct: bool,
-    close: Callable[..., tuple[Array, ...]] | None,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The sums over all chunks, and the results of all rows.
 
     Args:
-        step: rows of a chunk to what the chunk adds to the sums, and what its results are made of.
-        finish: that to the results of its rows.
+        stages: what is done with a chunk.
         sums: what the sums start from.
         results: what the results are.
         rows: arrays whose first axis is the rows; the last is their weight.
@@ -183,8 +198,6 @@ def scan_chunks(
         size: how many rows a chunk has at most.
         skip: whether a chunk of which every row is taken out is not worked on.
         direct: whether reverse mode never comes here.
-        close: what is made of the sums at last. The results of the last chunk are made after it, so that what waits for
-            the sums has something to hide behind. None where nothing waits, or where reverse mode comes here.
     """
     count = rows[0].shape[0]
     if isinstance(count, int):
@@ -199,8 +212,11 @@ def scan_chunks(
     def rows_of(chunk, own_weight):
         return (*(way.take(array, chunk) for array in others), own_weight)
 
-    def put(filled, of_chunk, chunk):
+    def with_rows(filled, of_chunk, chunk):
         return tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
+
+    def added(sums, shares):
+        return tuple(a + b for a, b in zip(sums, shares, strict=True))
 
     def body(carry, chunk, skip):
         sums, filled = carry
@@ -210,8 +226,8 @@ def scan_chunks(
         # rows, are made again.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def worked_on(chunk, own_weight):
-            shares, rest = step(rows_of(chunk, own_weight))
-            return shares, finish(rest)
+            shares, rest = stages.begun(rows_of(chunk, own_weight))
+            return shares, stages.ended(rest)
 
         def work(sums):
             shares, of_chunk = worked_on(chunk, own_weight)
@@ -221,32 +237,34 @@ def scan_chunks(
             return sums, tuple(result.initial(way.size) for result in results)
 
         sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
-        return sums, put(filled, of_chunk, chunk)
+        return sums, with_rows(filled, of_chunk, chunk)
 
-    def begun(chunk):
-        return step(rows_of(chunk, way.weight(weight, chunk)))
+    def shared(chunk):
+        return tuple(stages.gathered(rows_of(chunk, way.weight(weight, chunk))))
 
-    def one_behind(carry, chunk, before):
-        # The results of a chunk are made when the next one begins, those of the last when the sums are done.
+    def one_late(carry, chunk, before):
         sums, filled, rest = carry
-        filled = put(filled, finish(rest), before)
-        filled, chunk = jax.lax.optimization_barrier((filled, chunk))
-        shares, rest = begun(chunk)
-        return added(sums, shares), filled, rest
+        # The logits of a chunk take the memory of the gradient of those before.
+        of_chunk, rows = jax.lax.optimization_barrier((stages.ended(rest), shared(chunk)))
+        shares, rest = stages.begun(rows)
+        return added(sums, shares), with_rows(filled, stages.kept(of_chunk), before), rest
 
     order, busy = jnp.arange(way.chunks), way.chunks
     if skip and direct:
         # Only the chunks that have work, in their order. A branch would do, too, but XLA copies the sums around it.
-        idle = jax.vmap(lambda chunk: taken_out(way.weight(weight, chunk)).all())(order)
-        order = jnp.argsort(idle, stable=True)
-        busy = way.chunks - idle.sum()
-    if close is not None:
-        shares, rest = begun(order[0])
-        carry = (tuple(shares), filled, rest)
-        carry = jax.lax.fori_loop(1, busy, lambda i, carry: one_behind(carry, order[i], order[i - 1]), carry)
+        works = jax.vmap(lambda chunk: ~taken_out(way.weight(weight, chunk)).all())(order)
+        works = stages.anywhere(works)
+        order = jnp.argsort(~works, stable=True)
+        busy = works.sum()
+    if stages.told is not None:
+        complete, tell = stages.told
+        sums, rest = stages.begun(shared(order[0]))
+        carry = jax.lax.fori_loop(1, busy, lambda i, c: one_late(c, order[i], order[i - 1]), (sums, filled, rest))
         sums, filled, rest = carry
-        sums, rest = jax.lax.optimization_barrier((close(sums), rest))
-        carry = sums, put(filled, finish(rest), order[jnp.maximum(busy - 1, 0)])
+        # Else XLA would make the results first, for they free memory, and tell of the last ones before the sums.
+        sums, rest = jax.lax.optimization_barrier((complete(sums), rest))
+        sums, of_chunk = jax.lax.optimization_barrier((tell(sums), stages.ended(rest)))
+        carry = sums, with_rows(filled, stages.kept(of_chunk), order[jnp.maximum(busy - 1, 0)])
     elif skip and direct:
         carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), (tuple(sums), filled))
     else:
