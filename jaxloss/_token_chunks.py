@@ -262,7 +262,7 @@ def scan_chunks(
         carry = jax.lax.fori_loop(1, busy, lambda i, c: one_late(c, order[i], order[i - 1]), (sums, filled, rest))
         sums, filled, rest = carry
         # Else XLA would make the results first, for they free memory, and tell of the last ones before the sums.
-        sums, rest = jax.lax.optimization_barrier((complete(sums), rest))
+        sums, filled, rest = jax.lax.optimization_barrier((complete(sums), filled, rest))
         sums, of_chunk = jax.lax.optimization_barrier((tell(sums), stages.ended(rest)))
         carry = sums, with_rows(filled, stages.kept(of_chunk), order[jnp.maximum(busy - 1, 0)])
     elif skip and direct:
