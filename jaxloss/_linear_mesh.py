@@ -32,7 +32,6 @@ def on_mesh(
         direct: whether this is not to be differentiated. Then automatic sharding asks `split_of`; if not, XLA splits
             the operations of `local` as it sees fit.
     """
-
     may_trade = direct and operand_roles[1] in result_roles
 
     def split_on(mesh, operands, specs) -> Split:
@@ -66,7 +65,7 @@ def on_mesh(
             functools.partial(local, split, False),
             in_specs=in_specs,
             out_specs=tuple(map(split.spec, result_roles)),
-            check_vma=not direct,  # it does not know that all have the same of what was gathered
+            check_vma=not direct,  # it can not know that what all gathered is the same everywhere
         )(*map(jax.sharding.reshard, operands, in_specs))
         # A gradient is split like its operand.
         like = {roles: spec for roles, spec in zip(operand_roles, specs, strict=True) if is_sum(roles) or "e" in roles}

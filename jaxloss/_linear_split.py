@@ -12,8 +12,7 @@ the hidden states of a chunk and their gradient, and of the kernel and its gradi
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -84,14 +83,19 @@ class Split:
         axes = tuple(axis for axis in self.classes if axis not in self.traded)
         return jax.lax.psum(shares, axes) if axes else shares
 
-    def over_tokens(self, roles: Roles, share: Array, ends_as) -> tuple[Array, Callable[[Array], Array]]:
-        """What devices tell each other of a sum over all tokens, and how the result, or their part of it, is made of that.
+    @property
+    def tells_sums(self) -> bool:
+        """Whether devices tell each other anything of what is summed over tokens."""
+        axes = self.tokens + self.traded
+        return bool(axes) and jax.lax.axis_size(axes) > 1
 
-        `share` is of this device's tokens, or of its classes; `ends_as` is the type that its caller is going to cast to.
+    def over_tokens(self, roles: Roles, share: Array, sent) -> Array:
+        """What devices tell each other of a sum over all tokens: the sum, or their part of it, once it is `arranged`.
+
+        `share` is of this device's tokens, or of its classes. What is complete is told in numbers of the type `sent`.
         """
-        kept, sent = share.dtype, sent_as(ends_as, share.dtype)
         if self.traded:
-            return self._shared_out(roles, share.astype(sent), kept)
+            return self._shared_out(roles, share.astype(sent))
         scattered = ()
         for place, role in enumerate(roles):
             if axes := tuple(axis for axis in self.sums.get(role, ()) if axis not in self.classes):
@@ -99,41 +103,39 @@ class Split:
                 scattered += axes
         rest = tuple(axis for axis in self.tokens if axis not in scattered)
         if not rest:
-            return share, _as(kept)
-        devices = math.prod(map(jax.lax.axis_size, rest))
-        if sent == kept or share.shape[0] % devices != 0:
-            return jax.lax.psum(share, rest), _as(kept)
+            return share
+        if sent == share.dtype or share.shape[0] % jax.lax.axis_size(rest) != 0:
+            return jax.lax.psum(share, rest)
         part = jax.lax.psum_scatter(share, rest, tiled=True)
-        return jax.lax.all_gather(part.astype(sent), rest, tiled=True), _as(kept)
+        return jax.lax.all_gather(part.astype(sent), rest, tiled=True)
 
-    def _shared_out(self, roles: Roles, part: Array, kept) -> tuple[Array, Callable[[Array], Array]]:
-        """The same of the sum of this device's part of the classes."""
+    def _shared_out(self, roles: Roles, part: Array) -> Array:
+        """A sum of this device's part of the classes, as the kernel is kept; parts of others along a first axis."""
+        place = self._place_of_traded(roles)
+        if place is None:
+            return jax.lax.all_gather(part, self.traded)
+        if place == roles.index("v"):
+            return part
+        devices = jax.lax.axis_size(self.traded)
+        shape = (*part.shape[:place], devices, part.shape[place] // devices, *part.shape[place + 1 :])
+        return jax.lax.all_to_all(jnp.moveaxis(part.reshape(shape), place, 0), self.traded, 0, 0, tiled=True)
+
+    def arranged(self, roles: Roles, told: Array) -> Array:
+        """A result, from what `over_tokens` gives.
+
+        Where devices traded, parts of the classes had an axis of their own until then: XLA transposes what it gathers
+        along another, before and after.
+        """
         classes = roles.index("v")
-        places = [place for place, role in enumerate(roles) if {*self.traded} <= {*self.sums.get(role, ())}]
-        if places == [classes]:
-            return part, _as(kept)
+        if not self.traded or self._place_of_traded(roles) == classes:
+            return told
+        parts = jnp.moveaxis(told, 0, classes)
+        return parts.reshape(*parts.shape[:classes], -1, *parts.shape[classes + 2 :])
 
-        # Each device's classes along an axis of their own, until all are here: XLA would transpose before and after.
-        def joined(told):
-            parts = jnp.moveaxis(told, 0, classes)
-            shape = list(parts.shape)
-            shape[classes : classes + 2] = [shape[classes] * shape[classes + 1]]
-            return parts.reshape(shape).astype(kept)
-
-        if not places:
-            return jax.lax.all_gather(part, self.traded), joined
-        (split,), devices = places, jax.lax.axis_size(self.traded)
-        shape = (*part.shape[:split], devices, part.shape[split] // devices, *part.shape[split + 1 :])
-        return jax.lax.all_to_all(jnp.moveaxis(part.reshape(shape), split, 0), self.traded, 0, 0, tiled=True), joined
-
-
-def _as(dtype) -> Callable[[Array], Array]:
-    return lambda told: told.astype(dtype)
-
-
-def sent_as(ends_as, kept):
-    """What devices tell each other a complete sum in: what it ends as, if that has the same range."""
-    return ends_as if (ends_as, kept) == (jnp.bfloat16, jnp.float32) else kept
+    def _place_of_traded(self, roles: Roles) -> int | None:
+        """The axis of a sum that the mesh axes that are traded split in the end."""
+        places = (place for place, role in enumerate(roles) if {*self.traded} <= {*self.sums.get(role, ())})
+        return next(places, None)
 
 
 def _spec(of: dict[str, tuple[str, ...]], roles: Roles) -> PartitionSpec:
@@ -176,25 +178,21 @@ def split_of(
         if even(sums.get(role, ()) + scattered, size):
             sums[role] = sums.get(role, ()) + scattered
     split = Split(operands, sums)
-    classes = shapes[1][roles[1].index("v")]
     wider = split.classes + split.tokens
-    if (
-        "notrade" not in os.environ.get("JAXLOSS_TRY", "")
-        and may_trade
-        and even(wider, classes)
-        and _is_less_to_tell(mesh, split, math.prod(shapes[0][:-1]), classes)
-    ):
+    if may_trade and even(wider, shapes[1][roles[1].index("v")]) and _is_less_to_tell(mesh, split, roles, shapes):
         return Split({**operands, "v": wider}, sums, split.tokens)
     return split
 
 
-def _is_less_to_tell(mesh, split: Split, tokens: int, classes: int) -> bool:
+def _is_less_to_tell(mesh, split: Split, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether devices that share tokens should trade.
 
-    Beside the kernel, of n devices each tells (n - 1) / n times the hidden states of all in 2 bytes and their gradient
-    in 4 if they trade, and if not as much of the kernel's gradient: 4 bytes, and 2 or 4 where all keep all of it.
+    If they do, each of n sends (n - 1) / n of all hidden states, of 2 bytes a number, and of their gradient, of 4. If they
+    do not, it sends as much of the kernel's gradient, of 4 bytes, and of what 2 bytes a number must be sent in any case.
     """
+    tokens, classes = math.prod(shapes[0][:-1]), shapes[1][roles[1].index("v")]
     scattered = [own for role, of in split.sums.items() if (own := of[len(split.classes) if role == "v" else 0 :])]
-    if not split.tokens or scattered not in ([], [split.tokens]):
+    if scattered not in ([], [split.tokens]) or not isinstance(tokens, int):
         return False
-    return 3 * tokens * math.prod(mesh.shape[axis] for axis in split.classes) <= 2 * classes
+    devices, others = (math.prod(mesh.shape[axis] for axis in axes) for axes in (split.tokens, split.classes))
+    return devices > 1 and 3 * tokens * others <= 2 * classes

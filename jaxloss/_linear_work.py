@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy, _pair
 from jaxloss._calls import Array, along, manual_axes, varying
-from jaxloss._linear_split import Roles, Split, sent_as
+from jaxloss._linear_split import Roles, Split
 from jaxloss._objective import Objective
 from jaxloss._split_classes import of_slice
 from jaxloss._token_chunks import Overlapping, Result, Stages, Strided, chunk_size, scan_chunks
@@ -128,7 +128,7 @@ class Work:
 
     @property
     def hidden_dtype(self):
-        """What the gradient of hidden states is made in: where it is summed though its tokens were whole, not rounded."""
+        """What the gradient of hidden states is made in. Of tokens that were traded it is rounded once it is summed."""
         return jnp.promote_types(self.dtype, jnp.float32) if self.split.traded else self.dtype
 
     @property
@@ -244,25 +244,28 @@ def gradients(
     if wanted.bias:
         sums.append(work.zeros(operands[REST], real(operands[REST]).dtype))
 
-    # What a sum over devices is going to be cast to is only known to be where nothing is differentiated.
-    ends = [operand.dtype if direct else total.dtype for operand, total in zip(of_sums.of(operands), sums, strict=True)]
-    arranged = []
+    roles, dtypes = of_sums.of(plan.roles), [total.dtype for total in sums]
+    sent = dtypes
+    if direct:  # then what becomes of the sums is known: bfloat16 in the end has float32's range
+        ends = [operand.dtype for operand in of_sums.of(operands)]
+        sent = [
+            jnp.bfloat16 if pair == (jnp.bfloat16, jnp.float32) else pair[1] for pair in zip(ends, dtypes, strict=True)
+        ]
 
     def complete(sums):
-        return [s.astype(sent_as(end, s.dtype)) if split.traded else s for s, end in zip(sums, ends, strict=True)]
+        return [total.astype(dtype) if split.traded else total for total, dtype in zip(sums, sent, strict=True)]
 
     def told(sums):
-        pairs = [split.over_tokens(*each) for each in zip(of_sums.of(plan.roles), sums, ends, strict=True)]
-        arranged[:] = [arrange for _, arrange in pairs]
-        return [array for array, _ in pairs]
+        return [split.over_tokens(*each) for each in zip(roles, sums, sent, strict=True)]
 
-    tell = (complete, told) if direct and sums and (split.tokens or split.traded) else None
-    stages = Stages(begun, ended, functools.partial(map, split.gathered), kept, split.anywhere, tell)
-    dtypes = [total.dtype for total in sums]
+    tokens = work.rows[0].shape[0]
+    late = direct and bool(sums) and split.tells_sums and isinstance(tokens, int) and tokens > 0
+    gathered = functools.partial(map, split.gathered)
+    stages = Stages(begun, ended, gathered, kept, split.anywhere, (complete, told) if late else None)
     sums, filled = work.scan(strided, stages, sums, results)
-    if tell is None:
+    if not late:
         sums = told(sums)
-    sums = [arrange(array).astype(dtype) for arrange, array, dtype in zip(arranged, sums, dtypes, strict=True)]
+    sums = [split.arranged(*each[:2]).astype(each[2]) for each in zip(roles, sums, dtypes, strict=True)]
     of_rows, of_hidden = filled[: 1 + len(plan.stats)], filled[1 + len(plan.stats) :]
     return *of_rows, *(split.over_classes(shares).astype(hidden.dtype) for shares in of_hidden), *sums
 
