@@ -187,8 +187,8 @@ def split_of(
 def _is_less_to_tell(mesh, split: Split, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether devices that share tokens should trade.
 
-    If they do, each of n sends (n - 1) / n of all hidden states, of 2 bytes a number, and of their gradient, of 4. If they
-    do not, it sends as much of the kernel's gradient, of 4 bytes, and of what 2 bytes a number must be sent in any case.
+    If they do, each of n sends (n - 1) / n of the hidden states of all, 2 bytes a number, and of their gradient, 4. If
+    they do not, as much of the kernel's gradient, 4 bytes a number. 2 bytes a number of the kernel are sent anyway.
     """
     tokens, classes = math.prod(shapes[0][:-1]), shapes[1][roles[1].index("v")]
     scattered = [own for role, of in split.sums.items() if (own := of[len(split.classes) if role == "v" else 0 :])]

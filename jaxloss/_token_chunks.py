@@ -164,9 +164,9 @@ class Stages:
         gathered: rows of this device to those that the others work on, too, if they do.
         kept: results to this device's part of them.
         anywhere: whether something is so on any of these devices.
-        told: what is done with the sums at the end: one function of what has no need of other devices, then one of what
-            has. Beside that there is to be work. So the results of each chunk are made one chunk late, those of the last
-            after the sums. None where nothing is told, or where reverse mode comes.
+        told: what is done with the sums at the end: a function of what needs no other device, then one of what does.
+            There is to be work beside the second, so the results of each chunk are made one chunk late, those of the
+            last after the sums. None where nothing is told, or where reverse mode comes.
     """
 
     begun: Callable[..., tuple[tuple[Array, ...], Any]]
