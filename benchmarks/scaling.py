@@ -10,7 +10,8 @@ contender on one device over the time here, over the number of devices in strong
 - `collectives`, bytes: read from the compiled module. What a device sends is what a ring of them would have it send.
 - `local_ms`: the part of one device without any collective, on one device. Where the classes are split that part reads
   the logits twice, for nobody knows the gradient before all devices have told their sums; the whole loss on one device
-  reads them once. So efficiency can not be 1 there, and `local_ms / ms` is what the collectives leave of it.
+  reads them once. So efficiency can not be 1 there, and `local_ms / ms` is what the collectives leave of it. Rows of
+  linear cross entropy become split classes too, where they are few: what it then takes longer counts as exposed.
 - `communication_ms`: each collective alone, timed one after the other, times how often a step runs it.
 - `exposed_ms`: `ms - local_ms`, what the step takes longer for being one of several devices.
 - `hidden`: the share of `communication_ms` that is not exposed; None where it is smaller than the times' own spread.

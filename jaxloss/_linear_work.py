@@ -7,6 +7,7 @@ Operands are always `(hidden, kernel, labels, row_weight, [bias,] *parameters)`.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -15,10 +16,10 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy, _pair
 from jaxloss._calls import Array, along, manual_axes, varying
-from jaxloss._linear_mesh import Roles
+from jaxloss._linear_split import Roles, Split
 from jaxloss._objective import Objective
 from jaxloss._split_classes import of_slice
-from jaxloss._token_chunks import Overlapping, Result, Strided, chunk_size, scan_chunks
+from jaxloss._token_chunks import Overlapping, Result, Stages, Strided, chunk_size, scan_chunks
 from jaxloss.formulas import real
 
 HIDDEN, KERNEL, LABELS, WEIGHT, REST = range(5)
@@ -97,6 +98,7 @@ class Work:
     """The operands on one device, and what is made of a chunk of their tokens.
 
     Attributes:
+        split: how devices share the work.
         axes: the mesh axes that the classes are split over.
         own_axes: the other axes of a `shard_map` that operands vary over. A device's sums are over its own tokens, so
             its kernel is one of its own too.
@@ -104,8 +106,9 @@ class Work:
         direct: whether it is not differentiated.
     """
 
-    def __init__(self, plan: Plan, axes: tuple[str, ...], operands: tuple, *, direct: bool = False):
-        self.plan, self.axes, self.direct = plan, axes, direct
+    def __init__(self, plan: Plan, split: Split, operands: tuple, *, direct: bool = False):
+        self.plan, self.split, self.direct = plan, split, direct
+        self.axes = axes = split.classes
         self.all_axes = manual_axes(*operands)
         self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
         hidden, kernel, labels, weight, *rest = (varying(self.own_axes, operand) for operand in operands)
@@ -124,6 +127,11 @@ class Work:
         return 0 if self.plan.classes_first else 1
 
     @property
+    def hidden_dtype(self):
+        """What the gradient of hidden states is made in. Of tokens that were traded it is rounded once it is summed."""
+        return jnp.promote_types(self.dtype, jnp.float32) if self.split.traded else self.dtype
+
+    @property
     def sum_dtype(self):
         """What the kernel's gradient is summed in."""
         return self.dtype if self.dtype == jnp.float64 else self.plan.accumulate_dtype
@@ -138,7 +146,7 @@ class Work:
 
     def of_hidden(self, d_logits: Array) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
-        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.dtype)
+        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
     def of_kernel(self, hidden: Array, weight: Array, d_logits: Array) -> Array:
         """A chunk's share of the gradient of the kernel."""
@@ -178,70 +186,99 @@ class Work:
         """What a sum over tokens starts from."""
         return varying(self.all_axes, jnp.zeros(like.shape, dtype))
 
-    def scan(self, strided: bool, step, sums: list[Array], results: list[Result], *rows: Array):
+    def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
         """`scan_chunks` over the tokens, and further rows before them; results get the tokens' axes back."""
         size = self.plan.chunk
         if size is None:
-            size = chunk_size(self.rows[0].shape[0], self.kernel.shape[self.classes_axis], self.dtype.itemsize)
+            # Devices that trade have as many times more rows of a chunk as they have fewer of its classes.
+            classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.traded))
+            size = chunk_size(self.rows[0].shape[0], classes, self.dtype.itemsize)
         division = Strided if strided else Overlapping
-        skip = self.plan.masked
-        added, filled = scan_chunks(step, sums, results, (*rows, *self.rows), division, size, skip, self.direct)
+        rows, skip = (*rows, *self.rows), self.plan.masked
+        added, filled = scan_chunks(stages, sums, results, rows, division, size, skip, self.direct)
         return added, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
 
 
-def losses(plan: Plan, direct: bool, axes: tuple[str, ...], strided: bool, *operands: Array) -> tuple[Array, ...]:
+def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Array) -> tuple[Array, ...]:
     """The losses of tokens, unweighted, and the statistics that are asked for.
 
     `direct`: this is not differentiated.
     """
-    work = Work(plan, axes, operands, direct=direct)
+    work = Work(plan, split, operands, direct=direct)
     op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
 
-    def step(rows):
-        return (), op(*work.row_operands(*rows))
-
-    return work.scan(strided, step, [], work.of_rows(("losses", *plan.stats)))[1]
+    stages = Stages(lambda rows: ((), op(*work.row_operands(*rows))))
+    return work.scan(strided, stages, [], work.of_rows(("losses", *plan.stats)))[1]
 
 
 def gradients(
-    plan: Plan, wanted: Wanted, direct: bool, axes: tuple[str, ...], strided: bool, *operands: Array
+    plan: Plan, wanted: Wanted, direct: bool, split: Split, strided: bool, *operands: Array
 ) -> tuple[Array, ...]:
     """The same, and the gradients of the weighted losses' sum with respect to what is wanted."""
-    work = Work(plan, axes, operands, direct=direct)
-    hidden, kernel, *_ = operands
+    work = Work(plan, split, operands, direct=direct)
+    hidden, *_ = operands
+    of_sums = Wanted(kernel=wanted.kernel, bias=wanted.bias)
 
-    def step(rows):
+    def begun(rows):
         *of_rows, d_logits = _pair.value_and_grad(work.loss)(*work.row_operands(*rows))
         sums = ()
         if wanted.kernel:
             sums += (work.of_kernel(rows[HIDDEN], rows[-1], d_logits),)
         if wanted.bias:
             sums += (real(d_logits).sum(0),)
-        return sums, (*of_rows, *([work.of_hidden(d_logits)] if wanted.hidden else ()))
+        return sums, (of_rows, d_logits)
+
+    def ended(rest):
+        of_rows, d_logits = rest
+        return *of_rows, *([work.of_hidden(d_logits)] if wanted.hidden else ())
+
+    def kept(results):
+        of_rows, of_hidden = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
+        return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.dtype) for shares in of_hidden)
 
     sums, results = [], work.of_rows(("losses", *plan.stats))
     if wanted.hidden:
         results.append(Result(work.dtype, work.all_axes, width=hidden.shape[-1]))
     if wanted.kernel:
-        sums.append(work.zeros(kernel, work.sum_dtype))
+        sums.append(work.zeros(operands[KERNEL], work.sum_dtype))
     if wanted.bias:
         sums.append(work.zeros(operands[REST], real(operands[REST]).dtype))
-    sums, filled = work.scan(strided, step, sums, results)
+
+    roles, dtypes = of_sums.of(plan.roles), [total.dtype for total in sums]
+    sent = dtypes
+    if direct:  # then what becomes of the sums is known: bfloat16 in the end has float32's range
+        ends = [operand.dtype for operand in of_sums.of(operands)]
+        sent = [
+            jnp.bfloat16 if pair == (jnp.bfloat16, jnp.float32) else pair[1] for pair in zip(ends, dtypes, strict=True)
+        ]
+
+    def complete(sums):
+        return [total.astype(dtype) if split.traded else total for total, dtype in zip(sums, sent, strict=True)]
+
+    def told(sums):
+        return [split.over_tokens(*each) for each in zip(roles, sums, sent, strict=True)]
+
+    tokens = work.rows[0].shape[0]
+    late = direct and bool(sums) and split.tells_sums and isinstance(tokens, int) and tokens > 0
+    gathered = functools.partial(map, split.gathered)
+    stages = Stages(begun, ended, gathered, kept, split.anywhere, (complete, told) if late else None)
+    sums, filled = work.scan(strided, stages, sums, results)
+    if not late:
+        sums = told(sums)
+    sums = [split.arranged(*each[:2]).astype(each[2]) for each in zip(roles, sums, dtypes, strict=True)]
     of_rows, of_hidden = filled[: 1 + len(plan.stats)], filled[1 + len(plan.stats) :]
-    if axes:
-        of_hidden = [jax.lax.psum(share, axes) for share in of_hidden]
-    return *of_rows, *(share.astype(hidden.dtype) for share in of_hidden), *sums
+    return *of_rows, *(split.over_classes(shares).astype(hidden.dtype) for shares in of_hidden), *sums
 
 
 def tangents(
-    plan: Plan, live: tuple[bool, ...], axes: tuple[str, ...], strided: bool, *operands_and_dots: Array
+    plan: Plan, live: tuple[bool, ...], split: Split, strided: bool, *operands_and_dots: Array
 ) -> tuple[Array, ...]:
     """The tangents of the losses of tokens, and of those statistics that have one.
 
     They are from the operands, and the tangents of those that `live` says have one.
     """
     operands, given = operands_and_dots[: len(live)], iter(operands_and_dots[len(live) :])
-    work = Work(plan, axes, operands)
+    work = Work(plan, split, operands)
     # In reverse mode, the casts become the sums over devices: once, for they are made before the scan.
     dots = [next(given) if is_live else None for is_live in live]
     dots = [dot if dot is None else varying(work.own_axes, dot) for dot in dots]
@@ -278,4 +315,4 @@ def tangents(
 
         return (), jax.jvp(of_live, tuple(primals), tuple(own_dots))[1]
 
-    return work.scan(strided, step, [], work.of_rows(names), *moving)[1]
+    return work.scan(strided, Stages(step), [], work.of_rows(names), *moving)[1]

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,8 +154,31 @@ class Padded:
     weight = take
 
 
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """What is done with the rows of a chunk.
+
+    Attributes:
+        begun: rows to what the chunk adds to the sums, and what its results are made of.
+        ended: that to the results.
+        gathered: rows of this device to those that the others work on, too, if they do.
+        kept: results to this device's part of them.
+        anywhere: whether something is so on any of these devices.
+        told: what is done with the sums at the end: a function of what needs no other device, then one of what does.
+            There is to be work beside the second, so the results of each chunk are made one chunk late, those of the
+            last after the sums. None where nothing is told, or where reverse mode comes.
+    """
+
+    begun: Callable[..., tuple[tuple[Array, ...], Any]]
+    ended: Callable[..., tuple[Array, ...]] = tuple
+    gathered: Callable[..., Iterable[Array]] = tuple
+    kept: Callable[..., tuple[Array, ...]] = tuple
+    anywhere: Callable[[Array], Array] = jnp.asarray
+    told: tuple[Callable, Callable] | None = None
+
+
 def scan_chunks(
-    step: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]],
+    stages: Stages,
     sums: Sequence[Array],
     results: Sequence[Result],
     rows: Sequence[Array],
@@ -166,7 +190,7 @@ def scan_chunks(
     """The sums over all chunks, and the results of all rows.
 
     Args:
-        step: rows of a chunk to what the chunk adds to the sums, and the results of its rows.
+        stages: what is done with a chunk.
         sums: what the sums start from.
         results: what the results are.
         rows: arrays whose first axis is the rows; the last is their weight.
@@ -185,6 +209,15 @@ def scan_chunks(
     *others, weight = (way.split(array, TAKEN_OUT if array is rows[-1] else 0) for array in rows)
     filled = tuple(way.split(result.initial(count), result.of_row_taken_out) for result in results)
 
+    def rows_of(chunk, own_weight):
+        return (*(way.take(array, chunk) for array in others), own_weight)
+
+    def with_rows(filled, of_chunk, chunk):
+        return tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
+
+    def added(sums, shares):
+        return tuple(a + b for a, b in zip(sums, shares, strict=True))
+
     def body(carry, chunk, skip):
         sums, filled = carry
         own_weight = way.weight(weight, chunk)
@@ -193,26 +226,48 @@ def scan_chunks(
         # rows, are made again.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def worked_on(chunk, own_weight):
-            return step((*(way.take(array, chunk) for array in others), own_weight))
+            shares, rest = stages.begun(rows_of(chunk, own_weight))
+            return shares, stages.ended(rest)
 
         def work(sums):
             shares, of_chunk = worked_on(chunk, own_weight)
-            return tuple(a + b for a, b in zip(sums, shares, strict=True)), of_chunk
+            return added(sums, shares), of_chunk
 
         def idle(sums):
             return sums, tuple(result.initial(way.size) for result in results)
 
         sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
-        return sums, tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
+        return sums, with_rows(filled, of_chunk, chunk)
 
-    carry, chunks = (tuple(sums), filled), jnp.arange(way.chunks)
+    def shared(chunk):
+        return tuple(stages.gathered(rows_of(chunk, way.weight(weight, chunk))))
+
+    def one_late(carry, chunk, before):
+        sums, filled, rest = carry
+        # The logits of a chunk take the memory of the gradient of those before.
+        of_chunk, rows = jax.lax.optimization_barrier((stages.ended(rest), shared(chunk)))
+        shares, rest = stages.begun(rows)
+        return added(sums, shares), with_rows(filled, stages.kept(of_chunk), before), rest
+
+    order, busy = jnp.arange(way.chunks), way.chunks
     if skip and direct:
         # Only the chunks that have work, in their order. A branch would do, too, but XLA copies the sums around it.
-        idle = jax.vmap(lambda chunk: taken_out(way.weight(weight, chunk)).all())(chunks)
-        order = jnp.argsort(idle, stable=True)
-        busy = way.chunks - idle.sum()
-        carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), carry)
+        works = jax.vmap(lambda chunk: ~taken_out(way.weight(weight, chunk)).all())(order)
+        works = stages.anywhere(works)
+        order = jnp.argsort(~works, stable=True)
+        busy = works.sum()
+    if stages.told is not None:
+        complete, tell = stages.told
+        sums, rest = stages.begun(shared(order[0]))
+        carry = jax.lax.fori_loop(1, busy, lambda i, c: one_late(c, order[i], order[i - 1]), (sums, filled, rest))
+        sums, filled, rest = carry
+        # Else XLA would make the results first, for they free memory, and tell of the last ones before the sums.
+        sums, filled, rest = jax.lax.optimization_barrier((complete(sums), filled, rest))
+        sums, of_chunk = jax.lax.optimization_barrier((tell(sums), stages.ended(rest)))
+        carry = sums, with_rows(filled, stages.kept(of_chunk), order[jnp.maximum(busy - 1, 0)])
+    elif skip and direct:
+        carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), (tuple(sums), filled))
     else:
-        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, chunks)[0]
+        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), (tuple(sums), filled), order)[0]
     sums, filled = carry
     return sums, tuple(map(way.joined, filled))

@@ -12,6 +12,7 @@ import jaxloss
 import tolerance
 from jaxloss import _linear, _linear_work
 from jaxloss._calls import TAKEN_OUT
+from jaxloss._linear_split import Split
 from linear_oracle import expected, sample
 from test_cross_entropy_options import exact_rows
 
@@ -130,7 +131,7 @@ def test_chunks_that_are_left_out_take_no_work(monkeypatch):
     with jax.disable_jit():  # loops run in Python
         weight = jnp.where(keep, 1, TAKEN_OUT).astype(jnp.float32)
         operands = (s.hidden, s.kernel, s.labels, weight)
-        (losses,) = _linear_work.losses(plans[0], True, (), False, *map(jnp.asarray, operands))
+        (losses,) = _linear_work.losses(plans[0], True, Split(), False, *map(jnp.asarray, operands))
     assert len(worked) == 2
     assert ((np.asarray(losses) > 0) == keep).all()
 
