@@ -70,4 +70,4 @@ def _parts_of_a_step(axis, measured: list[dict], placements: list[tuple[str, str
     axis.set_title(f"time on {devices} devices, weak, by jaxloss's", loc="left", fontweight="bold", fontsize=10)
     axis.set_xlabel("time over jaxloss's")
     axis.set_xlim(0, 1.35 * axis.dataLim.x1)
-    axis.legend(frameon=False, fontsize=8, loc="upper right")
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
