@@ -35,7 +35,7 @@ class Share {
     head_ = static_cast<int>(span.head);
     steps_ = static_cast<int>(span.steps);
     // A row's steps are numbered from the last multiple of 128 bytes before the first one.
-    const int ahead = static_cast<int>(reinterpret_cast<uintptr_t>(row + head_) / kVectorBytes) % kStepsAligned;
+    const int ahead = static_cast<int>(reinterpret_cast<uintptr_t>(row + head_) / kVectorBytes % kStepsAligned);
     const int begin = cluster_rank() * slice_steps - ahead;
     end_ = min(begin + slice_steps, steps_);
     first_ = begin + static_cast<int>(threadIdx.x) / kWarp * (held * kWarp) + static_cast<int>(threadIdx.x) % kWarp;
