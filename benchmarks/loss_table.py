@@ -18,7 +18,7 @@ NEVER_BEHIND = 1.03  # of XLA's time: two medians of one program differ by as mu
 SHARE_OF_PORTABLE = 1 / 0.85
 SHARE_OF_WIDE, SHARE_OF_NARROW, WIDE = 1 / 0.92, 1 / 0.85, 256  # from that many classes on
 SWEPT_BYTES_JUDGED = 2**28  # below it, launches are part of the time
-SHARED_KERNEL_BYTES = 8192  # longer rows of logits with labels are not held in registers (cross_entropy_registers.cuh)
+REGISTERS_OF_A_WARP = 8192  # longer rows of logits with labels are not held in registers (cross_entropy_registers.cuh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def portable_table() -> list[Work]:
     return [
         dataclasses.replace(work, goals=goals, part="portable")
         for work in GPU_TABLE
-        if work.target == "labels" and work.shape[1] * ITEM_BYTES[work.dtype] > SHARED_KERNEL_BYTES
+        if work.target == "labels" and work.shape[1] * ITEM_BYTES[work.dtype] > REGISTERS_OF_A_WARP
     ]
 
 

@@ -30,7 +30,7 @@ def test_this_build_has_kernels_for_the_gpu():
     assert jaxloss.backends().cuda
 
 
-# Rows and classes: several rows a block, a row a block in registers or in shared memory, a row over a cluster or streamed;
+# Rows and classes: several rows a block, a row a warp, a row a block or a cluster in registers, or streamed;
 # widths that 128-bit loads divide and widths that they do not.
 ROW_SIZES = [
     (1000, 2),

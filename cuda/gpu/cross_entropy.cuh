@@ -5,8 +5,8 @@
 #include <cstring>
 #include <utility>
 
+#include "gpu/cross_entropy_cluster_launch.cuh"
 #include "gpu/cross_entropy_registers.cuh"
-#include "gpu/cross_entropy_shared_launch.cuh"
 #include "gpu/cross_entropy_streaming.cuh"
 #include "gpu/cross_entropy_tiles_launch.cuh"
 #include "gpu/cross_entropy_value.cuh"
@@ -15,7 +15,7 @@
 
 namespace jaxloss::gpu {
 
-enum class Regime { any, tiles, registers, value, shared, streaming };
+enum class Regime { any, tiles, registers, value, cluster, streaming };
 
 // JAXLOSS_CROSS_ENTROPY_KERNEL, for tests: heeded wherever that kernel can take the rows.
 inline Regime asked_for() {
@@ -23,7 +23,7 @@ inline Regime asked_for() {
     const std::pair<const char*, Regime> names[] = {{"tiles", Regime::tiles},
                                                     {"registers", Regime::registers},
                                                     {"value", Regime::value},
-                                                    {"shared", Regime::shared},
+                                                    {"cluster", Regime::cluster},
                                                     {"streaming", Regime::streaming}};
     if (const char* asked = std::getenv("JAXLOSS_CROSS_ENTROPY_KERNEL")) {
       for (const auto& [name, named] : names) {
@@ -74,10 +74,10 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& r
   }
   if constexpr (kHasClusterKernel<Logit>) {
     const bool read_twice = rows.gradient || !std::is_same_v<Target, ClassIndices>;
-    if (asked == Regime::shared || (asked == Regime::any && read_twice)) {
-      const SharedShape shape = shared_shape(rows, device);
+    if (asked == Regime::cluster || (asked == Regime::any && read_twice)) {
+      const ClusterShape shape = cluster_shape(rows, device);
       if (shape.blocks > 0) {
-        const cudaError_t error = launch_shared(stream, rows, device, shape);
+        const cudaError_t error = launch_cluster(stream, rows, device, shape);
         if (error != cudaErrorNotSupported) return error;
       }
     }

@@ -3,33 +3,10 @@
 // gradient is written too. These are 26 and 34; with functions of the CUDA library they were about 90.
 #pragma once
 
+#include "gpu/instructions.cuh"
 #include "maths/binary.h"
 
 namespace jaxloss::gpu {
-
-// The smaller and the larger of two numbers, or NaN if one of them is.
-__device__ __forceinline__ float smaller_or_nan(float a, float b) {
-  float result;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-}
-__device__ __forceinline__ float larger_or_nan(float a, float b) {
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-}
-
-// 2^x and 1 / x, within 2 ulp and 1 ulp, by one instruction each; subnormal results are 0.
-__device__ __forceinline__ float power_of_two(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-__device__ __forceinline__ float reciprocal(float x) {
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
 
 // e^−|x|, 0 where that is subnormal. The exponent of 2 is rounded, by more than the result may be for a large |x|; what
 // e^−|x| is beyond the power of 2 that was taken is so near 1 that 1 + its logarithm is all of it.

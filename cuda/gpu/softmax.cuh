@@ -1,16 +1,11 @@
 // Exponentials of logits relative to a maximum, with the hardware's exponential of base 2.
 #pragma once
 
+#include "gpu/instructions.cuh"
 #include "gpu/reduce.cuh"
 #include "gpu/vector.cuh"
 
 namespace jaxloss::gpu {
-
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // exp(x − max), for x up to max. The difference comes first: an offset common to all logits has cancelled, however
 // large, before anything is rounded. (2^(x·log₂e − max·log₂e) would save an addition, and be wrong by the rounding of

@@ -632,7 +632,7 @@ void check_cross_entropy(Buffers& buffers, const char* regime, bool gradient_ker
   Report report(std::string(gradient_kernel ? "cross entropy gradient " : "cross entropy ") + types + " " + regime);
   gpu::Device device;
   require(gpu::find_current_device(device), "device");
-  int in_registers = 0, in_shared = 0;
+  int in_registers = 0, in_clusters = 0;
   uint64_t seed = 0;
   const auto check_shape = [&](int64_t row_count, int64_t classes) {
     seed++;
@@ -661,7 +661,7 @@ void check_cross_entropy(Buffers& buffers, const char* regime, bool gradient_ker
         rows.log_sum = variant.stats ? buffers.log_sum.put<Real>(nullptr, row_count, 0) : nullptr;
         rows.ceiling = static_cast<Real>(c.ceiling);
         in_registers += gpu::registers_shape(rows).slots > 0;
-        if constexpr (gpu::kHasClusterKernel<Logit>) in_shared += gpu::shared_shape(rows, device).blocks > 0;
+        if constexpr (gpu::kHasClusterKernel<Logit>) in_clusters += gpu::cluster_shape(rows, device).blocks > 0;
         require(gpu::launch(nullptr, rows), what);
         require(cudaDeviceSynchronize(), what);
         report.check<Real>("loss", buffers.loss, c.loss);
@@ -685,7 +685,7 @@ void check_cross_entropy(Buffers& buffers, const char* regime, bool gradient_ker
     check_shape(150, 128256);
   }
   if (!gradient_kernel) {
-    report.note = "registers can take " + std::to_string(in_registers) + ", shared " + std::to_string(in_shared);
+    report.note = "registers can take " + std::to_string(in_registers) + ", clusters " + std::to_string(in_clusters);
   }
 }
 
@@ -764,7 +764,7 @@ int main(int argc, char** argv) {
   if (argc > 1) return run(argv[1]);
   bool passed = true;
   std::vector<pid_t> children;
-  for (const char* what : {"elementwise", "gradient", "any", "tiles", "registers", "value", "shared", "streaming"}) {
+  for (const char* what : {"elementwise", "gradient", "any", "tiles", "registers", "value", "cluster", "streaming"}) {
     const pid_t child = fork();
     if (child == 0) {
       setenv("JAXLOSS_CROSS_ENTROPY_KERNEL", what, 1);

@@ -11,7 +11,7 @@ namespace jaxloss::gpu {
 // gradient must be aligned alike.
 template <bool kGradient, class Logit>
 __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
-    cross_entropy_shared(CrossEntropyRows<Logit, ClassIndices> rows, int slice_steps) {
+    cross_entropy_cluster(CrossEntropyRows<Logit, ClassIndices> rows, int slice_steps) {
 #if __CUDA_ARCH__ >= 900
   constexpr int step = kPerVector<Logit>;
   __shared__ Exchange<SoftmaxSums<float>> exchange;

@@ -5,13 +5,13 @@
 #include <mutex>
 #include <tuple>
 
-#include "gpu/cross_entropy_shared.cuh"
-#include "gpu/cross_entropy_shared_probabilities.cuh"
+#include "gpu/cross_entropy_cluster.cuh"
+#include "gpu/cross_entropy_cluster_probabilities.cuh"
 #include "gpu/device.h"
 
 namespace jaxloss::gpu {
 
-struct SharedShape {
+struct ClusterShape {
   int blocks;  // in a cluster; 0: the row does not fit, or the GPU has no clusters
   int threads;
   int slice_steps;
@@ -37,7 +37,7 @@ bool steps_are_aligned(ClassProbabilities<Stored> target, int64_t first) {
 // Blocks of up to 256 threads, as few as hold the row; of up to 512, where a cluster would be larger than any GPU with
 // clusters is sure to take. More blocks, where there are fewer rows than would keep all multiprocessors at work.
 template <class Logit, class Target>
-SharedShape shared_shape(const CrossEntropyRows<Logit, Target>& rows, const Device& device) {
+ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const Device& device) {
   constexpr int few_threads = 256, sure_blocks = 8, held = held_steps<Logit>(Target{});
   if (device.compute_capability < 90) return {};
   const auto ahead = [](const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes; };
@@ -63,7 +63,8 @@ SharedShape shared_shape(const CrossEntropyRows<Logit, Target>& rows, const Devi
 }
 
 // Whether the device can run clusters of that shape: asked for once. The kernel is set up for them first.
-inline bool runs(const void* kernel, const Device& device, const SharedShape& shape, const cudaLaunchConfig_t& config) {
+inline bool runs(const void* kernel, const Device& device, const ClusterShape& shape,
+                 const cudaLaunchConfig_t& config) {
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int, int, int>, bool> known;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -91,20 +92,20 @@ inline bool runs(const void* kernel, const Device& device, const SharedShape& sh
 }
 
 template <class Logit>
-auto shared_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows) {
-  return rows.gradient ? cross_entropy_shared<true, Logit> : cross_entropy_shared<false, Logit>;
+auto cluster_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows) {
+  return rows.gradient ? cross_entropy_cluster<true, Logit> : cross_entropy_cluster<false, Logit>;
 }
 template <class Logit, class Stored>
-auto shared_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>& rows) {
-  return rows.gradient ? cross_entropy_shared_probabilities<true, Logit, Stored>
-                       : cross_entropy_shared_probabilities<false, Logit, Stored>;
+auto cluster_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>& rows) {
+  return rows.gradient ? cross_entropy_cluster_probabilities<true, Logit, Stored>
+                       : cross_entropy_cluster_probabilities<false, Logit, Stored>;
 }
 
 // cudaErrorNotSupported where no cluster of that shape can run.
 template <class Logit, class Target>
-cudaError_t launch_shared(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows, const Device& device,
-                          const SharedShape& shape) {
-  const auto kernel = shared_kernel(rows);
+cudaError_t launch_cluster(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows, const Device& device,
+                           const ClusterShape& shape) {
+  const auto kernel = cluster_kernel(rows);
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(shape.blocks), 1, 1};

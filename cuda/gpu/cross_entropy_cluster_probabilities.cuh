@@ -14,7 +14,7 @@ constexpr int kHeldWithTarget = kHeldVectors / (1 + kPerVector<Logit> / kPerVect
 // not taken out logits and probabilities are read once; the gradient is written once. All three must be aligned alike.
 template <bool kGradient, class Logit, class Stored>
 __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
-    cross_entropy_shared_probabilities(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows, int slice_steps) {
+    cross_entropy_cluster_probabilities(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows, int slice_steps) {
 #if __CUDA_ARCH__ >= 900
   constexpr int step = kPerVector<Logit>, held = kHeldWithTarget<Logit, Stored>;
   __shared__ Exchange<SoftmaxSums<float>> exchange;
