@@ -162,11 +162,19 @@ def linear_cross_entropy(
         *of_rows(hardware, layout, chunk, chunks),
         collective(hardware, "the hidden states' gradient", "all-reduce", hidden, "host", layout.in_host),
     ]
+
+    def over_hosts(what: str, kind: str, item: int):
+        costs.append(collective(hardware, what, kind, kernel * item, "network", layout.hosts))
+
     if fsdp:
-        costs.append(collective(hardware, "the kernel", "all-gather", kernel * ITEM, "network", layout.hosts))
-    kind = "reduce-scatter" if fsdp else "all-reduce"
-    of_kernel = collective(hardware, "the kernel's gradient", kind, kernel * sum_bytes, "network", layout.hosts)
-    return compute, [*costs, of_kernel, of_loss(hardware, layout)]
+        over_hosts("the kernel", "all-gather", ITEM)
+        over_hosts("the kernel's gradient", "reduce-scatter", sum_bytes)
+    elif sum_bytes > ITEM:  # added up as it was summed, then told as it is kept
+        over_hosts("the kernel's gradient", "reduce-scatter", sum_bytes)
+        over_hosts("the kernel's gradient", "all-gather", ITEM)
+    else:
+        over_hosts("the kernel's gradient", "all-reduce", sum_bytes)
+    return compute, [*costs, of_loss(hardware, layout)]
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------

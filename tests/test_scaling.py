@@ -123,11 +123,18 @@ def test_the_model_of_linear_cross_entropy():
     )
     np.testing.assert_allclose(compute.seconds, 6 * 65536 * 4096 * 16032 / 989e12)
     kernel = 4096 * 16032
-    by_name = {cost.what.partition(",")[0]: cost for cost in (*whole, *split)}
-    np.testing.assert_allclose(by_name["all-reduce of the kernel's gradient"].sent, 2 * 127 / 128 * kernel * 4)
-    np.testing.assert_allclose(by_name["reduce-scatter of the kernel's gradient"].sent, 127 / 128 * kernel * 4)
-    np.testing.assert_allclose(by_name["all-gather of the kernel"].sent, 127 / 128 * kernel * 2)
-    np.testing.assert_allclose(by_name["all-reduce of the hidden states' gradient"].sent, 2 * 7 / 8 * 65536 * 4096 * 2)
+    summed_in_bfloat16 = scaling_model.linear_cross_entropy(Hardware(), layout, False, 2)[1]
+    for costs, expected in (
+        (whole, {"reduce-scatter of the kernel's gradient": 4, "all-gather of the kernel's gradient": 2}),
+        (split, {"reduce-scatter of the kernel's gradient": 4, "all-gather of the kernel": 2}),
+        (summed_in_bfloat16, {"all-reduce of the kernel's gradient": 2 * 2}),
+    ):
+        by_name = {cost.what.partition(",")[0]: cost for cost in costs}
+        assert expected.keys() == {name for name in by_name if "kernel" in name}
+        for name, item in expected.items():
+            np.testing.assert_allclose(by_name[name].sent, 127 / 128 * kernel * item)
+        hidden = by_name["all-reduce of the hidden states' gradient"]
+        np.testing.assert_allclose(hidden.sent, 2 * 7 / 8 * 65536 * 4096 * 2)
     alone = dataclasses.replace(layout, in_host=1, hosts=1)
     assert sum(cost.seconds for cost in scaling_model.linear_cross_entropy(Hardware(), alone, False)[1]) == 0
 
