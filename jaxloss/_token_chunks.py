@@ -100,12 +100,14 @@ class Overlapping:
 class Strided:
     """Chunks of every so many-th row.
 
-    Where XLA's partitioner has split the rows over devices, all of them then have a share of every chunk.
+    Where XLA's partitioner has split the rows over devices, all of them then have a share of every chunk, and an equal
+    one: custom calls on unequal shares fail to compile. Which devices these are is not known here.
     """
 
     def __init__(self, rows: int, size: int):
-        self.rows, self.chunks = rows, math.ceil(rows / size)
-        self.size = math.ceil(rows / self.chunks)
+        equal, devices = math.ceil(rows / math.ceil(rows / size)), jax.device_count()
+        self.size = math.ceil(equal / devices) * devices
+        self.rows, self.chunks = rows, math.ceil(rows / self.size)
 
     def split(self, array: Array, filling: float) -> Array:
         """The array of all rows, in the form that `take` and `put` work on."""

@@ -258,3 +258,23 @@ def test_sizes_that_do_not_divide_the_mesh():
 
     for actual, of in zip(run(s.hidden, s.kernel), (exact.of_hidden, exact.of_kernel), strict=True):
         check(actual, of, "gradient")
+
+
+def test_chunks_smaller_than_the_mesh_in_second_order():
+    """There XLA's partitioner splits each chunk, which must have an equal share for every device."""
+    mesh = meshes.mesh()
+
+    def directional(hidden, kernel):
+        def loss(hidden):
+            return jaxloss.linear_cross_entropy(hidden, kernel, S.labels, chunk_size=2)
+
+        return jax.jvp(jax.grad(loss), (hidden,), (jnp.cos(hidden),))[1]
+
+    hidden = jax.device_put(S.hidden, NamedSharding(mesh, P("d")))
+    kernel = jax.device_put(S.kernel, NamedSharding(mesh, P()))
+    tolerance.assert_close(
+        jax.jit(directional)(hidden, kernel),
+        jax.jit(directional)(S.hidden, S.kernel),
+        "a second derivative",
+        operations=tolerance.OPERATIONS_OF_HIGHER_ORDER,
+    )
