@@ -156,6 +156,10 @@ class Padded:
     weight = take
 
 
+def _as_they_are(arrays: Iterable[Array]) -> tuple[Array, ...]:
+    return tuple(arrays)
+
+
 @dataclasses.dataclass(frozen=True)
 class Stages:
     """What is done with the rows of a chunk.
@@ -172,9 +176,9 @@ class Stages:
     """
 
     begun: Callable[..., tuple[tuple[Array, ...], Any]]
-    ended: Callable[..., tuple[Array, ...]] = tuple
-    gathered: Callable[..., Iterable[Array]] = tuple
-    kept: Callable[..., tuple[Array, ...]] = tuple
+    ended: Callable[..., tuple[Array, ...]] = _as_they_are
+    gathered: Callable[..., Iterable[Array]] = _as_they_are
+    kept: Callable[..., tuple[Array, ...]] = _as_they_are
     anywhere: Callable[[Array], Array] = jnp.asarray
     told: tuple[Callable, Callable] | None = None
 
@@ -272,4 +276,4 @@ def scan_chunks(
     else:
         carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), (tuple(sums), filled), order)[0]
     sums, filled = carry
-    return sums, tuple(map(way.joined, filled))
+    return tuple(sums), tuple(map(way.joined, filled))

@@ -117,6 +117,15 @@ __device__ __forceinline__ void store(Stored* to, const Accumulator<Stored> (&x)
   }
 }
 
+// To an aligned address in shared memory.
+template <class Stored, int count>
+__device__ __forceinline__ void store_shared(Stored* to, const Accumulator<Stored> (&x)[count]) {
+#pragma unroll
+  for (int i = 0; i < count / kPerVector<Stored>; i++) {
+    reinterpret_cast<uint4*>(to)[i] = pack<Stored>(x + i * kPerVector<Stored>);
+  }
+}
+
 // A run of numbers in memory: single ones up to the first aligned address, then steps of `kPerVector<Stored>` numbers,
 // then single ones again. The single ones, before and after, are its edges.
 template <class Stored>
