@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloss
 import meshes
@@ -96,7 +96,13 @@ def test_placements(placement, axis_type):
     found, ideal = told(compiled), expected_to_be_told(placement, *mesh.devices.shape)
     if meshes.axes_of(*PLACEMENTS[placement]) == ("d", "v") and mesh.devices.shape[1] == 1:
         return  # two devices: what is split over one of them alone is not worth a description
-    assert found == ideal
+    allowed = [ideal]
+    if axis_type == AxisType.Auto and ideal["all-to-all"]:
+        # XLA's partitioner brings the kernel to where it is worked on, and may gather it for that (as in jax 0.12).
+        others = mesh.devices.shape[1] if placement.endswith("and classes") else 1
+        kernel = collections.Counter({"all-gather": KERNEL // others})
+        allowed.append(ideal + kernel - collections.Counter({"all-to-all": ideal["all-to-all"] // 2}))
+    assert found in allowed
 
 
 @AXIS_TYPES
