@@ -51,6 +51,14 @@ struct ClassProbabilities {
   const Stored* probability;  // [rows, classes]
 };
 
+// The number of a row, where each serves `rows_per_number` rows. (A division of 64 bits takes a GPU as long as a step
+// of a row: one number for all rows needs none.)
+template <class Real>
+JAXLOSS_INLINE Real number_of_row(const Real* number, int64_t rows_per_number, int64_t rows, int64_t row) {
+  if (rows_per_number >= rows) return number[0];
+  return number[rows_per_number == 1 ? row : row / rows_per_number];
+}
+
 template <class Logit, class Target>
 struct CrossEntropyRows {
   using Real = Accumulator<Logit>;
@@ -64,9 +72,12 @@ struct CrossEntropyRows {
   int64_t rows, classes, rows_per_weight;
   Real ceiling;  // −log clip, or infinity
 
-  JAXLOSS_INLINE Real weight_of(int64_t row) const {
-    if (rows_per_weight >= rows) return row_weight[0];  // a division of 64 bits takes a GPU as long as a step of a row
-    return row_weight[rows_per_weight == 1 ? row : row / rows_per_weight];
+  JAXLOSS_INLINE Real weight_of(int64_t row) const { return number_of_row(row_weight, rows_per_weight, rows, row); }
+  // The results of a row; of one that is taken out all are 0.
+  JAXLOSS_INLINE void store_results(int64_t row, Real loss_of_row, Real max_of_row, Real log_sum_of_row) const {
+    loss[row] = loss_of_row;
+    if (max) max[row] = max_of_row;
+    if (log_sum) log_sum[row] = log_sum_of_row;
   }
 };
 
@@ -84,10 +95,7 @@ struct CrossEntropyGradientRows {
   Logit* gradient;         // [rows, classes]
   int64_t rows, classes, rows_per_weight;
 
-  JAXLOSS_INLINE Real weight_of(int64_t row) const {
-    if (rows_per_weight >= rows) return row_weight[0];  // a division of 64 bits takes a GPU as long as a step of a row
-    return row_weight[rows_per_weight == 1 ? row : row / rows_per_weight];
-  }
+  JAXLOSS_INLINE Real weight_of(int64_t row) const { return number_of_row(row_weight, rows_per_weight, rows, row); }
 };
 
 // One number for every `rows_per_number` rows; `otherwise` for all of them where none is given.

@@ -194,9 +194,8 @@ JAXLOSS_INLINE void cross_entropy_row(const CrossEntropyRows<Logit, Target>& row
     sums = row_sums(rows.target, row, logits, classes, [](int64_t, int64_t, const auto&) {});
   }
   const Real log_sum = logarithm(sums.sum);
-  rows.loss[row] = row_loss(rows.target, row, logits, classes, sums, log_sum, rows.ceiling);
-  if (rows.max) rows.max[row] = sums.max;
-  if (rows.log_sum) rows.log_sum[row] = log_sum;
+  const Real loss = row_loss(rows.target, row, logits, classes, sums, log_sum, rows.ceiling);
+  rows.store_results(row, loss, sums.max, log_sum);
   const RowScale<Real> scale{1 / sums.sum, sums.target, weight};
   if (kept) {
     row_gradient(rows.target, row, KeptExponentials<Logit>{kept}, classes, scale, gradient);
@@ -217,9 +216,7 @@ void cross_entropy_rows(const CrossEntropyRows<Logit, Target>& rows, int64_t beg
       cross_entropy_row(rows, row, weight, buffer.numbers);
       continue;
     }
-    rows.loss[row] = 0;
-    if (rows.max) rows.max[row] = 0;
-    if (rows.log_sum) rows.log_sum[row] = 0;
+    rows.store_results(row, 0, 0, 0);
     if (rows.gradient) std::memset(rows.gradient + row * rows.classes, 0, rows.classes * sizeof(Logit));
   }
 }

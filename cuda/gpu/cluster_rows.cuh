@@ -20,9 +20,6 @@ constexpr int kMostThreads = 512;
 constexpr int kBlocksAMultiprocessor = 2;  // of so many threads
 constexpr int kMostBlocks = 16;
 
-// Slices begin at multiples of 128 bytes: a step of a warp's lanes is whole sectors of memory.
-constexpr int kStepsAligned = 128 / kVectorBytes;
-
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 // What a thread holds of a row: up to `held` steps of its block's slice, and maybe one number of the edges, which are
@@ -34,7 +31,8 @@ class Share {
     const Span<Logit> span(classes, row);
     head_ = static_cast<int>(span.head);
     steps_ = static_cast<int>(span.steps);
-    // A row's steps are numbered from the last multiple of 128 bytes before the first one.
+    // Slices begin at multiples of 128 bytes: a row's steps are numbered from the last multiple of 128 bytes before the
+    // first one.
     const int ahead = static_cast<int>(reinterpret_cast<uintptr_t>(row + head_) / kVectorBytes % kStepsAligned);
     const int begin = cluster_rank() * slice_steps - ahead;
     end_ = min(begin + slice_steps, steps_);

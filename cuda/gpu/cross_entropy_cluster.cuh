@@ -46,9 +46,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
   if (wanted && valid ? has_label : threadIdx.x == 0 && cluster_rank() == 0) {
     const float log_sum = wanted ? logarithm(sums.sum) : 0;
     const float nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling);
-    rows.loss[row] = !wanted ? 0.0f : valid ? nll : NAN;
-    if (rows.max) rows.max[row] = sums.max;
-    if (rows.log_sum) rows.log_sum[row] = log_sum;
+    rows.store_results(row, !wanted ? 0.0f : valid ? nll : NAN, sums.max, log_sum);
   }
 
   if constexpr (kGradient) {

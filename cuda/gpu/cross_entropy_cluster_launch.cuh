@@ -1,13 +1,9 @@
 // How the blocks of a cluster share a row.
 #pragma once
 
-#include <map>
-#include <mutex>
-#include <tuple>
-
 #include "gpu/cross_entropy_cluster.cuh"
 #include "gpu/cross_entropy_cluster_probabilities.cuh"
-#include "gpu/device.h"
+#include "gpu/residency.h"
 
 namespace jaxloss::gpu {
 
@@ -39,7 +35,7 @@ bool steps_are_aligned(ClassProbabilities<Stored> target, int64_t first) {
 template <class Logit, class Target>
 ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const Device& device) {
   constexpr int few_threads = 256, sure_blocks = 8, held = held_steps<Logit>(Target{});
-  if (device.compute_capability < 90) return {};
+  if (device.compute_capability < kHopper) return {};
   const auto ahead = [](const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes; };
   const int64_t misaligned = ahead(rows.logits, kVectorBytes);
   if (rows.gradient && static_cast<int64_t>(ahead(rows.gradient, kVectorBytes)) != misaligned) return {};
@@ -60,35 +56,6 @@ ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const De
   const int64_t slice_steps = ((steps + blocks - 1) / blocks + kStepsAligned - 1) / kStepsAligned * kStepsAligned;
   const int64_t warps = (slice_steps + held * kWarp - 1) / (held * kWarp);
   return {static_cast<int>(blocks), static_cast<int>(warps < 1 ? 1 : warps) * kWarp, static_cast<int>(slice_steps)};
-}
-
-// Whether the device can run clusters of that shape: asked for once. The kernel is set up for them first.
-inline bool runs(const void* kernel, const Device& device, const ClusterShape& shape,
-                 const cudaLaunchConfig_t& config) {
-  static std::mutex mutex;
-  static std::map<std::tuple<const void*, int, int, int>, bool> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({kernel, device.ordinal, shape.blocks, shape.threads}, false);
-  bool& can = entry->second;
-  if (!is_new) return can;
-  const auto find = [&]() -> cudaError_t {
-    cudaFuncAttributes found;
-    if (const cudaError_t error = cudaFuncGetAttributes(&found, kernel)) return error;
-    if (found.ptxVersion < 90) return cudaSuccess;  // compiled for an older GPU: the kernel's body is not there
-    if (shape.blocks > 8) {
-      if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) {
-        return error;
-      }
-    }
-    int clusters = 1;
-    if (shape.blocks > 1) {
-      if (const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config)) return error;
-    }
-    can = clusters > 0;
-    return cudaSuccess;
-  };
-  if (find() != cudaSuccess) cudaGetLastError();  // answered: not for the next launch to report
-  return can;
 }
 
 template <class Logit>
@@ -114,8 +81,11 @@ cudaError_t launch_cluster(cudaStream_t stream, const CrossEntropyRows<Logit, Ta
   config.blockDim = dim3(shape.threads);
   config.stream = stream;
   config.attrs = &cluster;
-  config.numAttrs = shape.blocks > 1 ? 1 : 0;
-  if (!runs(reinterpret_cast<const void*>(kernel), device, shape, config)) return cudaErrorNotSupported;
+  config.numAttrs = 1;
+  if (resident_clusters(reinterpret_cast<const void*>(kernel), device, shape.blocks, config) == 0) {
+    return cudaErrorNotSupported;
+  }
+  if (shape.blocks == 1) config.numAttrs = 0;
   return cudaLaunchKernelEx(&config, kernel, rows, shape.slice_steps);
 }
 

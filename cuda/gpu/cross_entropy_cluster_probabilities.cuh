@@ -35,11 +35,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
   const Share<Logit, held> share(logits, static_cast<int>(rows.classes), slice_steps);
 
   if (taken_out(weight)) {
-    if (writes) {
-      rows.loss[row] = 0;
-      if (rows.max) rows.max[row] = 0;
-      if (rows.log_sum) rows.log_sum[row] = 0;
-    }
+    if (writes) rows.store_results(row, 0, 0, 0);
     if constexpr (kGradient) {
       const float zeros[step] = {};
       share.for_steps([&](int, int i) { store<Logit>(gradient + i, zeros); });
@@ -83,10 +79,6 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
   }
   sums = exchange.all(no_logits<float>(), Merged());
   const float log_sum = logarithm(sums.sum);
-  if (writes) {
-    if (rows.max) rows.max[row] = sums.max;
-    if (rows.log_sum) rows.log_sum[row] = log_sum;
-  }
 
   const Exponentials<float> exponentials(sums.max);
   const float scale = target_sum / sums.sum;
@@ -117,7 +109,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
   losses.tell(across_lanes(loss, kWarp, Sum()), 1);
   if (cluster_rank() == 0 && threadIdx.x < kWarp) {
     loss = losses.all(0, Sum());
-    if (writes) rows.loss[row] = loss;
+    if (writes) rows.store_results(row, loss, sums.max, log_sum);
   }
 #endif
 }

@@ -24,11 +24,8 @@ struct Chunks {
   int threads;  // a power of two, at most a block's
 };
 
-// Where a row has several chunks, its steps are numbered from the last multiple of 128 bytes before the first one, so
-// that no two chunks write to one sector of memory.
-constexpr int kStepsAligned = 128 / kVectorBytes;
-
-// Short rows are a chunk each, however short.
+// Short rows are a chunk each, however short. Where a row has several, its steps are numbered from the last multiple of
+// 128 bytes before the first one, so that no two chunks write to one sector of memory.
 template <class Logit, class Target>
 Chunks chunks_of(const CrossEntropyGradientRows<Logit, Target>& rows) {
   constexpr int64_t most = kStepsAThread<Logit, Target>;

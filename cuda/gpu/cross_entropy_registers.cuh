@@ -79,9 +79,7 @@ struct Place {
   template <class Rows>
   __device__ __forceinline__ void store_results(const Rows& rows, Real loss, Real max, Real log_sum) const {
     if (lane != 0 || !exists) return;
-    rows.loss[row] = wanted ? loss : Real(0);
-    if (rows.max) rows.max[row] = wanted ? max : Real(0);
-    if (rows.log_sum) rows.log_sum[row] = wanted ? log_sum : Real(0);
+    rows.store_results(row, wanted ? loss : Real(0), wanted ? max : Real(0), wanted ? log_sum : Real(0));
   }
 };
 

@@ -53,10 +53,7 @@ __device__ __forceinline__ void store_zeros(const Span<Logit>& span, Logit* row)
 
 template <class Rows, class Real>
 __device__ __forceinline__ void store_results(const Rows& rows, int64_t row, Real loss, Real max, Real log_sum) {
-  if (threadIdx.x != 0) return;
-  rows.loss[row] = loss;
-  if (rows.max) rows.max[row] = max;
-  if (rows.log_sum) rows.log_sum[row] = log_sum;
+  if (threadIdx.x == 0) rows.store_results(row, loss, max, log_sum);
 }
 
 // Block b takes rows b, b + gridDim.x, … It reads the logits, of a row that is not taken out, once, and again where a

@@ -160,9 +160,11 @@ class TileWarp {
       if (leads) {
         const float log_sum = logarithm(sums.sum);
         const float nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows_.ceiling);
-        rows_.loss[first_row + r] = !wanted ? 0.0f : valid ? nll : NAN;
-        if (rows_.max) rows_.max[first_row + r] = wanted ? sums.max : 0.0f;
-        if (rows_.log_sum) rows_.log_sum[first_row + r] = wanted ? log_sum : 0.0f;
+        rows_.store_results(first_row + r,
+                            !wanted ? 0.0f
+                            : valid ? nll
+                                    : NAN,
+                            wanted ? sums.max : 0.0f, wanted ? log_sum : 0.0f);
       }
       if constexpr (kGradient) {
         const bool zero = !valid || weight == 0;

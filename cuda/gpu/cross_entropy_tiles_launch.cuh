@@ -12,7 +12,6 @@ namespace jaxloss::gpu {
 constexpr int kTileBytes = 2560;               // as many rows as fit, but at least one for each team of a warp's lanes
 constexpr int64_t kLongestTileOfLanes = 4224;  // of one row for each team; longer ones are shared by more lanes
 constexpr int64_t kLongestTiledRow = 1056;
-constexpr int kTileWaves = 16;  // of blocks, so that multiprocessors which get more from memory take more of them
 
 // The largest power of two, up to a vector's bytes, that divides the bytes of a row.
 inline int row_unit(int64_t row_bytes) {
@@ -98,7 +97,7 @@ cudaError_t launch_tiles(cudaStream_t stream, const CrossEntropyRows<Logit, Clas
   const int64_t tile_count = rows.rows / tiles.rows;
   if (resident == 0 || tile_count < fewest * resident * kTileWarps) return cudaErrorNotSupported;
   if (tile_count > 0) {
-    const int64_t blocks = std::min(resident * kTileWaves, (tile_count + kTileWarps - 1) / kTileWarps);
+    const int64_t blocks = std::min(resident * kWaves, (tile_count + kTileWarps - 1) / kTileWarps);
     kernel<<<static_cast<unsigned>(blocks), kTileThreads, tiles.shared_bytes(), stream>>>(rows, tiles, tile_count);
     if (const cudaError_t error = cudaGetLastError()) return error;
   }

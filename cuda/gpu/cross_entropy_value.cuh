@@ -24,14 +24,14 @@ constexpr size_t kValueSharedBytes = static_cast<size_t>(kValueWarps) * kChunkSt
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 // What a warp found in its chunks of a row.
-struct PartOfRow {
+struct FoundByWarp {
   SoftmaxSums<float> sums;
   float label_logit;  // 0 if it is elsewhere
 };
 
 struct ValueState {
   Barrier filled[kValueWarps][kChunkStages];
-  PartOfRow part[2][kValueWarps];  // of rows in turn
+  FoundByWarp part[2][kValueWarps];  // of rows in turn
 };
 
 // A chunk of a row of this warp's, and the one after it.
@@ -127,11 +127,7 @@ __global__ void __launch_bounds__(kValueThreads, 2) cross_entropy_value(CrossEnt
       next_index = rows.target.index[row + teams];
     }
     if (taken_out(weight)) {
-      if (member == 0 && lane == 0) {
-        rows.loss[row] = 0;
-        if (rows.max) rows.max[row] = 0;
-        if (rows.log_sum) rows.log_sum[row] = 0;
-      }
+      if (member == 0 && lane == 0) rows.store_results(row, 0, 0, 0);
       continue;
     }
     const Logit* logits = rows.logits + row * rows.classes;
@@ -171,7 +167,7 @@ __global__ void __launch_bounds__(kValueThreads, 2) cross_entropy_value(CrossEnt
       if (lane == 0) state.part[place][warp] = {sums, label_logit};
       sync_team<members * kWarp>(1 + warp / members);
       if (member == 0) {
-        const PartOfRow part = state.part[place][warp + lane % members];
+        const FoundByWarp part = state.part[place][warp + lane % members];
         sums = across_lanes(part.sums, members, Merged());
         label_logit = across_lanes(part.label_logit, members, Sum());
       }
@@ -180,16 +176,14 @@ __global__ void __launch_bounds__(kValueThreads, 2) cross_entropy_value(CrossEnt
     if (member == 0 && lane == 0) {
       const float log_sum = logarithm(sums.sum);
       const bool valid = index >= 0 && index < rows.classes;
-      rows.loss[row] = valid ? negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling) : NAN;
-      if (rows.max) rows.max[row] = sums.max;
-      if (rows.log_sum) rows.log_sum[row] = log_sum;
+      const float nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling);
+      rows.store_results(row, valid ? nll : NAN, sums.max, log_sum);
     }
   }
 #endif
 }
 
 constexpr int64_t kShortestStreamedRow = 8192, kLongestStreamedRow = 65536;  // bytes
-constexpr int kValueWaves = 16;
 
 // cudaErrorNotSupported where the device has no such kernel, or where another one has more threads at work on rows that
 // are few, or takes less time for each because they are long.
@@ -210,7 +204,7 @@ cudaError_t launch_value(cudaStream_t stream, const CrossEntropyRows<Logit, Clas
       (row_bytes <= kShortestStreamedRow || row_bytes > kLongestStreamedRow || blocks < 4 * resident)) {
     return cudaErrorNotSupported;
   }
-  kernel<<<static_cast<unsigned>(std::min(blocks, resident * kValueWaves)), kValueThreads, kValueSharedBytes, stream>>>(
+  kernel<<<static_cast<unsigned>(std::min(blocks, resident * kWaves)), kValueThreads, kValueSharedBytes, stream>>>(
       rows);
   return cudaGetLastError();
 }

@@ -1,4 +1,4 @@
-// How many blocks of a kernel run at once, asked for once a kernel, device and size.
+// How many blocks or clusters of a kernel run at once, asked for once a kernel, device and size.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,22 +12,31 @@
 namespace jaxloss::gpu {
 
 constexpr int kHopper = 90;
+constexpr int kWaves = 16;  // of blocks, so that multiprocessors which get more from memory take more of them
 
-// Of a kernel whose body is compiled for Hopper on; 0 if the device can run none. It is allowed that much dynamic
-// shared memory first.
-inline int resident_blocks(const void* kernel, const Device& device, int threads, size_t shared_bytes) {
+// What `find` sets, for a kernel whose body is compiled for Hopper on; 0 if the device can run none.
+template <class Find>
+int resident(const void* kernel, const Device& device, int threads, size_t size, Find find) {
   if (device.compute_capability < kHopper) return 0;
   static std::mutex mutex;
-  static std::map<std::tuple<const void*, int, size_t>, int> known;
+  static std::map<std::tuple<const void*, int, int, size_t>, int> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({kernel, device.ordinal, shared_bytes}, 0);
-  int& blocks = entry->second;
-  if (!is_new) return blocks;
-  const auto find = [&]() -> cudaError_t {
-    cudaFuncAttributes found;
-    if (const cudaError_t error = cudaFuncGetAttributes(&found, kernel)) return error;
-    if (found.ptxVersion < kHopper) return cudaSuccess;  // compiled for an older GPU: the kernel's body is not there
-    const int most_bytes = device.shared_memory_limit - static_cast<int>(found.sharedSizeBytes);
+  const auto [entry, is_new] = known.try_emplace({kernel, device.ordinal, threads, size}, 0);
+  if (!is_new) return entry->second;
+  const auto find_if_compiled = [&]() -> cudaError_t {
+    cudaFuncAttributes attributes;
+    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel)) return error;
+    if (attributes.ptxVersion < kHopper) return cudaSuccess;  // compiled for an older GPU: the body is not there
+    return find(attributes, entry->second);
+  };
+  if (find_if_compiled() != cudaSuccess) cudaGetLastError();  // answered: not for the next launch to report
+  return entry->second;
+}
+
+// How many blocks run at once. The kernel is allowed that much dynamic shared memory first.
+inline int resident_blocks(const void* kernel, const Device& device, int threads, size_t shared_bytes) {
+  const auto find = [&](const cudaFuncAttributes& attributes, int& blocks) -> cudaError_t {
+    const int most_bytes = device.shared_memory_limit - static_cast<int>(attributes.sharedSizeBytes);
     if (const cudaError_t error =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes)) {
       return error;
@@ -40,8 +49,21 @@ inline int resident_blocks(const void* kernel, const Device& device, int threads
     blocks = a_multiprocessor * device.multiprocessors;
     return cudaSuccess;
   };
-  if (find() != cudaSuccess) cudaGetLastError();  // answered: not for the next launch to report
-  return blocks;
+  return resident(kernel, device, threads, shared_bytes, find);
+}
+
+// How many clusters of so many blocks run at once. The kernel is allowed clusters that large first.
+inline int resident_clusters(const void* kernel, const Device& device, int blocks, const cudaLaunchConfig_t& config) {
+  constexpr int portable_blocks = 8;
+  const auto find = [&](const cudaFuncAttributes&, int& clusters) -> cudaError_t {
+    if (blocks > portable_blocks) {
+      if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) {
+        return error;
+      }
+    }
+    return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  };
+  return resident(kernel, device, static_cast<int>(config.blockDim.x), static_cast<size_t>(blocks), find);
 }
 
 }  // namespace jaxloss::gpu

@@ -12,6 +12,7 @@
 namespace jaxloss::gpu {
 
 constexpr int kVectorBytes = 16;
+constexpr int kStepsAligned = 128 / kVectorBytes;  // a step of a warp's lanes, from such a one on, is whole sectors
 
 template <class Stored>
 constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(Stored));
