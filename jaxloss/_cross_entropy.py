@@ -13,7 +13,7 @@ from jaxloss._examples import Examples, row_weight
 from jaxloss._objective import Objective
 from jaxloss._pair import RowLoss
 from jaxloss._rows import Op, row_wise
-from jaxloss._split_classes import of_slice, of_split_rows, whole_targets
+from jaxloss._split_classes import known_gradient, of_slice, of_split_rows, whole_targets
 from jaxloss._tangents import row_dot, varying_like
 
 Operands = tuple[Array, Array, tuple[Array, ...]]
@@ -79,6 +79,15 @@ def row_loss(objective: Objective) -> RowLoss:
         in_slices = functools.partial(of_split_rows, objective, objective.axes, names)
         return row_wise(in_slices if objective.axes else whole, split, _row_rank, features)
 
+    def grad(axes, *operands_and_stats):
+        *operands, maximum, log_sum = operands_and_stats[: len(operands_and_stats) - len(stats) + 2]
+        if axes != objective.axes:
+            operands = of_slice(objective, axes, *operands)
+        logits, target, row_weight, *parameters = operands
+        options = objective.options(parameters)
+        of_rows = (maximum, log_sum, *whole_targets(objective, axes, logits, target, options))
+        return (known_gradient(objective, options, logits, target, row_weight, *of_rows),)
+
     stats = objective.stats
     return RowLoss(
         row_rank=_row_rank,
@@ -88,6 +97,8 @@ def row_loss(objective: Objective) -> RowLoss:
         derivative=functools.partial(_derivative, objective),
         tangents=functools.partial(_tangents, objective),
         grad_gives_stats=objective.details,
+        grad=row_wise(functools.partial(grad, objective.axes), grad, _row_rank, features),
+        stats=len(stats),
         features=features,
         split_axes=objective.axes,
     )

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxloss._calls import Array, along, manual_axes, taken_out, varying, weighted
+from jaxloss._calls import TAKEN_OUT, Array, along, manual_axes, taken_out, varying, weighted
+from jaxloss._row_product import row_product
 from jaxloss._rows import Op
 from jaxloss._tangents import (
     contracted,
@@ -45,6 +46,7 @@ class RowLoss:
         tangents: the tangents of losses and statistics, from operands, losses, statistics and the operands' tangents
             (None for zero; that of `row_weight` is always None). None in the result stands for zeros too.
         grad_gives_stats: whether `value_and_grad` gives the statistics.
+        grad: operands and statistics to `(gradient,)`; None where the derivative's formula is as fast.
         features: the positions of the operands whose last axis is that of `x`, and not its first ones'.
         split_axes: the mesh axes that an enclosing `shard_map` has split the features over.
     """
@@ -56,6 +58,8 @@ class RowLoss:
     derivative: Callable[[tuple, tuple], Array]
     tangents: Callable[[tuple, Array, tuple, tuple], tuple]
     grad_gives_stats: bool = False
+    grad: Op | None = None
+    stats: int = 0
     features: tuple[int, ...] = ()
     split_axes: tuple[str, ...] = ()
 
@@ -125,11 +129,8 @@ def value_and_grad(loss: RowLoss) -> Op:
     op = jax.custom_jvp(loss.value_and_grad)
 
     def formula(*operands):
-        x, _, row_weight, *_ = operands
-        keep = ~taken_out(row_weight)
         losses, *stats = value_and_stats(loss)(*operands)
-        derivative = loss.derivative(_kept_operands(loss, keep, operands), _kept(keep, *stats))
-        gradient = weighted(row_weight, _kept(keep, derivative)[0]).astype(x.dtype)
+        gradient = _gradient(loss, operands, stats).astype(operands[0].dtype)
         return (losses, *stats, gradient) if loss.grad_gives_stats else (losses, gradient)
 
     def tangent(primals, tangents) -> Any:
@@ -138,6 +139,34 @@ def value_and_grad(loss: RowLoss) -> Op:
 
     op.defjvp(tangent, symbolic_zeros=True)
     return op
+
+
+def _gradient(loss: RowLoss, operands, stats) -> Array:
+    """As a formula."""
+    keep = ~taken_out(operands[2])
+    derivative = loss.derivative(_kept_operands(loss, keep, operands), _kept(keep, *stats))
+    return weighted(operands[2], _kept(keep, derivative)[0])
+
+
+@functools.cache
+def _grad_and_formula(loss: RowLoss) -> tuple[Callable[..., Array], Callable[..., Array]]:
+    """The gradient alone, of operands and statistics: the op of that name, with its derivative, and the formula."""
+    assert loss.grad is not None
+    op = jax.custom_jvp(loss.grad)
+
+    def formula(*arrays):
+        of_stats = len(arrays) - loss.stats
+        return _gradient(loss, arrays[:of_stats], arrays[of_stats:])
+
+    def tangent(primals, tangents) -> Any:
+        def rounded(*arrays):
+            return (formula(*arrays).astype(arrays[0].dtype),)
+
+        of_live, live, live_dots = restricted_to_live(rounded, primals, tangents)
+        return op(*primals), jax.jvp(of_live, live, live_dots)[1]
+
+    op.defjvp(tangent, symbolic_zeros=True)
+    return lambda *arrays: op(*arrays)[0], formula
 
 
 @functools.cache
@@ -195,8 +224,8 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
 def weighted_rows(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
     """The losses wᵢ ℓᵢ of rows with weights w, from the operands; `with_stats`, those and the statistics.
 
-    Their derivative is a plain formula from the statistics that the forward call leaves: XLA fuses it, and its
-    transpose, into one pass over `x`, so a kernel for it would gain nothing.
+    Their derivative is made from the statistics that the forward call leaves: in reverse mode by the kernel of the
+    gradient, if there is one, else by a plain formula, which XLA fuses into one pass over `x`.
     """
 
     def primal(*operands):
@@ -209,8 +238,14 @@ def weighted_rows(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]
         losses, *stats = value_and_stats(loss)(*primals)
         dot, stats_dots = jnp.zeros_like(losses), tuple(map(zero_tangent, stats))
         if any(dot is not None for place, dot in enumerate(dots) if place != 2):
-            losses_dot = _tangents(loss, counted(row_weight, losses), primals, losses, stats, dots)[0]
-            dot = along(row_weight, losses) * losses_dot
+            keep, by_formula = counted(row_weight, losses), dots
+            if loss.grad is not None and dots[0] is not None:
+                weight = jnp.where(keep, along(row_weight, losses), jnp.asarray(TAKEN_OUT, row_weight.dtype))
+                residuals = (*primals[:2], weight, *primals[3:], *stats)
+                of_x = row_product(*_grad_and_formula(loss), residuals, dots[0])
+                dot, by_formula = varying_like(losses, of_x), (None, *dots[1:])
+            losses_dot = _tangents(loss, keep, primals, losses, stats, by_formula)[0]
+            dot = dot + along(row_weight, losses) * losses_dot
             _, *stats_dots = _tangents(loss, ~taken_out(row_weight), primals, losses, stats, dots)
         if weight_dot is not None:
             dot = dot + losses * along(weight_dot, losses)

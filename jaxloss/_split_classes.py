@@ -73,7 +73,6 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
     if "z_loss" in options:
         lse, z_loss = maximum + log_sum, along(options["z_loss"], maximum)
         losses = losses + jnp.where(z_loss == 0, 0, z_loss * lse * lse)
-        total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * lse)
     results["losses"] = jnp.where(valid, losses, jnp.nan)
 
     if objective.details:
@@ -91,20 +90,26 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
     of_row_taken_out = {"predicted": -1, "rank": objective.classes}
     results = {name: jnp.where(out, of_row_taken_out.get(name, 0), result) for name, result in results.items()}
     if "gradient" in names:
-        maximum, log_sum = results["maximum"], results["log_sum"]
-        if objective.parameters:
-            weight = jnp.where(valid, along(row_weight, losses), 0)
-            results["gradient"] = calls.cross_entropy_with_options_grad(
-                *(logits, target, weight, options, maximum, log_sum, total),
-                classes=objective.classes,
-                in_place=objective.in_place,
-            )
-        else:
-            total = jnp.where(valid, total, 0)
-            results["gradient"] = calls.cross_entropy_grad(
-                logits, target, row_weight, maximum, log_sum, total, in_place=objective.in_place
-            )
+        of_rows = (results["maximum"], results["log_sum"], valid, total)
+        results["gradient"] = known_gradient(objective, options, logits, target, row_weight, *of_rows)
     return tuple(results[name] for name in names)
+
+
+def known_gradient(objective, options, logits, target, row_weight, maximum, log_sum, valid, total) -> Array:
+    """The gradient of rows, or of a slice of each, of which the statistics and `whole_targets` are known."""
+    if not objective.parameters:
+        total = jnp.where(valid, total, 0)
+        return calls.cross_entropy_grad(
+            logits, target, row_weight, maximum, log_sum, total, in_place=objective.in_place
+        )
+    if "z_loss" in options:
+        z_loss = along(options["z_loss"], maximum)
+        total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * (maximum + log_sum))
+    return calls.cross_entropy_with_options_grad(
+        *(logits, target, jnp.where(valid, along(row_weight, maximum), 0), options, maximum, log_sum, total),
+        classes=objective.classes,
+        in_place=objective.in_place,
+    )
 
 
 def _local_statistics(objective: Objective, logits, target, row_weight, options):
