@@ -7,7 +7,7 @@ has no axis of them, is added up over devices once, and scattered where the kern
 
 Devices that share tokens tell each other sums as large as the kernel, and maybe the kernel. Where the tokens are few
 beside the classes, they trade: each works on all their tokens and its part of the classes. Then they tell each other
-the hidden states of a chunk and their gradient, and of the kernel and its gradient only what somebody else keeps.
+the hidden states, their gradient chunk by chunk, and of the kernel and its gradient only what somebody else keeps.
 """
 
 import dataclasses
@@ -60,8 +60,8 @@ class Split:
     # ---- what devices tell each other --------------------------------------------------------------------------------
 
     def gathered(self, rows: Array) -> Array:
-        """The rows of all devices that trade, from those of this one."""
-        return jax.lax.all_gather(rows, self.traded, tiled=True) if self.traded else rows
+        """The rows of all devices that trade, from those of this one, along a new first axis."""
+        return jax.lax.all_gather(rows, self.traded) if self.traded else rows[None]
 
     def own(self, of_rows: Array) -> Array:
         """What all devices that trade have of all their rows: this one's rows."""

@@ -19,7 +19,7 @@ from jaxloss._calls import Array, along, manual_axes, varying
 from jaxloss._linear_split import Roles, Split
 from jaxloss._objective import Objective
 from jaxloss._split_classes import of_slice
-from jaxloss._token_chunks import Overlapping, Result, Stages, Strided, chunk_size, scan_chunks
+from jaxloss._token_chunks import Overlapping, Result, Stages, Strided, Told, chunk_size, scan_chunks
 from jaxloss.formulas import real
 
 HIDDEN, KERNEL, LABELS, WEIGHT, REST = range(5)
@@ -148,6 +148,11 @@ class Work:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
         return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
+    def zeros_of_hidden(self, rows: int) -> Array:
+        """Of its shape and type."""
+        shape = (rows, self.kernel.shape[1 - self.classes_axis])
+        return varying(self.all_axes, jnp.zeros(shape, self.hidden_dtype))
+
     def of_kernel(self, hidden: Array, weight: Array, d_logits: Array) -> Array:
         """A chunk's share of the gradient of the kernel."""
         hidden = self.kept(hidden, weight).astype(self.dtype)
@@ -232,6 +237,16 @@ def gradients(
         of_rows, d_logits = rest
         return *of_rows, *([work.of_hidden(d_logits)] if wanted.hidden else ())
 
+    def last(rest):
+        of_rows, d_logits = rest
+        if not wanted.hidden:
+            return of_rows
+        # In a branch whose condition the host reads, so that the product starts after what is told of the sums. If it
+        # starts first, the other waits until it ends, for it needs a few multiprocessors, and the product holds all.
+        no_hidden = functools.partial(work.zeros_of_hidden, d_logits.shape[0])
+        always = jax.lax.optimization_barrier(jnp.asarray(True))
+        return *of_rows, jax.lax.cond(always, work.of_hidden, lambda _: no_hidden(), d_logits)
+
     def kept(results):
         of_rows, of_hidden = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
         return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.dtype) for shares in of_hidden)
@@ -260,8 +275,8 @@ def gradients(
 
     tokens = work.rows[0].shape[0]
     late = direct and bool(sums) and split.tells_sums and isinstance(tokens, int) and tokens > 0
-    gathered = functools.partial(map, split.gathered)
-    stages = Stages(begun, ended, gathered, kept, split.anywhere, (complete, told) if late else None)
+    telling = Told(split.gathered, kept, split.anywhere, complete, told, last) if late else None
+    stages = Stages(begun, ended, telling)
     sums, filled = work.scan(strided, stages, sums, results)
     if not late:
         sums = told(sums)

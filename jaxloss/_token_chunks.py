@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -156,8 +156,31 @@ class Padded:
     weight = take
 
 
-def _as_they_are(arrays: Iterable[Array]) -> tuple[Array, ...]:
-    return tuple(arrays)
+def _as_they_are(results: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(results)
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What devices tell each other that work on a part of the tokens or of the classes each.
+
+    The results of each chunk are made one chunk late, those of the last after the sums: work beside telling these.
+
+    Attributes:
+        gathered: rows of this device to those of all that work on them, too, along a new first axis.
+        kept: results to this device's part of them.
+        anywhere: whether something is so on any of these devices.
+        complete: what is done with the sums that needs no other device.
+        sums: then what does.
+        last: `Stages.ended` for the last chunk.
+    """
+
+    gathered: Callable[[Array], Array]
+    kept: Callable[[tuple[Array, ...]], tuple[Array, ...]]
+    anywhere: Callable[[Array], Array]
+    complete: Callable[[Sequence[Array]], Sequence[Array]]
+    sums: Callable[[Sequence[Array]], Sequence[Array]]
+    last: Callable[..., tuple[Array, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,20 +190,12 @@ class Stages:
     Attributes:
         begun: rows to what the chunk adds to the sums, and what its results are made of.
         ended: that to the results.
-        gathered: rows of this device to those that the others work on, too, if they do.
-        kept: results to this device's part of them.
-        anywhere: whether something is so on any of these devices.
-        told: what is done with the sums at the end: a function of what needs no other device, then one of what does.
-            There is to be work beside the second, so the results of each chunk are made one chunk late, those of the
-            last after the sums. None where nothing is told, or where reverse mode comes.
+        told: what devices tell each other. None where that is nothing, or where reverse mode comes.
     """
 
     begun: Callable[..., tuple[tuple[Array, ...], Any]]
     ended: Callable[..., tuple[Array, ...]] = _as_they_are
-    gathered: Callable[..., Iterable[Array]] = _as_they_are
-    kept: Callable[..., tuple[Array, ...]] = _as_they_are
-    anywhere: Callable[[Array], Array] = jnp.asarray
-    told: tuple[Callable, Callable] | None = None
+    told: Told | None = None
 
 
 def scan_chunks(
@@ -221,9 +236,6 @@ def scan_chunks(
     def with_rows(filled, of_chunk, chunk):
         return tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
 
-    def added(sums, shares):
-        return tuple(a + b for a, b in zip(sums, shares, strict=True))
-
     def body(carry, chunk, skip):
         sums, filled = carry
         own_weight = way.weight(weight, chunk)
@@ -237,7 +249,7 @@ def scan_chunks(
 
         def work(sums):
             shares, of_chunk = worked_on(chunk, own_weight)
-            return added(sums, shares), of_chunk
+            return tuple(map(jnp.add, sums, shares)), of_chunk
 
         def idle(sums):
             return sums, tuple(result.initial(way.size) for result in results)
@@ -245,35 +257,50 @@ def scan_chunks(
         sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
         return sums, with_rows(filled, of_chunk, chunk)
 
-    def shared(chunk):
-        return tuple(stages.gathered(rows_of(chunk, way.weight(weight, chunk))))
-
-    def one_late(carry, chunk, before):
-        sums, filled, rest = carry
-        # The logits of a chunk take the memory of the gradient of those before.
-        of_chunk, rows = jax.lax.optimization_barrier((stages.ended(rest), shared(chunk)))
-        shares, rest = stages.begun(rows)
-        return added(sums, shares), with_rows(filled, stages.kept(of_chunk), before), rest
-
     order, busy = jnp.arange(way.chunks), way.chunks
     if skip and direct:
         # Only the chunks that have work, in their order. A branch would do, too, but XLA copies the sums around it.
         works = jax.vmap(lambda chunk: ~taken_out(way.weight(weight, chunk)).all())(order)
-        works = stages.anywhere(works)
+        works = stages.told.anywhere(works) if stages.told else works
         order = jnp.argsort(~works, stable=True)
         busy = works.sum()
-    if stages.told is not None:
-        complete, tell = stages.told
-        sums, rest = stages.begun(shared(order[0]))
-        carry = jax.lax.fori_loop(1, busy, lambda i, c: one_late(c, order[i], order[i - 1]), (sums, filled, rest))
-        sums, filled, rest = carry
-        # Else XLA would make the results first, for they free memory, and tell of the last ones before the sums.
-        sums, filled, rest = jax.lax.optimization_barrier((complete(sums), filled, rest))
-        sums, of_chunk = jax.lax.optimization_barrier((tell(sums), stages.ended(rest)))
-        carry = sums, with_rows(filled, stages.kept(of_chunk), order[jnp.maximum(busy - 1, 0)])
+    if stages.told:
+        sums, filled = _one_late(stages, stages.told, way, others, weight, filled, order, busy)
     elif skip and direct:
-        carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), (tuple(sums), filled))
+        carry = tuple(sums), filled
+        sums, filled = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), carry)
     else:
-        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), (tuple(sums), filled), order)[0]
-    sums, filled = carry
+        carry = tuple(sums), filled
+        sums, filled = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, order)[0]
     return tuple(sums), tuple(map(way.joined, filled))
+
+
+def _one_late(stages: Stages, told: Told, way, others, weight: Array, filled, order: Array, busy):
+    """The sums and results of the first `busy` chunks of `order`, one at least, on devices that tell each other."""
+    # All rows at once, beside nothing that needs all multiprocessors. Beside a matrix product a device that begins to
+    # gather before another holds some of its own until the other's product has ended.
+    gathered = tuple(map(told.gathered, (*others, weight)))
+
+    def rows_of(chunk):
+        def of_device(*arrays):
+            *others, weight = arrays
+            return (*(way.take(array, chunk) for array in others), way.weight(weight, chunk))
+
+        return tuple(rows.reshape(-1, *rows.shape[2:]) for rows in jax.vmap(of_device)(*gathered))
+
+    def with_rows(filled, of_chunk, chunk):
+        return tuple(way.put(*pair, chunk) for pair in zip(filled, told.kept(of_chunk), strict=True))
+
+    def step(i, carry):
+        sums, filled, rest = carry
+        # The logits of a chunk take the memory of the gradient of those before.
+        of_chunk, rows = jax.lax.optimization_barrier((stages.ended(rest), rows_of(order[i])))
+        shares, rest = stages.begun(rows)
+        return tuple(map(jnp.add, sums, shares)), with_rows(filled, of_chunk, order[i - 1]), rest
+
+    shares, rest = stages.begun(rows_of(order[0]))
+    sums, filled, rest = jax.lax.fori_loop(1, busy, step, (shares, filled, rest))
+    # Else XLA would make the results first, for they free memory, and tell of the last ones before the sums.
+    sums, filled, rest = jax.lax.optimization_barrier((told.complete(sums), filled, rest))
+    sums, of_chunk = jax.lax.optimization_barrier((told.sums(sums), told.last(rest)))
+    return sums, with_rows(filled, of_chunk, order[jnp.maximum(busy - 1, 0)])
