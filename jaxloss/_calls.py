@@ -18,6 +18,9 @@ from jaxloss import _library
 Array = jax.Array
 Formula = Callable[..., Array]
 
+FEW = 4096
+"""Of so few elements, a formula that XLA fuses with what is around it takes less time than starting a kernel."""
+
 TAKEN_OUT = -0.0
 """The weight of a row that is taken out: an ordinary weight of 0 still wants its row's loss, for its own gradient."""
 
@@ -49,11 +52,13 @@ def call(
     formula: Callable,
     *operands: Array,
     aliases: dict[int, int] | None = None,
+    few_by_formula: bool = False,
     **attributes,
 ) -> Any:
     """The kernel `name` where the platform has it, else the formula. Both give the tuple of results.
 
     `aliases` says which operand's memory the kernel may write a result to; XLA copies what is still needed.
+    `few_by_formula`: where the first operand's elements are at most `FEW`, they are left to the formula everywhere.
     """
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
     axes = manual_axes(*operands)
@@ -70,6 +75,9 @@ def call(
             varying(axes, output.astype(result.dtype)) for output, result in zip(outputs, results, strict=True)
         )
 
+    shape = operands[0].shape
+    if few_by_formula and all(isinstance(size, int) for size in shape) and math.prod(shape) <= FEW:
+        return plain(*operands)
     branches = dict.fromkeys(_library.PLATFORMS, kernel)
     return jax.lax.platform_dependent(*operands, default=plain, **branches)
 
@@ -125,7 +133,9 @@ def elementwise_value(
         return (_in_one_part(_sum_of_features(values, row_weight), parts),)
 
     operands = (x, target, row_weight, *_with_last_axis(parameters, features))
-    (losses,) = call(f"{name}_value", (result,), plain, *operands, constants=_attribute(constants))
+    (losses,) = call(
+        *(f"{name}_value", (result,), plain, *operands), few_by_formula=True, constants=_attribute(constants)
+    )
     return (losses.sum(-1),)
 
 
@@ -151,7 +161,9 @@ def elementwise_value_and_grad(
 
     operands = (x, target, row_weight, *_with_last_axis(parameters, features))
     losses, gradient = call(
-        f"{name}_value_and_grad", (result, like(x)), plain, *operands, constants=_attribute(constants)
+        *(f"{name}_value_and_grad", (result, like(x)), plain, *operands),
+        few_by_formula=True,
+        constants=_attribute(constants),
     )
     return losses.sum(-1), gradient
 

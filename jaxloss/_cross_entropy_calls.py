@@ -57,14 +57,22 @@ def _aliases(in_place: bool, names: Sequence[str]) -> dict[int, int] | None:
 def _cross_entropy(
     purpose: str, names: Sequence[str], clip: float, *operands: Array, in_place: bool = False
 ) -> tuple[Array, ...]:
-    logits, _, row_weight = operands
+    logits, target, row_weight = operands
 
     def plain(logits, target, row_weight):
         return _results(names, logits, target, row_weight, {}, clip, logits.shape[-1])
 
     shapes = _shapes(names, logits, row_weight)
     aliases = _aliases(in_place, names)
-    return call(f"cross_entropy_{purpose}", shapes, plain, *operands, aliases=aliases, clip=np.float64(clip))
+    return call(
+        f"cross_entropy_{purpose}",
+        shapes,
+        plain,
+        *operands,
+        aliases=aliases,
+        few_by_formula=not jnp.issubdtype(target.dtype, jnp.integer),
+        clip=np.float64(clip),
+    )
 
 
 def cross_entropy_value(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array, ...]:

@@ -19,6 +19,10 @@ import pytest  # noqa: E402
 
 import losses  # noqa: E402
 import meshes  # noqa: E402
+from jaxloss import _calls  # noqa: E402
+
+# Small arrays are to test kernels. What the formula does in their place is test_formulas.py's.
+_calls.FEW = 0
 
 # Products of float32 are made in float32, which a GPU does not do unless it is asked to.
 jax.config.update("jax_default_matmul_precision", "highest")
