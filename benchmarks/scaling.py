@@ -8,10 +8,12 @@ Weak scaling gives each device the work of one, strong scaling splits that work.
 contender on one device over the time here, over the number of devices in strong scaling. Of communication are said:
 
 - `collectives`, bytes: read from the compiled module. What a device sends is what a ring of them would have it send.
-- `local_ms`: the part of one device without any collective, on one device. Where the classes are split that part reads
-  the logits twice, for nobody knows the gradient before all devices have told their sums; the whole loss on one device
-  reads them once. So efficiency can not be 1 there, and `local_ms / ms` is what the collectives leave of it. Rows of
-  linear cross entropy become split classes too, where they are few: what it then takes longer counts as exposed.
+- `local_ms`: the work of one device without any collective. Of split rows that is the whole loss of its rows, on all
+  devices at once: one is slower than another, and the host serves them all. Of split classes it is the part of one
+  device, on one device. That part reads the logits twice, for nobody knows the gradient before all devices have told
+  their sums; the whole loss on one device reads them once. So efficiency can not be 1 there, and `local_ms / ms` is
+  what the collectives leave of it. Rows of linear cross entropy become split classes too, where they are few: what it
+  then takes longer counts as exposed.
 - `communication_ms`: each collective alone, timed one after the other, times how often a step runs it.
 - `exposed_ms`: `ms - local_ms`, what the step takes longer for being one of several devices.
 - `hidden`: the share of `communication_ms` that is not exposed; None where it is smaller than the times' own spread.
@@ -142,12 +144,25 @@ def step_of(placement: Placement, loss, mesh: Mesh):
 
 
 def local_step(placement: Placement):
-    """The part of one of several devices, on a mesh of one: its collectives tell nobody anything."""
-    loss, mesh = placement.contenders[JAXLOSS], mesh_of(1)
-    if placement.split == "classes":
-        of_slice = functools.partial(loss, axis_name="d")
-        loss = jax.shard_map(of_slice, mesh=mesh, in_specs=placement.specs, out_specs=P())
-    return step_of(placement, loss, mesh)
+    """The part of the classes of one of several devices, on a mesh of one: its collectives tell nobody anything."""
+    mesh = mesh_of(1)
+    of_slice = functools.partial(placement.contenders[JAXLOSS], axis_name="d")
+    return step_of(placement, jax.shard_map(of_slice, mesh=mesh, in_specs=placement.specs, out_specs=P()), mesh)
+
+
+def apart(placement: Placement, loss, mesh: Mesh):
+    """The loss of each device's own rows, with all of the kernel, and gradients of its own."""
+
+    def own(*operands):
+        # What all devices hold is one device's own here: else they would add up its gradient.
+        *floats, labels = (
+            jax.lax.pcast(operand, "d", to="varying") if spec == P() else operand
+            for operand, spec in zip(operands, placement.specs, strict=True)
+        )
+        step = jax.value_and_grad(lambda *floats: loss(*floats, labels), placement.argnums)
+        return jax.tree.map(lambda result: result[None], step(*floats))
+
+    return jax.jit(jax.shard_map(own, mesh=mesh, in_specs=placement.specs, out_specs=P("d")))
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
@@ -161,6 +176,7 @@ class Run:
         self.until = time.monotonic() + seconds
         self.measurements: list[dict] = []
         self.on_one_device: dict[tuple[str, str], Timing] = {}
+        self.of_devices_apart: dict[tuple[str, str, int], Timing] = {}
         self.collectives_alone: dict[int, dict] = {}
 
     def measure(self, placement: Placement, scaling: str, devices: int, only: str) -> None:
@@ -225,11 +241,21 @@ class Run:
         }
         if not is_compared:
             return row
-        local = one if placement.split != "classes" else self.local(placement, mesh.size)
+        local = self.local(placement, mesh.size) if placement.split == "classes" else self.apart(placement, who, mesh)
         alone_ms, exposed = total(collectives, "ms"), max(0.0, timing.ms - local.ms)
         noise = timing.spread * timing.ms + local.spread * local.ms
         hidden = max(0.0, 1 - exposed / alone_ms) if alone_ms > noise else None
         return row | {"local_ms": local.ms, "communication_ms": alone_ms, "exposed_ms": exposed, "hidden": hidden}
+
+    def apart(self, placement: Placement, who: str, mesh: Mesh) -> Timing:
+        """The time of all devices' own losses at once, which does not depend on how the kernel is split."""
+        key = (placement.loss, who, mesh.size)
+        if key not in self.of_devices_apart:
+            rows_split = next(p for p in PLACEMENTS if p.loss == placement.loss and p.split == "rows")
+            of_mesh = operands(rows_split, self.sizes, mesh, self.sizes.rows * mesh.size, self.sizes.classes)
+            step = apart(rows_split, placement.contenders[who], mesh).lower(*of_mesh).compile()
+            self.of_devices_apart[key] = timed(step, *of_mesh)
+        return self.of_devices_apart[key]
 
     def local(self, placement: Placement, devices: int) -> Timing:
         """The time of one device's part of the classes of all rows, on one device."""
