@@ -10,13 +10,12 @@ import pytest
 import tolerance
 from agreement import assert_agrees
 from jaxloss import _calls, _library, formulas
-from losses import CASES, CATEGORICAL, FLOATS, MATRIX, REDUCTIONS, Case
+from losses import CASES, FLOATS, MATRIX, REDUCTIONS
 from modules import custom_call_targets
 from test_transforms import assert_agree, of_each, operands
 from transforms import TRANSFORMS
 
 cases = pytest.mark.parametrize("case", CASES)
-FEW = 4096
 UNREDUCED = {
     "mse": (formulas.squared_error, formulas.d_squared_error),
     "binary_cross_entropy": (formulas.binary_cross_entropy, formulas.d_binary_cross_entropy),
@@ -123,27 +122,6 @@ def test_parameters_without_kernels(without_kernels, case):
             for actual, exact in ((losses[i], expected.value), (gradients[i], expected.of_prediction)):
                 error = tolerance.bound(*exact, computed=np.float32, stored=np.float32, terms=x.size)
                 tolerance.assert_within(actual, exact[0], error, "one of a batch")
-
-
-@pytest.fixture
-def few_by_formula(monkeypatch):
-    monkeypatch.setattr(_calls, "FEW", FEW)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
-@pytest.mark.parametrize("case", [case for case in MATRIX if case.loss.name != "distillation"])
-def test_few_elements_are_left_to_formulas(few_by_formula, case):
-    """Of elementwise losses, and of probabilities without options."""
-    for shape, is_few in (((64, FEW // 64), True), ((FEW // 64 + 1, 64), False)):
-        x, a = case.sample(shape)
-        step = jax.jit(jax.value_and_grad(lambda x, a: case.loss(x, a))).lower(x, a).compile()
-        by_formula = is_few and (not case.loss.by_rows or case == Case(CATEGORICAL, "probabilities"))
-        assert bool(custom_call_targets(step)) != by_formula
-        assert_agrees(case, x, a)
-        x[::2] = np.nan
-        assert_agrees(case, x, a, where=np.arange(shape[0]) % 2 == 1, reduction="none")
 
 
 @cases
