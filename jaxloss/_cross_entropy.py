@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _cross_entropy_calls as calls
-from jaxloss import _pair, formulas
+from jaxloss import _long_rows, _pair, formulas
 from jaxloss._calls import Array, along
 from jaxloss._examples import Examples, row_weight
 from jaxloss._objective import Objective
@@ -60,6 +60,10 @@ def row_loss(objective: Objective) -> RowLoss:
 
     def op(purpose: str, names: tuple[str, ...]) -> Op:
         def whole(logits, target, row_weight, *parameters):
+            each = _long_rows.slices(logits) if plain and jnp.issubdtype(target.dtype, jnp.integer) else 1
+            if each > 1:
+                operands = (names, each, logits, target, row_weight)
+                return _long_rows.results(*operands, clip=objective.clip, in_place=objective.in_place)
             if plain:
                 function = getattr(calls, f"cross_entropy_{purpose}")
                 in_place = {"in_place": objective.in_place} if "gradient" in names else {}

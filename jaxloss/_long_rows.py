@@ -1,0 +1,69 @@
+"""Few rows of millions of classes, of which each slice is a row to the kernels: one row alone keeps no processor busy.
+
+The gradient's kernel cuts rows by itself.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from jaxloss import _cross_entropy_calls as calls
+from jaxloss import formulas
+from jaxloss._calls import Array, along, taken_out
+
+FEW_ROWS = 256
+"""From so many on, a row is work enough for what a GPU gives it."""
+
+LONG_ROW = 2**22
+"""The bytes that a row has at least. Shorter ones are held in registers while they are worked on."""
+
+SLICE = 2**16
+"""The bytes that a slice has at least."""
+
+ENOUGH = 4096
+"""From so many slices on, no more are made."""
+
+
+def slices(logits: Array) -> int:
+    """How many equal slices each row is best cut into, 1 where that is none: a power of two."""
+    *rows, classes = logits.shape
+    if not all(isinstance(size, int) for size in logits.shape):
+        return 1
+    count, bytes_a_row = math.prod(rows), classes * logits.dtype.itemsize
+    if not 0 < count < FEW_ROWS or bytes_a_row < LONG_ROW:
+        return 1
+    each = 1
+    while classes % (2 * each) == 0 and count * each < ENOUGH and bytes_a_row >= 2 * each * SLICE:
+        each *= 2
+    return each
+
+
+def results(
+    names: Sequence[str],
+    each: int,
+    logits: Array,
+    labels: Array,
+    row_weight: Array,
+    *,
+    clip: float,
+    in_place: bool = False,
+) -> tuple[Array, ...]:
+    """The results that are named, of `losses`, `maximum`, `log_sum` and `gradient`, of rows cut into `each` slices."""
+    parts = logits.reshape(*labels.shape, each, -1)
+    no_labels = jnp.zeros(parts.shape[:-1], labels.dtype)  # for losses that nobody reads
+    weight = jnp.broadcast_to(along(row_weight, no_labels), no_labels.shape)
+    _, maxima, log_sums = calls.cross_entropy_value_and_stats(parts, no_labels, weight, clip=0.0)
+
+    maximum = maxima.max(-1)
+    log_sum = jnp.log(jnp.exp(maxima - maximum[..., None] + log_sums).sum(-1))
+    valid = formulas.in_range(labels, logits.shape[-1])
+    at_label = jnp.take_along_axis(logits, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]
+    losses = formulas.nll(formulas.real(at_label) - maximum, log_sum, clip)
+    of_rows = {"losses": jnp.where(valid, losses, jnp.nan), "maximum": maximum, "log_sum": log_sum}
+    of_rows = {name: jnp.where(taken_out(along(row_weight, of)), 0, of) for name, of in of_rows.items()}
+    if "gradient" in names:
+        of_rows["gradient"] = calls.cross_entropy_grad(
+            *(logits, labels, row_weight, maximum, log_sum, valid.astype(maximum.dtype)), in_place=in_place
+        )
+    return tuple(of_rows[name] for name in names)
