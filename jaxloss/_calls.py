@@ -21,6 +21,8 @@ Formula = Callable[..., Array]
 FEW = 4096
 """Of so few elements, a formula that XLA fuses with what is around it takes less time than starting a kernel."""
 
+EVERYWHERE = ("cpu", "cuda")
+
 TAKEN_OUT = -0.0
 """The weight of a row that is taken out: an ordinary weight of 0 still wants its row's loss, for its own gradient."""
 
@@ -52,13 +54,13 @@ def call(
     formula: Callable,
     *operands: Array,
     aliases: dict[int, int] | None = None,
-    few_by_formula: bool = False,
+    few_by_formula: Sequence[str] = (),
     **attributes,
 ) -> Any:
     """The kernel `name` where the platform has it, else the formula. Both give the tuple of results.
 
     `aliases` says which operand's memory the kernel may write a result to; XLA copies what is still needed.
-    `few_by_formula`: where the first operand's elements are at most `FEW`, they are left to the formula everywhere.
+    `few_by_formula`: the platforms on which the formula is taken where the first operand's elements are at most `FEW`.
     """
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
     axes = manual_axes(*operands)
@@ -76,9 +78,11 @@ def call(
         )
 
     shape = operands[0].shape
-    if few_by_formula and all(isinstance(size, int) for size in shape) and math.prod(shape) <= FEW:
+    few = all(isinstance(size, int) for size in shape) and math.prod(shape) <= FEW
+    platforms = [platform for platform in _library.PLATFORMS if not few or platform not in few_by_formula]
+    if not platforms:
         return plain(*operands)
-    branches = dict.fromkeys(_library.PLATFORMS, kernel)
+    branches = dict.fromkeys(platforms, kernel)
     return jax.lax.platform_dependent(*operands, default=plain, **branches)
 
 
@@ -134,7 +138,7 @@ def elementwise_value(
 
     operands = (x, target, row_weight, *_with_last_axis(parameters, features))
     (losses,) = call(
-        *(f"{name}_value", (result,), plain, *operands), few_by_formula=True, constants=_attribute(constants)
+        *(f"{name}_value", (result,), plain, *operands), few_by_formula=EVERYWHERE, constants=_attribute(constants)
     )
     return (losses.sum(-1),)
 
@@ -162,7 +166,7 @@ def elementwise_value_and_grad(
     operands = (x, target, row_weight, *_with_last_axis(parameters, features))
     losses, gradient = call(
         *(f"{name}_value_and_grad", (result, like(x)), plain, *operands),
-        few_by_formula=True,
+        few_by_formula=EVERYWHERE,
         constants=_attribute(constants),
     )
     return losses.sum(-1), gradient

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloss import formulas
-from jaxloss._calls import Array, along, call, like, taken_out, weighted
+from jaxloss._calls import EVERYWHERE, Array, along, call, like, taken_out, weighted
 
 RESULTS = ("losses", "maximum", "log_sum", "nll", "entropy", "predicted", "rank", "gradient")
 """All that a call can give of rows, in this order: losses, statistics and gradient."""
@@ -70,7 +70,7 @@ def _cross_entropy(
         plain,
         *operands,
         aliases=aliases,
-        few_by_formula=not jnp.issubdtype(target.dtype, jnp.integer),
+        few_by_formula=("cuda",) if jnp.issubdtype(target.dtype, jnp.integer) else EVERYWHERE,
         clip=np.float64(clip),
     )
 

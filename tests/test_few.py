@@ -6,7 +6,7 @@ import pytest
 
 from agreement import assert_agrees
 from jaxloss import _calls
-from losses import CATEGORICAL, MATRIX, Case
+from losses import CATEGORICAL, MATRIX
 from modules import custom_call_targets
 
 FEW = 4096
@@ -22,11 +22,15 @@ def few_by_formula(monkeypatch):
 
 @pytest.mark.parametrize("case", [case for case in MATRIX if case.loss.name != "distillation"])
 def test_few_elements_are_left_to_formulas(few_by_formula, case):
-    """Of elementwise losses, and of probabilities without options."""
+    """Of elementwise losses, of probabilities without options, and of labels without options on a GPU."""
+    without_options = {"indices": "gpu", "probabilities": jax.default_backend()}
     for shape, is_few in (((64, FEW // 64), True), ((FEW // 64 + 1, 64), False)):
         x, a = case.sample(shape)
         step = jax.jit(jax.value_and_grad(lambda x, a: case.loss(x, a))).lower(x, a).compile()
-        by_formula = is_few and (not case.loss.by_rows or case == Case(CATEGORICAL, "probabilities"))
+        if case.loss == CATEGORICAL:
+            by_formula = is_few and jax.default_backend() == without_options[case.target]
+        else:
+            by_formula = is_few and not case.loss.by_rows
         assert bool(custom_call_targets(step)) != by_formula
         assert_agrees(case, x, a)
         x[::2] = np.nan
