@@ -84,7 +84,7 @@ def row_loss(objective: Objective) -> RowLoss:
         return row_wise(in_slices if objective.axes else whole, split, _row_rank, features)
 
     def grad(axes, *operands_and_stats):
-        *operands, maximum, log_sum = operands_and_stats[: len(operands_and_stats) - len(stats) + 2]
+        operands, (maximum, log_sum, *_) = operands_and_stats[: -len(stats)], operands_and_stats[-len(stats) :]
         if axes != objective.axes:
             operands = of_slice(objective, axes, *operands)
         logits, target, row_weight, *parameters = operands

@@ -47,6 +47,7 @@ class RowLoss:
             (None for zero; that of `row_weight` is always None). None in the result stands for zeros too.
         grad_gives_stats: whether `value_and_grad` gives the statistics.
         grad: operands and statistics to `(gradient,)`; None where the derivative's formula is as fast.
+        stats: how many statistics `grad` is given.
         features: the positions of the operands whose last axis is that of `x`, and not its first ones'.
         split_axes: the mesh axes that an enclosing `shard_map` has split the features over.
     """
