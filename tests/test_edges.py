@@ -194,6 +194,16 @@ def test_nan_is_never_lost(case, dtype):
         assert np.isnan(case.loss(x, a))
 
 
+@pytest.mark.parametrize("case", BY_ROWS)
+def test_nan_is_not_in_the_gradient_of_a_loss_that_nobody_reads(case):
+    x, a = case.sample((3, 33))
+    x[1, 5] = np.nan
+    counts = np.array([True, False, True])
+    gradient = jax.grad(lambda x: jnp.where(counts, case.loss(x, a, reduction="none"), 0).sum())(x)
+    expected = jax.grad(lambda x: case.loss(x, a, reduction="sum", where=counts))(x)
+    tolerance.assert_close(gradient, expected, "the gradient of rows that count")
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.of_target])
 def test_nan_in_the_target_is_never_lost(case):
     x, a = case.sample((3, 17))
