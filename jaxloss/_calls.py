@@ -22,6 +22,7 @@ FEW = 4096
 """Of so few elements, a formula that XLA fuses with what is around it takes less time than starting a kernel."""
 
 EVERYWHERE = ("cpu", "cuda")
+"""The platforms that may have kernels."""
 
 TAKEN_OUT = -0.0
 """The weight of a row that is taken out: an ordinary weight of 0 still wants its row's loss, for its own gradient."""
@@ -207,7 +208,7 @@ def divergence_value(name: str, stats: int, formula: Callable[..., tuple[Array, 
     x, _, row_weight, *_ = operands
 
     def plain(*operands):
-        return _without_taken_out(operands[2], formula(*operands))
+        return without_taken_out(operands[2], formula(*operands))
 
     rows = jax.ShapeDtypeStruct(x.shape[:-1], row_weight.dtype)
     return call(f"{name}_value", (rows,) * (1 + stats), plain, *operands)
@@ -226,7 +227,7 @@ def divergence_value_and_grad(
     def plain(*operands):
         losses, *stats = formula(*operands)
         gradient = weighted(operands[2], derivative(operands, tuple(stats)))
-        losses, *stats = _without_taken_out(operands[2], (losses, *stats))
+        losses, *stats = without_taken_out(operands[2], (losses, *stats))
         return losses, gradient, *stats
 
     rows = jax.ShapeDtypeStruct(x.shape[:-1], row_weight.dtype)
@@ -235,5 +236,6 @@ def divergence_value_and_grad(
     return losses, *of_rows, gradient
 
 
-def _without_taken_out(row_weight: Array, rows: Sequence[Array]) -> tuple[Array, ...]:
+def without_taken_out(row_weight: Array, rows: Sequence[Array]) -> tuple[Array, ...]:
+    """Numbers of rows, 0 for the rows that are taken out."""
     return tuple(jnp.where(taken_out(along(row_weight, of_rows)), 0, of_rows) for of_rows in rows)

@@ -62,8 +62,7 @@ def row_loss(objective: Objective) -> RowLoss:
         def whole(logits, target, row_weight, *parameters):
             each = _long_rows.slices(logits) if plain and jnp.issubdtype(target.dtype, jnp.integer) else 1
             if each > 1:
-                operands = (names, each, logits, target, row_weight)
-                return _long_rows.results(*operands, clip=objective.clip, in_place=objective.in_place)
+                return _long_rows.results(objective, names, each, logits, target, row_weight)
             if plain:
                 function = getattr(calls, f"cross_entropy_{purpose}")
                 in_place = {"in_place": objective.in_place} if "gradient" in names else {}

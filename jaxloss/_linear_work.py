@@ -148,11 +148,6 @@ class Work:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
         return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
-    def zeros_of_hidden(self, rows: int) -> Array:
-        """Of its shape and type."""
-        shape = (rows, self.kernel.shape[1 - self.classes_axis])
-        return varying(self.all_axes, jnp.zeros(shape, self.hidden_dtype))
-
     def of_kernel(self, hidden: Array, weight: Array, d_logits: Array) -> Array:
         """A chunk's share of the gradient of the kernel."""
         hidden = self.kept(hidden, weight).astype(self.dtype)
@@ -187,8 +182,8 @@ class Work:
             for name in names
         ]
 
-    def zeros(self, like: Array, dtype) -> Array:
-        """What a sum over tokens starts from."""
+    def zeros(self, like: Array | jax.ShapeDtypeStruct, dtype) -> Array:
+        """As many of them: what a sum over tokens starts from."""
         return varying(self.all_axes, jnp.zeros(like.shape, dtype))
 
     def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
@@ -233,19 +228,16 @@ def gradients(
             sums += (real(d_logits).sum(0),)
         return sums, (of_rows, d_logits)
 
-    def ended(rest):
+    def ended(rest, of_hidden=work.of_hidden):
         of_rows, d_logits = rest
-        return *of_rows, *([work.of_hidden(d_logits)] if wanted.hidden else ())
+        return *of_rows, *([of_hidden(d_logits)] if wanted.hidden else ())
 
-    def last(rest):
-        of_rows, d_logits = rest
-        if not wanted.hidden:
-            return of_rows
+    def of_hidden_later(d_logits):
         # In a branch whose condition the host reads, so that the product starts after what is told of the sums. If it
         # starts first, the other waits until it ends, for it needs a few multiprocessors, and the product holds all.
-        no_hidden = functools.partial(work.zeros_of_hidden, d_logits.shape[0])
         always = jax.lax.optimization_barrier(jnp.asarray(True))
-        return *of_rows, jax.lax.cond(always, work.of_hidden, lambda _: no_hidden(), d_logits)
+        like = jax.eval_shape(work.of_hidden, d_logits)
+        return jax.lax.cond(always, work.of_hidden, lambda _: work.zeros(like, like.dtype), d_logits)
 
     def kept(results):
         of_rows, of_hidden = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
@@ -275,6 +267,7 @@ def gradients(
 
     tokens = work.rows[0].shape[0]
     late = direct and bool(sums) and split.tells_sums and isinstance(tokens, int) and tokens > 0
+    last = functools.partial(ended, of_hidden=of_hidden_later)
     telling = Told(split.gathered, kept, split.anywhere, complete, told, last) if late else None
     stages = Stages(begun, ended, telling)
     sums, filled = work.scan(strided, stages, sums, results)

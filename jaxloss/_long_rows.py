@@ -10,13 +10,16 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy_calls as calls
 from jaxloss import formulas
-from jaxloss._calls import Array, along, taken_out
+from jaxloss._calls import Array, along, without_taken_out
+from jaxloss._cross_entropy_calls import STATS
+from jaxloss._objective import Objective
+from jaxloss._split_classes import known_gradient, logits_at
 
 FEW_ROWS = 256
 """From so many on, a row is work enough for what a GPU gives it."""
 
 LONG_ROW = 2**22
-"""The bytes that a row has at least. Shorter ones are held in registers while they are worked on."""
+"""The bytes that a row has at least. A shorter one does not take a block long enough."""
 
 SLICE = 2**16
 """The bytes that a slice has at least."""
@@ -40,14 +43,7 @@ def slices(logits: Array) -> int:
 
 
 def results(
-    names: Sequence[str],
-    each: int,
-    logits: Array,
-    labels: Array,
-    row_weight: Array,
-    *,
-    clip: float,
-    in_place: bool = False,
+    objective: Objective, names: Sequence[str], each: int, logits: Array, labels: Array, row_weight: Array
 ) -> tuple[Array, ...]:
     """The results that are named, of `losses`, `maximum`, `log_sum` and `gradient`, of rows cut into `each` slices."""
     parts = logits.reshape(*labels.shape, each, -1)
@@ -57,13 +53,12 @@ def results(
 
     maximum = maxima.max(-1)
     log_sum = jnp.log(jnp.exp(maxima - maximum[..., None] + log_sums).sum(-1))
-    valid = formulas.in_range(labels, logits.shape[-1])
-    at_label = jnp.take_along_axis(logits, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]
-    losses = formulas.nll(formulas.real(at_label) - maximum, log_sum, clip)
-    of_rows = {"losses": jnp.where(valid, losses, jnp.nan), "maximum": maximum, "log_sum": log_sum}
-    of_rows = {name: jnp.where(taken_out(along(row_weight, of)), 0, of) for name, of in of_rows.items()}
+    at_label, valid = logits_at(logits, labels, {})
+    losses = jnp.where(valid, formulas.nll(at_label - maximum, log_sum, objective.clip), jnp.nan)
+    of_rows: dict[str, Array] = dict(
+        zip(("losses", *STATS), without_taken_out(row_weight, (losses, maximum, log_sum)), strict=True)
+    )
     if "gradient" in names:
-        of_rows["gradient"] = calls.cross_entropy_grad(
-            *(logits, labels, row_weight, maximum, log_sum, valid.astype(maximum.dtype)), in_place=in_place
-        )
+        known = (maximum, log_sum, valid, jnp.ones_like(maximum))
+        of_rows["gradient"] = known_gradient(objective, {}, logits, labels, row_weight, *known)
     return tuple(of_rows[name] for name in names)

@@ -241,7 +241,7 @@ def weighted_rows(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]
         if any(dot is not None for place, dot in enumerate(dots) if place != 2):
             keep, by_formula = counted(row_weight, losses), dots
             if loss.grad is not None and dots[0] is not None:
-                weight = jnp.where(keep, along(row_weight, losses), jnp.asarray(TAKEN_OUT, row_weight.dtype))
+                weight = jnp.where(keep, along(row_weight, losses), TAKEN_OUT)
                 residuals = (*primals[:2], weight, *primals[3:], *stats)
                 of_x = row_product(*_grad_and_formula(loss), residuals, dots[0])
                 dot, by_formula = varying_like(losses, of_x), (None, *dots[1:])

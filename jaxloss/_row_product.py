@@ -13,7 +13,7 @@ from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from jaxloss._calls import TAKEN_OUT, Array, along, manual_axes, taken_out, varying
-from jaxloss._tangents import row_dot
+from jaxloss._tangents import or_none, restricted_to_live, row_dot
 
 _primitive = Primitive("jaxloss_row_product")
 
@@ -43,22 +43,19 @@ def _evaluated(*arrays: Array, jaxpr, **_) -> Array:
 
 
 def _tangent(primals, tangents, *, gradient, formula, jaxpr):
-    *residuals, _ = primals
+    *residuals, x_dot = primals
     *dots, x_dot_dot = tangents
     out = _primitive.bind(*primals, gradient=gradient, formula=formula, jaxpr=jaxpr)
     terms = []
-    if not isinstance(x_dot_dot, ad.Zero):
+    if or_none(x_dot_dot) is not None:
         terms.append(row_product(gradient, formula, residuals, x_dot_dot))
-    live = [place for place, dot in enumerate(dots) if not isinstance(dot, ad.Zero)]
+
+    def of_residuals(*residuals):
+        return _product(formula, *residuals, x_dot)
+
+    of_live, live, live_dots = restricted_to_live(of_residuals, residuals, dots)
     if live:
-
-        def of_live(*now):
-            arrays = list(primals)
-            for place, array in zip(live, now, strict=True):
-                arrays[place] = array
-            return _product(formula, *arrays)
-
-        terms.append(jax.jvp(of_live, tuple(primals[i] for i in live), tuple(dots[i] for i in live))[1])
+        terms.append(jax.jvp(of_live, live, live_dots)[1])
     return out, sum(terms[1:], start=terms[0]) if terms else ad.Zero(jax.typeof(out).to_tangent_aval())
 
 
@@ -68,7 +65,7 @@ def _transposed(cotangent, *arrays, gradient, **_):
         return (*(None for _ in residuals), ad.Zero(x_dot.aval))
     x, target, row_weight, *rest = residuals
     weight = along(row_weight, cotangent)
-    weight = jnp.where(taken_out(weight), jnp.asarray(TAKEN_OUT, weight.dtype), weight * cotangent)
+    weight = jnp.where(taken_out(weight), TAKEN_OUT, weight * cotangent)
     return (*(None for _ in residuals), gradient(x, target, weight, *rest))
 
 

@@ -48,7 +48,7 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
     labels = _labels(target, options)
     told = {"sum": share}
     for place, (label, _) in enumerate(labels):
-        z, here = _logits_at(logits, label, options)
+        z, here = logits_at(logits, label, options)
         told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(share.dtype)}
     if not labels or "class_weights" in options:
         told["targets"] = formulas.class_targets(logits, target, options, objective.classes).sum(-1)
@@ -166,7 +166,7 @@ def _slice_losses(objective: Objective, logits, target, options, maximum, log_su
     return jnp.sum(jnp.where(targets == 0, 0, targets * nll), -1)
 
 
-def _logits_at(logits, label, options) -> tuple[Array, Array]:
+def logits_at(logits, label, options) -> tuple[Array, Array]:
     """The scaled logit of each row's label, and whether it is one of these classes."""
     here = formulas.valid_rows(logits, label, _only(options, "num_classes"))
     at_label = jnp.take_along_axis(logits, jnp.where(here, label, 0)[..., None], -1)
@@ -183,7 +183,7 @@ def _whole_ranks(objective: Objective, axes, logits, target, options) -> Array:
     """The rank of each row's label among the classes of all slices: one more pass over the logits."""
     if not jnp.issubdtype(target.dtype, jnp.integer):
         return jnp.full(logits.shape[:-1], objective.classes, jnp.int32)
-    z, here = _logits_at(logits, target, options)
+    z, here = logits_at(logits, target, options)
     begin = jax.lax.axis_index(axes) * logits.shape[-1]
     of_label = jax.lax.psum(jnp.where(here, z, 0), axes)[..., None]
     index = jax.lax.psum(jnp.where(here, target + begin, 0), axes)[..., None]

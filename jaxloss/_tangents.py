@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.interpreters import ad
 from jax.sharding import PartitionSpec
 
 from jaxloss._calls import Array, along, manual_axes, taken_out, weighted
@@ -14,12 +15,12 @@ from jaxloss.formulas import real
 
 def or_none(tangent):
     """The tangent, None for one that is known to be zero."""
-    return None if isinstance(tangent, SymbolicZero) else tangent
+    return None if isinstance(tangent, SymbolicZero | ad.Zero) else tangent
 
 
 def restricted_to_live(function: Callable, primals, tangents):
     """`function` of those operands that have a tangent, and these operands and tangents."""
-    places = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+    places = [i for i, tangent in enumerate(tangents) if or_none(tangent) is not None]
 
     def of_live(*live):
         operands = list(primals)

@@ -94,7 +94,7 @@ class Overlapping:
         if self.rows % self.size == 0:
             return own
         elsewhere = jnp.arange(self.size) < self._begin(chunk) - self._start(chunk)
-        return jnp.where(elsewhere, jnp.asarray(TAKEN_OUT, own.dtype), own)
+        return jnp.where(elsewhere, TAKEN_OUT, own)
 
 
 class Strided:
@@ -172,7 +172,7 @@ class Told:
         anywhere: whether something is so on any of these devices.
         complete: what is done with the sums that needs no other device.
         sums: then what does.
-        last: `Stages.ended` for the last chunk.
+        ended: `Stages.ended` for the last chunk.
     """
 
     gathered: Callable[[Array], Array]
@@ -180,7 +180,7 @@ class Told:
     anywhere: Callable[[Array], Array]
     complete: Callable[[Sequence[Array]], Sequence[Array]]
     sums: Callable[[Sequence[Array]], Sequence[Array]]
-    last: Callable[..., tuple[Array, ...]]
+    ended: Callable[..., tuple[Array, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,9 +233,6 @@ def scan_chunks(
     def rows_of(chunk, own_weight):
         return (*(way.take(array, chunk) for array in others), own_weight)
 
-    def with_rows(filled, of_chunk, chunk):
-        return tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
-
     def body(carry, chunk, skip):
         sums, filled = carry
         own_weight = way.weight(weight, chunk)
@@ -255,7 +252,7 @@ def scan_chunks(
             return sums, tuple(result.initial(way.size) for result in results)
 
         sums, of_chunk = jax.lax.cond(taken_out(own_weight).all(), idle, work, sums) if skip else work(sums)
-        return sums, with_rows(filled, of_chunk, chunk)
+        return sums, _with_rows(way, filled, of_chunk, chunk)
 
     order, busy = jnp.arange(way.chunks), way.chunks
     if skip and direct:
@@ -264,15 +261,20 @@ def scan_chunks(
         works = stages.told.anywhere(works) if stages.told else works
         order = jnp.argsort(~works, stable=True)
         busy = works.sum()
+    carry = tuple(sums), filled
     if stages.told:
-        sums, filled = _one_late(stages, stages.told, way, others, weight, filled, order, busy)
+        carry = _one_late(stages, stages.told, way, others, weight, filled, order, busy)
     elif skip and direct:
-        carry = tuple(sums), filled
-        sums, filled = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), carry)
+        carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), carry)
     else:
-        carry = tuple(sums), filled
-        sums, filled = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, order)[0]
+        carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, order)[0]
+    sums, filled = carry
     return tuple(sums), tuple(map(way.joined, filled))
+
+
+def _with_rows(way, filled, of_chunk, chunk):
+    """The results with those of a chunk in place."""
+    return tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
 
 
 def _one_late(stages: Stages, told: Told, way, others, weight: Array, filled, order: Array, busy):
@@ -288,19 +290,16 @@ def _one_late(stages: Stages, told: Told, way, others, weight: Array, filled, or
 
         return tuple(rows.reshape(-1, *rows.shape[2:]) for rows in jax.vmap(of_device)(*gathered))
 
-    def with_rows(filled, of_chunk, chunk):
-        return tuple(way.put(*pair, chunk) for pair in zip(filled, told.kept(of_chunk), strict=True))
-
     def step(i, carry):
         sums, filled, rest = carry
         # The logits of a chunk take the memory of the gradient of those before.
         of_chunk, rows = jax.lax.optimization_barrier((stages.ended(rest), rows_of(order[i])))
         shares, rest = stages.begun(rows)
-        return tuple(map(jnp.add, sums, shares)), with_rows(filled, of_chunk, order[i - 1]), rest
+        return tuple(map(jnp.add, sums, shares)), _with_rows(way, filled, told.kept(of_chunk), order[i - 1]), rest
 
     shares, rest = stages.begun(rows_of(order[0]))
     sums, filled, rest = jax.lax.fori_loop(1, busy, step, (shares, filled, rest))
     # Else XLA would make the results first, for they free memory, and tell of the last ones before the sums.
     sums, filled, rest = jax.lax.optimization_barrier((told.complete(sums), filled, rest))
-    sums, of_chunk = jax.lax.optimization_barrier((told.sums(sums), told.last(rest)))
-    return sums, with_rows(filled, of_chunk, order[jnp.maximum(busy - 1, 0)])
+    sums, of_chunk = jax.lax.optimization_barrier((told.sums(sums), told.ended(rest)))
+    return sums, _with_rows(way, filled, told.kept(of_chunk), order[jnp.maximum(busy - 1, 0)])

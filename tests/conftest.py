@@ -80,6 +80,14 @@ def chosen(config, marker: str) -> bool:
     return re.search(rf"(?<!not )\b{marker}\b", config.option.markexpr) is not None
 
 
+@pytest.fixture
+def retraced():
+    """For a test that changes a number which is read while tracing: nothing traced before or in it is used again."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` picks by marker
 def pytest_collection_modifyitems(config, items):
     on_gpu = jax.default_backend() == "gpu"

@@ -13,11 +13,8 @@ FEW = 4096
 
 
 @pytest.fixture
-def few_by_formula(monkeypatch):
+def few_by_formula(monkeypatch, retraced):
     monkeypatch.setattr(_calls, "FEW", FEW)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize("case", [case for case in MATRIX if case.loss.name != "distillation"])

@@ -14,13 +14,10 @@ LABELS = Case(CATEGORICAL, "indices")
 
 
 @pytest.fixture
-def short_slices(monkeypatch):
+def short_slices(monkeypatch, retraced):
     """Slices of four float32 numbers or more."""
     monkeypatch.setattr(_long_rows, "LONG_ROW", 64)
     monkeypatch.setattr(_long_rows, "SLICE", 16)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -57,7 +54,9 @@ def test_nan_reaches_its_row_alone(short_slices):
 
 
 def test_how_many():
-    of = lambda *shape, dtype="bfloat16": _long_rows.slices(jax.ShapeDtypeStruct(shape, dtype))  # noqa: E731
+    def of(*shape, dtype="bfloat16"):
+        return _long_rows.slices(jax.ShapeDtypeStruct(shape, dtype))
+
     assert of(1, 2**29) == _long_rows.ENOUGH
     assert of(8, 2**26) == _long_rows.ENOUGH // 8
     assert of(2, 4, 2**26) == _long_rows.ENOUGH // 8
