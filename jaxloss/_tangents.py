@@ -71,7 +71,7 @@ def total_product(a: Array, b: Array) -> Array:
 
 def contracted(row_weight: Array, losses: Array) -> Array:
     """Σ wᵢ ℓᵢ; a weight of 0 takes a loss out even if that is NaN."""
-    return weighted(row_weight, losses_of_weights(row_weight, losses)).sum()
+    return weighted(row_weight, losses).sum()
 
 
 def counted(row_weight: Array, losses: Array) -> Array:
