@@ -65,12 +65,14 @@ struct CrossEntropyRows {
   const Logit* logits;  // [rows, classes]
   Target target;
   const Real* row_weight;  // [rows / rows_per_weight]
-  Real* loss;              // [rows], unweighted
+  Real* loss;              // [rows], unweighted; null where `sums` are wanted instead, on a GPU
   Real* max;               // [rows] or null
   Real* log_sum;           // [rows] or null: log Σ exp(x − max)
   Logit* gradient;         // [rows, classes], times the row's weight; or null
   int64_t rows, classes, rows_per_weight;
-  Real ceiling;  // −log clip, or infinity
+  Real ceiling;          // −log clip, or infinity
+  Real* sums = nullptr;  // [parts]: of all rows' losses, in parts of any rows
+  int64_t parts = 0;
 
   JAXLOSS_INLINE Real weight_of(int64_t row) const { return number_of_row(row_weight, rows_per_weight, rows, row); }
   // The results of a row; of one that is taken out all are 0.

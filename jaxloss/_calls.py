@@ -56,12 +56,14 @@ def call(
     *operands: Array,
     aliases: dict[int, int] | None = None,
     few_by_formula: Sequence[str] = (),
+    platforms: Sequence[str] = EVERYWHERE,
     **attributes,
 ) -> Any:
     """The kernel `name` where the platform has it, else the formula. Both give the tuple of results.
 
     `aliases` says which operand's memory the kernel may write a result to; XLA copies what is still needed.
     `few_by_formula`: the platforms on which the formula is taken where the first operand's elements are at most `FEW`.
+    `platforms`: those that may have this kernel.
     """
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
     axes = manual_axes(*operands)
@@ -80,10 +82,10 @@ def call(
 
     shape = operands[0].shape
     few = all(isinstance(size, int) for size in shape) and math.prod(shape) <= FEW
-    platforms = [platform for platform in _library.PLATFORMS if not few or platform not in few_by_formula]
-    if not platforms:
+    without = few_by_formula if few else ()
+    branches = {name: kernel for name in _library.PLATFORMS if name in platforms and name not in without}
+    if not branches:
         return plain(*operands)
-    branches = dict.fromkeys(platforms, kernel)
     return jax.lax.platform_dependent(*operands, default=plain, **branches)
 
 

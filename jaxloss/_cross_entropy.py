@@ -8,13 +8,19 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy_calls as calls
 from jaxloss import _long_rows, _pair, formulas
-from jaxloss._calls import Array, along
+from jaxloss._calls import Array, along, weighted
 from jaxloss._examples import Examples, row_weight
 from jaxloss._objective import Objective
 from jaxloss._pair import RowLoss
 from jaxloss._rows import Op, row_wise
 from jaxloss._split_classes import known_gradient, of_slice, of_split_rows, whole_targets
-from jaxloss._tangents import row_dot, varying_like
+from jaxloss._tangents import losses_of_weights, row_dot, varying_like
+
+MANY_BYTES = 2**26
+"""From so many of logits on, all of short rows, a GPU sums losses where it computes them, on all its multiprocessors."""
+
+SHORT_BYTES = 256
+"""The most of a short row."""
 
 Operands = tuple[Array, Array, tuple[Array, ...]]
 """Logits `[..., V]`, target, and the parameters that the objective names."""
@@ -91,7 +97,30 @@ def row_loss(objective: Objective) -> RowLoss:
         of_rows = (maximum, log_sum, *whole_targets(objective, axes, logits, target, options))
         return (known_gradient(objective, options, logits, target, row_weight, *of_rows),)
 
+    def added_up(row_weight, losses):
+        return losses_of_weights(row_weight, weighted(row_weight, losses))
+
+    def total(purpose: str, names: tuple[str, ...]) -> Op:
+        def whole(logits, target, row_weight):
+            if row_weight.ndim == 0:
+                return calls.cross_entropy_total(purpose, logits, target, row_weight, clip=objective.clip)
+            function = getattr(calls, f"cross_entropy_{purpose}")
+            losses, *gradient = function(logits, target, row_weight, clip=objective.clip)
+            return added_up(row_weight, losses), *gradient
+
+        def split(axes, class_axes, logits, target, row_weight):
+            if class_axes:
+                operands = of_slice(objective, class_axes, logits, target, row_weight)
+                losses, *gradient = of_split_rows(objective, class_axes, names, *operands)
+                of_device = added_up(row_weight, losses)
+            else:
+                of_device, *gradient = whole(logits, target, row_weight)
+            return jax.lax.psum(of_device, axes), *gradient
+
+        return row_wise(whole, split, lambda logits, target, row_weight: len(row_weight.shape), tells_last=True)
+
     stats = objective.stats
+    sums_rows = plain and not objective.axes and not objective.in_place
     return RowLoss(
         row_rank=_row_rank,
         value=op("value", ("losses",)),
@@ -102,9 +131,21 @@ def row_loss(objective: Objective) -> RowLoss:
         grad_gives_stats=objective.details,
         grad=row_wise(functools.partial(grad, objective.axes), grad, _row_rank, features),
         stats=len(stats),
+        sums=_many_short_rows if sums_rows else lambda *_: False,
+        total=total("value", ("losses",)) if sums_rows else None,
+        total_and_grad=total("value_and_grad", ("losses", "gradient")) if sums_rows else None,
         features=features,
         split_axes=objective.axes,
     )
+
+
+def _many_short_rows(logits: Array, target: Array, _: Array) -> bool:
+    if logits.dtype == jnp.float64 or not jnp.issubdtype(target.dtype, jnp.integer):
+        return False
+    row_bytes = logits.shape[-1] * logits.dtype.itemsize
+    # Sizes that only the call of an exported program knows are not compared.
+    sizes_known = all(isinstance(size, int) for size in logits.shape)
+    return sizes_known and row_bytes <= SHORT_BYTES and logits.size * logits.dtype.itemsize >= MANY_BYTES
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------

@@ -96,6 +96,32 @@ def cross_entropy_value_and_grad(
     return _cross_entropy("value_and_grad", names, clip, logits, target, row_weight, in_place=in_place)
 
 
+PARTS = 8192
+"""Of a sum that a kernel leaves: more than its blocks are, and few enough for XLA to add up at once."""
+
+
+def cross_entropy_total(purpose: str, logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple:
+    """Σ w ℓ of all rows, which have one weight w and labels; with `purpose` "value_and_grad" the gradient, too.
+
+    On a GPU no row's loss is written: it would be more than the logits of a row of two classes.
+    """
+    names = ("losses", "gradient") if purpose == "value_and_grad" else ("losses",)
+
+    def plain(*operands):
+        losses, *gradient = _cross_entropy(purpose, names, clip, *operands)
+        return jnp.pad(losses.sum()[None], (0, PARTS - 1)), *gradient
+
+    sums, *gradient = call(
+        f"cross_entropy_sums_{purpose}",
+        (jax.ShapeDtypeStruct((PARTS,), row_weight.dtype), *_shapes(names[1:], logits, row_weight)),
+        plain,
+        *(logits, target, row_weight),
+        platforms=("cuda",),
+        clip=np.float64(clip),
+    )
+    return weighted(row_weight, sums).sum(), *gradient
+
+
 def cross_entropy_grad(
     logits: Array,
     target: Array,

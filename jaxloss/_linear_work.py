@@ -19,7 +19,17 @@ from jaxloss._calls import Array, along, manual_axes, varying
 from jaxloss._linear_split import Roles, Split
 from jaxloss._objective import Objective
 from jaxloss._split_classes import of_slice
-from jaxloss._token_chunks import Overlapping, Result, Stages, Strided, Told, chunk_size, scan_chunks
+from jaxloss._token_chunks import (
+    MEMORY,
+    TRADED_MEMORY,
+    Overlapping,
+    Result,
+    Stages,
+    Strided,
+    Told,
+    chunk_size,
+    scan_chunks,
+)
 from jaxloss.formulas import real
 
 HIDDEN, KERNEL, LABELS, WEIGHT, REST = range(5)
@@ -192,7 +202,8 @@ class Work:
         if size is None:
             # Devices that trade have as many times more rows of a chunk as they have fewer of its classes.
             classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.traded))
-            size = chunk_size(self.rows[0].shape[0], classes, self.dtype.itemsize)
+            memory = TRADED_MEMORY if self.split.traded else MEMORY
+            size = chunk_size(self.rows[0].shape[0], classes, self.dtype.itemsize, memory)
         division = Strided if strided else Overlapping
         rows, skip = (*rows, *self.rows), self.plan.masked
         added, filled = scan_chunks(stages, sums, results, rows, division, size, skip, self.direct)

@@ -48,6 +48,10 @@ class RowLoss:
         grad_gives_stats: whether `value_and_grad` gives the statistics.
         grad: operands and statistics to `(gradient,)`; None where the derivative's formula is as fast.
         stats: how many statistics `grad` is given.
+        sums: whether, of these operands with one weight for all rows, the weighted losses are rather summed where they
+            are computed.
+        total: to `(total,)`, that sum; for each weight, where there are several.
+        total_and_grad: to `(total, gradient)`.
         features: the positions of the operands whose last axis is that of `x`, and not its first ones'.
         split_axes: the mesh axes that an enclosing `shard_map` has split the features over.
     """
@@ -61,6 +65,9 @@ class RowLoss:
     grad_gives_stats: bool = False
     grad: Op | None = None
     stats: int = 0
+    sums: Callable[..., bool] = lambda *_: False
+    total: Op | None = None
+    total_and_grad: Op | None = None
     features: tuple[int, ...] = ()
     split_axes: tuple[str, ...] = ()
 
@@ -124,15 +131,9 @@ def value(loss: RowLoss) -> Op:
     return op
 
 
-@functools.cache
-def value_and_grad(loss: RowLoss) -> Op:
-    """The op of that name, with its derivative: that of the same results as a formula."""
-    op = jax.custom_jvp(loss.value_and_grad)
-
-    def formula(*operands):
-        losses, *stats = value_and_stats(loss)(*operands)
-        gradient = _gradient(loss, operands, stats).astype(operands[0].dtype)
-        return (losses, *stats, gradient) if loss.grad_gives_stats else (losses, gradient)
+def _with_derivative_of(formula: Op, op: Op) -> Op:
+    """`op`, whose derivative is that of the same results as a formula."""
+    op = jax.custom_jvp(op)
 
     def tangent(primals, tangents) -> Any:
         of_live, live, live_dots = restricted_to_live(formula, primals, tangents)
@@ -140,6 +141,30 @@ def value_and_grad(loss: RowLoss) -> Op:
 
     op.defjvp(tangent, symbolic_zeros=True)
     return op
+
+
+@functools.cache
+def value_and_grad(loss: RowLoss) -> Op:
+    """The op of that name, with its derivative."""
+
+    def formula(*operands):
+        losses, *stats = value_and_stats(loss)(*operands)
+        gradient = _gradient(loss, operands, stats).astype(operands[0].dtype)
+        return (losses, *stats, gradient) if loss.grad_gives_stats else (losses, gradient)
+
+    return _with_derivative_of(formula, loss.value_and_grad)
+
+
+@functools.cache
+def total_and_grad(loss: RowLoss) -> Op:
+    """The op of that name, with its derivative."""
+    assert loss.total_and_grad is not None
+
+    def formula(*operands):
+        losses, *stats = value_and_stats(loss)(*operands)
+        return contracted(operands[2], losses), _gradient(loss, operands, stats).astype(operands[0].dtype)
+
+    return _with_derivative_of(formula, loss.total_and_grad)
 
 
 def _gradient(loss: RowLoss, operands, stats) -> Array:
@@ -153,20 +178,15 @@ def _gradient(loss: RowLoss, operands, stats) -> Array:
 def _grad_and_formula(loss: RowLoss) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """The gradient alone, of operands and statistics: the op of that name, with its derivative, and the formula."""
     assert loss.grad is not None
-    op = jax.custom_jvp(loss.grad)
 
     def formula(*arrays):
         of_stats = len(arrays) - loss.stats
         return _gradient(loss, arrays[:of_stats], arrays[of_stats:])
 
-    def tangent(primals, tangents) -> Any:
-        def rounded(*arrays):
-            return (formula(*arrays).astype(arrays[0].dtype),)
+    def rounded(*arrays):
+        return (formula(*arrays).astype(arrays[0].dtype),)
 
-        of_live, live, live_dots = restricted_to_live(rounded, primals, tangents)
-        return op(*primals), jax.jvp(of_live, live, live_dots)[1]
-
-    op.defjvp(tangent, symbolic_zeros=True)
+    op = _with_derivative_of(rounded, loss.grad)
     return lambda *arrays: op(*arrays)[0], formula
 
 
@@ -174,7 +194,13 @@ def _grad_and_formula(loss: RowLoss) -> tuple[Callable[..., Array], Callable[...
 def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
     """The scalar Σ wᵢ ℓᵢ of rows with weights w, from the operands; `with_stats`, that and the statistics."""
 
+    def sums(operands) -> bool:
+        return not with_stats and operands[2].ndim == 0 and loss.sums(*operands)
+
     def primal(*operands):
+        if sums(operands):
+            assert loss.total is not None
+            return loss.total(*operands)
         losses, *stats = (value_and_stats if with_stats else value)(loss)(*operands)
         return contracted(operands[2], losses), *stats
 
@@ -200,6 +226,9 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
         row_weight = operands[2]
 
         of_others = any(dot is not None for dot in others)
+        if x_dot is not None and not of_others and weight_dot is None and sums(operands):
+            out, gradient = total_and_grad(loss)(*operands)
+            return (out,), (varying_like(out, total_product(gradient, x_dot)),)
         losses, stats, gradient = differentiated(operands, x_dot is not None, of_others)
         out = contracted(row_weight, losses)
         terms = []

@@ -25,6 +25,7 @@ def row_wise(
     split: Callable[..., tuple[Array, ...]],
     row_rank: Callable[..., int],
     features: Sequence[int] = (),
+    tells_last: bool = False,
 ) -> Op:
     """`local` as an op that JAX may batch and split.
 
@@ -33,6 +34,7 @@ def row_wise(
         split: the same where features are split over mesh axes, which it is given first, as a tuple of names.
         row_rank: how many of the first operand's axes are rows, given all operands.
         features: the positions of operands whose last axis is that of the first operand.
+        tells_last: whether `split` is given those mesh axes apart that the last axis is split over, as a second tuple.
     """
 
     def axes_of(operands: Sequence) -> list[tuple[int, ...]]:
@@ -45,7 +47,11 @@ def row_wise(
 
     def on_one_device(spec: Sequence, operands: Sequence) -> Op:
         axes = mesh_axes(spec[row_rank(*operands) :])
-        return functools.partial(split, axes) if axes else local
+        if not axes:
+            return local
+        last = mesh_axes(spec[-1:])
+        told = (axes[: len(axes) - len(last)], last) if tells_last else (axes,)
+        return functools.partial(split, *told)
 
     @custom_partitioning
     def automatic(*operands):

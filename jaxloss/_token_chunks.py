@@ -14,6 +14,10 @@ from jaxloss._calls import TAKEN_OUT, Array, taken_out, varying
 MEMORY = 2**29
 """The bytes that the logits of a chunk may take. On an H100 chunks of this size cost 2 to 4 % of the products' time."""
 
+TRADED_MEMORY = 2**31
+"""The same on each of devices that trade, where XLA's own partitioning takes more. A chunk costs them more: what they
+tell each other of it, and a sum of the whole kernel's gradient, read and written while there is little else to do."""
+
 FEWEST = 512
 """Products of fewer tokens wait for the kernel to be read: an H100 does 300 multiplications a byte."""
 

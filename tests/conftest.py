@@ -19,7 +19,7 @@ import pytest  # noqa: E402
 
 import losses  # noqa: E402
 import meshes  # noqa: E402
-from jaxloss import _calls  # noqa: E402
+from jaxloss import _calls, _cross_entropy  # noqa: E402
 
 # Small arrays are to test kernels. What the formula does in their place is test_formulas.py's.
 _calls.FEW = 0
@@ -86,6 +86,13 @@ def retraced():
     jax.clear_caches()
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def sums_of_few_rows(monkeypatch, retraced):
+    """Every call of cross entropy whose rows have one weight adds up their losses at once, if rows are not too long."""
+    monkeypatch.setattr(_cross_entropy, "MANY_BYTES", 0)
+    monkeypatch.setattr(_cross_entropy, "SHORT_BYTES", 1024)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` picks by marker

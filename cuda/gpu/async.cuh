@@ -119,13 +119,6 @@ __device__ __forceinline__ void send(float value, const float& to, const Barrier
       : "memory");
 }
 
-// A barrier among the `threads` threads of a team of warps; each team of a block has an `id` of its own, from 1 on:
-// barrier 0 is __syncthreads().
-template <int threads>
-__device__ __forceinline__ void sync_team(int id) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(threads) : "memory");
-}
-
 #endif
 
 }  // namespace jaxloss::gpu

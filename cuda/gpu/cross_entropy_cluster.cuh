@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
   if (wanted) {
 #pragma unroll
     for (int k = 0; k < kHeldVectors; k++) packed[k] = minus_infinities<Logit>();
-    share.for_steps([&](int k, int i) { packed[k] = load<step, Reading::once>(logits + i); });
+    share.for_steps([&](int k, int i) { packed[k] = load<step, kReadOnce<kGradient>>(logits + i); });
     if (share.has_edge) edge = number(logits[share.edge]);
     if (has_label) label_logit = number(logits[index]);
     sums = across_lanes(softmax_sums(packed, edge), kWarp, Merged());

@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
     targets[k] = {};
   }
   share.for_steps([&](int k, int i) {
-    packed[k] = load<step, Reading::once>(logits + i);
-    targets[k] = load<step, Reading::once>(target + i);
+    packed[k] = load<step, kReadOnce<kGradient>>(logits + i);
+    targets[k] = load<step, kReadOnce<kGradient>>(target + i);
   });
   const float edge = share.has_edge ? number(logits[share.edge]) : -INFINITY;
   const float edge_target = share.has_edge ? number(target[share.edge]) : 0.0f;

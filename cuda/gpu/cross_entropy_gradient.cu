@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kGradientThreads, (kGradientBlocks<Logit, Targ
     const int64_t index = rows.target.index[row];  // may be none here: the label is of another slice of the classes
     go_along(
         Span<Logit>(rows.classes, logits, gradient),
-        [&](int k, int64_t i) { packed[k] = load<step, Reading::once>(logits + i); },
+        [&](int k, int64_t i) { packed[k] = load<step, Caching::evict_first>(logits + i); },
         [&](int64_t i) {
           const Real softmax = exponentials.term(number(logits[i])) * scale;
           gradient[i] = stored<Logit>((i == index ? softmax - 1 : softmax) * weight);
@@ -115,8 +115,8 @@ __global__ void __launch_bounds__(kGradientThreads, (kGradientBlocks<Logit, Targ
     go_along(
         Span<Logit>(rows.classes, logits, gradient, target),
         [&](int k, int64_t i) {
-          packed[k] = load<step, Reading::once>(logits + i);
-          targets[k] = load<step, Reading::once>(target + i);
+          packed[k] = load<step, Caching::evict_first>(logits + i);
+          targets[k] = load<step, Caching::evict_first>(target + i);
         },
         [&](int64_t i) {
           const Real softmax = exponentials.term(number(logits[i])) * scale;

@@ -121,8 +121,8 @@ struct TeamRow {
 #pragma unroll
       for (int k = 0; k < batch; k++) {
         const int64_t i = span.start_of(first + k * team.lanes);
-        packed[k] = load<step, Reading::again>(logits + i);
-        if constexpr (!by_index) targets[k] = load<step, Reading::again>(target + i);
+        packed[k] = load<step, Caching::normal>(logits + i);
+        if constexpr (!by_index) targets[k] = load<step, Caching::normal>(target + i);
       }
 #pragma unroll
       for (int k = 0; k < batch; k++) {

@@ -8,14 +8,17 @@
 namespace jaxloss::gpu {
 
 constexpr int kRegistersThreads = 128;
-constexpr int kRegistersBlocks = 4;  // on a multiprocessor, at least: the compiler may use 128 registers a thread
+
+// Blocks on a multiprocessor, at least: with 4 the compiler may use 128 registers a thread, with 8 it may use 64.
+template <bool kGradient, int slots, class Real>
+constexpr int kRegistersBlocks = kGradient || slots > 8 || sizeof(Real) == 8 ? 4 : 8;
 
 // Numbers first, …, first + count − 1 of a row, as far as 0 ≤ i < classes. Nothing outside the row is read: it may be
 // another row, being overwritten by its gradient.
 template <int count, class Stored>
 __device__ __forceinline__ Packed<Stored, count> load_within(const Stored* row, int first, int classes,
                                                              Stored otherwise) {
-  if (first >= 0 && first + count <= classes && aligned(row + first)) return load<count, Reading::once>(row + first);
+  if (first >= 0 && first + count <= classes && aligned(row + first)) return load<count, Caching::normal>(row + first);
   Stored x[count];
 #pragma unroll
   for (int k = 0; k < count; k++) {
@@ -83,8 +86,9 @@ struct Place {
   }
 };
 
-// A row's logits, in registers, and Σ exponentials.term(x).
-template <int slots, class Logit>
+// A row's logits, in registers, and Σ exponentials.term(x). With `kPairs` 16-bit numbers are compared as they are
+// stored, two at a time, and are −∞ in slots that hold none of the row: fewer instructions, and more registers.
+template <bool kPairs, int slots, class Logit>
 struct SoftmaxInRegisters {
   using Real = Accumulator<Logit>;
   static constexpr int step = kPerVector<Logit>;
@@ -94,44 +98,62 @@ struct SoftmaxInRegisters {
 
   __device__ __forceinline__ void load(const Place<slots, Logit>& place, const Logit* row) {
     const Logit lowest = stored<Logit>(-static_cast<Real>(INFINITY));
+    if constexpr (kPairs) {
+#pragma unroll
+      for (int k = 0; k < slots; k++) logits[k] = minus_infinities<Logit>();
+    }
     if (!place.wanted) return;
     place.for_slots([&](int k, int i) { logits[k] = load_within<step>(row, i, place.classes, lowest); });
   }
 
   __device__ __forceinline__ void reduce(const Place<slots, Logit>& place) {
-    Real max = no_logits<Real>().max;
-    if (place.wanted) {
-      place.for_slots([&](int k, int) {
-        Real x[step];
-        logits[k].numbers(x);
+    exponentials = Exponentials<Real>(across_lanes(highest(place), place.lanes, Maximum()));
+    Real sums[kPairs ? 4 : 1] = {};  // several, where all slots count: each waits for its last addition
+    for_counted(place, [&](int k) {
+      Real x[step];
+      logits[k].numbers(x);
 #pragma unroll
-        for (int j = 0; j < step; j++) max = Maximum()(max, x[j]);
-      });
-    }
-    exponentials = Exponentials<Real>(across_lanes(max, place.lanes, Maximum()));
-    if (place.wanted) {
-      place.for_slots([&](int k, int) {
-        Real x[step];
-        logits[k].numbers(x);
-#pragma unroll
-        for (int j = 0; j < step; j++) sum += exponentials.term(x[j]);
-      });
-    }
-    sum = across_lanes(sum, place.lanes, Sum());
+      for (int j = 0; j < step; j++) sums[kPairs ? j % 4 : 0] += exponentials.term(x[j]);
+    });
+    sum = across_lanes(kPairs ? (sums[0] + sums[kPairs]) + (sums[2 * kPairs] + sums[3 * kPairs]) : sums[0], place.lanes,
+                       Sum());
   }
 
   __device__ __forceinline__ Real log_sum() const { return logarithm(sum); }
+
+ private:
+  template <class Body>
+  static __device__ __forceinline__ void for_counted(const Place<slots, Logit>& place, Body body) {
+    if constexpr (kPairs) {
+#pragma unroll
+      for (int k = 0; k < slots; k++) body(k);
+    } else if (place.wanted) {
+      place.for_slots([&](int k, int) { body(k); });
+    }
+  }
+
+  __device__ __forceinline__ Real highest(const Place<slots, Logit>& place) const {
+    Real max = no_logits<Real>().max;
+    if constexpr (kPairs) return Maximum()(max, largest(logits));
+    for_counted(place, [&](int k) {
+      Real x[step];
+      logits[k].numbers(x);
+#pragma unroll
+      for (int j = 0; j < step; j++) max = Maximum()(max, x[j]);
+    });
+    return max;
+  }
 };
 
 // `lanes` threads a row, a power of two up to 32, so many that lanes · slots vectors hold a row at any alignment. A
 // row's logits are read once, its gradient is written once; of a row taken out nothing is read.
-template <int slots, class Logit>
-__global__ void __launch_bounds__(kRegistersThreads, kRegistersBlocks)
+template <bool kGradient, int slots, class Logit>
+__global__ void __launch_bounds__(kRegistersThreads, (kRegistersBlocks<kGradient, slots, Accumulator<Logit>>))
     cross_entropy_registers(CrossEntropyRows<Logit, ClassIndices> rows, int lanes) {
   using Real = Accumulator<Logit>;
   constexpr int step = kPerVector<Logit>;
   const Place<slots, Logit> place(rows, lanes);
-  SoftmaxInRegisters<slots, Logit> softmax;
+  SoftmaxInRegisters<sizeof(Logit) == 2, slots, Logit> softmax;
   softmax.load(place, rows.logits + place.offset);
   const int index = place.wanted ? rows.target.index[place.row] : -1;
   const bool valid = index >= 0 && index < place.classes;
@@ -141,7 +163,7 @@ __global__ void __launch_bounds__(kRegistersThreads, kRegistersBlocks)
   const Real max = softmax.exponentials.max, log_sum = softmax.log_sum();
   const Real nll = negative_log_likelihood(log_sum, label_logit - max, rows.ceiling);
   place.store_results(rows, valid ? nll : static_cast<Real>(NAN), max, log_sum);
-  if (!rows.gradient || !place.exists) return;
+  if (!kGradient || !place.exists) return;
 
   const bool zero = !valid || place.weight == 0;
   const Real scale = place.weight / softmax.sum;
@@ -160,13 +182,13 @@ __global__ void __launch_bounds__(kRegistersThreads, kRegistersBlocks)
 }
 
 // The same with probabilities, which are read once too.
-template <int slots, class Logit, class Stored>
-__global__ void __launch_bounds__(kRegistersThreads, kRegistersBlocks)
+template <bool kGradient, int slots, class Logit, class Stored>
+__global__ void __launch_bounds__(kRegistersThreads, 4)
     cross_entropy_registers(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows, int lanes) {
   using Real = Accumulator<Logit>;
   constexpr int step = kPerVector<Logit>;
   const Place<slots, Logit> place(rows, lanes);
-  SoftmaxInRegisters<slots, Logit> softmax;
+  SoftmaxInRegisters<false, slots, Logit> softmax;
   softmax.load(place, rows.logits + place.offset);
   Packed<Stored, step> targets[slots];
   if (place.wanted) {
@@ -190,7 +212,7 @@ __global__ void __launch_bounds__(kRegistersThreads, kRegistersBlocks)
     });
   }
   place.store_results(rows, across_lanes(loss, lanes, Sum()), max, log_sum);
-  if (!rows.gradient) return;
+  if (!kGradient) return;
   target_sum = across_lanes(target_sum, lanes, Sum());
   if (!place.exists) return;
 
@@ -237,12 +259,21 @@ RegistersShape registers_shape(const CrossEntropyRows<Logit, Target>& rows) {
 }
 
 template <class Logit, class Target>
+using RegistersKernel = void (*)(CrossEntropyRows<Logit, Target>, int);
+
+template <bool kGradient, int slots, class Logit, class Target>
+RegistersKernel<Logit, Target> registers_kernel(const CrossEntropyRows<Logit, Target>&) {
+  return cross_entropy_registers<kGradient, slots>;
+}
+
+template <class Logit, class Target>
 cudaError_t launch_registers(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows, RegistersShape shape) {
   const int64_t rows_a_block = kRegistersThreads / shape.lanes;
   const int64_t blocks = (rows.rows + rows_a_block - 1) / rows_a_block;
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const auto run = [&](auto slots) {
-    cross_entropy_registers<slots><<<static_cast<unsigned>(blocks), kRegistersThreads, 0, stream>>>(rows, shape.lanes);
+    const auto kernel = rows.gradient ? registers_kernel<true, slots>(rows) : registers_kernel<false, slots>(rows);
+    kernel<<<static_cast<unsigned>(blocks), kRegistersThreads, 0, stream>>>(rows, shape.lanes);
     return cudaGetLastError();
   };
   switch (shape.slots) {

@@ -34,10 +34,10 @@ __device__ __forceinline__ void along_row(const Span<Logit>& span, Single single
   }
 }
 
-template <int batch, Reading reading, class Logit, class Stored>
+template <int batch, Caching caching, class Logit, class Stored>
 __device__ __forceinline__ void load_steps(const Stored* from, Packed<Stored, kPerVector<Logit>> (&packed)[batch]) {
 #pragma unroll
-  for (int k = 0; k < batch; k++) packed[k] = load<kPerVector<Logit>, reading>(from + k * kRound<Logit>);
+  for (int k = 0; k < batch; k++) packed[k] = load<kPerVector<Logit>, caching>(from + k * kRound<Logit>);
 }
 
 template <class Logit>
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kStreamingThreads)
         },
         [&](auto batch, int64_t i) {
           Packed<Logit, step> packed[batch];
-          load_steps<batch, Reading::again, Logit>(logits + i, packed);
+          load_steps<batch, Caching::normal, Logit>(logits + i, packed);
           Real x[batch * step];
 #pragma unroll
           for (int k = 0; k < batch; k++) packed[k].numbers(x + k * step);
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kStreamingThreads)
         },
         [&](auto batch, int64_t i) {
           Packed<Logit, step> packed[batch];
-          load_steps<batch, Reading::once, Logit>(logits + i, packed);
+          load_steps<batch, Caching::evict_first, Logit>(logits + i, packed);
 #pragma unroll
           for (int k = 0; k < batch; k++) {
             const int64_t first = i + k * kRound<Logit>;
@@ -159,10 +159,10 @@ __global__ void __launch_bounds__(kStreamingThreads)
         },
         [&](auto batch, int64_t i) {
           Packed<Logit, step> packed[batch];
-          load_steps<batch, Reading::again, Logit>(logits + i, packed);
+          load_steps<batch, Caching::normal, Logit>(logits + i, packed);
           if (gradient) {
             Packed<Stored, step> targets[batch];
-            load_steps<batch, Reading::again, Logit>(target + i, targets);
+            load_steps<batch, Caching::normal, Logit>(target + i, targets);
 #pragma unroll
             for (int k = 0; k < batch; k++) {
               Real a[step], sum = 0;
@@ -198,8 +198,8 @@ __global__ void __launch_bounds__(kStreamingThreads)
         [&](auto batch, int64_t i) {
           Packed<Logit, step> packed[batch];
           Packed<Stored, step> targets[batch];
-          load_steps<batch, Reading::once, Logit>(logits + i, packed);
-          load_steps<batch, Reading::once, Logit>(target + i, targets);
+          load_steps<batch, Caching::evict_first, Logit>(logits + i, packed);
+          load_steps<batch, Caching::evict_first, Logit>(target + i, targets);
 #pragma unroll
           for (int k = 0; k < batch; k++) {
             Real x[step], a[step], sum = 0;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "gpu/cross_entropy_registers.cuh"
+#include "gpu/cross_entropy_sums.cuh"
 #include "gpu/cross_entropy_tiles.cuh"
 #include "gpu/residency.h"
 
@@ -30,8 +31,14 @@ inline int segment_of(int units, int lanes, int unit) {
   return segment;
 }
 
-// rows = 0 where rows are too long or begin where no vector does, or where each is of a weight that a few share. Rows
-// of whole vectors go through registers as well from 512 bytes on.
+// Whether rows of that size take less time in the registers of a warp, where each thread loads whole vectors.
+template <class Logit>
+bool better_in_registers(int64_t row_bytes, bool gradient) {
+  if (row_bytes % kVectorBytes == 0) return gradient ? row_bytes > 128 : row_bytes >= 512;
+  return gradient && sizeof(Logit) == 4 && row_bytes >= 512;
+}
+
+// rows = 0 where rows are too long or begin where no vector does, or where each is of a weight that a few share.
 template <class Logit>
 Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows) {
   Tiles tiles = {};
@@ -39,9 +46,10 @@ Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows) {
   const int unit = row_unit(row_bytes);
   const auto at_vector = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0; };
   const bool weight_a_row = rows.rows_per_weight == 1;
-  if (row_bytes == 0 || row_bytes > kLongestTiledRow || (unit == kVectorBytes && row_bytes >= 512)) return tiles;
+  if (row_bytes == 0 || row_bytes > kLongestTiledRow) return tiles;
   if (!at_vector(rows.logits) || !at_vector(rows.gradient) || !at_vector(rows.target.index)) return tiles;
   if (weight_a_row ? !at_vector(rows.row_weight) : rows.rows_per_weight < rows.rows) return tiles;
+  if (rows.loss && better_in_registers<Logit>(row_bytes, rows.gradient)) return tiles;
 
   tiles.lanes = 1;
   while (tiles.lanes < 4 && kWarp / tiles.lanes * row_bytes > kLongestTileOfLanes) tiles.lanes *= 2;
@@ -56,17 +64,23 @@ Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows) {
   return tiles;
 }
 
+// A thread holds a row of 16 numbers, if that is 64 bytes at most.
+constexpr int kHeldNumbers = 16;
+
 template <class Logit>
 using TilesKernel = void (*)(CrossEntropyRows<Logit, ClassIndices>, Tiles, int64_t);
 
 template <bool kGradient, class Logit>
-TilesKernel<Logit> tiles_kernel(int unit) {
+TilesKernel<Logit> tiles_kernel(int unit, bool hold) {
+  const auto of_unit = [&](auto bytes) -> TilesKernel<Logit> {
+    constexpr int unit_bytes = decltype(bytes)::value, held = kHeldNumbers * sizeof(Logit) / unit_bytes;
+    return hold ? cross_entropy_tiles<kGradient, unit_bytes, held, Logit>
+                : cross_entropy_tiles<kGradient, unit_bytes, 0, Logit>;
+  };
   if constexpr (sizeof(Logit) == 2) {
-    if (unit == 2) return cross_entropy_tiles<kGradient, 2, Logit>;
+    if (unit == 2) return of_unit(Count<2>{});
   }
-  if (unit == 4) return cross_entropy_tiles<kGradient, 4, Logit>;
-  if (unit == 8) return cross_entropy_tiles<kGradient, 8, Logit>;
-  return cross_entropy_tiles<kGradient, 16, Logit>;
+  return unit == 4 ? of_unit(Count<4>{}) : unit == 8 ? of_unit(Count<8>{}) : of_unit(Count<16>{});
 }
 
 // The rows from row `first` on.
@@ -75,7 +89,7 @@ CrossEntropyRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntropyRows<
   rows.rows -= first;
   rows.logits += first * rows.classes;
   rows.target.index += first;
-  rows.loss += first;
+  if (rows.loss) rows.loss += first;
   if (rows.max) rows.max += first;
   if (rows.log_sum) rows.log_sum += first;
   if (rows.gradient) rows.gradient += first * rows.classes;
@@ -83,26 +97,40 @@ CrossEntropyRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntropyRows<
   return rows;
 }
 
-// Whole tiles, and the rows that are left over through registers. cudaErrorNotSupported where the device has no such
-// kernel, or where not each of its warps would have `fewest` tiles.
+// Whole tiles, and the rows that are left over through registers, or as the last part of the sums.
+// cudaErrorNotSupported where the device has no such kernel, or where not each of its warps would have `fewest` tiles.
+template <bool kGradient, class Logit>
+cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyRows<Logit, ClassIndices> rows, const Device& device,
+                         int64_t fewest) {
+  const Tiles tiles = tiles_of(rows);
+  if (tiles.rows == 0 || (!rows.loss && rows.parts < 2)) return cudaErrorNotSupported;
+  const TilesKernel<Logit> kernel =
+      tiles_kernel<kGradient, Logit>(row_unit(rows.classes * sizeof(Logit)), rows.classes <= kHeldNumbers);
+  const size_t shared_bytes = tiles.template shared_bytes<kGradient>();
+  const int64_t resident = resident_blocks(reinterpret_cast<const void*>(kernel), device, kTileThreads, shared_bytes);
+  const int64_t tile_count = rows.rows / tiles.rows;
+  if (resident == 0 || tile_count < fewest * resident * kTileWarps) return cudaErrorNotSupported;
+  auto rest = rows_from(tile_count * tiles.rows, rows);
+  if (!rows.loss) {
+    if (tile_count == 0) return cudaErrorNotSupported;
+    rest.sums += --rows.parts;
+    rest.parts = 1;
+  }
+  if (tile_count > 0) {
+    int64_t blocks = std::min(resident * kWaves, (tile_count + kTileWarps - 1) / kTileWarps);
+    if (!rows.loss) blocks = std::min(blocks, rows.parts);
+    kernel<<<static_cast<unsigned>(blocks), kTileThreads, shared_bytes, stream>>>(rows, tiles, tile_count);
+    if (const cudaError_t error = cudaGetLastError()) return error;
+  }
+  if (!rows.loss) return launch_sums(stream, rest);
+  return rest.rows > 0 ? launch_registers(stream, rest, registers_shape(rest)) : cudaSuccess;
+}
+
 template <class Logit>
 cudaError_t launch_tiles(cudaStream_t stream, const CrossEntropyRows<Logit, ClassIndices>& rows, const Device& device,
                          int64_t fewest) {
-  const Tiles tiles = tiles_of(rows);
-  if (tiles.rows == 0) return cudaErrorNotSupported;
-  const int unit = row_unit(rows.classes * sizeof(Logit));
-  const TilesKernel<Logit> kernel = rows.gradient ? tiles_kernel<true, Logit>(unit) : tiles_kernel<false, Logit>(unit);
-  const int64_t resident =
-      resident_blocks(reinterpret_cast<const void*>(kernel), device, kTileThreads, tiles.shared_bytes());
-  const int64_t tile_count = rows.rows / tiles.rows;
-  if (resident == 0 || tile_count < fewest * resident * kTileWarps) return cudaErrorNotSupported;
-  if (tile_count > 0) {
-    const int64_t blocks = std::min(resident * kWaves, (tile_count + kTileWarps - 1) / kTileWarps);
-    kernel<<<static_cast<unsigned>(blocks), kTileThreads, tiles.shared_bytes(), stream>>>(rows, tiles, tile_count);
-    if (const cudaError_t error = cudaGetLastError()) return error;
-  }
-  const auto rest = rows_from(tile_count * tiles.rows, rows);
-  return rest.rows > 0 ? launch_registers(stream, rest, registers_shape(rest)) : cudaSuccess;
+  return rows.gradient ? launch_tiles<true>(stream, rows, device, fewest)
+                       : launch_tiles<false>(stream, rows, device, fewest);
 }
 
 }  // namespace jaxloss::gpu

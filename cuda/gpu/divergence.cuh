@@ -98,7 +98,7 @@ constexpr int kSumBatch = sizeof(Logit) == 8 ? 1 : 2;
 
 // A thread's share of a row: body(x, y) for arrays of student's and teacher's numbers, one or a vector's worth. What it
 // leaves in x is the gradient, if that is not null.
-template <Pass pass, Reading reading, int most, class Team, class Logit, class Stored, class Body>
+template <Pass pass, Caching caching, int most, class Team, class Logit, class Stored, class Body>
 __device__ __forceinline__ void along_row(const Span<Logit>& span, Team team, const Logit* logits,
                                           const Stored* teacher, Logit* gradient, Body body) {
   using Real = Accumulator<Logit>;
@@ -115,8 +115,8 @@ __device__ __forceinline__ void along_row(const Span<Logit>& span, Team team, co
     Packed<Stored, step> of_teacher[batch];
 #pragma unroll
     for (int k = 0; k < batch; k++) {
-      of_student[k] = load<step, reading>(logits + first + k * threads * step);
-      of_teacher[k] = load<step, reading>(teacher + first + k * threads * step);
+      of_student[k] = load<step, caching>(logits + first + k * threads * step);
+      of_teacher[k] = load<step, caching>(teacher + first + k * threads * step);
     }
 #pragma unroll
     for (int k = 0; k < batch; k++) {
@@ -165,15 +165,15 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
 
   TemperedSums<Real> of_student(scale), of_teacher(scale);
   Real teacher_sum = 0;
-  along_row<Pass::forwards, Reading::again, kSumBatch<Logit>>(span, team, logits, teacher, static_cast<Logit*>(nullptr),
-                                                              [&](auto& x, auto& y) {
-                                                                of_student.add(x);
-                                                                if constexpr (of_logits) {
-                                                                  of_teacher.add(y);
-                                                                } else if constexpr (Divergence::total_is_of_teacher) {
-                                                                  for (const Real a : y) teacher_sum += a;
-                                                                }
-                                                              });
+  along_row<Pass::forwards, Caching::normal, kSumBatch<Logit>>(span, team, logits, teacher,
+                                                               static_cast<Logit*>(nullptr), [&](auto& x, auto& y) {
+                                                                 of_student.add(x);
+                                                                 if constexpr (of_logits) {
+                                                                   of_teacher.add(y);
+                                                                 } else if constexpr (Divergence::total_is_of_teacher) {
+                                                                   for (const Real a : y) teacher_sum += a;
+                                                                 }
+                                                               });
   const TemperedSoftmax<Real> student = of_student.of_row(team);
   TemperedSoftmax<Real> teacher_softmax{};
   if constexpr (of_logits) teacher_softmax = of_teacher.of_row(team);
@@ -195,7 +195,7 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
 
   Real loss = 0, sum = 0;
   constexpr bool two_passes = Divergence::total_is_of_teacher;
-  along_row<Pass::backwards, two_passes ? Reading::once : Reading::again, 1>(
+  along_row<Pass::backwards, two_passes ? Caching::evict_first : Caching::normal, 1>(
       span, team, logits, teacher, two_passes ? gradient : static_cast<Logit*>(nullptr), [&](auto& x, auto& y) {
         Real values = 0, derivatives = 0;
 #pragma unroll
@@ -213,7 +213,7 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   if constexpr (!two_passes) {
     total = team.combined(sum, Sum());
     if (gradient) {
-      along_row<Pass::forwards, Reading::once, 1>(span, team, logits, teacher, gradient, [&](auto& x, auto& y) {
+      along_row<Pass::forwards, Caching::evict_first, 1>(span, team, logits, teacher, gradient, [&](auto& x, auto& y) {
 #pragma unroll
         for (int i = 0; i < static_cast<int>(std::extent_v<std::remove_reference_t<decltype(x)>>); i++) {
           Real p, value, derivative;

@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kNarrowThreads)
     const bool whole = vectors && i + step <= count;
     Real x[step], a[step], value[step];
     if (whole) {
-      load<step, Reading::once>(prediction + i).numbers(x);
-      load<step, Reading::once>(target + i).numbers(a);
+      load<step, Caching::evict_first>(prediction + i).numbers(x);
+      load<step, Caching::evict_first>(target + i).numbers(a);
     } else {
 #pragma unroll
       for (int k = 0; k < step; k++) {
@@ -123,9 +123,9 @@ __global__ void __launch_bounds__(kNarrowThreads)
   for (int64_t i = thread; i < span.steps; i += threads) {
     const int64_t start = span.start_of(i);
     Real x[step], a[step], weight[step], value[step];
-    load<step, Reading::once>(rows.prediction + start).numbers(x);
-    load<step, Reading::once>(rows.target + start).numbers(a);
-    load<step, Reading::once>(rows.row_weight + start).numbers(weight);
+    load<step, Caching::evict_first>(rows.prediction + start).numbers(x);
+    load<step, Caching::evict_first>(rows.target + start).numbers(a);
+    load<step, Caching::evict_first>(rows.row_weight + start).numbers(weight);
 #pragma unroll
     for (int k = 0; k < step; k++) {
       Real derivative;

@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kWideThreads)
 #pragma unroll
     for (int k = 0; k < batch; k++) {
       if (i + k * kWideThreads < part.vectors) {
-        predictions[k] = load<step, Reading::once>(prediction + start + k * kWideThreads * step);
-        targets[k] = load<step, Reading::once>(target + start + k * kWideThreads * step);
+        predictions[k] = load<step, Caching::evict_first>(prediction + start + k * kWideThreads * step);
+        targets[k] = load<step, Caching::evict_first>(target + start + k * kWideThreads * step);
       }
     }
 #pragma unroll

@@ -77,8 +77,13 @@ __device__ __forceinline__ uint4 pack(const Accumulator<Stored>* x) {
   return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-// Whether data is read again soon. What is not should not push other data out of the caches.
-enum class Reading { once, again };
+// What of the data that was read the caches may lose first: this, or what was used least recently.
+enum class Caching { evict_first, normal };
+
+// Of what a kernel reads once. A kernel that only reads is faster if it may go at once; one that writes as much, or
+// whose loads share sectors, is slower by up to 7 % (on an H100: see benchmarks/README.md).
+template <bool writes>
+constexpr Caching kReadOnce = writes ? Caching::normal : Caching::evict_first;
 
 // `count` consecutive numbers in registers, still as they are stored.
 template <class Stored, int count>
@@ -97,14 +102,14 @@ __device__ __forceinline__ bool aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;
 }
 
-// From an aligned address; what is read once, in global memory.
-template <int count, Reading reading, class Stored>
+// From an aligned address; where the caches are told something, in global memory.
+template <int count, Caching caching, class Stored>
 __device__ __forceinline__ Packed<Stored, count> load(const Stored* from) {
   Packed<Stored, count> packed;
 #pragma unroll
   for (int i = 0; i < packed.vectors; i++) {
     const uint4* vector = reinterpret_cast<const uint4*>(from) + i;
-    packed.vector[i] = reading == Reading::once ? __ldcs(vector) : *vector;
+    packed.vector[i] = caching == Caching::evict_first ? __ldcs(vector) : *vector;
   }
   return packed;
 }

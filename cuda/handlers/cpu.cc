@@ -32,6 +32,7 @@ std::pair<int64_t, int64_t> units_and_width(const Rows& rows) {
 struct Cpu {
   using Context = ffi::ThreadPool;
   static constexpr const char* name = "cpu";
+  static constexpr bool sums_rows = false;  // the losses of cross entropy, in the kernel
 
   static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
 

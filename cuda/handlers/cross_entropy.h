@@ -109,6 +109,54 @@ ffi::Error cross_entropy_value_and_grad(typename Platform::Context context, ffi:
   return cross_entropy<Platform>(context, {logits, target, row_weight}, *loss, nullptr, nullptr, &*gradient, clip);
 }
 
+// labels → sums [parts] of all rows' losses, each of some rows
+template <class Platform>
+ffi::Error cross_entropy_sums(typename Platform::Context context, Logits in, ffi::AnyBuffer sums,
+                              ffi::AnyBuffer* gradient, double clip) {
+  return for_target(in, [&](auto logit, auto target) {
+    using Logit = decltype(logit);
+    using Real = Accumulator<Logit>;
+    if constexpr (!std::is_same_v<decltype(target), ClassIndices>) {
+      return ffi::Error::InvalidArgument("jaxloss: target has no class indices");
+    } else {
+      Checks checks;
+      in.check<Real>(checks);
+      checks.require(sums.dimensions().size() == 1, "sums must have one axis, of parts");
+      if (checks.passed()) checks.leading<Real>("sums", sums, sums.dimensions(), 1);
+      if (gradient) checks.leading<Logit>("gradient", *gradient, in.logits.dimensions(), in.rank() + 1);
+      if (!checks.passed()) return checks.error();
+
+      CrossEntropyRows<Logit, ClassIndices> rows{};
+      rows.logits = data<Logit>(in.logits);
+      rows.target = target;
+      rows.row_weight = data<Real>(in.row_weight);
+      rows.gradient = gradient ? data<Logit>(*gradient) : nullptr;
+      rows.rows = in.rows();
+      rows.classes = in.classes();
+      rows.rows_per_weight = in.rows_per_weight();
+      rows.ceiling = static_cast<Real>(-std::log(clip));
+      rows.sums = data<Real>(sums);
+      rows.parts = sums.dimensions()[0];
+      return Platform::run(context, rows);
+    }
+  });
+}
+
+template <class Platform>
+ffi::Error cross_entropy_sums_value(typename Platform::Context context, ffi::AnyBuffer logits, ffi::AnyBuffer target,
+                                    ffi::AnyBuffer row_weight, ffi::Result<ffi::AnyBuffer> sums, double clip) {
+  return cross_entropy_sums<Platform>(context, {logits, target, row_weight}, *sums, nullptr, clip);
+}
+
+// → sums [parts], gradient like logits
+template <class Platform>
+ffi::Error cross_entropy_sums_value_and_grad(typename Platform::Context context, ffi::AnyBuffer logits,
+                                             ffi::AnyBuffer target, ffi::AnyBuffer row_weight,
+                                             ffi::Result<ffi::AnyBuffer> sums, ffi::Result<ffi::AnyBuffer> gradient,
+                                             double clip) {
+  return cross_entropy_sums<Platform>(context, {logits, target, row_weight}, *sums, &*gradient, clip);
+}
+
 // max, log_sum, target_sum [rows…] → gradient like logits
 template <class Platform>
 ffi::Error cross_entropy_grad(typename Platform::Context context, ffi::AnyBuffer logits, ffi::AnyBuffer target,

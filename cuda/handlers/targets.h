@@ -91,6 +91,12 @@ std::vector<CallTarget> targets_of(LossList<Loss...>) {
        handle<cross_entropy_value_and_grad<Platform>, Bind::cross_entropy_value_and_grad>},
       {"jaxloss_cross_entropy_grad", platform, handle<cross_entropy_grad<Platform>, Bind::cross_entropy_grad>},
   };
+  if constexpr (Platform::sums_rows) {
+    targets.push_back({"jaxloss_cross_entropy_sums_value", platform,
+                       handle<cross_entropy_sums_value<Platform>, Bind::cross_entropy_value>});
+    targets.push_back({"jaxloss_cross_entropy_sums_value_and_grad", platform,
+                       handle<cross_entropy_sums_value_and_grad<Platform>, Bind::cross_entropy_value_and_grad>});
+  }
   // One handler; the names say in a profile, and in a compiled module, what a call is for.
   for (const char* purpose : {"value", "value_and_stats", "value_and_grad", "grad"}) {
     targets.push_back({std::string("jaxloss_cross_entropy_with_options_") + purpose, platform,

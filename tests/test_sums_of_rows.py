@@ -1,0 +1,97 @@
+"""Very many short rows, whose losses a GPU's kernel sums. In most tests few rows are many, and longer ones short."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import test_transforms
+from agreement import assert_agrees
+from jaxloss import _cross_entropy
+from jaxloss import _cross_entropy_calls as calls
+from losses import CATEGORICAL, Case
+from modules import custom_call_targets
+from transforms import TRANSFORMS
+
+LABELS = Case(CATEGORICAL, "indices")
+
+
+def kernels(loss, *operands) -> list[str]:
+    return custom_call_targets(jax.jit(loss).lower(*operands).compile())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 2), (1000, 3), (4099, 4), (300, 10), (2, 3, 20), (70, 257), (0, 5)])
+def test_agrees(sums_of_few_rows, shape, dtype):
+    x, a = LABELS.sample(shape, dtype, scale=10)
+    for options in ({}, {"reduction": "sum"}, {"clip": None}, {"normalizer": np.float32(3)}):
+        assert_agrees(LABELS, x, a, **options)
+
+
+def test_with_weights_of_rows(sums_of_few_rows):
+    x, a = LABELS.sample((50, 10))
+    where = np.arange(50) % 2 == 0
+    x[~where] = np.nan
+    assert_agrees(LABELS, x, a, where=where)
+    assert_agrees(LABELS, x, a, where=where, weights=np.linspace(-1, 2, 50, dtype=np.float32))
+
+
+@pytest.mark.parametrize("place", [0, 17, 19_999])
+@pytest.mark.parametrize("label", [-1, 10])
+def test_label_out_of_range(sums_of_few_rows, place, label):
+    x, a = LABELS.sample((20_000, 10))
+    a[place] = label
+    value, gradient = jax.value_and_grad(LABELS.loss)(x, a)
+    assert np.isnan(value)
+    assert np.isfinite(gradient).all()
+    assert (gradient[place] == 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [3_000_000, 3_000_001])
+@pytest.mark.parametrize("classes", [2, 10, 16, 31, 33, 64])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_rows(dtype, classes, rows):
+    """As many as take the way of very many: the same as in two halves, that are told apart by weights."""
+    logits = (3 * jax.random.normal(jax.random.key(0), (rows, classes))).astype(dtype)
+    labels = jax.random.randint(jax.random.key(1), (rows,), 0, classes)
+    if logits.nbytes < _cross_entropy.MANY_BYTES or classes * logits.dtype.itemsize > _cross_entropy.SHORT_BYTES:
+        pytest.skip("not so many, or not so short")
+    loss = LABELS.loss
+    of_rows = jax.jit(jax.value_and_grad(lambda x: loss(x, labels, weights=jnp.ones(rows))))
+    assert kernels(loss, logits, labels) == ["jaxloss_cross_entropy_sums_value"]
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits, labels)
+    expected_value, expected_gradient = of_rows(logits)
+    np.testing.assert_allclose(value, expected_value, rtol=2e-6)
+    np.testing.assert_allclose(jax.jit(loss)(logits, labels), value, rtol=2e-7)
+    difference = jnp.abs(gradient - expected_gradient).astype("float32")
+    of_one = {"float32": 3e-7, "bfloat16": 2**-8}[dtype]
+    assert (difference <= of_one * jnp.abs(expected_gradient).astype("float32") + 1e-7 / rows).all()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transform(sums_of_few_rows, name):
+    operands = test_transforms.operands(LABELS)
+    actual = jax.jit(lambda o: test_transforms.of_each(TRANSFORMS[name], LABELS.loss, ("mean", "sum"), o))(operands)
+    test_transforms.assert_agree(actual, LABELS, TRANSFORMS[name], operands, name)
+
+
+def test_only_where_rows_are_many_and_short(monkeypatch, retraced):
+    used, sums = [], calls.cross_entropy_total
+    monkeypatch.setattr(
+        calls, "cross_entropy_total", lambda *operands, **options: used.append(1) or sums(*operands, **options)
+    )
+
+    def is_used(shape, dtype="float32", **options):
+        used.clear()
+        logits, labels = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[:-1], "int32")
+        jax.eval_shape(lambda x, y: LABELS.loss(x, y, **options), logits, labels)
+        return bool(used)
+
+    assert is_used((2**23, 10))
+    assert is_used((2**12, 2**12, 4), "bfloat16")
+    assert not is_used((2**16, 10))
+    assert not is_used((2**16, 1024))
+    assert not is_used((2**23, 10), weights=np.ones(2**23, np.float32))
+    assert not is_used((2**23, 10), label_smoothing=0.1)
+    assert not is_used((2**23, 10), reduction="none")
