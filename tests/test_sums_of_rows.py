@@ -66,7 +66,7 @@ def test_many_rows(dtype, classes, rows):
     np.testing.assert_allclose(jax.jit(loss)(logits, labels), value, rtol=2e-7)
     difference = jnp.abs(gradient - expected_gradient).astype("float32")
     of_one = {"float32": 3e-7, "bfloat16": 2**-8}[dtype]
-    assert (difference <= of_one * jnp.abs(expected_gradient).astype("float32") + 1e-7 / rows).all()
+    assert (difference <= of_one * jnp.abs(expected_gradient).astype("float32") + 5e-7 / rows).all()
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

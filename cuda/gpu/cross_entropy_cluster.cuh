@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
       packed[k].numbers(x);
 #pragma unroll
       for (int j = 0; j < step; j++) x[j] = exponentials.term(x[j]) * scale;
-      store<Logit>(gradient + i, x);
+      store<Logit, Caching::normal>(gradient + i, x);
     });
     if (share.has_edge) gradient[share.edge] = stored<Logit>(exponentials.term(edge) * scale);
     if (has_label) gradient[index] = stored<Logit>(exponentials.term(label_logit) * scale - weight);

@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
       if constexpr (kGradient) x[j] = derivative(x[j], a[j]);
     }
     loss += sum;
-    if constexpr (kGradient) store<Logit>(gradient + i, x);
+    if constexpr (kGradient) store<Logit, Caching::normal>(gradient + i, x);
   });
   if constexpr (kGradient) {
     if (share.has_edge) gradient[share.edge] = stored<Logit>(derivative(edge, edge_target));

@@ -114,12 +114,18 @@ __device__ __forceinline__ Packed<Stored, count> load(const Stored* from) {
   return packed;
 }
 
-// To an aligned address in global memory; not to be read again soon.
-template <class Stored, int count>
+// To an aligned address in global memory.
+template <class Stored, Caching caching = Caching::evict_first, int count>
 __device__ __forceinline__ void store(Stored* to, const Accumulator<Stored> (&x)[count]) {
 #pragma unroll
   for (int i = 0; i < count / kPerVector<Stored>; i++) {
-    __stcs(reinterpret_cast<uint4*>(to) + i, pack<Stored>(x + i * kPerVector<Stored>));
+    uint4* vector = reinterpret_cast<uint4*>(to) + i;
+    const uint4 packed = pack<Stored>(x + i * kPerVector<Stored>);
+    if constexpr (caching == Caching::evict_first) {
+      __stcs(vector, packed);
+    } else {
+      *vector = packed;
+    }
   }
 }
 

@@ -624,12 +624,12 @@ constexpr int64_t kClasses[] = {1,   2,    3,    5,    8,    10,   16,    31,   
                                 257, 1000, 1024, 4097, 8192, 8200, 32001, 50257, 50264, 100003, 128256};
 constexpr int64_t kRows[] = {1, 2, 3, 7, 33, 1000, 20011};
 
-// The same rows, but that those whose loss is no finite number are taken out: else most sums would be none. Each row
+// The same rows, but that those whose loss is no number, or so large that sums overflow, are taken out. Each row
 // has a weight of its own.
 template <class Logit, class Target>
 Case<Logit, Target> with_finite_losses(Case<Logit, Target> c, int64_t classes) {
   for (size_t row = 0; row < c.loss.size(); row++) {
-    if (std::isfinite(c.loss[row].value)) continue;
+    if (std::fabs(c.loss[row].value) < 1e30) continue;
     c.weight[row] = static_cast<Accumulator<Logit>>(-0.0);
     c.loss[row] = {0, 0};
     std::fill_n(c.gradient.begin() + row * classes, classes, Expected{0, 0});
