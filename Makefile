@@ -8,7 +8,7 @@ export PYTHON
 
 WORKERS ?= 2
 python := .venv/bin/python
-sources = $(shell find cuda tests -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks cuda clean
 

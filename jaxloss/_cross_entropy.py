@@ -19,7 +19,7 @@ from jaxloss._tangents import losses_of_weights, row_dot, varying_like
 MANY_BYTES = 2**26
 """From so many of logits on, all of short rows, a GPU sums losses where it computes them, on all its multiprocessors."""
 
-SHORT_BYTES = 256
+SHORT_BYTES = 128
 """The most of a short row."""
 
 Operands = tuple[Array, Array, tuple[Array, ...]]

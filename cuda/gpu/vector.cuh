@@ -80,8 +80,8 @@ __device__ __forceinline__ uint4 pack(const Accumulator<Stored>* x) {
 // What of the data that was read the caches may lose first: this, or what was used least recently.
 enum class Caching { evict_first, normal };
 
-// Of what a kernel reads once. A kernel that only reads is faster if it may go at once; one that writes as much, or
-// whose loads share sectors, is slower by up to 7 % (on an H100: see benchmarks/README.md).
+// Of rows that a kernel reads once and holds. One that only reads is faster if they may go at once; one that writes as
+// much is slower by up to 7 % (on an H100: see benchmarks/README.md).
 template <bool writes>
 constexpr Caching kReadOnce = writes ? Caching::normal : Caching::evict_first;
 

@@ -1,0 +1,259 @@
+// The kernels of cross entropy with class indices, each that can take the rows, beside a read and copies of as many
+// bytes: without JAX, for whoever tunes one. From the repository's root:
+//
+//   nvcc -std=c++17 -O3 --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a -Icuda benchmarks/kernels.cu
+//     -o kernels && ./kernels "bf16 [8192, 128256]"
+//
+// The argument is a part of the names of the rows wanted. With `--once` each kernel runs once, for a profiler, such as
+//   ncu --clock-control none --kernel-name regex:cross_entropy --set full ./kernels "[8192, 128256]" --once
+//
+// Times are medians of seven loops of some 8 ms, the programs taking turns; a ratio is to the fastest read or copy, and
+// to so much more for labels.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "gpu/cross_entropy.cuh"
+
+namespace jaxloss::gpu {
+namespace {
+
+void require(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::printf("%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+// ---- data -----------------------------------------------------------------------------------------------------------
+
+__device__ uint32_t hash(uint64_t x) {
+  x = (x + 1) * 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  return static_cast<uint32_t>(((x ^ (x >> 27)) * 0x94d049bb133111ebu) >> 32);
+}
+
+// Logits of deviation 3.
+template <class Logit>
+__global__ void fill_logits(Logit* x, int64_t count) {
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    const float u = (hash(2 * i) >> 8) * 0x1p-24f + 1e-7f, v = (hash(2 * i + 1) >> 8) * 0x1p-24f;
+    x[i] = stored<Logit>(3 * sqrtf(-2 * logf(u)) * cospif(2 * v));
+  }
+}
+
+__global__ void fill_labels(int32_t* index, int64_t rows, int64_t classes) {
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < rows;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    index[i] = static_cast<int32_t>(hash(i) % classes);
+  }
+}
+
+constexpr int64_t kMostBytes = 2200000000, kMostRows = int64_t{1} << 28, kParts = 8192;
+
+struct Memory {
+  char *logits, *gradient;
+  int32_t* index;
+  float *loss, *weight, *sums;
+
+  Memory() {
+    const auto allocate = [](auto& pointer, int64_t bytes) { require(cudaMalloc(&pointer, bytes), "cudaMalloc"); };
+    allocate(logits, kMostBytes);
+    allocate(gradient, kMostBytes);
+    allocate(index, kMostRows * sizeof(int32_t));
+    allocate(loss, kMostRows * sizeof(float));
+    allocate(weight, sizeof(float));
+    allocate(sums, kMostBytes / 2048);
+    const float one_of_many = 1.0f / 8192;
+    require(cudaMemcpy(weight, &one_of_many, sizeof(float), cudaMemcpyHostToDevice), "weight");
+  }
+};
+
+// ---- limits ---------------------------------------------------------------------------------------------------------
+
+constexpr int kThreads = 256, kReadByThread = 8, kLimitThreads = 512;
+
+__global__ void __launch_bounds__(kThreads) read(const uint4* x, int64_t count, float* largest) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads * kReadByThread + threadIdx.x;
+  uint4 v[kReadByThread];
+#pragma unroll
+  for (int k = 0; k < kReadByThread; k++) {
+    v[k] = first + k * kThreads < count ? __ldcs(x + first + k * kThreads) : make_uint4(0, 0, 0, 0);
+  }
+  uint32_t most = 0;
+#pragma unroll
+  for (int k = 0; k < kReadByThread; k++) most = max(most, max(max(v[k].x, v[k].y), max(v[k].z, v[k].w)));
+  most = __reduce_max_sync(kAllLanes, most);
+  if (threadIdx.x % kWarp == 0) largest[blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp] = most;
+}
+
+__global__ void __launch_bounds__(kLimitThreads) negate(const uint4* x, uint4* y, int64_t count) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kLimitThreads + threadIdx.x;
+  if (i >= count) return;
+  const uint4 v = x[i];
+  y[i] = make_uint4(v.x ^ 1u << 31, v.y ^ 1u << 31, v.z ^ 1u << 31, v.w ^ 1u << 31);
+}
+
+unsigned blocks_for(int64_t count, int64_t a_block) { return static_cast<unsigned>((count + a_block - 1) / a_block); }
+
+// ---- timing ---------------------------------------------------------------------------------------------------------
+
+struct Program {
+  std::string name;
+  std::function<cudaError_t()> launch;
+  std::vector<float> microseconds = {};
+
+  float median() const {
+    std::vector<float> sorted = microseconds;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[sorted.size() / 2];
+  }
+};
+
+void run_in_turn(std::vector<Program>& programs, double milliseconds_a_call) {
+  cudaEvent_t begin, end;
+  require(cudaEventCreate(&begin), "event");
+  require(cudaEventCreate(&end), "event");
+  const int calls = std::max(3, static_cast<int>(8 / milliseconds_a_call));
+  for (int repeat = -1; repeat < 7; repeat++) {
+    for (Program& program : programs) {
+      require(program.launch(), program.name.c_str());
+      require(cudaEventRecord(begin), "event");
+      for (int i = 0; i < calls; i++) program.launch();
+      require(cudaEventRecord(end), "event");
+      require(cudaEventSynchronize(end), program.name.c_str());
+      float milliseconds = 0;
+      require(cudaEventElapsedTime(&milliseconds, begin, end), "time");
+      if (repeat >= 0) program.microseconds.push_back(milliseconds * 1e3f / calls);
+    }
+  }
+}
+
+// ---- rows -----------------------------------------------------------------------------------------------------------
+
+std::string wanted;
+bool once = false;
+
+template <class Logit>
+std::vector<Program> kernels_for(const CrossEntropyRows<Logit, ClassIndices>& rows, const Memory& memory,
+                                 const Device& device) {
+  std::vector<Program> programs = {{"as chosen", [=] { return launch(nullptr, rows); }}};
+  const int64_t row_bytes = rows.classes * sizeof(Logit);
+  const RegistersShape registers = registers_shape(rows);
+  if (registers.slots > 0) {
+    programs.push_back({"registers", [=] { return launch_registers(nullptr, rows, registers); }});
+  }
+  if (tiles_of(rows).rows > 0) programs.push_back({"tiles", [=] { return launch_tiles(nullptr, rows, device, 0); }});
+  if (row_bytes <= kLongestTiledRow) {
+    auto summed = rows;
+    summed.loss = nullptr;
+    summed.sums = memory.sums;
+    summed.parts = kParts;
+    programs.push_back({"sums", [=] { return launch(nullptr, summed); }});
+  }
+  const ClusterShape cluster = cluster_shape(rows, device);
+  if (cluster.blocks > 0 && row_bytes >= 4096) {
+    const std::string shape = std::to_string(cluster.blocks) + " x " + std::to_string(cluster.threads);
+    programs.push_back({"cluster " + shape, [=] { return launch_cluster(nullptr, rows, device, cluster); }});
+  }
+  if (row_bytes >= 16384) programs.push_back({"streaming", [=] { return launch_streaming(nullptr, rows); }});
+  return programs;
+}
+
+template <class Logit>
+void measure(const char* type, int64_t row_count, int64_t classes, const Memory& memory, const Device& device) {
+  char name[80];
+  std::snprintf(name, sizeof(name), "%s [%lld, %lld]", type, static_cast<long long>(row_count),
+                static_cast<long long>(classes));
+  if (std::strstr(name, wanted.c_str()) == nullptr) return;
+  Logit* logits = reinterpret_cast<Logit*>(memory.logits);
+  fill_logits<<<4096, kThreads>>>(logits, row_count * classes);
+  fill_labels<<<1024, kThreads>>>(memory.index, row_count, classes);
+  require(cudaDeviceSynchronize(), "data");
+  const int64_t bytes = row_count * classes * sizeof(Logit), vectors = bytes / kVectorBytes;
+  const uint4* from = reinterpret_cast<const uint4*>(memory.logits);
+  uint4* to = reinterpret_cast<uint4*>(memory.gradient);
+
+  for (const bool with_gradient : {false, true}) {
+    CrossEntropyRows<Logit, ClassIndices> rows{};
+    rows.logits = logits;
+    rows.target.index = memory.index;
+    rows.row_weight = memory.weight;
+    rows.loss = memory.loss;
+    rows.gradient = with_gradient ? reinterpret_cast<Logit*>(memory.gradient) : nullptr;
+    rows.rows = rows.rows_per_weight = row_count;
+    rows.classes = classes;
+    rows.ceiling = INFINITY;
+    std::vector<Program> kernels = kernels_for(rows, memory, device), limits;
+    if (once) {
+      for (const Program& kernel : kernels) require(kernel.launch(), kernel.name.c_str());
+      require(cudaDeviceSynchronize(), name);
+      continue;
+    }
+    if (with_gradient) {
+      limits.push_back({"copy", [=] { return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice); }});
+      limits.push_back({"negation", [=] {
+                          negate<<<blocks_for(vectors, kLimitThreads), kLimitThreads>>>(from, to, vectors);
+                          return cudaGetLastError();
+                        }});
+    } else {
+      limits.push_back({"read", [=] {
+                          read<<<blocks_for(vectors, kThreads * kReadByThread), kThreads>>>(from, vectors, memory.sums);
+                          return cudaGetLastError();
+                        }});
+    }
+    const size_t limit_count = limits.size();
+    limits.insert(limits.end(), kernels.begin(), kernels.end());
+    const double moved = static_cast<double>(bytes) * (with_gradient ? 2 : 1);
+    run_in_turn(limits, moved / 3e9);
+    float fastest = limits[0].median();
+    for (size_t i = 1; i < limit_count; i++) fastest = std::min(fastest, limits[i].median());
+    const double limit = fastest * (1 + sizeof(int32_t) * static_cast<double>(row_count) / moved);
+    std::printf("%-28s %-14s %8.1f us at %.2f TB/s:", name, with_gradient ? "value_and_grad" : "value", limit,
+                moved / fastest * 1e-6);
+    for (size_t i = limit_count; i < limits.size(); i++) {
+      std::printf("  %s %.3f", limits[i].name.c_str(), limits[i].median() / limit);
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+}
+
+constexpr int64_t kSweptBytes = int64_t{1} << 30;
+constexpr int64_t kClasses[] = {2,     3,     4,     8,     10,    16,     31,     32,    33,   64,
+                                100,   128,   256,   257,   512,   1000,   1024,   2048,  4096, 8192,
+                                16384, 32000, 32001, 50257, 65536, 100003, 151936, 262144};
+
+void measure_all() {
+  const Memory memory;
+  Device device;
+  require(find_current_device(device), "device");
+  for (const int64_t classes : kClasses) {
+    measure<bfloat16>("bf16", kSweptBytes / 2 / classes, classes, memory, device);
+    measure<float>("f32", kSweptBytes / 4 / classes, classes, memory, device);
+  }
+  measure<bfloat16>("bf16", 8192, 128256, memory, device);
+  measure<bfloat16>("bf16", 4096, 262144, memory, device);
+  measure<bfloat16>("bf16", 16384, 32000, memory, device);
+  measure<bfloat16>("bf16", 32768, 4096, memory, device);
+  measure<float>("f32", 8192, 32768, memory, device);
+  measure<float>("f32", 65536, 1024, memory, device);
+}
+
+}  // namespace
+}  // namespace jaxloss::gpu
+
+int main(int argc, char** argv) {
+  for (int i = 1; i < argc; i++) {
+    if (std::strcmp(argv[i], "--once") == 0) {
+      jaxloss::gpu::once = true;
+    } else {
+      jaxloss::gpu::wanted = argv[i];
+    }
+  }
+  jaxloss::gpu::measure_all();
+}
