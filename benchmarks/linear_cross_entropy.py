@@ -1,8 +1,9 @@
 """Linear cross entropy against its matrix products alone, and against whole logits and what else there is.
 
 Run it with `python -m benchmarks.linear_cross_entropy [--only WORD] [--sweep] [--quick] [--output DIRECTORY]`. Writes
-`linear_cross_entropy_PLATFORM.json` and a plot of time and memory over the number of tokens. Peers that are not
-installed (tokamax, torch, Liger) are left out; `--quick` runs small shapes, on a CPU too.
+`linear_cross_entropy_PLATFORM.json` and a plot of time and memory over the number of tokens; with `--sweep`, instead,
+`linear_cross_entropy_sweep_PLATFORM.json`, of many shapes against whole logits. Peers that are not installed (tokamax,
+torch, Liger) are left out; `--quick` runs small shapes, on a CPU too.
 
 The limit of a value is the product that makes the logits, that of value and gradients that and the two products of the
 gradients, each timed alone in the same process. Memory is the temporaries that the compiler plans, beside operands and
@@ -14,6 +15,8 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import statistics
+from concurrent.futures import ThreadPoolExecutor
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch uses the same GPU
 
@@ -23,7 +26,7 @@ import optax
 
 import jaxloss
 from benchmarks import record
-from benchmarks.timing import Timing, timed
+from benchmarks.timing import Program, Timing, in_turn, timed, timing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,13 @@ class Work:
 
     def __str__(self) -> str:
         return f"{self.dtype} N, D, V = {self.tokens}, {self.width}, {self.classes}"
+
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Of the operands."""
+        floats = ((self.tokens, self.width), (self.width, self.classes))
+        return *(jax.ShapeDtypeStruct(shape, self.dtype) for shape in floats), jax.ShapeDtypeStruct(
+            (self.tokens,), jnp.int32
+        )
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 (one shape at a time)
     def operands(self) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -112,6 +122,9 @@ CONTENDERS = {
 if importlib.util.find_spec("tokamax"):
     CONTENDERS["tokamax"] = tokamax
 SWEPT = (SUMMED_IN_FLOAT32, SUMMED_IN_BFLOAT16, "whole logits", "scan and checkpoint")
+BESIDE = (SUMMED_IN_FLOAT32, "whole logits")
+JUDGED = 10**7  # logits, from which on ours should never be slower than whole ones
+NEVER_BEHIND = 1.03  # two medians of one program differ by as much
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
@@ -227,6 +240,42 @@ def compared(work: Work) -> list[dict]:
     return rows
 
 
+AT_ONCE = 4  # shapes of a sweep that are compiled together, while nothing is timed
+
+
+def beside_whole_logits(works: list[Work], output: str | None, name: str) -> None:
+    """Value and gradient at each shape and its ratio to that of whole logits, taking turns; written as they come."""
+
+    def compiled(work_and_name):
+        work, who = work_and_name
+        return jax.jit(jax.value_and_grad(CONTENDERS[who], (0, 1))).lower(*work.shapes()).compile()
+
+    rows, behind = [], []
+    for first in range(0, len(works), AT_ONCE):
+        pairs = [(work, who) for work in works[first : first + AT_ONCE] for who in BESIDE]
+        with ThreadPoolExecutor(len(pairs)) as pool:
+            executables = dict(zip(pairs, pool.map(compiled, pairs), strict=True))
+        for work in works[first : first + AT_ONCE]:
+            operands = work.operands()
+            programs = {who: Program(functools.partial(executables.pop((work, who)), *operands)) for who in BESIDE}
+            loops = in_turn(programs, repeats=5)
+            ratio = statistics.median(ours / whole for ours, whole in zip(*loops.values(), strict=True))
+            for who, of in loops.items():
+                ms, spread = timing(of)
+                rows.append({**dataclasses.asdict(work), "what": "sweep", "who": who, "ms": ms, "spread": spread})
+            rows[-2]["ratio"] = ratio
+            judged = work.tokens * work.classes >= JUDGED
+            if judged and ratio > NEVER_BEHIND:
+                behind.append(str(work))
+            print(
+                f"{work!s:52s} {rows[-2]['ms']:9.3f} ms, {ratio:.3f} of whole logits" + ("" if judged else " (small)"),
+                flush=True,
+            )
+            path = record.write(name, rows, output)
+    print(path)
+    print("slower than whole logits:", *(behind or ["nowhere"]), sep="\n  ")
+
+
 def swept(works: list[Work], timed_up_to: int) -> list[dict]:
     """Value and gradient over the number of tokens; for those beyond, memory alone."""
     rows = []
@@ -254,22 +303,25 @@ def main() -> None:
     """Measures, prints, writes and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="compare only at shapes that contain this")
-    parser.add_argument("--sweep", action="store_true", help="also sweep over N, D and V, against whole logits")
+    parser.add_argument("--sweep", action="store_true", help="sweep over N, D and V, against whole logits, instead")
     parser.add_argument("--quick", action="store_true", help="small shapes")
     parser.add_argument("--output", help="where to write; default: benchmarks/results")
     arguments = parser.parse_args()
     platform = jax.devices()[0].platform
     print(record.circumstances())
+    suffix = "quick" if arguments.quick else platform
     shapes = QUICK if arguments.quick else CPU if platform == "cpu" else GPU
+    if arguments.sweep:
+        shapes = [work for work in (shapes if suffix != "gpu" else GPU_SHAPES) if arguments.only in str(work)]
+        beside_whole_logits(shapes, arguments.output, f"linear_cross_entropy_sweep_{suffix}")
+        return
     rows = [row for work in shapes if arguments.only in str(work) for row in compared(work)]
 
     last = shapes[-1]
     sizes = [last.tokens * factor // 8 for factor in (2, 8, 16, 32)]
     over_tokens = swept([dataclasses.replace(last, tokens=tokens) for tokens in sizes], timed_up_to=2 * last.tokens)
     rows += over_tokens
-    if arguments.sweep and platform != "cpu":
-        rows += swept(GPU_SHAPES, timed_up_to=2**20)
-    name = f"linear_cross_entropy_{'quick' if arguments.quick else platform}"
+    name = f"linear_cross_entropy_{suffix}"
     path = record.write(name, rows, arguments.output)
     print(path)
     from benchmarks import plots
