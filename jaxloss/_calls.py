@@ -125,8 +125,9 @@ def elementwise_value(
     target: Array,
     row_weight: Array,
     *parameters: Array,
+    weighed: bool = False,
 ) -> tuple[Array]:
-    """The sum of the losses of each row's elements.
+    """The sum of the losses of each row's elements; times the row's weight if `weighed`.
 
     A parameter has the first axes of the rows, and then, if its position is among `features`, the last axis of `x`. The
     formula is given it with the axes that broadcast to `x`.
@@ -143,7 +144,7 @@ def elementwise_value(
     (losses,) = call(
         *(f"{name}_value", (result,), plain, *operands), few_by_formula=EVERYWHERE, constants=_attribute(constants)
     )
-    return (losses.sum(-1),)
+    return (_of_all_parts(losses, row_weight, weighed),)
 
 
 def elementwise_value_and_grad(
@@ -156,6 +157,7 @@ def elementwise_value_and_grad(
     target: Array,
     row_weight: Array,
     *parameters: Array,
+    weighed: bool = False,
 ) -> tuple[Array, Array]:
     """The same, and the gradient with respect to `x` times the row's weight."""
     parts = _parts(x, row_weight.ndim)
@@ -172,7 +174,7 @@ def elementwise_value_and_grad(
         few_by_formula=EVERYWHERE,
         constants=_attribute(constants),
     )
-    return losses.sum(-1), gradient
+    return _of_all_parts(losses, row_weight, weighed), gradient
 
 
 def parameters_of_elements(parameters: Sequence[Array], features: Sequence[int], x: Array) -> tuple[Array, ...]:
@@ -196,6 +198,11 @@ def _without_last_axis(parameters: Sequence[Array], features: Sequence[int]) -> 
 
 def _attribute(constants: tuple[float, ...]) -> np.ndarray:
     return np.asarray(constants, np.float64)
+
+
+def _of_all_parts(losses: Array, row_weight: Array, weighed: bool) -> Array:
+    # Weighed before, not after: XLA makes a kernel of its own of what follows a sum.
+    return (weighted(row_weight, losses) if weighed else losses).sum(-1)
 
 
 def _in_one_part(losses: Array, parts: int) -> Array:

@@ -11,7 +11,7 @@ from jaxloss import _calls, _pair
 from jaxloss._calls import Array, Formula
 from jaxloss._examples import Examples, row_weight
 from jaxloss._pair import RowLoss
-from jaxloss._rows import row_wise
+from jaxloss._rows import Op, row_wise
 from jaxloss._tangents import row_dot, varying_like
 from jaxloss.formulas import real
 
@@ -83,19 +83,22 @@ def row_loss(loss: Elementwise) -> RowLoss:
     value_and_grad = functools.partial(_calls.elementwise_value_and_grad, *call, loss.derivative)
     features = tuple(_FIRST_PARAMETER + place for place in loss.features)
 
-    def split_value(axes, *operands):
-        return (jax.lax.psum(value(*operands)[0], axes),)
+    def op(local) -> Op:
+        def split(axes, *operands):
+            losses, *gradient = local(*operands)
+            return jax.lax.psum(losses, axes), *gradient
 
-    def split_value_and_grad(axes, *operands):
-        losses, gradient = value_and_grad(*operands)
-        return jax.lax.psum(losses, axes), gradient
+        return row_wise(local, split, _row_rank, features)
 
-    value_op = row_wise(value, split_value, _row_rank, features)
+    value_op = op(value)
     return RowLoss(
         row_rank=_row_rank,
         value=value_op,
         value_and_stats=value_op,
-        value_and_grad=row_wise(value_and_grad, split_value_and_grad, _row_rank, features),
+        value_and_grad=op(value_and_grad),
+        sums=lambda *_: True,
+        total=op(functools.partial(value, weighed=True)),
+        total_and_grad=op(functools.partial(value_and_grad, weighed=True)),
         derivative=lambda operands, _: _of_operands(loss, loss.derivative, operands),
         tangents=functools.partial(_tangents, loss),
         features=features,
