@@ -17,7 +17,7 @@ from jaxloss._split_classes import known_gradient, of_slice, of_split_rows, whol
 from jaxloss._tangents import losses_of_weights, row_dot, varying_like
 
 MANY_BYTES = 2**26
-"""From so many of logits on, all of short rows, a GPU sums losses where it computes them, on all its multiprocessors."""
+"""From so many of logits on, all of short rows, a GPU sums losses where it computes them: then all of it is at work."""
 
 SHORT_BYTES = 128
 """The most of a short row."""

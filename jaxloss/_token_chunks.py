@@ -18,8 +18,9 @@ TRADED_MEMORY = 2**31
 """The same on each of devices that trade, where XLA's own partitioning takes more. A chunk costs them more: what they
 tell each other of it, and a sum of the whole kernel's gradient, read and written while there is little else to do."""
 
-FEWEST = 512
-"""Products of fewer tokens wait for the kernel to be read: an H100 does 300 multiplications a byte."""
+FEWEST = 2048
+"""Products of few tokens wait for the kernel to be read, and for the sum of its gradient, 8 bytes a number, to be read and
+written: an H100 does 300 multiplications a byte."""
 
 MULTIPLE = 256
 """Chunks are multiples of what the matrix products of a GPU are tiled by."""
@@ -33,7 +34,7 @@ def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY) -
     """
     largest = max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
     if not isinstance(tokens, int):  # a size that only the call of an exported program knows
-        return min(largest, 2 * FEWEST)  # they are padded to whole chunks
+        return min(largest, FEWEST // 2)  # they are padded to whole chunks
     equal = math.ceil(tokens / max(1, math.ceil(tokens / largest)))
     return max(1, min(tokens, math.ceil(equal / MULTIPLE) * MULTIPLE))
 

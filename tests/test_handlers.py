@@ -63,6 +63,15 @@ def cross_entropy(target: Buffer) -> list[Call]:
     ]
 
 
+def sums_of_rows() -> list[Call]:
+    operands = {"logits": X, "target": ((4, 3), S32), "row_weight": ROWS, "sums": ((7,), F32)}
+    name, clip = "jaxloss_cross_entropy_sums", {"clip": np.float64(1e-7)}
+    return [
+        Call(f"{name}_value", operands, 1, clip),
+        Call(f"{name}_value_and_grad", {**operands, "gradient": X}, 2, clip),
+    ]
+
+
 def cross_entropy_with_options(target: Buffer) -> list[Call]:
     """With every parameter, some of which have fewer axes than the rows."""
     operands = {"logits": X, "target": target, "row_weight": ROWS}
@@ -116,6 +125,9 @@ CALLS = [
     *divergence("jensen_shannon_of_logits", BETA, TEACHER_STATS),
     *divergence("jensen_shannon_of_probabilities", BETA, {}),
 ]
+ON_A_GPU_ALONE = sums_of_rows()
+if jax.default_backend() == "gpu":
+    CALLS += ON_A_GPU_ALONE
 IDS = [f"{call.target}-{i}" for i, call in enumerate(CALLS)]
 FEWER_AXES = (
     "row_weight",
@@ -141,6 +153,9 @@ def spoilt(call: Call, name: str):
         if other != dtype and not (name in ("prediction", "logits") and other == "float16"):
             yield shape, other
     shapes = [(shape[0] + 1, *shape[1:]), (shape[0] - 1, *shape[1:]), (*shape, 2), (2, *shape)]
+    if name == "sums":  # of as many parts as are wanted
+        yield from ((other, dtype) for other in ((7, 2), (2, 7), ()))
+        return
     if name.startswith("parameter"):
         shapes = [(*shape[:-1], 2), (*shape[:-1], 0), (3, *shape), (4, 3, 1), (4, 3, 5, 1), ()]
         yield from ((other, dtype) for other in shapes)
@@ -159,7 +174,8 @@ def spoilt(call: Call, name: str):
 
 
 def test_every_target_is_here():
-    assert {call.target for call in CALLS} == set(_library.TARGETS)
+    here = CALLS + (ON_A_GPU_ALONE if "cuda" in _library.PLATFORMS else [])
+    assert {call.target for call in here} == set(_library.TARGETS)
 
 
 @pytest.mark.parametrize("call", CALLS, ids=IDS)
