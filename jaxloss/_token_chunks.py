@@ -19,8 +19,8 @@ TRADED_MEMORY = 2**31
 tell each other of it, and a sum of the whole kernel's gradient, read and written while there is little else to do."""
 
 FEWEST = 2048
-"""Products of few tokens wait for the kernel to be read, and for the sum of its gradient to be read and written: an H100
-does 300 multiplications a byte."""
+"""Products of few tokens wait for the kernel to be read, and for the sum of its gradient to be read and written: an
+H100 does 300 multiplications a byte."""
 
 MULTIPLE = 256
 """Chunks are multiples of what the matrix products of a GPU are tiled by."""
