@@ -16,7 +16,6 @@ import functools
 import importlib.util
 import os
 import statistics
-from concurrent.futures import ThreadPoolExecutor
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch uses the same GPU
 
@@ -40,13 +39,6 @@ class Work:
 
     def __str__(self) -> str:
         return f"{self.dtype} N, D, V = {self.tokens}, {self.width}, {self.classes}"
-
-    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Of the operands."""
-        floats = ((self.tokens, self.width), (self.width, self.classes))
-        return *(jax.ShapeDtypeStruct(shape, self.dtype) for shape in floats), jax.ShapeDtypeStruct(
-            (self.tokens,), jnp.int32
-        )
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 (one shape at a time)
     def operands(self) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -240,38 +232,30 @@ def compared(work: Work) -> list[dict]:
     return rows
 
 
-AT_ONCE = 4  # shapes of a sweep that are compiled together, while nothing is timed
-
-
 def beside_whole_logits(works: list[Work], output: str | None, name: str) -> None:
-    """Value and gradient at each shape and its ratio to that of whole logits, taking turns; written as they come."""
+    """Value and gradient at each shape and its ratio to that of whole logits, taking turns; written as they come.
 
-    def compiled(work_and_name):
-        work, who = work_and_name
-        return jax.jit(jax.value_and_grad(CONTENDERS[who], (0, 1))).lower(*work.shapes()).compile()
-
+    Compiled one after the other: XLA tries out algorithms for the products, and anything beside it misleads it.
+    """
     rows, behind = [], []
-    for first in range(0, len(works), AT_ONCE):
-        pairs = [(work, who) for work in works[first : first + AT_ONCE] for who in BESIDE]
-        with ThreadPoolExecutor(len(pairs)) as pool:
-            executables = dict(zip(pairs, pool.map(compiled, pairs), strict=True))
-        for work in works[first : first + AT_ONCE]:
-            operands = work.operands()
-            programs = {who: Program(functools.partial(executables.pop((work, who)), *operands)) for who in BESIDE}
-            loops = in_turn(programs, repeats=5)
-            ratio = statistics.median(ours / whole for ours, whole in zip(*loops.values(), strict=True))
-            for who, of in loops.items():
-                ms, spread = timing(of)
-                rows.append({**dataclasses.asdict(work), "what": "sweep", "who": who, "ms": ms, "spread": spread})
-            rows[-2]["ratio"] = ratio
-            judged = work.tokens * work.classes >= JUDGED
-            if judged and ratio > NEVER_BEHIND:
-                behind.append(str(work))
-            print(
-                f"{work!s:52s} {rows[-2]['ms']:9.3f} ms, {ratio:.3f} of whole logits" + ("" if judged else " (small)"),
-                flush=True,
-            )
-            path = record.write(name, rows, output)
+    for work in works:
+        operands = work.operands()
+        programs = {}
+        for who in BESIDE:
+            executable = jax.jit(jax.value_and_grad(CONTENDERS[who], (0, 1))).lower(*operands).compile()
+            programs[who] = Program(functools.partial(executable, *operands))
+        loops = in_turn(programs, repeats=5)
+        ratio = statistics.median(ours / whole for ours, whole in zip(*loops.values(), strict=True))
+        for who, of in loops.items():
+            ms, spread = timing(of)
+            rows.append({**dataclasses.asdict(work), "what": "sweep", "who": who, "ms": ms, "spread": spread})
+        rows[-2]["ratio"] = ratio
+        judged = work.tokens * work.classes >= JUDGED
+        if judged and ratio > NEVER_BEHIND:
+            behind.append(str(work))
+        small = "" if judged else " (small)"
+        print(f"{work!s:52s} {rows[-2]['ms']:9.3f} ms, {ratio:.3f} of whole logits{small}", flush=True)
+        path = record.write(name, rows, output)
     print(path)
     print("slower than whole logits:", *(behind or ["nowhere"]), sep="\n  ")
 
