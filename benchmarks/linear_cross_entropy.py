@@ -255,8 +255,8 @@ def beside_whole_logits(works: list[Work], output: str | None, name: str) -> Non
             behind.append(str(work))
         small = "" if judged else " (small)"
         print(f"{work!s:52s} {rows[-2]['ms']:9.3f} ms, {ratio:.3f} of whole logits{small}", flush=True)
-        path = record.write(name, rows, output)
-    print(path)
+        record.write(name, rows, output)
+    print(record.write(name, rows, output))
     print("slower than whole logits:", *(behind or ["nowhere"]), sep="\n  ")
 
 
