@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import importlib.util
 import os
-import statistics
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch uses the same GPU
 
@@ -25,7 +24,8 @@ import optax
 
 import jaxloss
 from benchmarks import record
-from benchmarks.timing import Program, Timing, in_turn, timed, timing
+from benchmarks.loss_table import NEVER_BEHIND
+from benchmarks.timing import Program, Timing, in_turn, ratio, timed, timing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,6 @@ if importlib.util.find_spec("tokamax"):
 SWEPT = (SUMMED_IN_FLOAT32, SUMMED_IN_BFLOAT16, "whole logits", "scan and checkpoint")
 BESIDE = (SUMMED_IN_FLOAT32, "whole logits")
 JUDGED = 10**7  # logits, from which on ours should never be slower than whole ones
-NEVER_BEHIND = 1.03  # two medians of one program differ by as much
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
@@ -238,6 +237,7 @@ def beside_whole_logits(works: list[Work], output: str | None, name: str) -> Non
     Compiled one after the other: XLA tries out algorithms for the products, and anything beside it misleads it.
     """
     rows, behind = [], []
+    path = record.write(name, rows, output)  # where that can not be, nothing is measured
     for work in works:
         operands = work.operands()
         programs = {}
@@ -245,18 +245,18 @@ def beside_whole_logits(works: list[Work], output: str | None, name: str) -> Non
             executable = jax.jit(jax.value_and_grad(CONTENDERS[who], (0, 1))).lower(*operands).compile()
             programs[who] = Program(functools.partial(executable, *operands))
         loops = in_turn(programs, repeats=5)
-        ratio = statistics.median(ours / whole for ours, whole in zip(*loops.values(), strict=True))
+        of_whole = ratio(*loops.values())
         for who, of in loops.items():
             ms, spread = timing(of)
             rows.append({**dataclasses.asdict(work), "what": "sweep", "who": who, "ms": ms, "spread": spread})
-        rows[-2]["ratio"] = ratio
+        rows[-2]["ratio"] = of_whole
         judged = work.tokens * work.classes >= JUDGED
-        if judged and ratio > NEVER_BEHIND:
+        if judged and of_whole > NEVER_BEHIND:
             behind.append(str(work))
         small = "" if judged else " (small)"
-        print(f"{work!s:52s} {rows[-2]['ms']:9.3f} ms, {ratio:.3f} of whole logits{small}", flush=True)
+        print(f"{work!s:52s} {rows[-2]['ms']:9.3f} ms, {of_whole:.3f} of whole logits{small}", flush=True)
         record.write(name, rows, output)
-    print(record.write(name, rows, output))
+    print(path)
     print("slower than whole logits:", *(behind or ["nowhere"]), sep="\n  ")
 
 

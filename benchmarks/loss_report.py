@@ -1,11 +1,10 @@
 """What is kept and printed of a row of `benchmarks.losses`: times, ratios, goals, and which of them were missed."""
 
 import dataclasses
-import statistics
 
 from benchmarks.loss_programs import STEPS
 from benchmarks.loss_table import Goal, Work
-from benchmarks.timing import timing
+from benchmarks.timing import ratio, timing
 
 TEMPORARY_BYTES_A_ROW, TEMPORARY_BYTES = 16, 2**20
 
@@ -23,9 +22,6 @@ def measurement(
         limit_by: by which program the limit was measured.
         temporary: bytes of temporaries of jaxloss.
     """
-
-    def ratio(ours, theirs):
-        return statistics.median(x / y for x, y in zip(ours, theirs, strict=True))
 
     ours = ms["jaxloss"]
     moved = {"value": work.read_bytes, "value_and_grad": work.read_bytes + work.prediction_bytes}

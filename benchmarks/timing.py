@@ -57,6 +57,11 @@ def timing(loops: list[float]) -> Timing:
     return Timing(median, (max(loops) - min(loops)) / median)
 
 
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median of the ratios of loops that were neighbours, so that a clock that drifts falls on both."""
+    return statistics.median(x / y for x, y in zip(ours, theirs, strict=True))
+
+
 def timed(function, *operands) -> Timing:
     """Times `function`, which is jitted."""
     return timing(in_turn({"": Program(lambda: function(*operands))})[""])

@@ -38,6 +38,11 @@ def along(row_values: Array, x: Array) -> Array:
     return jax.lax.expand_dims(row_values, range(row_values.ndim, x.ndim))
 
 
+def sizes_known(x: Array) -> bool:
+    """Whether none of them is known to the call of an exported program alone."""
+    return all(isinstance(size, int) for size in x.shape)
+
+
 def manual_axes(*operands: Array) -> tuple[str, ...]:
     """The mesh axes of an enclosing `shard_map` that any of the operands varies over."""
     return tuple(sorted(set().union(*(jax.typeof(operand).manual_axis_type.varying for operand in operands))))
@@ -80,8 +85,7 @@ def call(
             varying(axes, output.astype(result.dtype)) for output, result in zip(outputs, results, strict=True)
         )
 
-    shape = operands[0].shape
-    few = all(isinstance(size, int) for size in shape) and math.prod(shape) <= FEW
+    few = sizes_known(operands[0]) and operands[0].size <= FEW
     without = few_by_formula if few else ()
     branches = {name: kernel for name in _library.PLATFORMS if name in platforms and name not in without}
     if not branches:

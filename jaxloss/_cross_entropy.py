@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy_calls as calls
 from jaxloss import _long_rows, _pair, formulas
-from jaxloss._calls import Array, along, weighted
+from jaxloss._calls import Array, along, sizes_known
 from jaxloss._examples import Examples, row_weight
 from jaxloss._objective import Objective
 from jaxloss._pair import RowLoss
-from jaxloss._rows import Op, row_wise
+from jaxloss._rows import Op, rank_of_weight, row_wise
 from jaxloss._split_classes import known_gradient, of_slice, of_split_rows, whole_targets
-from jaxloss._tangents import losses_of_weights, row_dot, varying_like
+from jaxloss._tangents import row_dot, totals, varying_like
 
 MANY_BYTES = 2**26
 """From so many of logits on, all of short rows, a GPU sums losses where it computes them: then all of it is at work."""
@@ -64,29 +64,30 @@ def row_loss(objective: Objective) -> RowLoss:
     plain = not objective.parameters and not objective.details
     features = tuple(3 + place for place, name in enumerate(objective.parameters) if name == "class_weights")
 
+    def whole(purpose: str, names: tuple[str, ...], logits, target, row_weight, *parameters):
+        each = _long_rows.slices(logits) if plain and jnp.issubdtype(target.dtype, jnp.integer) else 1
+        if each > 1:
+            return _long_rows.results(objective, names, each, logits, target, row_weight)
+        if plain:
+            function = getattr(calls, f"cross_entropy_{purpose}")
+            in_place = {"in_place": objective.in_place} if "gradient" in names else {}
+            return function(logits, target, row_weight, clip=objective.clip, **in_place)
+        return calls.cross_entropy_with_options(
+            purpose,
+            names,
+            *(logits, target, row_weight, objective.options(parameters)),
+            clip=objective.clip,
+            classes=objective.classes,
+            in_place=objective.in_place,
+        )
+
+    def split(names: tuple[str, ...], axes, *operands):
+        return of_split_rows(objective, axes, names, *of_slice(objective, axes, *operands))
+
     def op(purpose: str, names: tuple[str, ...]) -> Op:
-        def whole(logits, target, row_weight, *parameters):
-            each = _long_rows.slices(logits) if plain and jnp.issubdtype(target.dtype, jnp.integer) else 1
-            if each > 1:
-                return _long_rows.results(objective, names, each, logits, target, row_weight)
-            if plain:
-                function = getattr(calls, f"cross_entropy_{purpose}")
-                in_place = {"in_place": objective.in_place} if "gradient" in names else {}
-                return function(logits, target, row_weight, clip=objective.clip, **in_place)
-            return calls.cross_entropy_with_options(
-                purpose,
-                names,
-                *(logits, target, row_weight, objective.options(parameters)),
-                clip=objective.clip,
-                classes=objective.classes,
-                in_place=objective.in_place,
-            )
-
-        def split(axes, *operands):
-            return of_split_rows(objective, axes, names, *of_slice(objective, axes, *operands))
-
         in_slices = functools.partial(of_split_rows, objective, objective.axes, names)
-        return row_wise(in_slices if objective.axes else whole, split, _row_rank, features)
+        local = in_slices if objective.axes else functools.partial(whole, purpose, names)
+        return row_wise(local, functools.partial(split, names), _row_rank, features)
 
     def grad(axes, *operands_and_stats):
         operands, (maximum, log_sum, *_) = operands_and_stats[: -len(stats)], operands_and_stats[-len(stats) :]
@@ -97,27 +98,23 @@ def row_loss(objective: Objective) -> RowLoss:
         of_rows = (maximum, log_sum, *whole_targets(objective, axes, logits, target, options))
         return (known_gradient(objective, options, logits, target, row_weight, *of_rows),)
 
-    def added_up(row_weight, losses):
-        return losses_of_weights(row_weight, weighted(row_weight, losses))
-
     def total(purpose: str, names: tuple[str, ...]) -> Op:
-        def whole(logits, target, row_weight):
+        def local(*operands):
+            row_weight = operands[2]
             if row_weight.ndim == 0:
-                return calls.cross_entropy_total(purpose, logits, target, row_weight, clip=objective.clip)
-            function = getattr(calls, f"cross_entropy_{purpose}")
-            losses, *gradient = function(logits, target, row_weight, clip=objective.clip)
-            return added_up(row_weight, losses), *gradient
+                return calls.cross_entropy_total(purpose, *operands, clip=objective.clip)
+            losses, *gradient = whole(purpose, names, *operands)
+            return totals(row_weight, losses), *gradient
 
-        def split(axes, class_axes, logits, target, row_weight):
+        def on_mesh(axes, class_axes, *operands):
             if class_axes:
-                operands = of_slice(objective, class_axes, logits, target, row_weight)
-                losses, *gradient = of_split_rows(objective, class_axes, names, *operands)
-                of_device = added_up(row_weight, losses)
+                losses, *gradient = split(names, class_axes, *operands)
+                of_device = totals(operands[2], losses)
             else:
-                of_device, *gradient = whole(logits, target, row_weight)
+                of_device, *gradient = local(*operands)
             return jax.lax.psum(of_device, axes), *gradient
 
-        return row_wise(whole, split, lambda logits, target, row_weight: len(row_weight.shape), tells_last=True)
+        return row_wise(local, on_mesh, rank_of_weight, tells_last=True)
 
     stats = objective.stats
     sums_rows = plain and not objective.axes and not objective.in_place
@@ -143,9 +140,7 @@ def _many_short_rows(logits: Array, target: Array, _: Array) -> bool:
     if logits.dtype == jnp.float64 or not jnp.issubdtype(target.dtype, jnp.integer):
         return False
     row_bytes = logits.shape[-1] * logits.dtype.itemsize
-    # Sizes that only the call of an exported program knows are not compared.
-    sizes_known = all(isinstance(size, int) for size in logits.shape)
-    return sizes_known and row_bytes <= SHORT_BYTES and logits.size * logits.dtype.itemsize >= MANY_BYTES
+    return sizes_known(logits) and row_bytes <= SHORT_BYTES and logits.size * logits.dtype.itemsize >= MANY_BYTES
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------

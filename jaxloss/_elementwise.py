@@ -11,7 +11,7 @@ from jaxloss import _calls, _pair
 from jaxloss._calls import Array, Formula
 from jaxloss._examples import Examples, row_weight
 from jaxloss._pair import RowLoss
-from jaxloss._rows import Op, row_wise
+from jaxloss._rows import Op, rank_of_weight, row_wise
 from jaxloss._tangents import row_dot, varying_like
 from jaxloss.formulas import real
 
@@ -70,11 +70,6 @@ def _weight(x: Array, examples: Examples, *, full: bool = False) -> Array:
     return row_weight(examples, x.shape, real(x).dtype, example_rank=min(1, x.ndim), row_rank=x.ndim, full=full)
 
 
-def _row_rank(x, target, row_weight, *_) -> int:
-    del x, target
-    return len(row_weight.shape)
-
-
 @functools.cache
 def row_loss(loss: Elementwise) -> RowLoss:
     """The sum of the losses of a row's elements; `row_weight` has as many axes as are rows."""
@@ -88,11 +83,11 @@ def row_loss(loss: Elementwise) -> RowLoss:
             losses, *gradient = local(*operands)
             return jax.lax.psum(losses, axes), *gradient
 
-        return row_wise(local, split, _row_rank, features)
+        return row_wise(local, split, rank_of_weight, features)
 
     value_op = op(value)
     return RowLoss(
-        row_rank=_row_rank,
+        row_rank=rank_of_weight,
         value=value_op,
         value_and_stats=value_op,
         value_and_grad=op(value_and_grad),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy_calls as calls
 from jaxloss import formulas
-from jaxloss._calls import Array, along, without_taken_out
+from jaxloss._calls import Array, along, sizes_known, without_taken_out
 from jaxloss._cross_entropy_calls import STATS
 from jaxloss._objective import Objective
 from jaxloss._split_classes import known_gradient, logits_at
@@ -31,7 +31,7 @@ ENOUGH = 4096
 def slices(logits: Array) -> int:
     """How many equal slices each row is best cut into, 1 where that is none: a power of two."""
     *rows, classes = logits.shape
-    if not all(isinstance(size, int) for size in logits.shape):
+    if not sizes_known(logits):
         return 1
     count, bytes_a_row = math.prod(rows), classes * logits.dtype.itemsize
     if not 0 < count < FEW_ROWS or bytes_a_row < LONG_ROW:

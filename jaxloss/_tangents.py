@@ -74,6 +74,11 @@ def contracted(row_weight: Array, losses: Array) -> Array:
     return weighted(row_weight, losses).sum()
 
 
+def totals(row_weight: Array, losses: Array) -> Array:
+    """The same for the rows of each weight."""
+    return losses_of_weights(row_weight, weighted(row_weight, losses))
+
+
 def counted(row_weight: Array, losses: Array) -> Array:
     """Which rows' tangents count: a weight of 0 takes them out, too, where the loss is not finite."""
     weight = along(row_weight, losses)

@@ -75,7 +75,7 @@ def linear_cross_entropy(
             prediction. The last `shift` tokens of each sequence are left out. `where` and `weights` are those of the
             tokens that predict.
         chunk_size: how many tokens are worked on at a time, on each device. Default: as many as have half a gigabyte
-            of logits; of two where devices that share tokens work on a part of the classes each.
+            of logits, or two where devices that share tokens work on a part of the classes each; at least 2048.
         accumulate_dtype: the type that the gradient of `kernel` is summed in, over chunks and devices: bfloat16 takes
             half the memory and some percent less time, but rounds the sum at every chunk.
         precision: of the matrix products, as `jax.lax.dot_general` takes it.

@@ -64,7 +64,7 @@ Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows) {
   return tiles;
 }
 
-// A thread holds a row of 16 numbers, if that is 64 bytes at most.
+// The longest row that one thread holds in its registers.
 constexpr int kHeldNumbers = 16;
 
 template <class Logit>
