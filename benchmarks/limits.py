@@ -1,37 +1,72 @@
-"""The time that memory alone takes: to read so many bytes, and to read them and write as many, or half as many.
+"""The time that memory alone takes: to read a row's own operands, and to read them and write as much as the first.
 
-Neither a sum nor a negation by XLA is always the fastest there is, so each is the fastest of a few programs that move
-the same bytes: sums and maxima; a negation, the runtime's own copy (which is torch's `copy_` too), and a swap of signs
-in words of integers. Which one it was is kept with the time.
+The same program differs by up to 7 % between buffers of one size, by where their pages lie, for as long as a process
+keeps them (H100): so these programs read the very arrays that the losses read. No reduction by XLA is always the
+fastest read there is, nor its negation the fastest copy, so each is the fastest of a few programs that move the same
+bytes. Which one it was is kept with the time.
 """
 
+import dataclasses
 import functools
 import itertools
+import math
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Program, in_turn, timing
 
-ROW = 8192  # words
+ROW, SHORTEST_ROW = 8192, 64  # numbers
 SMALL = 2**20  # bytes; below, a time is that of a launch
 
+
+def _floats(x):
+    return x.astype(jnp.float32)
+
+
+def _bits(x):
+    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+
+
+def _row(size: int) -> int:
+    return math.gcd(size, ROW)  # the largest power of two that divides it, up to ROW
+
+
+def _by_rows(reduction, numbers):
+    """Reduces rows first. The barrier keeps XLA from making one reduction of the two."""
+    of_rows = reduction(numbers.reshape(-1, _row(numbers.size)), axis=-1)
+    return reduction(jax.lax.optimization_barrier(of_rows))
+
+
+# By the number of operands. A read makes one number of all that it reads, as the value of a loss is one.
 READS = {
-    "sum": lambda words: words.sum(),
-    "sums of rows": lambda words: words.reshape(-1, ROW).sum(-1),
-    "maxima of rows": lambda words: words.reshape(-1, ROW).max(-1),
+    1: {"sum": lambda x: jnp.sum(_floats(x)), "maximum of bits": lambda x: jnp.max(_bits(x))},
+    2: {
+        "sum of x + a": lambda x, a: jnp.sum(_floats(x) + _floats(a)),
+        "sum of x + sum of a": lambda x, a: jnp.sum(_floats(x)) + jnp.sum(_floats(a)),
+        "maximum of x ^ a": lambda x, a: jnp.max(_bits(x) ^ _bits(a)),
+    },
+}
+READS_BY_ROWS = {
+    1: {
+        "sums of rows": lambda x: _by_rows(jnp.sum, _floats(x)),
+        "maxima of rows": lambda x: _by_rows(jnp.max, x),
+        "maxima of rows of bits": lambda x: _by_rows(jnp.max, _bits(x)),
+    },
+    2: {
+        "sums of rows of x + a": lambda x, a: _by_rows(jnp.sum, _floats(x) + _floats(a)),
+        "maxima of rows of x ^ a": lambda x, a: _by_rows(jnp.max, _bits(x) ^ _bits(a)),
+    },
 }
 COPIES = {
-    "negation": lambda words: -words,
-    "copy": jnp.copy,
-    "negation of integers": lambda words: jax.lax.bitcast_convert_type(words, jnp.int32) ^ (-(2**31)),
-}
-ADDITIONS = {
-    "sum of two": lambda x, a: x + a,
-    "exclusive or of two": lambda x, a: (
-        jax.lax.bitcast_convert_type(x, jnp.int32) ^ jax.lax.bitcast_convert_type(a, jnp.int32)
-    ),
+    1: {
+        "negation": lambda x: -x,
+        "copy": jnp.copy,  # the runtime's own, which torch's `copy_` is too
+        "sign flip of bits": lambda x: _bits(x) ^ _bits(jnp.asarray(-0.0, x.dtype)),
+    },
+    2: {"x + a": lambda x, a: x + a, "x ^ a": lambda x, a: _bits(x) ^ _bits(a)},
 }
 
 
@@ -51,100 +86,71 @@ def sets_of_operands(nbytes: int) -> int:
     return 1 if nbytes < SMALL else max(1, -(-4 * cache_bytes() // nbytes))
 
 
+@dataclasses.dataclass(frozen=True)
 class Limit:
-    """Reading `read` bytes, and reading them and writing `written`: the same, or half (of two operands read)."""
+    """The fastest read and the fastest copy ("read", "copy") of some operands.
 
-    def __init__(self, read: int, written: int):
-        count = sets_of_operands(read)
-        keys = jax.random.split(jax.random.key(1), 2 * count)
-        words = _words(read)
-        self._read = 4 * words
-        whole = [(_random(words)(key),) for key in keys[:count]]
-        self.reads = {name: _program(_executable(name, words), whole) for name in READS}
-        if written == read:
-            self._moved = 2 * self._read
-            self.copies = {name: _program(_executable(name, words), whole) for name in COPIES}
-        else:
-            words = _words(written)
-            self._moved = 3 * 4 * words
-            random = _random(words)
-            pairs = [(random(keys[2 * i]), random(keys[2 * i + 1])) for i in range(count)]
-            self.copies = {name: _program(_executable(name, words), pairs) for name in ADDITIONS}
+    Attributes:
+        programs: the two.
+        by: their names.
+        read: bytes that both read.
+        written: bytes that the copy writes.
+    """
 
-    @functools.cached_property
-    def fastest(self) -> tuple[str, str]:
-        """The names of the fastest read and the fastest copy."""
-
-        def best(programs: dict[str, Program]) -> str:
-            if len(programs) == 1:
-                return next(iter(programs))
-            times = in_turn(programs, repeats=5, seconds=0.01)
-            return min(times, key=lambda name: timing(times[name]).ms)
-
-        return best(self.reads), best(self.copies)
-
-    def programs(self) -> dict[str, Program]:
-        """The fastest read and copy."""
-        read, copy = self.fastest
-        return {"read": self.reads[read], "copy": self.copies[copy]}
+    programs: dict[str, Program]
+    by: dict[str, str]
+    read: int
+    written: int
 
     def read_share(self, nbytes: float) -> float:
-        """What to multiply the time of `read` by, to have that of so many bytes."""
-        return _share(nbytes, self._read)
+        """What to multiply the time of the read by, to have that of so many bytes."""
+        return _share(nbytes, self.read)
 
     def copy_share(self, nbytes: float) -> float:
-        """The same for the time of `copy`, with so many bytes read and written together."""
-        return _share(nbytes, self._moved)
+        """The same for the time of the copy, with so many bytes read and written together."""
+        return _share(nbytes, self.read + self.written)
 
 
 def _share(nbytes: float, measured: int) -> float:
     return nbytes / measured if measured > SMALL else 1.0  # a launch takes as long for fewer bytes
 
 
-def _words(nbytes: int) -> int:
-    return -(-nbytes // 4 // ROW) * ROW
+def limit_of(operands: list[tuple[jax.Array, ...]]) -> Limit:
+    """Of sets of one or two operands of one shape and type, which calls go through in turn."""
+    first = operands[0]
+    x = first[0]
+    programs, by = {}, {}
+    for what, functions in _functions(x.shape, len(first)).items():
+        candidates = {
+            name: _program(_executable(function, x.shape, x.dtype.name, len(first)), operands)
+            for name, function in functions.items()
+        }
+        times = in_turn(candidates, repeats=3, seconds=0.01)
+        by[what] = min(candidates, key=lambda name, times=times: timing(times[name]).ms)
+        programs[what] = candidates[by[what]]
+    return Limit(programs, by, sum(each.nbytes for each in first), x.nbytes)
+
+
+def compilations(shape: tuple[int, ...], dtype: str, operands: int) -> set[tuple]:
+    """What `limit_of` will need compiled: functions and arguments, to be called on as many threads as there are."""
+    reads_and_copies = _functions(shape, operands).values()
+    return {
+        (_executable, function, shape, dtype, operands)
+        for functions in reads_and_copies
+        for function in functions.values()
+    }
+
+
+def _functions(shape: tuple[int, ...], operands: int) -> dict[str, dict[str, Callable]]:
+    by_rows = READS_BY_ROWS[operands] if _row(math.prod(shape)) >= SHORTEST_ROW else {}
+    return {"read": READS[operands] | by_rows, "copy": COPIES[operands]}
 
 
 @functools.cache
-def _random(words: int) -> jax.stages.Compiled:
-    key = jax.eval_shape(jax.random.key, 0)
-    return jax.jit(lambda key: jax.random.normal(key, (words,))).lower(key).compile()
-
-
-@functools.cache
-def _executable(name: str, words: int) -> jax.stages.Compiled:
-    operand = jax.ShapeDtypeStruct((words,), jnp.float32)
-    operands = (operand, operand) if name in ADDITIONS else (operand,)
-    return jax.jit((READS | COPIES | ADDITIONS)[name]).lower(*operands).compile()
+def _executable(function: Callable, shape: tuple[int, ...], dtype: str, operands: int) -> jax.stages.Compiled:
+    return jax.jit(function).lower(*operands * [jax.ShapeDtypeStruct(shape, dtype)]).compile()
 
 
 def _program(executable: jax.stages.Compiled, operands: list[tuple[jax.Array, ...]]) -> Program:
     turns = itertools.cycle(operands)
     return Program(lambda: executable(*next(turns)))
-
-
-@functools.lru_cache(maxsize=2)
-def _limit(read: int, written: int) -> Limit:
-    return Limit(read, written)
-
-
-def _sizes(prediction_bytes: int, operands: int) -> tuple[int, int]:
-    written = int(float(f"{prediction_bytes:.2g}"))
-    return operands * written, written
-
-
-def limit_of(prediction_bytes: int, operands: int) -> Limit:
-    """Of a loss of that prediction, and of one or two operands of its size; rows of nearly the same size share one."""
-    return _limit(*_sizes(prediction_bytes, operands))
-
-
-def compilations(prediction_bytes: int, operands: int) -> set[tuple]:
-    """What `limit_of` will need compiled: functions and arguments, to be called on as many threads as there are."""
-    read, written = (_words(nbytes) for nbytes in _sizes(prediction_bytes, operands))
-    others = COPIES if operands == 1 else ADDITIONS
-    return {
-        *((_executable, name, read) for name in READS),
-        *((_executable, name, written) for name in others),
-        (_random, read),
-        (_random, written),
-    }

@@ -144,19 +144,15 @@ def compiled(rows: list[Work], threads: int) -> list[Compiled | Exception]:
             return error
 
     with ThreadPoolExecutor(threads) as pool:
-        of_limits = set().union(
-            *(limits.compilations(*limit_arguments(work)) for work in rows if work.part != "launch")
-        )
-        finished = [pool.submit(*each) for each in of_limits]
-        results = list(pool.map(attempt, rows))
-        for each in finished:
-            each.result()
-        return results
-
-
-def limit_arguments(work: Work) -> tuple[int, int]:
-    """The bytes of its prediction, and of how many operands of that size it is."""
-    return work.prediction_bytes, 1 if work.target == "labels" else 2
+        of_limits = {
+            each
+            for work in rows
+            if work.part != "launch"
+            for each in limits.compilations(work.shape, work.dtype, work.numeric_operands)
+        }
+        for each in of_limits:
+            pool.submit(*each)  # one that fails does so again when its row is measured
+        return list(pool.map(attempt, rows))
 
 
 # ---- torch -----------------------------------------------------------------------------------------------------------

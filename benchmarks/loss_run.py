@@ -7,11 +7,16 @@ from collections.abc import Iterator
 import jax
 
 from benchmarks import loss_programs, loss_report
-from benchmarks.limits import limit_of
+from benchmarks.limits import Limit, limit_of
 from benchmarks.loss_table import Work
-from benchmarks.timing import LOOP_SECONDS, REPEATS, in_turn
+from benchmarks.timing import in_turn
 
 AT_ONCE = 16  # rows that are compiled together, while nothing is timed
+# By part: how many loops, and about how many seconds of each. A loop's start and end take 0.3 – 0.5 ms on an H100, and
+# not the same with one result as with several: up to 1 % of 30 ms, 0.2 % of 0.1 s. A launch depends on the host's clock
+# and scheduler: so more loops.
+LOOPS = {"table": (5, 0.1), "portable": (5, 0.1), "launch": (21, 0.03), "classes": (5, 0.05), "bytes": (5, 0.05)}
+QUICK = (3, 0.005)
 
 
 def measured(works: list[Work], chosen: argparse.Namespace, start: float) -> Iterator[dict]:
@@ -42,27 +47,21 @@ def _measured(compiled: loss_programs.Compiled, chosen: argparse.Namespace) -> d
             torch_error = f"{type(error).__name__}: {error}"[:300]
     limit = None
     if work.part != "launch":
-        limit = limit_of(*loss_programs.limit_arguments(work))
-        programs |= {("limit", name): program for name, program in limit.programs().items()}
+        limit = limit_of([each[: work.numeric_operands] for each in operands])
+        programs |= {("limit", what): program for what, program in limit.programs.items()}
 
-    repeats, seconds = (3, 0.005) if chosen.quick else (REPEATS, LOOP_SECONDS)
-    if work.part == "launch" and not chosen.quick:
-        repeats *= 3  # a host's clock and scheduler are what such a time depends on
-    elif work.part in ("classes", "bytes"):
-        repeats, seconds = min(repeats, 5), min(seconds, 0.02)
     ms = {}
-    for (who, what), loops in in_turn(programs, repeats, seconds).items():
+    for (who, what), loops in in_turn(programs, *(QUICK if chosen.quick else LOOPS[work.part])).items():
         steps = loss_programs.STEPS if what == "step" else 1
         ms.setdefault(who, {})[what] = [loop / steps for loop in loops]
     if limit:
         ms["limit"] = _limits(work, limit, ms["limit"])
-    by = dict(zip(("read", "copy"), limit.fastest, strict=True)) if limit else {}
-    row = loss_report.measurement(work, ms, by, compiled.temporary_bytes())
+    row = loss_report.measurement(work, ms, limit.by if limit else {}, compiled.temporary_bytes())
     return row | ({"torch_error": torch_error} if torch_error else {})
 
 
-def _limits(work: Work, limit, ms: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The times of the bytes that must be moved, from those of a read and a copy of about as many."""
+def _limits(work: Work, limit: Limit, ms: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The times of the bytes that must be moved, from those of a read and a copy of the numbers alone."""
     read, written = work.read_bytes, work.prediction_bytes
     value = [time * limit.read_share(read) for time in ms["read"]]
     both = [time * limit.copy_share(read + written) for time in ms["copy"]]

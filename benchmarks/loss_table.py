@@ -45,6 +45,11 @@ class Work:
         return self.shape[0] * self.shape[1] * ITEM_BYTES[self.dtype]
 
     @property
+    def numeric_operands(self) -> int:
+        """Operands of the prediction's size and type: itself, and a target that is no labels."""
+        return 1 if self.target == "labels" else 2
+
+    @property
     def read_bytes(self) -> int:
         """Of prediction and target."""
         return self.prediction_bytes + (4 * self.shape[0] if self.target == "labels" else self.prediction_bytes)

@@ -3,11 +3,13 @@
 import importlib.util
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, loss_table
+from benchmarks import accuracy, limits, loss_table, timing
 
 pytestmark = pytest.mark.cpu_only
 
@@ -51,6 +53,60 @@ def test_rows_of_the_sweep_are_of_the_same_bytes():
         sizes = [work.prediction_bytes for work in rows]
         assert {work.shape[1] for work in rows} >= {2, 257, 50257, 100003, 151936, 262144}
         assert min(sizes) > 0.98 * max(sizes) > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(256, 1024), (3, 257)])
+@pytest.mark.parametrize("operands", [1, 2])
+def test_programs_of_the_limit_move_all_bytes_once(shape, dtype, operands):
+    # Whole numbers whose sums are exact.
+    numbers = [jax.random.randint(jax.random.key(i), shape, 0, 8).astype(dtype) for i in range(operands)]
+    bits = [np.asarray(x).view(f"uint{8 * x.dtype.itemsize}") for x in numbers]
+    functions = limits._functions(shape, operands)
+    assert any("rows" in name for name in functions["read"]) == (shape == (256, 1024))
+    for name, read in functions["read"].items():
+        expected = sum(np.asarray(x, np.float64).sum() for x in numbers)
+        if "maxim" in name:
+            largest = np.bitwise_xor.reduce(bits).max()
+            expected = np.float64(numbers[0].max()) if "bits" not in name and operands == 1 else largest
+        assert np.float64(jax.jit(read)(*numbers)) == expected, name
+    for name, copy in functions["copy"].items():
+        assert jax.jit(copy)(*numbers).nbytes == numbers[0].nbytes, name
+
+
+def test_rows_of_a_read_are_reduced_first():
+    x = jax.ShapeDtypeStruct((256, 8192), jnp.bfloat16)
+    for name, read in limits.READS_BY_ROWS[1].items():
+        assert "[256]" in jax.jit(read).lower(x).compile().as_text(), name
+
+
+def test_the_limit_goes_through_the_operands_and_is_scaled_by_their_bytes():
+    sets = [(jnp.full((512, 1024), i, jnp.float32), jnp.zeros((512, 1024))) for i in (1, 2)]
+    limit = limits.limit_of(sets)
+    assert limit.by["read"] in limits.READS[2] | limits.READS_BY_ROWS[2]
+    assert limit.by["copy"] in limits.COPIES[2]
+    first, second, third = (np.asarray(limit.programs["copy"].call()) for _ in range(3))
+    assert (first != second).all()
+    assert (first == third).all()
+    nbytes = 512 * 1024 * 4
+    assert limit.read_share(2 * nbytes) == 1
+    assert limit.copy_share(3.3 * nbytes) == pytest.approx(1.1)
+
+
+def test_loops_are_as_long_as_asked(monkeypatch):
+    """Where a loop's start and end take longer than a call."""
+    now = [0.0]
+
+    def take(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    program = timing.Program(lambda: take(1e-4), lambda _: take(4e-4))
+    (loop,) = timing.in_turn({"": program}, repeats=1, seconds=0.1)[""]
+    assert loop == pytest.approx(0.1, rel=0.01)  # milliseconds a call
+    before = now[0]
+    program.loop(1)
+    assert now[0] - before == pytest.approx(5e-4)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
