@@ -53,7 +53,7 @@ __global__ void fill_labels(int32_t* index, int64_t rows, int64_t classes) {
   }
 }
 
-constexpr int64_t kMostBytes = 2200000000, kMostRows = int64_t{1} << 28, kParts = 8192;
+constexpr int64_t kMostBytes = 4400000000, kMostRows = int64_t{1} << 28, kParts = 8192;
 
 struct Memory {
   char *logits, *gradient;
@@ -133,6 +133,34 @@ void run_in_turn(std::vector<Program>& programs, double milliseconds_a_call) {
   }
 }
 
+// Of `programs` the first `limits` move as many bytes; the kernels beside them read `labels` more. Those that this GPU,
+// or what the kernels were compiled for, cannot run are left out.
+void compare(const char* name, const char* what, std::vector<Program>& programs, size_t limits, double bytes,
+             double labels) {
+  const auto cannot_run = [](const Program& program) { return program.launch() == cudaErrorNotSupported; };
+  programs.erase(std::remove_if(programs.begin(), programs.end(), cannot_run), programs.end());
+  run_in_turn(programs, bytes / 3e9);
+  float fastest = programs[0].median();
+  for (size_t i = 1; i < limits; i++) fastest = std::min(fastest, programs[i].median());
+  const double limit = fastest * (1 + labels / bytes);
+  std::printf("%-28s %-14s %8.1f us at %.2f TB/s:", name, what, limit, bytes / fastest * 1e-6);
+  for (size_t i = limits; i < programs.size(); i++) {
+    std::printf("  %s %.3f", programs[i].name.c_str(), programs[i].median() / limit);
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+Program read_of(const Memory& memory, int64_t bytes) {
+  const uint4* from = reinterpret_cast<const uint4*>(memory.logits);
+  const int64_t vectors = bytes / kVectorBytes;
+  float* largest = memory.sums;
+  return {"read", [=] {
+            read<<<blocks_for(vectors, kThreads * kReadByThread), kThreads>>>(from, vectors, largest);
+            return cudaGetLastError();
+          }};
+}
+
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
 std::string wanted;
@@ -157,7 +185,8 @@ std::vector<Program> kernels_for(const CrossEntropyRows<Logit, ClassIndices>& ro
   }
   const ClusterShape cluster = cluster_shape(rows, device);
   if (cluster.blocks > 0 && row_bytes >= 4096) {
-    const std::string shape = std::to_string(cluster.blocks) + " x " + std::to_string(cluster.threads);
+    const std::string shape = std::to_string(cluster.blocks) + " x " + std::to_string(cluster.threads) + " threads x " +
+                              std::to_string(cluster.held);
     programs.push_back({"cluster " + shape, [=] { return launch_cluster(nullptr, rows, device, cluster); }});
   }
   if (row_bytes >= 16384) programs.push_back({"streaming", [=] { return launch_streaming(nullptr, rows); }});
@@ -201,26 +230,40 @@ void measure(const char* type, int64_t row_count, int64_t classes, const Memory&
                           return cudaGetLastError();
                         }});
     } else {
-      limits.push_back({"read", [=] {
-                          read<<<blocks_for(vectors, kThreads * kReadByThread), kThreads>>>(from, vectors, memory.sums);
-                          return cudaGetLastError();
-                        }});
+      limits.push_back(read_of(memory, bytes));
     }
     const size_t limit_count = limits.size();
     limits.insert(limits.end(), kernels.begin(), kernels.end());
     const double moved = static_cast<double>(bytes) * (with_gradient ? 2 : 1);
-    run_in_turn(limits, moved / 3e9);
-    float fastest = limits[0].median();
-    for (size_t i = 1; i < limit_count; i++) fastest = std::min(fastest, limits[i].median());
-    const double limit = fastest * (1 + sizeof(int32_t) * static_cast<double>(row_count) / moved);
-    std::printf("%-28s %-14s %8.1f us at %.2f TB/s:", name, with_gradient ? "value_and_grad" : "value", limit,
-                moved / fastest * 1e-6);
-    for (size_t i = limit_count; i < limits.size(); i++) {
-      std::printf("  %s %.3f", limits[i].name.c_str(), limits[i].median() / limit);
-    }
-    std::printf("\n");
-    std::fflush(stdout);
+    compare(name, with_gradient ? "value_and_grad" : "value", limits, limit_count, moved,
+            sizeof(int32_t) * static_cast<double>(row_count));
   }
+}
+
+// Value alone: the limit reads logits and probabilities.
+template <class Logit>
+void measure_probabilities(const char* type, int64_t row_count, int64_t classes, const Memory& memory,
+                           const Device& device) {
+  char name[80];
+  std::snprintf(name, sizeof(name), "%s probabilities [%lld, %lld]", type, static_cast<long long>(row_count),
+                static_cast<long long>(classes));
+  if (std::strstr(name, wanted.c_str()) == nullptr) return;
+  Logit* logits = reinterpret_cast<Logit*>(memory.logits);
+  fill_logits<<<4096, kThreads>>>(logits, 2 * row_count * classes);
+  require(cudaDeviceSynchronize(), "data");
+  CrossEntropyRows<Logit, ClassProbabilities<Logit>> rows{};
+  rows.logits = logits;
+  rows.target.probability = logits + row_count * classes;
+  rows.row_weight = memory.weight;
+  rows.loss = memory.loss;
+  rows.rows = rows.rows_per_weight = row_count;
+  rows.classes = classes;
+  rows.ceiling = INFINITY;
+  const ClusterShape cluster = cluster_shape(rows, device);
+  std::vector<Program> programs = {read_of(memory, 2 * row_count * classes * sizeof(Logit)),
+                                   {"cluster", [=] { return launch_cluster(nullptr, rows, device, cluster); }},
+                                   {"streaming", [=] { return launch_streaming(nullptr, rows); }}};
+  compare(name, "value", programs, 1, 2.0 * row_count * classes * sizeof(Logit), 0);
 }
 
 constexpr int64_t kSweptBytes = int64_t{1} << 30;
@@ -242,6 +285,8 @@ void measure_all() {
   measure<bfloat16>("bf16", 32768, 4096, memory, device);
   measure<float>("f32", 8192, 32768, memory, device);
   measure<float>("f32", 65536, 1024, memory, device);
+  measure_probabilities<bfloat16>("bf16", 8192, 32768, memory, device);
+  measure_probabilities<float>("f32", 8192, 32768, memory, device);
 }
 
 }  // namespace

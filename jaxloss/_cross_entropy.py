@@ -19,8 +19,11 @@ from jaxloss._tangents import row_dot, totals, varying_like
 MANY_BYTES = 2**26
 """From so many of logits on, all of short rows, a GPU sums losses where it computes them: then all of it is at work."""
 
-SHORT_BYTES = 128
-"""The most of a short row."""
+SHORT_BYTES = 512
+"""The most of a short row, where only the value is wanted."""
+
+SHORT_BYTES_WITH_GRAD = {2: 128, 4: 64}
+"""Where the gradient is wanted too, by the bytes of a logit: longer rows are faster whole in registers."""
 
 Operands = tuple[Array, Array, tuple[Array, ...]]
 """Logits `[..., V]`, target, and the parameters that the objective names."""
@@ -136,11 +139,13 @@ def row_loss(objective: Objective) -> RowLoss:
     )
 
 
-def _many_short_rows(logits: Array, target: Array, _: Array) -> bool:
-    if logits.dtype == jnp.float64 or not jnp.issubdtype(target.dtype, jnp.integer):
+def _many_short_rows(with_grad: bool, logits: Array, target: Array, _: Array) -> bool:
+    itemsize = logits.dtype.itemsize
+    if itemsize not in SHORT_BYTES_WITH_GRAD or not jnp.issubdtype(target.dtype, jnp.integer):
         return False
-    row_bytes = logits.shape[-1] * logits.dtype.itemsize
-    return sizes_known(logits) and row_bytes <= SHORT_BYTES and logits.size * logits.dtype.itemsize >= MANY_BYTES
+    row_bytes = logits.shape[-1] * itemsize
+    short = row_bytes <= (SHORT_BYTES_WITH_GRAD[itemsize] if with_grad else SHORT_BYTES)
+    return sizes_known(logits) and short and logits.size * itemsize >= MANY_BYTES
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class RowLoss:
         grad: operands and statistics to `(gradient,)`; None where the derivative's formula is as fast.
         stats: how many statistics `grad` is given.
         sums: whether, of these operands with one weight for all rows, the weighted losses are rather summed where they
-            are computed.
+            are computed; its first argument is whether the gradient is wanted too.
         total: to `(total,)`, that sum; for each weight, where there are several.
         total_and_grad: to `(total, gradient)`.
         features: the positions of the operands whose last axis is that of `x`, and not its first ones'.
@@ -194,11 +194,11 @@ def _grad_and_formula(loss: RowLoss) -> tuple[Callable[..., Array], Callable[...
 def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
     """The scalar Σ wᵢ ℓᵢ of rows with weights w, from the operands; `with_stats`, that and the statistics."""
 
-    def sums(operands) -> bool:
-        return not with_stats and operands[2].ndim == 0 and loss.sums(*operands)
+    def sums(of_x: bool, operands) -> bool:
+        return not with_stats and operands[2].ndim == 0 and loss.sums(of_x, *operands)
 
     def primal(*operands):
-        if sums(operands):
+        if sums(False, operands):
             assert loss.total is not None
             return loss.total(*operands)
         losses, *stats = (value_and_stats if with_stats else value)(loss)(*operands)
@@ -226,7 +226,7 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
         row_weight = operands[2]
 
         of_others = any(dot is not None for dot in others)
-        if x_dot is not None and not of_others and weight_dot is None and sums(operands):
+        if x_dot is not None and not of_others and weight_dot is None and sums(True, operands):
             out, gradient = total_and_grad(loss)(*operands)
             return (out,), (varying_like(out, total_product(gradient, x_dot)),)
         losses, stats, gradient = differentiated(operands, x_dot is not None, of_others)

@@ -14,9 +14,11 @@
 
 namespace jaxloss::gpu {
 
-// With 64 registers a thread, 1024 of them are on a multiprocessor: 128 KB of a row in flight if each holds 8 vectors.
-constexpr int kHeldVectors = 8;
-constexpr int kMostThreads = 512;
+// With 64 registers a thread, 1024 of them are on a multiprocessor: 128 KB of rows in flight if each holds 8 vectors.
+// With 128 registers it is 512 of them, and 192 KB if each holds 24: for rows so long that blocks have threads enough.
+constexpr int kHeldVectors = 8, kHeldOfLongRows = 24;
+template <int held>
+constexpr int kMostThreads = held == kHeldVectors ? 512 : 256;
 constexpr int kBlocksAMultiprocessor = 2;  // of so many threads
 constexpr int kMostBlocks = 16;
 
@@ -68,7 +70,7 @@ class Share {
 template <class Sums>
 struct Exchange {
   Barrier received;
-  alignas(16) Sums of_warp[kMostBlocks * kMostThreads / kWarp];
+  alignas(16) Sums of_warp[kMostBlocks * kMostThreads<kHeldVectors> / kWarp];
 
   // By one thread of each block; then `cluster_arrive` and `cluster_wait` by all.
   __device__ __forceinline__ void initialize() {

@@ -6,11 +6,11 @@
 
 namespace jaxloss::gpu {
 
-// Cluster r has row r; its blocks share it in slices of `slice_steps` steps, at most kHeldVectors a thread. Of a row
+// Cluster r has row r; its blocks share it in slices of `slice_steps` steps, at most `held` a thread. Of a row
 // that is not taken out the logits are read once (that of the label twice); the gradient is written once. Logits and
 // gradient must be aligned alike.
-template <bool kGradient, class Logit>
-__global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
+template <bool kGradient, int held, class Logit>
+__global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
     cross_entropy_cluster(CrossEntropyRows<Logit, ClassIndices> rows, int slice_steps) {
 #if __CUDA_ARCH__ >= 900
   constexpr int step = kPerVector<Logit>;
@@ -23,15 +23,15 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
   const int index = rows.target.index[row];
   const bool wanted = !taken_out(weight), valid = index >= 0 && index < rows.classes;
   const Logit* logits = rows.logits + offset;
-  const Share<Logit, kHeldVectors> share(logits, static_cast<int>(rows.classes), slice_steps);
+  const Share<Logit, held> share(logits, static_cast<int>(rows.classes), slice_steps);
   const bool has_label = wanted && valid && share.holds(index);
 
-  Packed<Logit, step> packed[kHeldVectors];
+  Packed<Logit, step> packed[held];
   float edge = -INFINITY, label_logit = 0;
   SoftmaxSums<float> sums = {0, 0};
   if (wanted) {
 #pragma unroll
-    for (int k = 0; k < kHeldVectors; k++) packed[k] = minus_infinities<Logit>();
+    for (int k = 0; k < held; k++) packed[k] = minus_infinities<Logit>();
     share.for_steps([&](int k, int i) { packed[k] = load<step, kReadOnce<kGradient>>(logits + i); });
     if (share.has_edge) edge = number(logits[share.edge]);
     if (has_label) label_logit = number(logits[index]);

@@ -1,6 +1,7 @@
 // How the blocks of a cluster share a row.
 #pragma once
 
+#include "gpu/alignment.h"
 #include "gpu/cross_entropy_cluster.cuh"
 #include "gpu/cross_entropy_cluster_probabilities.cuh"
 #include "gpu/residency.h"
@@ -11,6 +12,7 @@ struct ClusterShape {
   int blocks;  // in a cluster; 0: the row does not fit, or the GPU has no clusters
   int threads;
   int slice_steps;
+  int held;  // steps, at most, by a thread
 };
 
 // How many steps of a row with such a target a thread holds.
@@ -23,47 +25,76 @@ constexpr int held_steps(ClassProbabilities<Stored>) {
   return kHeldWithTarget<Logit, Stored>;
 }
 
-// Whether the target's numbers beside a step of logits are whole vectors, given the first logit that begins a step.
-inline bool steps_are_aligned(ClassIndices, int64_t) { return true; }
-template <class Stored>
-bool steps_are_aligned(ClassProbabilities<Stored> target, int64_t first) {
-  return reinterpret_cast<uintptr_t>(target.probability + first) % kVectorBytes == 0;
-}
+// The most blocks of a cluster that any GPU with clusters is sure to take.
+constexpr int kSureBlocks = 8;
 
-// Blocks of up to 256 threads, as few as hold the row; of up to 512, where a cluster would be larger than any GPU with
-// clusters is sure to take. More blocks, where there are fewer rows than would keep all multiprocessors at work.
+// A row of `steps` in blocks whose threads hold `held` each, of which a multiprocessor has room for `threads`: a
+// quarter or half of them in a block.
+struct Cut {
+  int64_t steps;
+  int held, threads;
+
+  int64_t fewest(int share) const {
+    return steps == 0 ? 1 : quotient_rounded_up(steps, static_cast<int64_t>(threads / share) * held);
+  }
+  int64_t slice(int64_t blocks) const {
+    return quotient_rounded_up(quotient_rounded_up(steps, blocks), kStepsAligned) * kStepsAligned;
+  }
+  int64_t warps(int64_t blocks) const {
+    const int64_t some = quotient_rounded_up(slice(blocks), held * kWarp);
+    return some < 1 ? 1 : some;
+  }
+  // What a multiprocessor has of rows at once, in steps.
+  int64_t in_flight(int64_t blocks) const { return threads / kWarp / warps(blocks) * slice(blocks); }
+  // From `blocks` on: more of them only where a tenth more is in flight.
+  int64_t good(int64_t blocks) const {
+    for (int64_t more = blocks + 1; more <= kSureBlocks; more++) {
+      if (in_flight(more) * 10 > in_flight(blocks) * 11) blocks = more;
+    }
+    return blocks;
+  }
+  ClusterShape shape(int64_t blocks) const {
+    return {static_cast<int>(blocks), static_cast<int>(warps(blocks)) * kWarp, static_cast<int>(slice(blocks)), held};
+  }
+};
+
+// Blocks of up to 256 threads, as few as hold the row; of up to 512, where those would be more than `most_blocks`. More
+// blocks, where there are fewer rows than would keep all multiprocessors at work, or where more of a row that one block
+// does not hold would be in flight. Threads that hold more, where even more is in flight then.
 template <class Logit, class Target>
-ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const Device& device) {
-  constexpr int few_threads = 256, sure_blocks = 8, held = held_steps<Logit>(Target{});
-  if (device.compute_capability < kHopper) return {};
-  const auto ahead = [](const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes; };
-  const int64_t misaligned = ahead(rows.logits, kVectorBytes);
-  if (rows.gradient && static_cast<int64_t>(ahead(rows.gradient, kVectorBytes)) != misaligned) return {};
-  const int64_t head = misaligned == 0 ? 0 : (kVectorBytes - misaligned) / static_cast<int64_t>(sizeof(Logit));
-  if (!steps_are_aligned(rows.target, head)) return {};
-  const bool even = ahead(rows.logits, 128) == 0 && rows.classes * static_cast<int64_t>(sizeof(Logit)) % 128 == 0;
+ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const Device& device,
+                           int64_t most_blocks = kMostBlocks) {
+  if (device.compute_capability < kHopper || !aligned_alike(rows)) return {};
+  const bool even = reinterpret_cast<uintptr_t>(rows.logits) % 128 == 0 && rows.classes * sizeof(Logit) % 128 == 0;
   const int64_t steps = rows.classes / kPerVector<Logit> + (even ? 0 : kStepsAligned - 1);
-  const auto blocks_of = [&](int64_t threads) {
-    return steps == 0 ? 1 : (steps + threads * held - 1) / (threads * held);
-  };
-  int64_t blocks = blocks_of(few_threads);
-  if (blocks > sure_blocks) blocks = blocks_of(kMostThreads);
-  if (blocks > kMostBlocks) return {};
-  while (blocks * 2 <= sure_blocks && rows.rows * blocks * 2 <= device.multiprocessors && steps / blocks > 1024) {
+  const Cut cut = {steps, held_steps<Logit>(Target{}), kMostThreads<kHeldVectors> * kBlocksAMultiprocessor};
+  int64_t blocks = cut.fewest(4);
+  if (blocks > most_blocks) blocks = cut.fewest(2);
+  if (blocks > 1) blocks = cut.good(blocks);
+  if constexpr (std::is_same_v<Target, ClassIndices>) {
+    const Cut longer = {steps, kHeldOfLongRows, kMostThreads<kHeldOfLongRows> * kBlocksAMultiprocessor};
+    const int64_t few = longer.good(longer.fewest(2));
+    const bool many_rows = rows.rows * few > 2 * device.multiprocessors;
+    if (rows.gradient && blocks > 1 && few <= most_blocks && many_rows &&
+        (blocks > most_blocks || longer.in_flight(few) > cut.in_flight(blocks))) {
+      return rows.rows > 0x7fffffff / few ? ClusterShape{} : longer.shape(few);
+    }
+  }
+  if (blocks > most_blocks) return {};
+  while (blocks * 2 <= kSureBlocks && rows.rows * blocks * 2 <= device.multiprocessors && steps / blocks > 1024) {
     blocks *= 2;
   }
-  if (rows.rows > 0x7fffffff / blocks) return {};
-  const int64_t slice_steps = ((steps + blocks - 1) / blocks + kStepsAligned - 1) / kStepsAligned * kStepsAligned;
-  const int64_t warps = (slice_steps + held * kWarp - 1) / (held * kWarp);
-  return {static_cast<int>(blocks), static_cast<int>(warps < 1 ? 1 : warps) * kWarp, static_cast<int>(slice_steps)};
+  return rows.rows > 0x7fffffff / blocks ? ClusterShape{} : cut.shape(blocks);
 }
 
 template <class Logit>
-auto cluster_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows) {
-  return rows.gradient ? cross_entropy_cluster<true, Logit> : cross_entropy_cluster<false, Logit>;
+auto cluster_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows, int held) {
+  if (held == kHeldOfLongRows) return cross_entropy_cluster<true, kHeldOfLongRows, Logit>;
+  return rows.gradient ? cross_entropy_cluster<true, kHeldVectors, Logit>
+                       : cross_entropy_cluster<false, kHeldVectors, Logit>;
 }
 template <class Logit, class Stored>
-auto cluster_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>& rows) {
+auto cluster_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>& rows, int) {
   return rows.gradient ? cross_entropy_cluster_probabilities<true, Logit, Stored>
                        : cross_entropy_cluster_probabilities<false, Logit, Stored>;
 }
@@ -72,7 +103,7 @@ auto cluster_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>& r
 template <class Logit, class Target>
 cudaError_t launch_cluster(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows, const Device& device,
                            const ClusterShape& shape) {
-  const auto kernel = cluster_kernel(rows);
+  const auto kernel = cluster_kernel(rows, shape.held);
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(shape.blocks), 1, 1};

@@ -13,7 +13,7 @@ constexpr int kHeldWithTarget = kHeldVectors / (1 + kPerVector<Logit> / kPerVect
 // Cluster r has row r; its blocks share it in slices of `slice_steps` steps, at most `held` a thread. Of a row that is
 // not taken out logits and probabilities are read once; the gradient is written once. All three must be aligned alike.
 template <bool kGradient, class Logit, class Stored>
-__global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
+__global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiprocessor)
     cross_entropy_cluster_probabilities(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows, int slice_steps) {
 #if __CUDA_ARCH__ >= 900
   constexpr int step = kPerVector<Logit>, held = kHeldWithTarget<Logit, Stored>;
@@ -82,20 +82,22 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAMultiprocessor)
 
   const Exponentials<float> exponentials(sums.max);
   const float scale = target_sum / sums.sum;
-  const auto loss_of = [&](float x, float a) {
-    return weighted(a, negative_log_likelihood(log_sum, x - sums.max, rows.ceiling));
+  const auto add_loss = [&](float& sum, float x, float a) {
+    const float nll = smaller_or_nan(log_sum - (x - sums.max), rows.ceiling);
+    if (a != 0) sum += a * nll;  // where it is 0 even an infinite one is no loss
   };
   const auto derivative = [&](float x, float a) {
     return weight == 0 ? 0.0f : (exponentials.term(x) * scale - a) * weight;
   };
-  float loss = loss_of(edge, edge_target);
+  float loss = 0;
+  add_loss(loss, edge, edge_target);
   share.for_steps([&](int k, int i) {
     float x[step], a[step], sum = 0;
     packed[k].numbers(x);
     targets[k].numbers(a);
 #pragma unroll
     for (int j = 0; j < step; j++) {
-      sum += loss_of(x[j], a[j]);
+      add_loss(sum, x[j], a[j]);
       if constexpr (kGradient) x[j] = derivative(x[j], a[j]);
     }
     loss += sum;

@@ -1,6 +1,7 @@
 // Cross entropy of short rows: a few lanes of a warp, or all, hold a row in registers.
 #pragma once
 
+#include "gpu/alignment.h"
 #include "gpu/softmax.cuh"
 #include "gpu/vector.cuh"
 #include "rows.h"
@@ -13,46 +14,15 @@ constexpr int kRegistersThreads = 128;
 template <bool kGradient, int slots, class Real>
 constexpr int kRegistersBlocks = kGradient || slots > 8 || sizeof(Real) == 8 ? 4 : 8;
 
-// Numbers first, …, first + count − 1 of a row, as far as 0 ≤ i < classes. Nothing outside the row is read: it may be
-// another row, being overwritten by its gradient.
-template <int count, class Stored>
-__device__ __forceinline__ Packed<Stored, count> load_within(const Stored* row, int first, int classes,
-                                                             Stored otherwise) {
-  if (first >= 0 && first + count <= classes && aligned(row + first)) return load<count, Caching::normal>(row + first);
-  Stored x[count];
-#pragma unroll
-  for (int k = 0; k < count; k++) {
-    const int i = first + k;
-    x[k] = i >= 0 && i < classes ? row[i] : otherwise;
-  }
-  Packed<Stored, count> packed;
-  static_assert(sizeof(packed) == sizeof(x));
-  memcpy(&packed, x, sizeof(x));
-  return packed;
-}
-
-template <class Stored, int count>
-__device__ __forceinline__ void store_within(Stored* row, int first, int classes,
-                                             const Accumulator<Stored> (&x)[count]) {
-  if (first >= 0 && first + count <= classes && aligned(row + first)) {
-    store<Stored>(row + first, x);
-    return;
-  }
-#pragma unroll
-  for (int k = 0; k < count; k++) {
-    const int i = first + k;
-    if (i >= 0 && i < classes) row[i] = stored<Stored>(x[k]);
-  }
-}
-
-// Which row a thread works on, and which of its vectors it holds: of those that enclose the row, every lanes-th, in
-// `slots` slots. No thread leaves early, for its warp shuffles: the rows after the last count as taken out.
+// Which row a thread works on, and what of it: of its aligned vectors every lanes-th, in `slots` slots, and of the
+// numbers before and after them, its edges, every lanes-th. No thread leaves early, for its warp shuffles: the rows
+// after the last count as taken out.
 template <int slots, class Logit>
 struct Place {
   using Real = Accumulator<Logit>;
   static constexpr int step = kPerVector<Logit>;
   int64_t row, offset;
-  int lane, lanes, classes, first;
+  int lane, lanes, head, steps, edges;
   Real weight;
   bool exists, wanted;
 
@@ -63,20 +33,27 @@ struct Place {
     weight = exists ? rows.weight_of(row) : Real(-0.0);
     wanted = !taken_out(weight);
     offset = exists ? row * rows.classes : 0;
-    classes = static_cast<int>(rows.classes);
     lane = threadIdx.x & (lanes - 1);
-    const uintptr_t misaligned = reinterpret_cast<uintptr_t>(rows.logits + offset) % kVectorBytes;
-    first = lane * step - static_cast<int>(misaligned / sizeof(Logit));
+    const int classes = static_cast<int>(rows.classes);
+    head = -static_cast<int>(reinterpret_cast<uintptr_t>(rows.logits + offset) / sizeof(Logit)) & (step - 1);
+    head = head < classes ? head : classes;
+    steps = (classes - head) / step;
+    edges = classes - steps * step;
   }
 
-  // body(k, i) for each slot k that holds numbers of the row, the first of them number i.
+  // body(k, i) for each slot k that holds a vector of the row, whose first number is number i.
   template <class Body>
   __device__ __forceinline__ void for_slots(Body body) const {
 #pragma unroll
     for (int k = 0; k < slots; k++) {
-      const int i = first + k * lanes * step;
-      if (i < classes) body(k, i);
+      const int i = lane + k * lanes;
+      if (i < steps) body(k, head + i * step);
     }
+  }
+  // body(i) for each number i of the edges. They are few, and read again wherever they are needed.
+  template <class Body>
+  __device__ __forceinline__ void for_edges(Body body) const {
+    for (int i = lane; i < edges; i += lanes) body(i < head ? i : i + steps * step);
   }
 
   template <class Rows>
@@ -97,17 +74,16 @@ struct SoftmaxInRegisters {
   Real sum = 0;
 
   __device__ __forceinline__ void load(const Place<slots, Logit>& place, const Logit* row) {
-    const Logit lowest = stored<Logit>(-static_cast<Real>(INFINITY));
     if constexpr (kPairs) {
 #pragma unroll
       for (int k = 0; k < slots; k++) logits[k] = minus_infinities<Logit>();
     }
     if (!place.wanted) return;
-    place.for_slots([&](int k, int i) { logits[k] = load_within<step>(row, i, place.classes, lowest); });
+    place.for_slots([&](int k, int i) { logits[k] = gpu::load<step, Caching::normal>(row + i); });
   }
 
-  __device__ __forceinline__ void reduce(const Place<slots, Logit>& place) {
-    exponentials = Exponentials<Real>(across_lanes(highest(place), place.lanes, Maximum()));
+  __device__ __forceinline__ void reduce(const Place<slots, Logit>& place, const Logit* row) {
+    exponentials = Exponentials<Real>(across_lanes(highest(place, row), place.lanes, Maximum()));
     Real sums[kPairs ? 4 : 1] = {};  // several, where all slots count: each waits for its last addition
     for_counted(place, [&](int k) {
       Real x[step];
@@ -115,6 +91,7 @@ struct SoftmaxInRegisters {
 #pragma unroll
       for (int j = 0; j < step; j++) sums[kPairs ? j % 4 : 0] += exponentials.term(x[j]);
     });
+    if (place.wanted) place.for_edges([&](int i) { sums[0] += exponentials.term(number(row[i])); });
     sum = across_lanes(kPairs ? (sums[0] + sums[kPairs]) + (sums[2 * kPairs] + sums[3 * kPairs]) : sums[0], place.lanes,
                        Sum());
   }
@@ -132,39 +109,46 @@ struct SoftmaxInRegisters {
     }
   }
 
-  __device__ __forceinline__ Real highest(const Place<slots, Logit>& place) const {
+  __device__ __forceinline__ Real highest(const Place<slots, Logit>& place, const Logit* row) const {
     Real max = no_logits<Real>().max;
-    if constexpr (kPairs) return Maximum()(max, largest(logits));
-    for_counted(place, [&](int k) {
-      Real x[step];
-      logits[k].numbers(x);
+    if constexpr (kPairs) {
+      max = Maximum()(max, largest(logits));
+    } else {
+      for_counted(place, [&](int k) {
+        Real x[step];
+        logits[k].numbers(x);
 #pragma unroll
-      for (int j = 0; j < step; j++) max = Maximum()(max, x[j]);
-    });
+        for (int j = 0; j < step; j++) max = Maximum()(max, x[j]);
+      });
+    }
+    if (place.wanted) place.for_edges([&](int i) { max = Maximum()(max, number(row[i])); });
     return max;
   }
 };
 
-// `lanes` threads a row, a power of two up to 32, so many that lanes · slots vectors hold a row at any alignment. A
-// row's logits are read once, its gradient is written once; of a row taken out nothing is read.
+// `lanes` threads a row, a power of two up to 32, so many that lanes · slots vectors are all of a row. A row's logits
+// are read once, its gradient is written once; of a row taken out nothing is read. Logits and gradient must be aligned
+// alike.
 template <bool kGradient, int slots, class Logit>
 __global__ void __launch_bounds__(kRegistersThreads, (kRegistersBlocks<kGradient, slots, Accumulator<Logit>>))
     cross_entropy_registers(CrossEntropyRows<Logit, ClassIndices> rows, int lanes) {
   using Real = Accumulator<Logit>;
   constexpr int step = kPerVector<Logit>;
   const Place<slots, Logit> place(rows, lanes);
+  const Logit* logits = rows.logits + place.offset;
   SoftmaxInRegisters<sizeof(Logit) == 2, slots, Logit> softmax;
-  softmax.load(place, rows.logits + place.offset);
+  softmax.load(place, logits);
   const int index = place.wanted ? rows.target.index[place.row] : -1;
-  const bool valid = index >= 0 && index < place.classes;
-  const Real label_logit = valid && place.lane == 0 ? number(rows.logits[place.offset + index]) : Real(0);
-  softmax.reduce(place);
+  const bool valid = index >= 0 && index < rows.classes;
+  const Real label_logit = valid && place.lane == 0 ? number(logits[index]) : Real(0);
+  softmax.reduce(place, logits);
 
   const Real max = softmax.exponentials.max, log_sum = softmax.log_sum();
   const Real nll = negative_log_likelihood(log_sum, label_logit - max, rows.ceiling);
   place.store_results(rows, valid ? nll : static_cast<Real>(NAN), max, log_sum);
   if (!kGradient || !place.exists) return;
 
+  Logit* gradient = rows.gradient + place.offset;
   const bool zero = !valid || place.weight == 0;
   const Real scale = place.weight / softmax.sum;
   place.for_slots([&](int k, int i) {
@@ -172,67 +156,80 @@ __global__ void __launch_bounds__(kRegistersThreads, (kRegistersBlocks<kGradient
     if (!zero) {
       softmax.logits[k].numbers(x);
 #pragma unroll
-      for (int j = 0; j < step; j++) {
-        x[j] = softmax.exponentials.term(x[j]) * scale;
-        if (i + j == index) x[j] -= place.weight;
+      for (int j = 0; j < step; j++) x[j] = softmax.exponentials.term(x[j]) * scale;
+      if (index >= i && index < i + step) {
+#pragma unroll
+        for (int j = 0; j < step; j++) x[j] -= i + j == index ? place.weight : Real(0);
       }
     }
-    store_within<Logit>(rows.gradient + place.offset, i, place.classes, x);
+    store<Logit>(gradient + i, x);
+  });
+  place.for_edges([&](int i) {
+    const Real x = zero ? Real(0) : softmax.exponentials.term(number(logits[i])) * scale;
+    gradient[i] = stored<Logit>(!zero && i == index ? x - place.weight : x);
   });
 }
 
-// The same with probabilities, which are read once too.
+// The same with probabilities, which are read once too, and aligned alike too.
 template <bool kGradient, int slots, class Logit, class Stored>
 __global__ void __launch_bounds__(kRegistersThreads, 4)
     cross_entropy_registers(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows, int lanes) {
   using Real = Accumulator<Logit>;
   constexpr int step = kPerVector<Logit>;
   const Place<slots, Logit> place(rows, lanes);
+  const Logit* logits = rows.logits + place.offset;
+  const Stored* target = rows.target.probability + place.offset;
   SoftmaxInRegisters<false, slots, Logit> softmax;
-  softmax.load(place, rows.logits + place.offset);
+  softmax.load(place, logits);
   Packed<Stored, step> targets[slots];
   if (place.wanted) {
-    const Stored* row = rows.target.probability + place.offset;
-    place.for_slots([&](int k, int i) { targets[k] = load_within<step>(row, i, place.classes, Stored{}); });
+    place.for_slots([&](int k, int i) { targets[k] = load<step, Caching::normal>(target + i); });
   }
-  softmax.reduce(place);
+  softmax.reduce(place, logits);
 
   const Real max = softmax.exponentials.max, log_sum = softmax.log_sum();
   Real loss = 0, target_sum = 0;
+  const auto add = [&](Real x, Real a) {
+    loss += weighted(a, negative_log_likelihood(log_sum, x - max, rows.ceiling));
+    target_sum += a;
+  };
   if (place.wanted) {
     place.for_slots([&](int k, int) {
       Real x[step], a[step];
       softmax.logits[k].numbers(x);
       targets[k].numbers(a);
 #pragma unroll
-      for (int j = 0; j < step; j++) {
-        loss += weighted(a[j], negative_log_likelihood(log_sum, x[j] - max, rows.ceiling));
-        target_sum += a[j];
-      }
+      for (int j = 0; j < step; j++) add(x[j], a[j]);
     });
+    place.for_edges([&](int i) { add(number(logits[i]), number(target[i])); });
   }
   place.store_results(rows, across_lanes(loss, lanes, Sum()), max, log_sum);
   if (!kGradient) return;
   target_sum = across_lanes(target_sum, lanes, Sum());
   if (!place.exists) return;
 
+  Logit* gradient = rows.gradient + place.offset;
+  const bool zero = place.weight == 0;
   const Real scale = target_sum / softmax.sum;
+  const auto derivative = [&](Real x, Real a) { return (softmax.exponentials.term(x) * scale - a) * place.weight; };
   place.for_slots([&](int k, int i) {
     Real x[step] = {};
-    if (place.weight != 0) {
+    if (!zero) {
       Real a[step];
       softmax.logits[k].numbers(x);
       targets[k].numbers(a);
 #pragma unroll
-      for (int j = 0; j < step; j++) x[j] = (softmax.exponentials.term(x[j]) * scale - a[j]) * place.weight;
+      for (int j = 0; j < step; j++) x[j] = derivative(x[j], a[j]);
     }
-    store_within<Logit>(rows.gradient + place.offset, i, place.classes, x);
+    store<Logit>(gradient + i, x);
   });
+  place.for_edges(
+      [&](int i) { gradient[i] = stored<Logit>(zero ? Real(0) : derivative(number(logits[i]), number(target[i]))); });
 }
 
 // A row as threads hold it.
 struct RegistersShape {
-  int slots;  // 0: the row is too long
+  int slots;  // 0: the row is too long, or its arrays are not aligned alike
   int lanes;
 };
 
@@ -243,16 +240,23 @@ constexpr int kMostSlots = sizeof(Logit) == 8                     ? 4
                                                                   : 8;
 
 // Few vectors a thread while a warp has more threads, then more of them. What is done once a row is done by every
-// thread of it, so that 16-bit rows, which come twice as fast, get fewer threads.
+// thread of it, so that rows that come fast get fewer threads: 16-bit ones, and longer ones that are only read.
 template <class Logit, class Target>
-constexpr int kLeastSlots = sizeof(Logit) == 2 && std::is_same_v<Target, ClassIndices> ? 4 : 2;
+int least_slots(int64_t vectors, bool gradient) {
+  const bool come_fast = sizeof(Logit) == 2 || (sizeof(Logit) == 4 && !gradient && vectors > 16);
+  return come_fast && std::is_same_v<Target, ClassIndices> ? 4 : 2;
+}
+
+// At least so many threads a row that has edges share them.
+constexpr int kLeastLanesWithEdges = 4;
 
 template <class Logit, class Target>
 RegistersShape registers_shape(const CrossEntropyRows<Logit, Target>& rows) {
   constexpr int step = kPerVector<Logit>;
-  const bool rows_aligned = reinterpret_cast<uintptr_t>(rows.logits) % kVectorBytes == 0 && rows.classes % step == 0;
-  const int64_t vectors = rows.classes / step + (rows_aligned ? 0 : 2);
-  RegistersShape shape{kLeastSlots<Logit, Target>, 1};
+  if (!aligned_alike(rows)) return {0, 0};
+  const bool edges = bytes_past_vector(rows.logits) != 0 || rows.classes % step != 0;
+  const int64_t vectors = rows.classes / step;
+  RegistersShape shape{least_slots<Logit, Target>(vectors, rows.gradient), edges ? kLeastLanesWithEdges : 1};
   while (shape.lanes < kWarp && shape.lanes * shape.slots < vectors) shape.lanes *= 2;
   while (shape.slots < kMostSlots<Logit, Target> && shape.lanes * shape.slots < vectors) shape.slots *= 2;
   return shape.lanes * shape.slots < vectors ? RegistersShape{0, 0} : shape;
@@ -278,7 +282,7 @@ cudaError_t launch_registers(cudaStream_t stream, const CrossEntropyRows<Logit, 
   };
   switch (shape.slots) {
     case 2:
-      if constexpr (kLeastSlots<Logit, Target> <= 2) return run(Count<2>{});
+      if constexpr (sizeof(Logit) != 2 || !std::is_same_v<Target, ClassIndices>) return run(Count<2>{});
       break;
     case 4:
       return run(Count<4>{});

@@ -8,6 +8,7 @@
 namespace jaxloss::gpu {
 
 constexpr int kStreamingThreads = 512;
+constexpr int kStreamingBlocks = 2;  // on a multiprocessor; more rows at once take longer
 
 // A second pass goes backwards: what the first one read last may be cached still.
 enum class Direction { forwards, backwards };
@@ -57,76 +58,88 @@ __device__ __forceinline__ void store_results(const Rows& rows, int64_t row, Rea
 }
 
 // Block b takes rows b, b + gridDim.x, … It reads the logits, of a row that is not taken out, once, and again where a
-// gradient is wanted, which is written once.
-template <class Logit>
-__global__ void __launch_bounds__(kStreamingThreads)
+// gradient is wanted, which is written once. No thread waits for a single number before its first steps are on their
+// way: for that of the edges it is given one of (more only where the gradient is not aligned like the logits), nor for
+// the label's.
+template <bool kGradient, class Logit>
+__global__ void __launch_bounds__(kStreamingThreads, kStreamingBlocks)
     cross_entropy_streaming(CrossEntropyRows<Logit, ClassIndices> rows) {
   using Real = Accumulator<Logit>;
   constexpr int step = kPerVector<Logit>, most = sizeof(Real) == 8 ? 1 : 4;
+  constexpr int64_t threads = kStreamingThreads;
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     const Logit* logits = rows.logits + row * rows.classes;
-    Logit* gradient = rows.gradient ? rows.gradient + row * rows.classes : nullptr;
-    const Span<Logit> span(rows.classes, logits, gradient ? gradient : logits);
+    Logit* gradient = kGradient ? rows.gradient + row * rows.classes : nullptr;
+    const Span<Logit> span(rows.classes, logits, kGradient ? gradient : logits);
     const Real weight = rows.weight_of(row);
     if (taken_out(weight)) {
       store_results(rows, row, Real(0), Real(0), Real(0));
-      if (gradient) store_zeros(span, gradient);
+      if (kGradient) store_zeros(span, gradient);
       continue;
     }
     const int index = rows.target.index[row];
-    const bool valid = index >= 0 && index < rows.classes;
-    const Real label_logit = valid && threadIdx.x == 0 ? number(logits[index]) : Real(0);
+    const bool has_edge = threadIdx.x < span.edges;
+    const Real edge = has_edge ? number(logits[span.edge(threadIdx.x)]) : -static_cast<Real>(INFINITY);
+    Real label_logit = 0;
+    bool wants_label = threadIdx.x == 0;
+    const auto load_label = [&] {
+      if (wants_label && index >= 0 && index < rows.classes) label_logit = number(logits[index]);
+      wants_label = false;
+    };
 
     RunningSoftmax<Real> running;
-    along_row<Direction::forwards, most>(
-        span,
-        [&](int64_t i) {
-          const Real x[1] = {number(logits[i])};
-          running.add(x);
-        },
-        [&](auto batch, int64_t i) {
-          Packed<Logit, step> packed[batch];
-          load_steps<batch, Caching::normal, Logit>(logits + i, packed);
-          Real x[batch * step];
+    for_halving_batches<most>(static_cast<int64_t>(threadIdx.x), span.steps, threads, [&](auto batch, int64_t i) {
+      Packed<Logit, step> packed[batch];
+      load_steps<batch, kGradient ? Caching::normal : Caching::evict_first, Logit>(logits + span.start_of(i), packed);
+      load_label();
+      Real x[batch * step];
 #pragma unroll
-          for (int k = 0; k < batch; k++) packed[k].numbers(x + k * step);
-          running.add(x);
-        });
+      for (int k = 0; k < batch; k++) packed[k].numbers(x + k * step);
+      running.add(x);
+    });
+    load_label();
+    for (int64_t i = threadIdx.x; i < span.edges; i += threads) {
+      const Real x[1] = {i < threads ? edge : number(logits[span.edge(i)])};
+      running.add(x);
+    }
+    const bool valid = index >= 0 && index < rows.classes;
     const SoftmaxSums<Real> sums = across_block<kStreamingThreads>(running.sums(), Merged());
     const Real log_sum = logarithm(sums.sum);
     const Real nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling);
     store_results(rows, row, valid ? nll : static_cast<Real>(NAN), sums.max, log_sum);
 
-    if (!gradient) continue;
-    if (!valid || weight == 0) {
-      store_zeros(span, gradient);
-      continue;
-    }
-    const Exponentials<Real> exponentials(sums.max);
-    const Real scale = weight / sums.sum;
-    along_row<Direction::backwards, most>(
-        span,
-        [&](int64_t i) {
-          const Real softmax = exponentials.term(number(logits[i])) * scale;
-          gradient[i] = stored<Logit>(i == index ? softmax - weight : softmax);
-        },
-        [&](auto batch, int64_t i) {
-          Packed<Logit, step> packed[batch];
-          load_steps<batch, Caching::evict_first, Logit>(logits + i, packed);
+    if constexpr (kGradient) {
+      if (!valid || weight == 0) {
+        store_zeros(span, gradient);
+        continue;
+      }
+      const Exponentials<Real> exponentials(sums.max);
+      const Real scale = weight / sums.sum;
+      along_row<Direction::backwards, most>(
+          span,
+          [&](int64_t i) {
+            const bool first = i == span.edge(threadIdx.x);
+            const Real softmax = exponentials.term(first ? edge : number(logits[i])) * scale;
+            gradient[i] = stored<Logit>(i == index ? softmax - weight : softmax);
+          },
+          [&](auto batch, int64_t i) {
+            Packed<Logit, step> packed[batch];
+            load_steps<batch, Caching::evict_first, Logit>(logits + i, packed);
 #pragma unroll
-          for (int k = 0; k < batch; k++) {
-            const int64_t first = i + k * kRound<Logit>;
-            Real x[step];
-            packed[k].numbers(x);
+            for (int k = 0; k < batch; k++) {
+              const int64_t first = i + k * kRound<Logit>;
+              Real x[step];
+              packed[k].numbers(x);
 #pragma unroll
-            for (int j = 0; j < step; j++) x[j] = exponentials.term(x[j]) * scale;
-            if (index >= first && index < first + step) {
+              for (int j = 0; j < step; j++) x[j] = exponentials.term(x[j]) * scale;
+              if (index >= first && index < first + step) {
 #pragma unroll
-              for (int j = 0; j < step; j++) x[j] -= index == first + j ? weight : Real(0);
+                for (int j = 0; j < step; j++) x[j] -= index == first + j ? weight : Real(0);
+              }
+              store<Logit>(gradient + first, x);
             }
-            store<Logit>(gradient + first, x);
-          }
-        });
+          });
+    }
   }
 }
 
@@ -218,10 +231,19 @@ __global__ void __launch_bounds__(kStreamingThreads)
   }
 }
 
+template <class Logit>
+auto streaming_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows) {
+  return rows.gradient ? cross_entropy_streaming<true, Logit> : cross_entropy_streaming<false, Logit>;
+}
+template <class Logit, class Stored>
+auto streaming_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>&) {
+  return cross_entropy_streaming<Logit, Stored>;
+}
+
 template <class Logit, class Target>
 cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
   const int64_t blocks = rows.rows < 0x7fffffff ? rows.rows : 0x7fffffff;
-  cross_entropy_streaming<<<static_cast<unsigned>(blocks), kStreamingThreads, 0, stream>>>(rows);
+  streaming_kernel(rows)<<<static_cast<unsigned>(blocks), kStreamingThreads, 0, stream>>>(rows);
   return cudaGetLastError();
 }
 

@@ -1,9 +1,9 @@
-// Cross entropy of very short rows on Hopper and later: every warp moves tiles of many rows through shared memory.
+// Cross entropy of very short rows: every warp moves tiles of many rows through shared memory.
 //
-// The copy engine brings a tile in and takes its gradient, formed in its place, out. A warp has a stage for the tile
-// that it works on, one for the next one, which comes in, and one for a gradient that goes out; it shares nothing with
-// other warps. A thread or a few take a row, whose numbers are read in units as large as rows of that width are
-// aligned.
+// On Hopper and later the copy engine brings a tile in and takes its gradient, formed in its place, out. A warp has a
+// stage for the tile that it works on, one for the next one, which comes in, and one for a gradient that goes out; it
+// shares nothing with other warps. Before Hopper its threads copy, and it has one stage. A thread or a few take a row,
+// whose numbers are read in units as large as rows of that width are aligned.
 #pragma once
 
 #include "gpu/async.cuh"
@@ -15,23 +15,25 @@ namespace jaxloss::gpu {
 
 constexpr int kTileWarps = 8;
 constexpr int kTileThreads = kTileWarps * kWarp;
-template <bool kGradient>
-constexpr int kTileStages = kGradient ? 3 : 2;
-
+constexpr int kMostTileStages = 3;
 // How rows are cut into tiles, and what is where in a stage. Every part of a tile begins and ends with a 16-byte
 // vector.
 struct Tiles {
   int rows;                    // in a tile
   int lanes;                   // that share a row: 1, 2, 4 or 8
+  int stages;                  // of each warp
   int segment;                 // units of a row that a lane takes
   int labels, weights, stage;  // bytes from a stage's beginning to its labels, to its weights, and to the next stage
-  template <bool kGradient>
-  size_t shared_bytes() const {
-    return static_cast<size_t>(stage) * kTileStages<kGradient> * kTileWarps;
-  }
+  size_t shared_bytes() const { return static_cast<size_t>(stage) * stages * kTileWarps; }
 };
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// Blocks on a multiprocessor, at least: threads that copy have what they copy in registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kTileBlocks = 3;
+struct Barrier {};  // nobody waits at one
+#else
+constexpr int kTileBlocks = 4;
+#endif
 
 // `bytes` of a row, read and written at once.
 template <int bytes, class Logit>
@@ -58,17 +60,10 @@ struct Unit {
   }
 };
 
-// body(Count<n>, i) for the n numbers from i on, of begin … end: `batch` of them, then half as many, …
-template <int batch, class Body>
-__device__ __forceinline__ void for_halving_batches(int begin, int end, Body body) {
-  int i = begin;
-  for (; i + batch <= end; i += batch) body(Count<batch>{}, i);
-  if constexpr (batch > 1) for_halving_batches<batch / 2>(i, end, body);
-}
-
 // What one warp does. A row's logits are read once (those of a row taken out too, to no effect), its gradient is
-// written once. A thread holds a row of up to `held` units in its registers; 0: rows are longer.
-template <bool kGradient, int unit, int held, class Logit>
+// written once. A thread holds a row of up to `held` units in its registers, of just so many if `exactly`; 0: rows are
+// longer.
+template <bool kGradient, int unit, int held, bool exactly, class Logit>
 class TileWarp {
  public:
   __device__ __forceinline__ TileWarp(const CrossEntropyRows<Logit, ClassIndices>& rows, const Tiles& tiles,
@@ -78,12 +73,26 @@ class TileWarp {
         stages_(stages),
         filled_(filled),
         lane_(threadIdx.x % kWarp),
-        classes_(static_cast<int>(rows.classes)),
+        classes_(exactly ? held * per_unit : static_cast<int>(rows.classes)),
         weight_a_row_(rows.rows_per_weight == 1),
-        logits_bytes_(tiles.rows * static_cast<uint32_t>(rows.classes * sizeof(Logit))) {}
+        logits_bytes_(tiles.rows * static_cast<uint32_t>(rows.classes * sizeof(Logit))) {
+    const int units = classes_ / per_unit;
+    if constexpr (held > 0) {
+      teams_ = kWarp;
+      begin_ = unit == kVectorBytes ? (lane_ & 7) % units : 0;
+      end_ = units;
+    } else {
+      teams_ = kWarp >> (__ffs(tiles.lanes) - 1);
+      begin_ = (lane_ >> (__ffs(teams_) - 1)) * tiles.segment;
+      end_ = min(begin_ + tiles.segment, units);
+    }
+  }
 
-  __device__ __forceinline__ void run(int64_t first, int64_t tile_count, int64_t stride) {
-    constexpr int stages = kTileStages<kGradient>, ahead = 2;
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  // Tiles first, first + stride, … in stages that the copy engine fills and empties.
+  __device__ __forceinline__ void run_fed(int64_t first, int64_t tile_count, int64_t stride) {
+    constexpr int ahead = 2;
+    const int stages = tiles_.stages;
     if (lane_ == 0) {
       for (int i = 0; i < ahead; i++) {
         if (first + i * stride < tile_count) fetch(first + i * stride, i);
@@ -92,17 +101,12 @@ class TileWarp {
     int stage = 0, phase = 0;
     for (int64_t tile = first; tile < tile_count; tile += stride) {
       filled_[stage].wait(phase);
-      if constexpr (held > 0) {
-        work_in_registers(tile * tiles_.rows, stages_ + stage * tiles_.stage);
-      } else {
-        work(tile * tiles_.rows, stages_ + stage * tiles_.stage);
-      }
+      work_on(tile, stage);
       fence_before_copy();
       __syncwarp();
       if (lane_ == 0) {
         if constexpr (kGradient) {
-          copy_to_global(reinterpret_cast<unsigned char*>(rows_.gradient) + tile * logits_bytes_,
-                         stages_ + stage * tiles_.stage, logits_bytes_);
+          copy_to_global(gradient_of(tile), stages_ + stage * tiles_.stage, logits_bytes_);
           close_copy_group();
           wait_for_reads_of_copies<1>();
         }
@@ -116,6 +120,24 @@ class TileWarp {
     }
     if (kGradient && lane_ == 0) wait_for_copies();
   }
+#endif
+
+  // The same in one stage, which the warp fills and empties.
+  __device__ __forceinline__ void run_alone(int64_t first, int64_t tile_count, int64_t stride) {
+    const uint32_t label_bytes = tiles_.rows * sizeof(int32_t);
+    for (int64_t tile = first; tile < tile_count; tile += stride) {
+      copy(stages_, logits_of(tile), logits_bytes_);
+      copy(stages_ + tiles_.labels, rows_.target.index + tile * tiles_.rows, label_bytes);
+      if (weight_a_row_) copy(stages_ + tiles_.weights, rows_.row_weight + tile * tiles_.rows, label_bytes);
+      __syncwarp();
+      work_on(tile, 0);
+      __syncwarp();
+      if constexpr (kGradient) {
+        copy(gradient_of(tile), stages_, logits_bytes_);
+        __syncwarp();
+      }
+    }
+  }
 
   // Of the losses of this thread's rows, where nobody wants them one by one.
   __device__ __forceinline__ double sum() const { return sum_; }
@@ -128,68 +150,93 @@ class TileWarp {
   int lane_, classes_;
   bool weight_a_row_;
   uint32_t logits_bytes_;
+  int teams_, begin_, end_;  // threads that begin a row each; this one's units of a row (the first is `begin_`)
   double sum_ = 0;
   static constexpr int per_unit = Unit<unit, Logit>::count;
   static constexpr int kBatch = unit == 16 ? 2 : unit == 8 ? 4 : 8;
 
+  __device__ __forceinline__ const unsigned char* logits_of(int64_t tile) const {
+    return reinterpret_cast<const unsigned char*>(rows_.logits) + tile * logits_bytes_;
+  }
+  __device__ __forceinline__ unsigned char* gradient_of(int64_t tile) const {
+    return reinterpret_cast<unsigned char*>(rows_.gradient) + tile * logits_bytes_;
+  }
+
+  __device__ __forceinline__ void work_on(int64_t tile, int stage) {
+    float sum = 0;
+    if constexpr (held > 0) {
+      work_in_registers(tile * tiles_.rows, stages_ + stage * tiles_.stage, sum);
+    } else {
+      work(tile * tiles_.rows, stages_ + stage * tiles_.stage, sum);
+    }
+    sum_ += sum;
+  }
+
+  // By all lanes; sizes and addresses are multiples of a vector's.
+  __device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes) const {
+    const uint4* vectors = static_cast<const uint4*>(from);
+#pragma unroll 4
+    for (uint32_t i = lane_; i < bytes / kVectorBytes; i += kWarp) static_cast<uint4*>(to)[i] = vectors[i];
+  }
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   __device__ __forceinline__ void fetch(int64_t tile, int stage) {
     unsigned char* to = stages_ + stage * tiles_.stage;
     const uint32_t label_bytes = tiles_.rows * sizeof(int32_t);
     filled_[stage].arrive_and_expect(logits_bytes_ + (weight_a_row_ ? 2 : 1) * label_bytes);
-    copy_to_shared(to, reinterpret_cast<const unsigned char*>(rows_.logits) + tile * logits_bytes_, logits_bytes_,
-                   filled_[stage]);
+    copy_to_shared(to, logits_of(tile), logits_bytes_, filled_[stage]);
     copy_to_shared(to + tiles_.labels, rows_.target.index + tile * tiles_.rows, label_bytes, filled_[stage]);
     if (weight_a_row_) {
       copy_to_shared(to + tiles_.weights, rows_.row_weight + tile * tiles_.rows, label_bytes, filled_[stage]);
     }
   }
+#endif
 
-  __device__ __forceinline__ void account(int64_t row, bool wanted, bool valid, float nll, float max, float log_sum) {
+  // A tile's losses are added up as floats: a thread has a few of them.
+  __device__ __forceinline__ void account(int64_t row, bool wanted, bool valid, float nll, float max, float log_sum,
+                                          float& sum) {
     const float loss = !wanted ? 0.0f : valid ? nll : NAN;
     if (rows_.loss) {
       rows_.store_results(row, loss, wanted ? max : 0.0f, wanted ? log_sum : 0.0f);
     } else {
-      sum_ += loss;
+      sum += loss;
     }
   }
 
   // Thread m · teams + r has segment m of row r, so that threads beside each other read from other banks (see
   // `segment_of`). The rows of a tile are a multiple of `teams`.
-  __device__ __forceinline__ void work(int64_t first_row, unsigned char* stage) {
-    const int teams = kWarp / tiles_.lanes;
-    const bool leads = lane_ < teams;
-    const int begin = leads ? 0 : lane_ / teams * tiles_.segment, units = classes_ / per_unit;
-    const int end = min(begin + tiles_.segment, units);
+  __device__ __forceinline__ void work(int64_t first_row, unsigned char* stage, float& sum) {
+    const bool leads = lane_ < teams_;
     const int* labels = reinterpret_cast<const int*>(stage + tiles_.labels);
     const float* weights = reinterpret_cast<const float*>(stage + tiles_.weights);
     const float weight_of_all = weight_a_row_ ? 0.0f : rows_.row_weight[0];
 
-    for (int r = lane_ & (teams - 1); r < tiles_.rows; r += teams) {
+    for (int r = lane_ & (teams_ - 1); r < tiles_.rows; r += teams_) {
       Logit* x = reinterpret_cast<Logit*>(stage) + r * classes_;
       const float weight = weight_a_row_ ? weights[r] : weight_of_all;
       const bool wanted = !taken_out(weight);
       const int index = labels[r];
-      const bool valid = wanted && index >= 0 && index < classes_;
+      const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
       const float label_logit = valid ? number(x[index]) : 0.0f;
       RunningSoftmax<float> running;
-      for_units(begin, end, [&](auto batch, const int* place) {
+      for_units([&](auto batch, const int* place) {
         float values[batch * per_unit];
 #pragma unroll
         for (int k = 0; k < batch; k++) Unit<unit, Logit>::load(x + place[k] * per_unit, values + k * per_unit);
         running.add(values);
       });
-      const SoftmaxSums<float> sums = teams == kWarp ? running.sums() : across_members(running.sums(), teams);
+      const SoftmaxSums<float> sums = teams_ == kWarp ? running.sums() : across_members(running.sums());
       if (leads) {
         const float log_sum = logarithm(sums.sum);
         const float nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows_.ceiling);
-        account(first_row + r, wanted, valid, nll, sums.max, log_sum);
+        account(first_row + r, wanted, valid, nll, sums.max, log_sum, sum);
       }
       if constexpr (kGradient) {
         const bool zero = !valid || weight == 0;
         const Exponentials<float> exponentials(sums.max);
         const float scale = __fdividef(weight, sums.sum);
         __syncwarp();  // the label's logit has been read
-        for_units(begin, end, [&](auto batch, const int* place) {
+        for_units([&](auto batch, const int* place) {
           float values[batch * per_unit];
 #pragma unroll
           for (int k = 0; k < batch; k++) Unit<unit, Logit>::load(x + place[k] * per_unit, values + k * per_unit);
@@ -207,12 +254,10 @@ class TileWarp {
   }
 
   // The same by one thread a row, which it holds: an exponential for each of its numbers is all.
-  __device__ __forceinline__ void work_in_registers(int64_t first_row, unsigned char* stage) {
-    const int units = classes_ / per_unit;
+  __device__ __forceinline__ void work_in_registers(int64_t first_row, unsigned char* stage, float& tile_sum) {
     const int* labels = reinterpret_cast<const int*>(stage + tiles_.labels);
     const float* weights = reinterpret_cast<const float*>(stage + tiles_.weights);
     const float weight_of_all = weight_a_row_ ? 0.0f : rows_.row_weight[0];
-    const int start = unit == kVectorBytes ? (lane_ & 7) % units : 0;
 
     for (int r = lane_; r < tiles_.rows; r += kWarp) {
       Logit* row = reinterpret_cast<Logit*>(stage) + r * classes_;
@@ -220,15 +265,21 @@ class TileWarp {
       const int index = labels[r];
       const bool wanted = !taken_out(weight);
       const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
-      const float label_logit = valid ? number(row[index]) : 0.0f;
       float x[held * per_unit], max = no_logits<float>().max, sum = 0;
-      for_held(units, start, [&](int k, int place) {
+      for_held([&](int k, int place) {
         Unit<unit, Logit>::load(row + place * per_unit, x + k * per_unit);
 #pragma unroll
         for (int j = 0; j < per_unit; j++) max = Maximum()(max, x[k * per_unit + j]);
       });
+      float label_logit = 0;
+      if constexpr (kLabelInRegisters) {
+#pragma unroll
+        for (int j = 0; j < held * per_unit; j++) label_logit = if_equal(index, j, x[j], label_logit);
+      } else if (valid) {
+        label_logit = number(row[index]);
+      }
       const Exponentials<float> exponentials(max);
-      for_held(units, start, [&](int k, int) {
+      for_held([&](int k, int) {
 #pragma unroll
         for (int j = 0; j < per_unit; j++) {
           float& of_class = x[k * per_unit + j];
@@ -238,52 +289,61 @@ class TileWarp {
       });
       const float log_sum = logarithm(sum);
       account(first_row + r, wanted, valid, negative_log_likelihood(log_sum, label_logit - max, rows_.ceiling), max,
-              log_sum);
+              log_sum, tile_sum);
       if constexpr (kGradient) {
         const bool zero = !valid || weight == 0;
         const float scale = __fdividef(weight, sum);
-        for_held(units, start, [&](int k, int place) {
+        for_held([&](int k, int place) {
           float of_unit[per_unit];
 #pragma unroll
-          for (int j = 0; j < per_unit; j++) of_unit[j] = zero ? 0.0f : x[k * per_unit + j] * scale;
+          for (int j = 0; j < per_unit; j++) {
+            float derivative = x[k * per_unit + j] * scale;
+            if constexpr (kLabelInRegisters) derivative -= index == k * per_unit + j ? weight : 0.0f;
+            of_unit[j] = zero ? 0.0f : derivative;
+          }
           Unit<unit, Logit>::store(row + place * per_unit, of_unit);
         });
-        if (!zero) row[index] = stored<Logit>(exponentials.term(label_logit) * scale - weight);
+        if (!kLabelInRegisters && !zero) {
+          row[index] = stored<Logit>(exponentials.term(label_logit) * scale - weight);
+        }
       }
     }
   }
 
+  // Of so few numbers, in the order of their classes, that to compare an index with each takes less than to fetch one.
+  static constexpr bool kLabelInRegisters = exactly && held * per_unit <= 4;
+
   // body(k, place) for each unit of a row, k a constant.
   template <class Body>
-  static __device__ __forceinline__ void for_held(int units, int start, Body body) {
+  __device__ __forceinline__ void for_held(Body body) const {
 #pragma unroll
     for (int k = 0; k < held; k++) {
-      if (k >= units) break;
-      const int place = start + k;
-      body(k, unit == kVectorBytes && place >= units ? place - units : place);
+      if (!exactly && k >= end_) break;
+      const int place = held == 1 ? 0 : begin_ + k;
+      body(k, held > 1 && unit == kVectorBytes && place >= end_ ? place - end_ : place);
     }
   }
 
-  static __device__ __forceinline__ SoftmaxSums<float> across_members(SoftmaxSums<float> sums, int teams) {
+  __device__ __forceinline__ SoftmaxSums<float> across_members(SoftmaxSums<float> sums) const {
     float max = sums.max;
-    for (int mask = teams; mask < kWarp; mask *= 2) max = Maximum()(max, from_lane_xor(max, mask));
+    for (int mask = teams_; mask < kWarp; mask *= 2) max = Maximum()(max, from_lane_xor(max, mask));
     float sum = sums.sum * Exponentials<float>(sums.max).as_terms_of(Exponentials<float>(max));
-    for (int mask = teams; mask < kWarp; mask *= 2) sum += from_lane_xor(sum, mask);
+    for (int mask = teams_; mask < kWarp; mask *= 2) sum += from_lane_xor(sum, mask);
     return {max, sum};
   }
 
   // Whole vectors are begun with at another one in each row, or rows of an even number of them would meet in a bank.
   template <class Body>
-  __device__ __forceinline__ void for_units(int begin, int end, Body body) const {
-    for_halving_batches<kBatch>(begin, end, [&](auto batch, int i) {
+  __device__ __forceinline__ void for_units(Body body) const {
+    for_halving_batches<kBatch>(begin_, end_, 1, [&](auto batch, int i) {
       int place[batch];
 #pragma unroll
       for (int k = 0; k < batch; k++) {
         place[k] = i + k;
         if constexpr (unit == kVectorBytes) {
           place[k] += lane_ & 7;
-          if (place[k] >= end) place[k] -= end - begin;
-          if (place[k] >= end) place[k] = begin + (place[k] - begin) % (end - begin);
+          if (place[k] >= end_) place[k] -= end_ - begin_;
+          if (place[k] >= end_) place[k] = begin_ + (place[k] - begin_) % (end_ - begin_);
         }
       }
       body(batch, place);
@@ -291,26 +351,28 @@ class TileWarp {
   }
 };
 
-#endif
-
 // Warp w of all warps takes tiles w, w + warps, … of rows whose size is a multiple of `unit` bytes. Where the rows'
 // losses are not wanted, part b of their sums is that of block b, and no part is left out.
-template <bool kGradient, int unit, int held, class Logit>
-__global__ void __launch_bounds__(kTileThreads, 4)
+template <bool kGradient, int unit, int held, bool exactly, class Logit>
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     cross_entropy_tiles(CrossEntropyRows<Logit, ClassIndices> rows, Tiles tiles, int64_t tile_count) {
-#if __CUDA_ARCH__ >= 900
-  constexpr int stages = kTileStages<kGradient>;
   extern __shared__ __align__(128) unsigned char all_stages[];
-  __shared__ Barrier filled[kTileWarps][stages];
+  __shared__ Barrier filled[kTileWarps][kMostTileStages];
   const int warp = threadIdx.x / kWarp;
+  TileWarp<kGradient, unit, held, exactly, Logit> worker(rows, tiles, all_stages + warp * tiles.stages * tiles.stage,
+                                                         filled[warp]);
+  const int64_t first = blockIdx.x + static_cast<int64_t>(warp) * gridDim.x;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kTileWarps;
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   if (threadIdx.x % kWarp == 0) {
     for (Barrier& barrier : filled[warp]) barrier.initialize(1);
     fence_barrier_initialization();
   }
   __syncwarp();
-  TileWarp<kGradient, unit, held, Logit> worker(rows, tiles, all_stages + warp * stages * tiles.stage, filled[warp]);
-  worker.run(blockIdx.x + static_cast<int64_t>(warp) * gridDim.x, tile_count,
-             static_cast<int64_t>(gridDim.x) * kTileWarps);
+  worker.run_fed(first, tile_count, stride);
+#else
+  worker.run_alone(first, tile_count, stride);
+#endif
   if (!rows.loss) {
     const double sum = across_block<kTileThreads>(worker.sum(), Sum());
     for (int64_t part = blockIdx.x + static_cast<int64_t>(threadIdx.x) * gridDim.x; part < rows.parts;
@@ -318,7 +380,6 @@ __global__ void __launch_bounds__(kTileThreads, 4)
       rows.sums[part] = part == blockIdx.x ? static_cast<float>(sum) : 0.0f;
     }
   }
-#endif
 }
 
 }  // namespace jaxloss::gpu

@@ -34,8 +34,9 @@ inline int segment_of(int units, int lanes, int unit) {
 // Whether rows of that size take less time in the registers of a warp, where each thread loads whole vectors.
 template <class Logit>
 bool better_in_registers(int64_t row_bytes, bool gradient) {
-  if (row_bytes % kVectorBytes == 0) return gradient ? row_bytes > 128 : row_bytes >= 512;
-  return gradient && sizeof(Logit) == 4 && row_bytes >= 512;
+  const int64_t vectors = row_bytes / kVectorBytes;
+  if (row_bytes % kVectorBytes == 0) return vectors >= (gradient && sizeof(Logit) == 2 ? 8 : 4);
+  return vectors >= (gradient && sizeof(Logit) == 4 ? 7 : 12);
 }
 
 // rows = 0 where rows are too long or begin where no vector does, or where each is of a weight that a few share.
@@ -61,6 +62,7 @@ Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows) {
   tiles.weights = tiles.labels + tiles.rows * label_bytes;
   const int end = tiles.weights + (weight_a_row ? tiles.rows * label_bytes : 0);
   tiles.stage = (end + 127) / 128 * 128;
+  tiles.stages = rows.gradient ? 3 : 2;
   return tiles;
 }
 
@@ -71,11 +73,14 @@ template <class Logit>
 using TilesKernel = void (*)(CrossEntropyRows<Logit, ClassIndices>, Tiles, int64_t);
 
 template <bool kGradient, class Logit>
-TilesKernel<Logit> tiles_kernel(int unit, bool hold) {
+TilesKernel<Logit> tiles_kernel(int unit, int64_t classes) {
   const auto of_unit = [&](auto bytes) -> TilesKernel<Logit> {
     constexpr int unit_bytes = decltype(bytes)::value, held = kHeldNumbers * sizeof(Logit) / unit_bytes;
-    return hold ? cross_entropy_tiles<kGradient, unit_bytes, held, Logit>
-                : cross_entropy_tiles<kGradient, unit_bytes, 0, Logit>;
+    const int64_t units = classes * sizeof(Logit) / unit_bytes;
+    if (units == 1) return cross_entropy_tiles<kGradient, unit_bytes, 1, true, Logit>;
+    if (units == 3) return cross_entropy_tiles<kGradient, unit_bytes, 3, true, Logit>;
+    return units <= held ? cross_entropy_tiles<kGradient, unit_bytes, held, false, Logit>
+                         : cross_entropy_tiles<kGradient, unit_bytes, 0, false, Logit>;
   };
   if constexpr (sizeof(Logit) == 2) {
     if (unit == 2) return of_unit(Count<2>{});
@@ -102,12 +107,19 @@ CrossEntropyRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntropyRows<
 template <bool kGradient, class Logit>
 cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyRows<Logit, ClassIndices> rows, const Device& device,
                          int64_t fewest) {
-  const Tiles tiles = tiles_of(rows);
+  Tiles tiles = tiles_of(rows);
   if (tiles.rows == 0 || (!rows.loss && rows.parts < 2)) return cudaErrorNotSupported;
   const TilesKernel<Logit> kernel =
-      tiles_kernel<kGradient, Logit>(row_unit(rows.classes * sizeof(Logit)), rows.classes <= kHeldNumbers);
-  const size_t shared_bytes = tiles.template shared_bytes<kGradient>();
-  const int64_t resident = resident_blocks(reinterpret_cast<const void*>(kernel), device, kTileThreads, shared_bytes);
+      tiles_kernel<kGradient, Logit>(row_unit(rows.classes * sizeof(Logit)), rows.classes);
+  const auto find_resident = [&](int least_capability) {
+    return resident_blocks(reinterpret_cast<const void*>(kernel), device, kTileThreads, tiles.shared_bytes(),
+                           least_capability);
+  };
+  int64_t resident = find_resident(kHopper);
+  if (resident == 0) {
+    tiles.stages = 1;
+    resident = find_resident(0);
+  }
   const int64_t tile_count = rows.rows / tiles.rows;
   if (resident == 0 || tile_count < fewest * resident * kTileWarps) return cudaErrorNotSupported;
   auto rest = rows_from(tile_count * tiles.rows, rows);
@@ -119,7 +131,7 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyRows<Logit, ClassIndic
   if (tile_count > 0) {
     int64_t blocks = std::min(resident * kWaves, (tile_count + kTileWarps - 1) / kTileWarps);
     if (!rows.loss) blocks = std::min(blocks, rows.parts);
-    kernel<<<static_cast<unsigned>(blocks), kTileThreads, shared_bytes, stream>>>(rows, tiles, tile_count);
+    kernel<<<static_cast<unsigned>(blocks), kTileThreads, tiles.shared_bytes(), stream>>>(rows, tiles, tile_count);
     if (const cudaError_t error = cudaGetLastError()) return error;
   }
   if (!rows.loss) return launch_sums(stream, rest);

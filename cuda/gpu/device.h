@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <map>
 #include <mutex>
 
@@ -14,6 +15,8 @@ struct Device {
   int compute_capability;   // 90 for 9.0
   int shared_memory_limit;  // of a block, in bytes
 };
+
+inline int64_t quotient_rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline cudaError_t find_current_device(Device& device) {
   if (const cudaError_t error = cudaGetDevice(&device.ordinal)) return error;

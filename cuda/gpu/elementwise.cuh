@@ -1,6 +1,7 @@
 // The elementwise losses: which kernel takes which rows.
 #pragma once
 
+#include "gpu/device.h"
 #include "gpu/elementwise_binary.cuh"
 #include "gpu/elementwise_narrow.cuh"
 #include "gpu/elementwise_wide.cuh"
@@ -26,8 +27,6 @@ inline Rows choice(int64_t width, int64_t parts) {
   if (parts == 1 && width > 0 && width < 4 * kWideThreads) return Rows::tile;
   return Rows::wide;
 }
-
-inline int64_t quotient_rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class Loss, class Prediction, class Target>
 cudaError_t launch_tiles(cudaStream_t stream, const Loss& loss,

@@ -27,4 +27,17 @@ __device__ __forceinline__ float reciprocal(float x) {
   return result;
 }
 
+// x where a = b, else `otherwise`. Of a chain of such choices the compiler would make an array in memory.
+__device__ __forceinline__ float if_equal(int a, int b, float x, float otherwise) {
+  float result;
+  asm("{\n"
+      ".reg .pred equal;\n"
+      "setp.eq.s32 equal, %1, %2;\n"
+      "selp.f32 %0, %3, %4, equal;\n"
+      "}"
+      : "=f"(result)
+      : "r"(a), "r"(b), "f"(x), "f"(otherwise));
+  return result;
+}
+
 }  // namespace jaxloss::gpu

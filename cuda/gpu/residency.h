@@ -14,27 +14,29 @@ namespace jaxloss::gpu {
 constexpr int kHopper = 90;
 constexpr int kWaves = 16;  // of blocks, so that multiprocessors which get more from memory take more of them
 
-// What `find` sets, for a kernel whose body is compiled for Hopper on; 0 if the device can run none.
+// What `find` sets, for a kernel compiled for GPUs of `least_capability` on; 0 if the device can run none.
 template <class Find>
-int resident(const void* kernel, const Device& device, int threads, size_t size, Find find) {
-  if (device.compute_capability < kHopper) return 0;
+int resident(const void* kernel, const Device& device, int threads, size_t size, int least_capability, Find find) {
+  if (device.compute_capability < least_capability) return 0;
   static std::mutex mutex;
-  static std::map<std::tuple<const void*, int, int, size_t>, int> known;
+  static std::map<std::tuple<const void*, int, int, size_t, int>, int> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({kernel, device.ordinal, threads, size}, 0);
-  if (!is_new) return entry->second;
+  const auto added = known.try_emplace({kernel, device.ordinal, threads, size, least_capability}, 0);
+  int& found = added.first->second;
+  if (!added.second) return found;
   const auto find_if_compiled = [&]() -> cudaError_t {
     cudaFuncAttributes attributes;
     if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel)) return error;
-    if (attributes.ptxVersion < kHopper) return cudaSuccess;  // compiled for an older GPU: the body is not there
-    return find(attributes, entry->second);
+    if (attributes.ptxVersion < least_capability) return cudaSuccess;  // compiled for an older GPU
+    return find(attributes, found);
   };
   if (find_if_compiled() != cudaSuccess) cudaGetLastError();  // answered: not for the next launch to report
-  return entry->second;
+  return found;
 }
 
 // How many blocks run at once. The kernel is allowed that much dynamic shared memory first.
-inline int resident_blocks(const void* kernel, const Device& device, int threads, size_t shared_bytes) {
+inline int resident_blocks(const void* kernel, const Device& device, int threads, size_t shared_bytes,
+                           int least_capability = kHopper) {
   const auto find = [&](const cudaFuncAttributes& attributes, int& blocks) -> cudaError_t {
     const int most_bytes = device.shared_memory_limit - static_cast<int>(attributes.sharedSizeBytes);
     if (const cudaError_t error =
@@ -49,7 +51,7 @@ inline int resident_blocks(const void* kernel, const Device& device, int threads
     blocks = a_multiprocessor * device.multiprocessors;
     return cudaSuccess;
   };
-  return resident(kernel, device, threads, shared_bytes, find);
+  return resident(kernel, device, threads, shared_bytes, least_capability, find);
 }
 
 // How many clusters of so many blocks run at once. The kernel is allowed clusters that large first.
@@ -63,7 +65,7 @@ inline int resident_clusters(const void* kernel, const Device& device, int block
     }
     return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
   };
-  return resident(kernel, device, static_cast<int>(config.blockDim.x), static_cast<size_t>(blocks), find);
+  return resident(kernel, device, static_cast<int>(config.blockDim.x), static_cast<size_t>(blocks), kHopper, find);
 }
 
 }  // namespace jaxloss::gpu

@@ -171,4 +171,12 @@ __device__ __forceinline__ void for_batches(Index begin, Index end, Index stride
   for (; i < end; i += stride) body(Count<1>{}, i);
 }
 
+// The same with half as many at once where `batch` are too many, then with half of those, …
+template <int batch, class Index, class Body>
+__device__ __forceinline__ void for_halving_batches(Index begin, Index end, Index stride, Body body) {
+  Index i = begin;
+  for (; i + (batch - 1) * stride < end; i += batch * stride) body(Count<batch>{}, i);
+  if constexpr (batch > 1) for_halving_batches<batch / 2>(i, end, stride, body);
+}
+
 }  // namespace jaxloss::gpu

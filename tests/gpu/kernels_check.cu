@@ -620,8 +620,9 @@ auto with_inputs(Buffers& buffers, const Case<Logit, Target>& c, const TestRows&
   return rows;
 }
 
-constexpr int64_t kClasses[] = {1,   2,    3,    5,    8,    10,   16,    31,    33,    64,     100,   256,
-                                257, 1000, 1024, 4097, 8192, 8200, 32001, 50257, 50264, 100003, 128256};
+constexpr int64_t kClasses[] = {1,    2,    3,    4,    5,     6,     8,     10,     12,    16,
+                                24,   31,   33,   64,   100,   256,   257,   519,    1000,  1024,
+                                1025, 4097, 8192, 8200, 32001, 50257, 50264, 100003, 128256};
 constexpr int64_t kRows[] = {1, 2, 3, 7, 33, 1000, 20011};
 
 // The same rows, but that those whose loss is no number, or so large that sums overflow, are taken out. Each row
@@ -736,6 +737,8 @@ void check_cross_entropy(Buffers& buffers, const char* regime, bool gradient_ker
     check_shape(6000, 3000);
     check_shape(500, 32001);
     check_shape(150, 128256);
+    check_shape(40, 262144);
+    check_shape(2, 400003);  // that no cluster holds
   }
   if (!gradient_kernel) {
     report.note = "registers can take " + std::to_string(in_registers) + ", clusters " + std::to_string(in_clusters);
