@@ -64,7 +64,7 @@ def test_many_rows(dtype, classes, more):
     np.testing.assert_allclose(value, expected_value, rtol=2e-6)
     np.testing.assert_allclose(compiled(logits, labels), expected_value, rtol=2e-6)
     difference = jnp.abs(gradient - expected_gradient).astype("float32")
-    of_one = {"float32": 3e-7, "bfloat16": 2**-8}[dtype]
+    of_one = {"float32": 3e-7, "bfloat16": 2**-7}[dtype]  # what one rounding may differ by
     assert (difference <= of_one * jnp.abs(expected_gradient).astype("float32") + 5e-7 / rows).all()
 
 
@@ -106,7 +106,6 @@ def test_only_where_rows_are_many_and_short(monkeypatch, retraced):
     assert is_used((2**22, 16), of=jax.value_and_grad)
     assert not is_used((2**22, 128), of=jax.value_and_grad)
     assert is_used((2**22, 64), "bfloat16", of=jax.value_and_grad)
-    assert not is_used((2**23, 10), "float64")
     assert not is_used((2**16, 10))
     assert not is_used((2**16, 1024))
     assert not is_used((2**23, 10), weights=np.ones(2**23, np.float32))

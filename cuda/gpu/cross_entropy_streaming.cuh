@@ -7,21 +7,33 @@
 
 namespace jaxloss::gpu {
 
-constexpr int kStreamingThreads = 512;
-constexpr int kStreamingBlocks = 2;  // on a multiprocessor; more rows at once take longer
+// Of a block: fewer for shorter rows, so that more of them are at work.
+constexpr int kStreamingThreads = 512, kStreamingThreadsOfShortRows = 256;
+constexpr int64_t kLongestShortRow = 65536;  // bytes
+
+// Blocks on a multiprocessor, at least.
+template <bool kGradient, int threads, class Real>
+constexpr int kStreamingBlocks =
+    (kGradient || sizeof(Real) == 8 || threads == kStreamingThreads ? 1024 : 1536) / threads;
+
+// How many steps a thread has in flight: registers limit them.
+template <bool kGradient, int threads, class Logit>
+constexpr int kStreamedSteps = sizeof(Logit) == 8                                                 ? 1
+                               : sizeof(Logit) == 2 && !kGradient && threads == kStreamingThreads ? 6
+                                                                                                  : 4;
 
 // A second pass goes backwards: what the first one read last may be cached still.
 enum class Direction { forwards, backwards };
 
 // A block goes along a row in rounds, of one step a thread; this many numbers.
-template <class Logit>
-constexpr int kRound = kStreamingThreads * kPerVector<Logit>;
+template <int threads, class Logit>
+constexpr int kRound = threads * kPerVector<Logit>;
 
 // A thread's share of a row: single(i) for each number of the edges that is its, steps(Count<n>, i) for n steps, the
 // first of which begins at number i, each other a round later. At most `most` steps together: registers limit it.
-template <Direction direction, int most, class Logit, class Single, class Steps>
+template <int block, Direction direction, int most, class Logit, class Single, class Steps>
 __device__ __forceinline__ void along_row(const Span<Logit>& span, Single single, Steps steps) {
-  constexpr int64_t threads = kStreamingThreads;
+  constexpr int64_t threads = block;
   const int64_t thread = threadIdx.x;
   for (int64_t i = thread; i < span.edges; i += threads) single(span.edge(i));
   if constexpr (direction == Direction::forwards) {
@@ -35,20 +47,20 @@ __device__ __forceinline__ void along_row(const Span<Logit>& span, Single single
   }
 }
 
-template <int batch, Caching caching, class Logit, class Stored>
+template <int threads, Caching caching, class Logit, int batch, class Stored>
 __device__ __forceinline__ void load_steps(const Stored* from, Packed<Stored, kPerVector<Logit>> (&packed)[batch]) {
 #pragma unroll
-  for (int k = 0; k < batch; k++) packed[k] = load<kPerVector<Logit>, caching>(from + k * kRound<Logit>);
+  for (int k = 0; k < batch; k++) packed[k] = load<kPerVector<Logit>, caching>(from + k * kRound<threads, Logit>);
 }
 
-template <class Logit>
+template <int threads, class Logit>
 __device__ __forceinline__ void store_zeros(const Span<Logit>& span, Logit* row) {
   const Accumulator<Logit> zeros[kPerVector<Logit>] = {};
-  along_row<Direction::forwards, 1>(
+  along_row<threads, Direction::forwards, 1>(
       span, [&](int64_t i) { row[i] = Logit{}; },
       [&](auto batch, int64_t i) {
 #pragma unroll
-        for (int k = 0; k < batch; k++) store<Logit>(row + i + k * kRound<Logit>, zeros);
+        for (int k = 0; k < batch; k++) store<Logit>(row + i + k * kRound<threads, Logit>, zeros);
       });
 }
 
@@ -61,12 +73,11 @@ __device__ __forceinline__ void store_results(const Rows& rows, int64_t row, Rea
 // gradient is wanted, which is written once. No thread waits for a single number before its first steps are on their
 // way: for that of the edges it is given one of (more only where the gradient is not aligned like the logits), nor for
 // the label's.
-template <bool kGradient, class Logit>
-__global__ void __launch_bounds__(kStreamingThreads, kStreamingBlocks)
+template <bool kGradient, int threads, class Logit>
+__global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads, Accumulator<Logit>>))
     cross_entropy_streaming(CrossEntropyRows<Logit, ClassIndices> rows) {
   using Real = Accumulator<Logit>;
-  constexpr int step = kPerVector<Logit>, most = sizeof(Real) == 8 ? 1 : 4;
-  constexpr int64_t threads = kStreamingThreads;
+  constexpr int step = kPerVector<Logit>, most = kStreamedSteps<kGradient, threads, Logit>;
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     const Logit* logits = rows.logits + row * rows.classes;
     Logit* gradient = kGradient ? rows.gradient + row * rows.classes : nullptr;
@@ -74,7 +85,7 @@ __global__ void __launch_bounds__(kStreamingThreads, kStreamingBlocks)
     const Real weight = rows.weight_of(row);
     if (taken_out(weight)) {
       store_results(rows, row, Real(0), Real(0), Real(0));
-      if (kGradient) store_zeros(span, gradient);
+      if (kGradient) store_zeros<threads>(span, gradient);
       continue;
     }
     const int index = rows.target.index[row];
@@ -88,14 +99,11 @@ __global__ void __launch_bounds__(kStreamingThreads, kStreamingBlocks)
     };
 
     RunningSoftmax<Real> running;
-    for_halving_batches<most>(static_cast<int64_t>(threadIdx.x), span.steps, threads, [&](auto batch, int64_t i) {
+    for_halving_batches<most, int64_t>(threadIdx.x, span.steps, threads, [&](auto batch, int64_t i) {
       Packed<Logit, step> packed[batch];
-      load_steps<batch, kGradient ? Caching::normal : Caching::evict_first, Logit>(logits + span.start_of(i), packed);
+      load_steps<threads, kGradient ? Caching::normal : Caching::evict_first, Logit>(logits + span.start_of(i), packed);
       load_label();
-      Real x[batch * step];
-#pragma unroll
-      for (int k = 0; k < batch; k++) packed[k].numbers(x + k * step);
-      running.add(x);
+      running.add(packed);
     });
     load_label();
     for (int64_t i = threadIdx.x; i < span.edges; i += threads) {
@@ -103,19 +111,19 @@ __global__ void __launch_bounds__(kStreamingThreads, kStreamingBlocks)
       running.add(x);
     }
     const bool valid = index >= 0 && index < rows.classes;
-    const SoftmaxSums<Real> sums = across_block<kStreamingThreads>(running.sums(), Merged());
+    const SoftmaxSums<Real> sums = across_block<threads>(running.sums(), Merged());
     const Real log_sum = logarithm(sums.sum);
     const Real nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling);
     store_results(rows, row, valid ? nll : static_cast<Real>(NAN), sums.max, log_sum);
 
     if constexpr (kGradient) {
       if (!valid || weight == 0) {
-        store_zeros(span, gradient);
+        store_zeros<threads>(span, gradient);
         continue;
       }
       const Exponentials<Real> exponentials(sums.max);
       const Real scale = weight / sums.sum;
-      along_row<Direction::backwards, most>(
+      along_row<threads, Direction::backwards, most>(
           span,
           [&](int64_t i) {
             const bool first = i == span.edge(threadIdx.x);
@@ -124,10 +132,10 @@ __global__ void __launch_bounds__(kStreamingThreads, kStreamingBlocks)
           },
           [&](auto batch, int64_t i) {
             Packed<Logit, step> packed[batch];
-            load_steps<batch, Caching::evict_first, Logit>(logits + i, packed);
+            load_steps<threads, Caching::evict_first, Logit>(logits + i, packed);
 #pragma unroll
             for (int k = 0; k < batch; k++) {
-              const int64_t first = i + k * kRound<Logit>;
+              const int64_t first = i + k * kRound<threads, Logit>;
               Real x[step];
               packed[k].numbers(x);
 #pragma unroll
@@ -148,7 +156,7 @@ template <class Logit, class Stored>
 __global__ void __launch_bounds__(kStreamingThreads)
     cross_entropy_streaming(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows) {
   using Real = Accumulator<Logit>;
-  constexpr int step = kPerVector<Logit>, most = sizeof(Real) == 8 ? 1 : 2;
+  constexpr int threads = kStreamingThreads, step = kPerVector<Logit>, most = sizeof(Real) == 8 ? 1 : 2;
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     const Logit* logits = rows.logits + row * rows.classes;
     const Stored* target = rows.target.probability + row * rows.classes;
@@ -157,13 +165,13 @@ __global__ void __launch_bounds__(kStreamingThreads)
     const Real weight = rows.weight_of(row);
     if (taken_out(weight)) {
       store_results(rows, row, Real(0), Real(0), Real(0));
-      if (gradient) store_zeros(span, gradient);
+      if (gradient) store_zeros<threads>(span, gradient);
       continue;
     }
 
     RunningSoftmax<Real> running;
     Real target_sum = 0;
-    along_row<Direction::forwards, most>(
+    along_row<threads, Direction::forwards, most>(
         span,
         [&](int64_t i) {
           const Real x[1] = {number(logits[i])};
@@ -172,10 +180,10 @@ __global__ void __launch_bounds__(kStreamingThreads)
         },
         [&](auto batch, int64_t i) {
           Packed<Logit, step> packed[batch];
-          load_steps<batch, Caching::normal, Logit>(logits + i, packed);
+          load_steps<threads, Caching::normal, Logit>(logits + i, packed);
           if (gradient) {
             Packed<Stored, step> targets[batch];
-            load_steps<batch, Caching::normal, Logit>(target + i, targets);
+            load_steps<threads, Caching::normal, Logit>(target + i, targets);
 #pragma unroll
             for (int k = 0; k < batch; k++) {
               Real a[step], sum = 0;
@@ -190,8 +198,8 @@ __global__ void __launch_bounds__(kStreamingThreads)
           for (int k = 0; k < batch; k++) packed[k].numbers(x + k * step);
           running.add(x);
         });
-    const SoftmaxSums<Real> sums = across_block<kStreamingThreads>(running.sums(), Merged());
-    if (gradient) target_sum = across_block<kStreamingThreads>(target_sum, Sum());
+    const SoftmaxSums<Real> sums = across_block<threads>(running.sums(), Merged());
+    if (gradient) target_sum = across_block<threads>(target_sum, Sum());
     const Real log_sum = logarithm(sums.sum);
 
     const Exponentials<Real> exponentials(sums.max);
@@ -201,7 +209,7 @@ __global__ void __launch_bounds__(kStreamingThreads)
       return weight == 0 ? Real(0) : (exponentials.term(x) * scale - a) * weight;
     };
     Real loss = 0;
-    along_row<Direction::backwards, most>(
+    along_row<threads, Direction::backwards, most>(
         span,
         [&](int64_t i) {
           const Real x = number(logits[i]), a = number(target[i]);
@@ -211,8 +219,8 @@ __global__ void __launch_bounds__(kStreamingThreads)
         [&](auto batch, int64_t i) {
           Packed<Logit, step> packed[batch];
           Packed<Stored, step> targets[batch];
-          load_steps<batch, Caching::evict_first, Logit>(logits + i, packed);
-          load_steps<batch, Caching::evict_first, Logit>(target + i, targets);
+          load_steps<threads, Caching::evict_first, Logit>(logits + i, packed);
+          load_steps<threads, Caching::evict_first, Logit>(target + i, targets);
 #pragma unroll
           for (int k = 0; k < batch; k++) {
             Real x[step], a[step], sum = 0;
@@ -224,26 +232,40 @@ __global__ void __launch_bounds__(kStreamingThreads)
               x[j] = derivative(x[j], a[j]);
             }
             loss += sum;
-            if (gradient) store<Logit>(gradient + i + k * kRound<Logit>, x);
+            if (gradient) store<Logit>(gradient + i + k * kRound<threads, Logit>, x);
           }
         });
-    store_results(rows, row, across_block<kStreamingThreads>(loss, Sum()), sums.max, log_sum);
+    store_results(rows, row, across_block<threads>(loss, Sum()), sums.max, log_sum);
   }
 }
 
+template <class Logit, class Target>
+struct StreamingKernel {
+  void (*kernel)(CrossEntropyRows<Logit, Target>);
+  int threads;
+};
+
 template <class Logit>
-auto streaming_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows) {
-  return rows.gradient ? cross_entropy_streaming<true, Logit> : cross_entropy_streaming<false, Logit>;
+StreamingKernel<Logit, ClassIndices> streaming_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows) {
+  const auto of = [&](auto threads) -> StreamingKernel<Logit, ClassIndices> {
+    return {
+        rows.gradient ? cross_entropy_streaming<true, threads, Logit> : cross_entropy_streaming<false, threads, Logit>,
+        threads};
+  };
+  const bool is_short = static_cast<int64_t>(rows.classes * sizeof(Logit)) <= kLongestShortRow;
+  return is_short ? of(Count<kStreamingThreadsOfShortRows>{}) : of(Count<kStreamingThreads>{});
 }
 template <class Logit, class Stored>
-auto streaming_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>&) {
-  return cross_entropy_streaming<Logit, Stored>;
+StreamingKernel<Logit, ClassProbabilities<Stored>> streaming_kernel(
+    const CrossEntropyRows<Logit, ClassProbabilities<Stored>>&) {
+  return {cross_entropy_streaming<Logit, Stored>, kStreamingThreads};
 }
 
 template <class Logit, class Target>
 cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
   const int64_t blocks = rows.rows < 0x7fffffff ? rows.rows : 0x7fffffff;
-  streaming_kernel(rows)<<<static_cast<unsigned>(blocks), kStreamingThreads, 0, stream>>>(rows);
+  const auto [kernel, threads] = streaming_kernel(rows);
+  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(rows);
   return cudaGetLastError();
 }
 

@@ -22,35 +22,6 @@ struct Exponentials {
   __device__ __forceinline__ Real as_terms_of(const Exponentials& higher) const { return higher.term(max); }
 };
 
-// The maximum and the sum of exponentials of the logits seen so far.
-template <class Real>
-class RunningSoftmax {
- public:
-  __device__ __forceinline__ RunningSoftmax() : exponentials_(no_logits<Real>().max), sum_(0) {}
-
-  template <int count>
-  __device__ __forceinline__ void add(const Real (&x)[count]) {
-    Real highest = x[0];
-#pragma unroll
-    for (int i = 1; i < count; i++) highest = Maximum()(highest, x[i]);
-    if (highest > exponentials_.max) {
-      const Exponentials<Real> higher(highest);
-      sum_ *= exponentials_.as_terms_of(higher);
-      exponentials_ = higher;
-    }
-    Real sums[2] = {0, 0};  // two, for each waits for its last addition
-#pragma unroll
-    for (int i = 0; i < count; i++) sums[i % 2] += exponentials_.term(x[i]);
-    sum_ += sums[0] + sums[1];
-  }
-
-  __device__ __forceinline__ SoftmaxSums<Real> sums() const { return {exponentials_.max, sum_}; }
-
- private:
-  Exponentials<Real> exponentials_;
-  Real sum_;
-};
-
 // Logits that are not there: they add nothing to a sum, and are no maximum.
 template <class Logit>
 __device__ __forceinline__ Packed<Logit, kPerVector<Logit>> minus_infinities() {
@@ -97,6 +68,60 @@ __device__ __forceinline__ float largest(const Packed<Logit, kPerVector<Logit>> 
   largest.numbers(x);
   return sizeof(Logit) == 2 ? fmaxf(x[0], x[1]) : x[0];
 }
+
+// The maximum and the sum of exponentials of the logits seen so far.
+template <class Real>
+class RunningSoftmax {
+ public:
+  __device__ __forceinline__ RunningSoftmax() : exponentials_(no_logits<Real>().max), sum_(0) {}
+
+  template <int count>
+  __device__ __forceinline__ void add(const Real (&x)[count]) {
+    Real highest = x[0];
+#pragma unroll
+    for (int i = 1; i < count; i++) highest = Maximum()(highest, x[i]);
+    raise_to(highest);
+    Real sums[2] = {0, 0};  // two, for each waits for its last addition
+#pragma unroll
+    for (int i = 0; i < count; i++) sums[i % 2] += exponentials_.term(x[i]);
+    sum_ += sums[0] + sums[1];
+  }
+
+  // Of vectors as they are stored, of which no number is kept but in them.
+  template <class Logit, int steps>
+  __device__ __forceinline__ void add(const Packed<Logit, kPerVector<Logit>> (&packed)[steps]) {
+    if constexpr (std::is_same_v<Real, double>) {
+      double x[steps * kPerVector<Logit>];
+#pragma unroll
+      for (int k = 0; k < steps; k++) packed[k].numbers(x + k * kPerVector<Logit>);
+      add(x);
+    } else {
+      raise_to(largest(packed));
+      float sums[4] = {};
+#pragma unroll
+      for (int k = 0; k < steps; k++) {
+        float x[kPerVector<Logit>];
+        packed[k].numbers(x);
+#pragma unroll
+        for (int j = 0; j < kPerVector<Logit>; j++) sums[j % 4] += exponentials_.term(x[j]);
+      }
+      sum_ += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+  }
+
+  __device__ __forceinline__ SoftmaxSums<Real> sums() const { return {exponentials_.max, sum_}; }
+
+ private:
+  __device__ __forceinline__ void raise_to(Real highest) {
+    if (!(highest > exponentials_.max)) return;
+    const Exponentials<Real> higher(highest);
+    sum_ *= exponentials_.as_terms_of(higher);
+    exponentials_ = higher;
+  }
+
+  Exponentials<Real> exponentials_;
+  Real sum_;
+};
 
 // Of logits in registers, and one more.
 template <class Logit, int steps>
