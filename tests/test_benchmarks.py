@@ -56,14 +56,14 @@ def test_rows_of_the_sweep_are_of_the_same_bytes():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("shape", [(256, 1024), (3, 257)])
+@pytest.mark.parametrize("shape", [(256, 1024), (99, 257), (3, 257)])
 @pytest.mark.parametrize("operands", [1, 2])
 def test_programs_of_the_limit_move_all_bytes_once(shape, dtype, operands):
     # Whole numbers whose sums are exact.
     numbers = [jax.random.randint(jax.random.key(i), shape, 0, 8).astype(dtype) for i in range(operands)]
     bits = [np.asarray(x).view(f"uint{8 * x.dtype.itemsize}") for x in numbers]
     functions = limits._functions(shape, operands)
-    assert any("rows" in name for name in functions["read"]) == (shape == (256, 1024))
+    assert any("rows" in name for name in functions["read"]) == (shape[0] > 3)
     for name, read in functions["read"].items():
         expected = sum(np.asarray(x, np.float64).sum() for x in numbers)
         if "maxim" in name:
