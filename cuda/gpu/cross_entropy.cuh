@@ -34,11 +34,11 @@ inline Regime asked_for() {
   return regime;
 }
 
-// The kernels of Hopper: the cluster's takes both kinds of target, those that the copy engine feeds class indices.
+// Clusters take both kinds of target, tiles class indices.
 template <class Logit>
 constexpr bool kHasClusterKernel = !std::is_same_v<Logit, double>;
 template <class Logit, class Target>
-constexpr bool kHasFedKernels = std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>;
+constexpr bool kHasTilesKernel = std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>;
 
 // Beyond so many bytes of a row a cluster, if only of one block, takes less time than a warp, and from so many on where
 // the row is only read.
@@ -47,7 +47,7 @@ constexpr int64_t kLongestRowOfWarp = 4096;
 template <class Logit, class Target>
 bool long_for_a_warp(const CrossEntropyRows<Logit, Target>& rows) {
   const int64_t bytes = rows.classes * sizeof(Logit);
-  return kHasFedKernels<Logit, Target> && (rows.gradient ? bytes > kLongestRowOfWarp : bytes >= kLongestRowOfWarp);
+  return kHasTilesKernel<Logit, Target> && (rows.gradient ? bytes > kLongestRowOfWarp : bytes >= kLongestRowOfWarp);
 }
 
 // Longer rows that are only read are streamed: where their blocks need not wait for each other, they take less time.
@@ -71,7 +71,7 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& r
   const auto may_be = [&](Regime regime) { return asked == Regime::any || asked == regime; };
   Device device;
   if (const cudaError_t error = find_current_device(device)) return error;
-  if constexpr (kHasFedKernels<Logit, Target>) {
+  if constexpr (kHasTilesKernel<Logit, Target>) {
     if (may_be(Regime::tiles)) {
       const cudaError_t error = launch_tiles(stream, rows, device, asked == Regime::any ? 4 : 0);
       if (error != cudaErrorNotSupported) return error;
