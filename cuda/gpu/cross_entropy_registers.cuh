@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gpu/alignment.h"
+#include "gpu/device.h"
 #include "gpu/softmax.cuh"
 #include "gpu/vector.cuh"
 #include "rows.h"
@@ -273,7 +274,7 @@ RegistersKernel<Logit, Target> registers_kernel(const CrossEntropyRows<Logit, Ta
 template <class Logit, class Target>
 cudaError_t launch_registers(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows, RegistersShape shape) {
   const int64_t rows_a_block = kRegistersThreads / shape.lanes;
-  const int64_t blocks = (rows.rows + rows_a_block - 1) / rows_a_block;
+  const int64_t blocks = quotient_rounded_up(rows.rows, rows_a_block);
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const auto run = [&](auto slots) {
     const auto kernel = rows.gradient ? registers_kernel<true, slots>(rows) : registers_kernel<false, slots>(rows);

@@ -16,6 +16,7 @@ namespace jaxloss::gpu {
 constexpr int kTileWarps = 8;
 constexpr int kTileThreads = kTileWarps * kWarp;
 constexpr int kMostTileStages = 3;
+
 // How rows are cut into tiles, and what is where in a stage. Every part of a tile begins and ends with a 16-byte
 // vector.
 struct Tiles {

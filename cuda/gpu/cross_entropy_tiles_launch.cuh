@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "gpu/alignment.h"
 #include "gpu/cross_entropy_registers.cuh"
 #include "gpu/cross_entropy_sums.cuh"
 #include "gpu/cross_entropy_tiles.cuh"
@@ -45,7 +46,7 @@ Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows) {
   Tiles tiles = {};
   const int64_t row_bytes = rows.classes * sizeof(Logit);
   const int unit = row_unit(row_bytes);
-  const auto at_vector = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0; };
+  const auto at_vector = [](const void* pointer) { return bytes_past_vector(pointer) == 0; };
   const bool weight_a_row = rows.rows_per_weight == 1;
   if (row_bytes == 0 || row_bytes > kLongestTiledRow) return tiles;
   if (!at_vector(rows.logits) || !at_vector(rows.gradient) || !at_vector(rows.target.index)) return tiles;
@@ -129,7 +130,7 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyRows<Logit, ClassIndic
     rest.parts = 1;
   }
   if (tile_count > 0) {
-    int64_t blocks = std::min(resident * kWaves, (tile_count + kTileWarps - 1) / kTileWarps);
+    int64_t blocks = std::min(resident * kWaves, quotient_rounded_up(tile_count, kTileWarps));
     if (!rows.loss) blocks = std::min(blocks, rows.parts);
     kernel<<<static_cast<unsigned>(blocks), kTileThreads, tiles.shared_bytes(), stream>>>(rows, tiles, tile_count);
     if (const cudaError_t error = cudaGetLastError()) return error;

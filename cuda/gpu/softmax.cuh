@@ -69,6 +69,21 @@ __device__ __forceinline__ float largest(const Packed<Logit, kPerVector<Logit>> 
   return sizeof(Logit) == 2 ? fmaxf(x[0], x[1]) : x[0];
 }
 
+// `first` and the terms of all numbers, in four sums, for each waits for its last addition.
+template <class Logit, int steps>
+__device__ __forceinline__ float sum_of_terms(const Exponentials<float>& exponentials, float first,
+                                              const Packed<Logit, kPerVector<Logit>> (&packed)[steps]) {
+  float sums[4] = {first};
+#pragma unroll
+  for (int k = 0; k < steps; k++) {
+    float x[kPerVector<Logit>];
+    packed[k].numbers(x);
+#pragma unroll
+    for (int j = 0; j < kPerVector<Logit>; j++) sums[j % 4] += exponentials.term(x[j]);
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // The maximum and the sum of exponentials of the logits seen so far.
 template <class Real>
 class RunningSoftmax {
@@ -97,15 +112,7 @@ class RunningSoftmax {
       add(x);
     } else {
       raise_to(largest(packed));
-      float sums[4] = {};
-#pragma unroll
-      for (int k = 0; k < steps; k++) {
-        float x[kPerVector<Logit>];
-        packed[k].numbers(x);
-#pragma unroll
-        for (int j = 0; j < kPerVector<Logit>; j++) sums[j % 4] += exponentials_.term(x[j]);
-      }
-      sum_ += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      sum_ += sum_of_terms(exponentials_, 0.0f, packed);
     }
   }
 
@@ -129,15 +136,7 @@ __device__ __forceinline__ SoftmaxSums<float> softmax_sums(const Packed<Logit, k
                                                            float one_more) {
   const float max = fmaxf(fmaxf(largest(packed), one_more), no_logits<float>().max);
   const Exponentials<float> exponentials(max);
-  float sums[4] = {exponentials.term(one_more)};  // several, for each waits for its last addition
-#pragma unroll
-  for (int k = 0; k < steps; k++) {
-    float x[kPerVector<Logit>];
-    packed[k].numbers(x);
-#pragma unroll
-    for (int j = 0; j < kPerVector<Logit>; j++) sums[j % 4] += exponentials.term(x[j]);
-  }
-  return {max, (sums[0] + sums[1]) + (sums[2] + sums[3])};
+  return {max, sum_of_terms(exponentials, exponentials.term(one_more), packed)};
 }
 
 }  // namespace jaxloss::gpu
