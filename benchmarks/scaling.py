@@ -5,15 +5,17 @@ Run it with `python -m benchmarks.scaling [--only WORD] [--seconds S] [--quick] 
 a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 makes devices of it: that shows that the script runs, no more.
 
 Weak scaling gives each device the work of one, strong scaling splits that work. Efficiency is the time of the same
-contender on one device over the time here, over the number of devices in strong scaling. Of communication are said:
+contender on one device over the time here, over the number of devices in strong scaling. Devices of one host differ by
+some percent, so each of them is timed by itself (`each_alone_ms`), and that on one device is the slowest's
+(`one_device_ms`): the others wait for it. All that is compared at one placement takes turns, a fifth of a second each,
+on devices that have the clock that they keep. Of communication are said:
 
 - `collectives`, bytes: read from the compiled module. What a device sends is what a ring of them would have it send.
-- `local_ms`: the work of one device without any collective. Of split rows that is the whole loss of its rows, on all
-  devices at once: one is slower than another, and the host serves them all. Of split classes it is the part of one
-  device, on one device. That part reads the logits twice, for nobody knows the gradient before all devices have told
-  their sums; the whole loss on one device reads them once. So efficiency can not be 1 there, and `local_ms / ms` is
-  what the collectives leave of it. Rows of linear cross entropy become split classes too, where they are few: what it
-  then takes longer counts as exposed.
+- `local_ms`: the work of the devices without any collective, all at once: the whole loss of the own rows of each, or,
+  where classes are split, of its own classes. That part reads the logits twice, for nobody knows the gradient before
+  all devices have told their sums; the whole loss on one device reads them once. So efficiency can not be 1 there, and
+  `local_ms / ms` is what the collectives leave of it. Rows of linear cross entropy become split classes too, where they
+  are few: what it then takes longer counts as exposed.
 - `communication_ms`: each collective alone, timed one after the other, times how often a step runs it.
 - `exposed_ms`: `ms - local_ms`, what the step takes longer for being one of several devices.
 - `hidden`: the share of `communication_ms` that is not exposed; None where it is smaller than the times' own spread.
@@ -34,7 +36,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss
 from benchmarks import exchanges, record
-from benchmarks.communication import communication, timed, total
+from benchmarks.communication import communication, timed_in_turn, total
 from benchmarks.linear_cross_entropy import SUMMED_IN_BFLOAT16, whole_logits
 from benchmarks.timing import Timing
 
@@ -143,26 +145,45 @@ def step_of(placement: Placement, loss, mesh: Mesh):
     return jax.jit(step, out_shardings=(NamedSharding(mesh, P()), of_gradients))
 
 
-def local_step(placement: Placement):
-    """The part of the classes of one of several devices, on a mesh of one: its collectives tell nobody anything."""
-    mesh = mesh_of(1)
-    of_slice = functools.partial(placement.contenders[JAXLOSS], axis_name="d")
-    return step_of(placement, jax.shard_map(of_slice, mesh=mesh, in_specs=placement.specs, out_specs=P()), mesh)
-
-
-def apart(placement: Placement, loss, mesh: Mesh):
-    """The loss of each device's own rows, with all of the kernel, and gradients of its own."""
+def apart(placement: Placement, loss, devices: int):
+    """The loss of each device's own rows, or of its own classes, and gradients of its own: nobody tells anything."""
+    # With an axis of one device for the classes, the loss is told that they are split.
+    mesh = jax.make_mesh((devices, 1), ("d", "one"), axis_types=2 * (AxisType.Auto,), devices=jax.devices()[:devices])
+    of_classes = placement.split == "classes"
+    if of_classes:
+        loss = functools.partial(loss, axis_name="one")
 
     def own(*operands):
         # What all devices hold is one device's own here: else they would add up its gradient.
         *floats, labels = (
-            jax.lax.pcast(operand, "d", to="varying") if spec == P() else operand
+            jax.lax.pcast(operand, "d", to="varying") if "d" not in spec else operand
             for operand, spec in zip(operands, placement.specs, strict=True)
         )
+        if of_classes:
+            labels = labels % floats[-1].shape[-1]
         step = jax.value_and_grad(lambda *floats: loss(*floats, labels), placement.argnums)
         return jax.tree.map(lambda result: result[None], step(*floats))
 
-    return jax.jit(jax.shard_map(own, mesh=mesh, in_specs=placement.specs, out_specs=P("d")))
+    def on_axis_of_one(spec: P) -> P:
+        return P(*(("d", "one") if entry == "d" and of_classes else entry for entry in spec))
+
+    in_specs = tuple(map(on_axis_of_one, placement.specs))
+    return jax.jit(jax.shard_map(own, mesh=mesh, in_specs=in_specs, out_specs=P(("d", "one"))))
+
+
+def attempted(step, operands):
+    """The step compiled and run once, or why there is none: above all memory that is not enough for a peer."""
+    try:
+        compiled = step.lower(*operands).compile()
+        jax.block_until_ready(compiled(*operands))
+        return compiled
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def by_rows(placement: Placement) -> Placement:
+    """That which splits the rows of the same loss alone: what a device has then is what it works on by itself."""
+    return next(p for p in PLACEMENTS if p.loss == placement.loss and p.split == "rows")
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
@@ -175,8 +196,7 @@ class Run:
         self.sizes, self.name, self.output = sizes, name, output
         self.until = time.monotonic() + seconds
         self.measurements: list[dict] = []
-        self.on_one_device: dict[tuple[str, str], Timing] = {}
-        self.of_devices_apart: dict[tuple[str, str, int], Timing] = {}
+        self.alone: dict[tuple[str, int], dict[str, list[Timing] | dict]] = {}
         self.collectives_alone: dict[int, dict] = {}
 
     def measure(self, placement: Placement, scaling: str, devices: int, only: str) -> None:
@@ -187,81 +207,99 @@ class Run:
             names.remove(SUMMED_IN_BFLOAT16)  # that sum is each device's own
         if not names:
             return
-        mesh = mesh_of(devices)
-        of_mesh = None
-        for who in names:
-            row = {
-                "loss": placement.loss,
-                "split": placement.split,
-                "scaling": scaling,
-                "devices": devices,
-                "who": who,
-                **dataclasses.asdict(self.sizes),
-                "rows": rows,
-            }
-            if time.monotonic() > self.until:
-                row["left_out"] = "out of time"
-            else:
-                try:
-                    one = self.one_device(placement, who)
-                    of_mesh = of_mesh or operands(placement, self.sizes, mesh, rows, self.sizes.classes)
-                    row |= self.contender(placement, who, scaling, mesh, of_mesh, one)
-                except Exception as error:  # above all memory that is not enough for a peer
-                    row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        common = {
+            "loss": placement.loss,
+            "split": placement.split,
+            "scaling": scaling,
+            "devices": devices,
+            **dataclasses.asdict(self.sizes),
+            "rows": rows,
+        }
+        if time.monotonic() > self.until:
+            found = {who: {"left_out": "out of time"} for who in names}
+        else:
+            found = self.contenders(placement, names, scaling, devices, rows)
+        for who, of in found.items():
+            row = {**common, "who": who, **of}
             self.measurements.append(row)
             print(line(row), flush=True)
         record.write(self.name, self.measurements, self.output)
 
-    def one_device(self, placement: Placement, who: str) -> Timing:
-        """The time of the whole loss on one device, which does not depend on how it is split."""
-        key = (placement.loss, who)
-        if key not in self.on_one_device:
-            mesh, loss = mesh_of(1), placement.contenders[who]
-            whole = operands(placement, self.sizes, mesh, self.sizes.rows, self.sizes.classes)
-            self.on_one_device[key] = timed(step_of(placement, loss, mesh).lower(*whole).compile(), *whole)
-        return self.on_one_device[key]
+    def contenders(self, placement: Placement, names: list[str], scaling: str, devices: int, rows: int) -> dict:
+        """Of each contender its time and what it exchanges, and for jaxloss what its collectives cost."""
+        alone = self.each_alone(placement, devices)
+        mesh = mesh_of(devices)
+        of_mesh = operands(placement, self.sizes, mesh, rows, self.sizes.classes)
+        failed = {who: alone[who] for who in names if isinstance(alone[who], dict)}
+        steps = {
+            who: attempted(step_of(placement, placement.contenders[who], mesh), of_mesh)
+            for who in names
+            if who not in failed
+        }
+        failed |= {who: steps.pop(who) for who in names if isinstance(steps.get(who), dict)}
+        compared = [who for who in steps if who != XLA and scaling == "weak"]  # to see what the collectives cost
+        programs = {who: (step, *of_mesh) for who, step in steps.items()}
+        programs |= {f"{who} apart": self.apart(placement, who, devices, of_mesh) for who in compared}
+        times = timed_in_turn(programs) if programs else {}
+        return failed | {
+            who: self.found(step, times[who], alone[who], times.get(f"{who} apart"), mesh, scaling)
+            for who, step in steps.items()
+        }
 
-    def contender(self, placement: Placement, who: str, scaling: str, mesh: Mesh, of_mesh, one: Timing) -> dict:
-        """A contender's time and what it exchanges, and for jaxloss what its collectives cost."""
-        step = step_of(placement, placement.contenders[who], mesh).lower(*of_mesh).compile()
-        found = exchanges.of_module(step.as_text())
-        timing = timed(step, *of_mesh)
-        is_compared = who != XLA and scaling == "weak"  # with one device, to see what the collectives cost
-        known = self.collectives_alone.setdefault(mesh.size, {}) if is_compared else None
-        collectives = communication(found, mesh, known)
+    def found(self, step, timing: Timing, alone: list[Timing], local: Timing | None, mesh: Mesh, scaling: str) -> dict:
+        """What is written of a step that took so long."""
+        known = self.collectives_alone.setdefault(mesh.size, {}) if local else None
+        collectives = communication(exchanges.of_module(step.as_text()), mesh, known)
+        one = max(timing.ms for timing in alone)
         row = {
             "ms": timing.ms,
             "spread": timing.spread,
-            "one_device_ms": one.ms,
-            "efficiency": one.ms / timing.ms / (mesh.size if scaling == "strong" else 1),
+            "one_device_ms": one,
+            "each_alone_ms": [timing.ms for timing in alone],
+            "efficiency": one / timing.ms / (mesh.size if scaling == "strong" else 1),
             "collectives": collectives,
             "bytes_sent": total(collectives, "bytes_sent"),
             "bytes_beside_compute": total([c for c in collectives if c["beside_compute"]], "bytes_sent"),
             "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
         }
-        if not is_compared:
+        if not local:
             return row
-        local = self.local(placement, mesh.size) if placement.split == "classes" else self.apart(placement, who, mesh)
         alone_ms, exposed = total(collectives, "ms"), max(0.0, timing.ms - local.ms)
         noise = timing.spread * timing.ms + local.spread * local.ms
         hidden = max(0.0, 1 - exposed / alone_ms) if alone_ms > noise else None
         return row | {"local_ms": local.ms, "communication_ms": alone_ms, "exposed_ms": exposed, "hidden": hidden}
 
-    def apart(self, placement: Placement, who: str, mesh: Mesh) -> Timing:
-        """The time of all devices' own losses at once, which does not depend on how the kernel is split."""
-        key = (placement.loss, who, mesh.size)
-        if key not in self.of_devices_apart:
-            rows_split = next(p for p in PLACEMENTS if p.loss == placement.loss and p.split == "rows")
-            of_mesh = operands(rows_split, self.sizes, mesh, self.sizes.rows * mesh.size, self.sizes.classes)
-            step = apart(rows_split, placement.contenders[who], mesh).lower(*of_mesh).compile()
-            self.of_devices_apart[key] = timed(step, *of_mesh)
-        return self.of_devices_apart[key]
+    def each_alone(self, placement: Placement, devices: int) -> dict[str, list[Timing] | dict]:
+        """The times of each contender's whole loss on each device, or why there are none.
 
-    def local(self, placement: Placement, devices: int) -> Timing:
-        """The time of one device's part of the classes of all rows, on one device."""
-        rows, classes = self.sizes.rows * devices, self.sizes.classes // devices
-        part = operands(placement, self.sizes, mesh_of(1), rows, classes)
-        return timed(local_step(placement).lower(*part).compile(), *part)
+        They do not depend on how it is split.
+        """
+        key = placement.loss, devices
+        if key in self.alone:
+            return self.alone[key]
+        rows = by_rows(placement)
+        of_mesh = operands(rows, self.sizes, mesh_of(devices), self.sizes.rows * devices, self.sizes.classes)
+        found = self.alone[key] = {who: [] for who in placement.contenders}
+        for place in range(devices):
+            mesh = Mesh(jax.devices()[place : place + 1], ("d",))
+            own = [
+                jax.device_put(operand.addressable_shards[place].data, NamedSharding(mesh, spec))
+                for operand, spec in zip(of_mesh, rows.specs, strict=True)
+            ]
+            steps = {who: attempted(step_of(rows, loss, mesh), own) for who, loss in placement.contenders.items()}
+            found |= {who: step for who, step in steps.items() if isinstance(step, dict)}
+            steps = {who: (step, *own) for who, step in steps.items() if not isinstance(found[who], dict)}
+            for who, timing in timed_in_turn(steps).items():
+                found[who].append(timing)
+        return found
+
+    def apart(self, placement: Placement, who: str, devices: int, of_mesh) -> tuple:
+        """The step of all devices' own losses, and its operands: the same, but that a split kernel is gathered."""
+        if placement.split == "rows and kernel":
+            placement = by_rows(placement)
+            hidden, kernel, labels = of_mesh
+            of_mesh = hidden, jax.device_put(kernel, NamedSharding(mesh_of(devices), P())), labels
+        return apart(placement, placement.contenders[who], devices).lower(*of_mesh).compile(), *of_mesh
 
 
 def line(row: dict) -> str:

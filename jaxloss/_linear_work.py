@@ -146,6 +146,27 @@ class Work:
         """What the kernel's gradient is summed in."""
         return self.dtype if self.dtype == jnp.float64 else self.plan.accumulate_dtype
 
+    @property
+    def bias_dtype(self):
+        """What the bias's gradient is summed in."""
+        return None if self.bias is None else real(self.bias).dtype
+
+    @property
+    def chunk_size(self) -> int:
+        """How many tokens a chunk has at most."""
+        if self.plan.chunk is not None:
+            return self.plan.chunk
+        # Devices that trade have as many times more rows of a chunk as they have fewer of its classes.
+        classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.traded))
+        memory = TRADED_MEMORY if self.split.traded else MEMORY
+        return chunk_size(self.rows[0].shape[0], classes, self.dtype.itemsize, memory)
+
+    @property
+    def is_one_chunk(self) -> bool:
+        """Whether all tokens are known to make one chunk."""
+        tokens = self.rows[0].shape[0]
+        return isinstance(tokens, int) and tokens <= self.chunk_size
+
     def flat(self, array: Array) -> Array:
         """All tokens along one axis."""
         return array.reshape(math.prod(self.token_shape), *array.shape[self.plan.token_rank :])
@@ -158,11 +179,11 @@ class Work:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
         return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
-    def of_kernel(self, hidden: Array, weight: Array, d_logits: Array) -> Array:
+    def of_kernel(self, hidden: Array, weight: Array, d_logits: Array, dtype) -> Array:
         """A chunk's share of the gradient of the kernel."""
         hidden = self.kept(hidden, weight).astype(self.dtype)
         first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
-        return self._dot(first, second, (0, 0), self.sum_dtype)
+        return self._dot(first, second, (0, 0), dtype)
 
     def _dot(self, a: Array, b: Array, contracted: tuple[int, int], dtype) -> Array:
         dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
@@ -198,15 +219,9 @@ class Work:
 
     def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
         """`scan_chunks` over the tokens, and further rows before them; results get the tokens' axes back."""
-        size = self.plan.chunk
-        if size is None:
-            # Devices that trade have as many times more rows of a chunk as they have fewer of its classes.
-            classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.traded))
-            memory = TRADED_MEMORY if self.split.traded else MEMORY
-            size = chunk_size(self.rows[0].shape[0], classes, self.dtype.itemsize, memory)
         division = Strided if strided else Overlapping
         rows, skip = (*rows, *self.rows), self.plan.masked
-        added, filled = scan_chunks(stages, sums, results, rows, division, size, skip, self.direct)
+        added, filled = scan_chunks(stages, sums, results, rows, division, self.chunk_size, skip, self.direct)
         return added, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
 
 
@@ -234,7 +249,7 @@ def gradients(
         *of_rows, d_logits = _pair.value_and_grad(work.loss)(*work.row_operands(*rows))
         sums = ()
         if wanted.kernel:
-            sums += (work.of_kernel(rows[HIDDEN], rows[-1], d_logits),)
+            sums += (work.of_kernel(rows[HIDDEN], rows[-1], d_logits, added[0]),)
         if wanted.bias:
             sums += (real(d_logits).sum(0),)
         return sums, (of_rows, d_logits)
@@ -254,21 +269,25 @@ def gradients(
         of_rows, of_hidden = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
         return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.dtype) for shares in of_hidden)
 
-    sums, results = [], work.of_rows(("losses", *plan.stats))
+    results = work.of_rows(("losses", *plan.stats))
     if wanted.hidden:
         results.append(Result(work.dtype, work.all_axes, width=hidden.shape[-1]))
-    if wanted.kernel:
-        sums.append(work.zeros(operands[KERNEL], work.sum_dtype))
-    if wanted.bias:
-        sums.append(work.zeros(operands[REST], real(operands[REST]).dtype))
 
-    roles, dtypes = of_sums.of(plan.roles), [total.dtype for total in sums]
+    summed = of_sums.of(operands)
+    roles = of_sums.of(plan.roles)
+    dtypes = [work.sum_dtype] * wanted.kernel + [work.bias_dtype] * wanted.bias
     sent = dtypes
     if direct:  # then what becomes of the sums is known: bfloat16 in the end has float32's range
-        ends = [operand.dtype for operand in of_sums.of(operands)]
         sent = [
-            jnp.bfloat16 if pair == (jnp.bfloat16, jnp.float32) else pair[1] for pair in zip(ends, dtypes, strict=True)
+            jnp.bfloat16 if pair == (jnp.bfloat16, jnp.float32) else pair[1]
+            for pair in zip((operand.dtype for operand in summed), dtypes, strict=True)
         ]
+    added = dtypes
+    if wanted.kernel and sent[0] == work.dtype and work.is_one_chunk and not split.tokens:
+        # Nothing is added to the one share, so the product may round it. If it does not, XLA makes product and rounding
+        # one kernel of its own, which takes more than twice as long.
+        added = [sent[0], *dtypes[1:]]
+    sums = [work.zeros(operand, dtype) for operand, dtype in zip(summed, added, strict=True)]
 
     def complete(sums):
         return [total.astype(dtype) if split.traded else total for total, dtype in zip(sums, sent, strict=True)]

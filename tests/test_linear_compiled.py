@@ -110,6 +110,23 @@ def test_a_kernel_with_classes_first_is_not_transposed():
     assert module.memory_analysis().temp_size_in_bytes <= plain.memory_analysis().temp_size_in_bytes + 4096
 
 
+@pytest.mark.parametrize(
+    ("chunk_size", "dtype", "kernel_dtype", "summed_in"),
+    [
+        (N, "bfloat16", "bfloat16", "bf16"),
+        (N - 1, "bfloat16", "bfloat16", "f32"),
+        (N, "float16", "float16", "f32"),  # what follows may be a scale that brings it back into range
+        (N, "float32", "bfloat16", "f32"),
+        (N, "bfloat16", "float32", "f32"),
+    ],
+)
+def test_the_kernel_gradient_of_one_chunk_is_rounded_by_its_product(chunk_size, dtype, kernel_dtype, summed_in):
+    step = jax.value_and_grad(lambda *o: loss(*o, chunk_size=chunk_size), (0, 1))
+    program = jax.jit(step).lower(*operands(dtype=dtype, kernel_dtype=kernel_dtype)).as_text()
+    of_kernel = re.findall(rf"dot_general .* -> tensor<{WIDTH}x{CLASSES}x(\w+)>", program)
+    assert of_kernel == [summed_in]
+
+
 def test_second_order_keeps_no_logits():
     def hvp(hidden, kernel, labels):
         f = lambda h, w: loss(h, w, labels)  # noqa: E731
