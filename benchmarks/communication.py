@@ -14,8 +14,8 @@ from benchmarks import exchanges
 from benchmarks import timing as clock
 from benchmarks.timing import Timing
 
-# A GPU at its power limit needs about a second to have the clock that it keeps. A loop must be long beside what it costs
-# to start, and beside the time in which that clock follows what the GPU does.
+# A GPU at its power limit takes about a second to the clock that it keeps. A loop must be long beside what it costs to
+# start, and beside the time in which that clock follows what the GPU does.
 WARM_UP_SECONDS, LOOP_SECONDS, LOOPS = 1.0, 0.2, 7
 
 

@@ -6,9 +6,9 @@ a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 makes devices of it: t
 
 Weak scaling gives each device the work of one, strong scaling splits that work. Efficiency is the time of the same
 contender on one device over the time here, over the number of devices in strong scaling. Devices of one host differ by
-some percent, so each of them is timed by itself (`each_alone_ms`), and that on one device is the slowest's
-(`one_device_ms`): the others wait for it. All that is compared at one placement takes turns, a fifth of a second each,
-on devices that have the clock that they keep. Of communication are said:
+some percent, so each of them is timed by itself (`each_alone_ms`, of jaxloss), and the one device is the slowest, for
+which the others wait. All that is compared at one placement takes turns, a fifth of a second each: a device that is
+warm from the others' work has another clock than one that has rested. Of communication are said:
 
 - `collectives`, bytes: read from the compiled module. What a device sends is what a ring of them would have it send.
 - `local_ms`: the work of the devices without any collective, all at once: the whole loss of the own rows of each, or,
@@ -181,12 +181,32 @@ def attempted(step, operands):
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
 
+def is_step(attempt) -> bool:
+    """Whether it succeeded."""
+    return not isinstance(attempt, dict)
+
+
 def by_rows(placement: Placement) -> Placement:
     """That which splits the rows of the same loss alone: what a device has then is what it works on by itself."""
     return next(p for p in PLACEMENTS if p.loss == placement.loss and p.split == "rows")
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """The whole loss on one device, which does not depend on how it is split.
+
+    Attributes:
+        each_ms: of jaxloss, on each device.
+        steps: of each contender on the slowest device, or why there is none.
+        operands: theirs.
+    """
+
+    each_ms: list[float]
+    steps: dict
+    operands: list[jax.Array]
 
 
 class Run:
@@ -196,7 +216,7 @@ class Run:
         self.sizes, self.name, self.output = sizes, name, output
         self.until = time.monotonic() + seconds
         self.measurements: list[dict] = []
-        self.alone: dict[tuple[str, int], dict[str, list[Timing] | dict]] = {}
+        self.alone: dict[tuple[str, int], Alone] = {}
         self.collectives_alone: dict[int, dict] = {}
 
     def measure(self, placement: Placement, scaling: str, devices: int, only: str) -> None:
@@ -227,36 +247,41 @@ class Run:
 
     def contenders(self, placement: Placement, names: list[str], scaling: str, devices: int, rows: int) -> dict:
         """Of each contender its time and what it exchanges, and for jaxloss what its collectives cost."""
-        alone = self.each_alone(placement, devices)
+        alone = self.one_device(placement, devices)
         mesh = mesh_of(devices)
         of_mesh = operands(placement, self.sizes, mesh, rows, self.sizes.classes)
-        failed = {who: alone[who] for who in names if isinstance(alone[who], dict)}
         steps = {
             who: attempted(step_of(placement, placement.contenders[who], mesh), of_mesh)
+            if is_step(alone.steps[who])
+            else alone.steps[who]
+            for who in names
+        }
+        failed = {who: step for who, step in steps.items() if not is_step(step)}
+        compared = [who for who in names if who not in failed and who != XLA and scaling == "weak"]
+        programs = {who: (step, *of_mesh) for who, step in steps.items() if who not in failed}
+        programs |= {f"{who}, one device": (alone.steps[who], *alone.operands) for who in programs}
+        programs |= {f"{who}, apart": self.apart(placement, who, devices, of_mesh) for who in compared}
+        times = timed_in_turn(programs) if programs else {}
+        return failed | {
+            who: {
+                "each_alone_ms": alone.each_ms,
+                **self.found(
+                    steps[who], mesh, scaling, *(times.get(f"{who}{of}") for of in ("", ", one device", ", apart"))
+                ),
+            }
             for who in names
             if who not in failed
         }
-        failed |= {who: steps.pop(who) for who in names if isinstance(steps.get(who), dict)}
-        compared = [who for who in steps if who != XLA and scaling == "weak"]  # to see what the collectives cost
-        programs = {who: (step, *of_mesh) for who, step in steps.items()}
-        programs |= {f"{who} apart": self.apart(placement, who, devices, of_mesh) for who in compared}
-        times = timed_in_turn(programs) if programs else {}
-        return failed | {
-            who: self.found(step, times[who], alone[who], times.get(f"{who} apart"), mesh, scaling)
-            for who, step in steps.items()
-        }
 
-    def found(self, step, timing: Timing, alone: list[Timing], local: Timing | None, mesh: Mesh, scaling: str) -> dict:
-        """What is written of a step that took so long."""
+    def found(self, step, mesh: Mesh, scaling: str, timing: Timing, one: Timing, local: Timing | None) -> dict:
+        """What is written of a step: its time beside the others, and what it exchanges."""
         known = self.collectives_alone.setdefault(mesh.size, {}) if local else None
         collectives = communication(exchanges.of_module(step.as_text()), mesh, known)
-        one = max(timing.ms for timing in alone)
         row = {
             "ms": timing.ms,
             "spread": timing.spread,
-            "one_device_ms": one,
-            "each_alone_ms": [timing.ms for timing in alone],
-            "efficiency": one / timing.ms / (mesh.size if scaling == "strong" else 1),
+            "one_device_ms": one.ms,
+            "efficiency": one.ms / timing.ms / (mesh.size if scaling == "strong" else 1),
             "collectives": collectives,
             "bytes_sent": total(collectives, "bytes_sent"),
             "bytes_beside_compute": total([c for c in collectives if c["beside_compute"]], "bytes_sent"),
@@ -269,28 +294,32 @@ class Run:
         hidden = max(0.0, 1 - exposed / alone_ms) if alone_ms > noise else None
         return row | {"local_ms": local.ms, "communication_ms": alone_ms, "exposed_ms": exposed, "hidden": hidden}
 
-    def each_alone(self, placement: Placement, devices: int) -> dict[str, list[Timing] | dict]:
-        """The times of each contender's whole loss on each device, or why there are none.
-
-        They do not depend on how it is split.
-        """
+    def one_device(self, placement: Placement, devices: int) -> Alone:
+        """The contenders on the slowest device by itself."""
         key = placement.loss, devices
         if key in self.alone:
             return self.alone[key]
         rows = by_rows(placement)
         of_mesh = operands(rows, self.sizes, mesh_of(devices), self.sizes.rows * devices, self.sizes.classes)
-        found = self.alone[key] = {who: [] for who in placement.contenders}
-        for place in range(devices):
-            mesh = Mesh(jax.devices()[place : place + 1], ("d",))
-            own = [
+        meshes = [Mesh(jax.devices()[place : place + 1], ("d",)) for place in range(devices)]
+        of_each = [
+            [
                 jax.device_put(operand.addressable_shards[place].data, NamedSharding(mesh, spec))
                 for operand, spec in zip(of_mesh, rows.specs, strict=True)
             ]
-            steps = {who: attempted(step_of(rows, loss, mesh), own) for who, loss in placement.contenders.items()}
-            found |= {who: step for who, step in steps.items() if isinstance(step, dict)}
-            steps = {who: (step, *own) for who, step in steps.items() if not isinstance(found[who], dict)}
-            for who, timing in timed_in_turn(steps).items():
-                found[who].append(timing)
+            for place, mesh in enumerate(meshes)
+        ]
+        ours = rows.contenders[JAXLOSS]
+        times = timed_in_turn(
+            {
+                place: (step_of(rows, ours, mesh).lower(*own).compile(), *own)
+                for place, (mesh, own) in enumerate(zip(meshes, of_each, strict=True))
+            }
+        )
+        slowest = max(times, key=lambda place: times[place].ms)
+        own = of_each[slowest]
+        steps = {who: attempted(step_of(rows, loss, meshes[slowest]), own) for who, loss in rows.contenders.items()}
+        found = self.alone[key] = Alone([timing.ms for timing in times.values()], steps, own)
         return found
 
     def apart(self, placement: Placement, who: str, devices: int, of_mesh) -> tuple:

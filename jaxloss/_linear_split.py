@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 
 from jaxloss._calls import Array
 from jaxloss._rows import mesh_axes
+from jaxloss.formulas import real
 
 Roles = tuple[str, ...]
 
@@ -71,8 +72,11 @@ class Split:
         return jax.lax.dynamic_slice_in_dim(of_rows, jax.lax.axis_index(self.traded) * count, count)
 
     def own_sum(self, shares: Array) -> Array:
-        """The same of shares that are to be added up."""
-        return jax.lax.psum_scatter(shares, self.traded, tiled=True) if self.traded else shares
+        """The same of shares that are to be added up, in float32: what is told is in their own type."""
+        if not self.traded:
+            return shares
+        parts = shares.reshape(jax.lax.axis_size(self.traded), -1, *shares.shape[1:])
+        return real(jax.lax.all_to_all(parts, self.traded, 0, 0, tiled=True)).sum(0).astype(shares.dtype)
 
     def anywhere(self, condition: Array) -> Array:
         """Whether it holds on any device that trades."""
@@ -187,8 +191,9 @@ def split_of(
 def _is_less_to_tell(mesh, split: Split, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether devices that share tokens should trade.
 
-    If they do, each of n sends (n - 1) / n of the hidden states of all, 2 bytes a number, and of their gradient, 4. If
-    they do not, as much of the kernel's gradient, 4 bytes a number. 2 bytes a number of the kernel are sent anyway.
+    If they do, each of n sends (n - 1) / n of the hidden states of all and of their gradient, 2 bytes a number each,
+    and reads its logits twice, which may cost half as much again. If they do not, it sends as much of the kernel's
+    gradient, 4 bytes a number. 2 bytes a number of the kernel are sent anyway.
     """
     tokens, classes = math.prod(shapes[0][:-1]), shapes[1][roles[1].index("v")]
     scattered = [own for role, of in split.sums.items() if (own := of[len(split.classes) if role == "v" else 0 :])]

@@ -137,11 +137,6 @@ class Work:
         return 0 if self.plan.classes_first else 1
 
     @property
-    def hidden_dtype(self):
-        """What the gradient of hidden states is made in. Of tokens that were traded it is rounded once it is summed."""
-        return jnp.promote_types(self.dtype, jnp.float32) if self.split.traded else self.dtype
-
-    @property
     def sum_dtype(self):
         """What the kernel's gradient is summed in."""
         return self.dtype if self.dtype == jnp.float64 else self.plan.accumulate_dtype
@@ -177,7 +172,7 @@ class Work:
 
     def of_hidden(self, d_logits: Array) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
-        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
+        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.dtype)
 
     def of_kernel(self, hidden: Array, weight: Array, d_logits: Array, dtype) -> Array:
         """A chunk's share of the gradient of the kernel."""
@@ -267,7 +262,7 @@ def gradients(
 
     def kept(results):
         of_rows, of_hidden = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
-        return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.dtype) for shares in of_hidden)
+        return *map(split.own, of_rows), *map(split.own_sum, of_hidden)
 
     results = work.of_rows(("losses", *plan.stats))
     if wanted.hidden:
