@@ -71,12 +71,19 @@ class Split:
         count = of_rows.shape[0] // jax.lax.axis_size(self.traded)
         return jax.lax.dynamic_slice_in_dim(of_rows, jax.lax.axis_index(self.traded) * count, count)
 
-    def own_sum(self, shares: Array) -> Array:
-        """The same of shares that are to be added up, in float32: what is told is in their own type."""
-        if not self.traded:
-            return shares
-        parts = shares.reshape(jax.lax.axis_size(self.traded), -1, *shares.shape[1:])
-        return real(jax.lax.all_to_all(parts, self.traded, 0, 0, tiled=True)).sum(0).astype(shares.dtype)
+    def own_sum(self, shares: Array, factors: Array | None) -> Array:
+        """The same of shares that are to be added up, in float32: what is told is in their own type.
+
+        `factors`, if there are any, are those of all rows of each device that works on them.
+        """
+        devices = jax.lax.axis_size(self.traded)
+        parts = shares.reshape(devices, -1, *shares.shape[1:])
+        parts = real(jax.lax.all_to_all(parts, self.traded, 0, 0, tiled=True))
+        if factors is not None:
+            others = self.classes[: -len(self.traded)]  # share no tokens with this one, but classes
+            factors = factors.reshape(-1, devices, factors.shape[-1])[jax.lax.axis_index(others) if others else 0]
+            parts = scaled(parts, jax.vmap(self.own)(factors))
+        return parts.sum(0).astype(shares.dtype)
 
     def anywhere(self, condition: Array) -> Array:
         """Whether it holds on any device that trades."""
@@ -145,6 +152,11 @@ class Split:
 def _spec(of: dict[str, tuple[str, ...]], roles: Roles) -> PartitionSpec:
     entries = (of.get(role, ()) for role in roles)
     return PartitionSpec(*(None if not axes else axes[0] if len(axes) == 1 else axes for axes in entries))
+
+
+def scaled(rows: Array, factors: Array) -> Array:
+    """Rows times a number each."""
+    return (real(rows) * factors[..., None]).astype(rows.dtype)
 
 
 def is_sum(roles: Roles) -> bool:
