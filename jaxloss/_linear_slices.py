@@ -48,16 +48,18 @@ def losses_and_slopes(
     device, devices = jax.lax.axis_index(axes), jnp.arange(jax.lax.axis_size(axes))[:, None]
     told = jnp.where(devices == device, lse, 0), *(jnp.where(here, x, 0) for x in (losses, at_label, device + 1.0))
     each_lse, own_loss, at_label_of_all, of_label = jax.lax.psum(told, axes)
-    whole_lse = jax.nn.logsumexp(each_lse, 0)
-    # The loss beside the label's own slice, for where that is nearly 0, a difference of large numbers would not tell it.
-    others = jax.nn.logsumexp(jnp.where(devices + 1 == of_label, -jnp.inf, each_lse), 0)
-    loss = formulas.nll(-jnp.logaddexp(own_loss, others - at_label_of_all), jnp.zeros_like(own_loss), objective.clip)
+    # All log-sum-exps less the logit of the label, that of its own slice as it was found: a loss next to 0, and a share
+    # next to 1, would be lost in the difference of large numbers.
+    has_label = devices + 1 == of_label
+    relative = jnp.where(has_label, own_loss, each_lse - at_label_of_all)
+    others = jax.nn.logsumexp(jnp.where(has_label, -jnp.inf, relative), 0)
+    whole = jnp.logaddexp(own_loss, others)
     known = of_label > 0
-    loss = jnp.where(out, 0, jnp.where(known, loss, jnp.nan))
+    loss = jnp.where(known, formulas.nll(-whole, jnp.zeros_like(whole), objective.clip), jnp.nan)
 
-    shares = jnp.maximum(jnp.exp(each_lse - whole_lse), SMALLEST_SHARE)
-    at_label = jnp.where(out, 0, jnp.exp(at_label - lse) - jnp.where(here, 1 / shares[device], 0))
+    shares = jnp.maximum(jnp.exp(relative - whole), SMALLEST_SHARE)
+    slope = jnp.where(out, 0, jnp.exp(-losses) - jnp.where(here, 1 / shares[device], 0))
     slopes = slopes.at[jnp.arange(len(label)), label].set(
-        at_label.astype(slopes.dtype), mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
+        slope.astype(slopes.dtype), mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
     )
-    return loss, slopes, jnp.where(out | ~known, 0, row_weight * shares)
+    return jnp.where(out, 0, loss), slopes, jnp.where(out | ~known, 0, row_weight * shares)

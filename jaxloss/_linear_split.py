@@ -203,9 +203,9 @@ def split_of(
 def _is_less_to_tell(mesh, split: Split, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether devices that share tokens should trade.
 
-    If they do, each of n sends (n - 1) / n of the hidden states of all and of their gradient, 2 bytes a number each,
-    and reads its logits twice, which may cost half as much again. If they do not, it sends as much of the kernel's
-    gradient, 4 bytes a number. 2 bytes a number of the kernel are sent anyway.
+    If they do, each of n sends (n - 1) / n of the hidden states of all and of their gradient, 2 bytes a number each; of
+    every chunk, so a third is left for what several exchanges cost more than one. If they do not, it sends as much of
+    the kernel's gradient, 4 bytes a number. 2 bytes a number of the kernel are sent anyway.
     """
     tokens, classes = math.prod(shapes[0][:-1]), shapes[1][roles[1].index("v")]
     scattered = [own for role, of in split.sums.items() if (own := of[len(split.classes) if role == "v" else 0 :])]
