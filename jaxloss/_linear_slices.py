@@ -1,10 +1,10 @@
 r"""Cross entropy of rows whose classes are split, made of logits that are read once.
 
-The gradient of a slice of a row is w (s p − y), where w is the row's weight, p the softmax of the slice by itself, s the
-share that the slice has of the whole row's exponentials, and y 1 at the label. Nobody knows s before all devices have
-told their sums, and to read the slice again then costs half as much again. The kernel that overwrites the logits does
-not need s: it makes p. Then the number at the label is put right, to p − y / s, and w s is a factor for each row, which
-the matrix products of a linear layer take elsewhere: on rows of their other operand, or of their result.
+The gradient of a slice of a row is w (s p − y), where w is the row's weight, p the softmax of the slice by itself, s
+the share that the slice has of the whole row's exponentials, and y 1 at the label. Nobody knows s before all devices
+have told their sums, and to read the slice again then costs half as much again. The kernel that overwrites the logits
+does not need s: it makes p. Then the number at the label is put right, to p − y / s, and w s is a factor for each row,
+which the matrix products of a linear layer take elsewhere: on rows of their other operand, or of their result.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ def losses_and_slopes(
     """
     out, here = taken_out(row_weight), labels >= 0
     label = jnp.where(here, labels, 0)
-    at_label = real(jnp.take_along_axis(logits, label[:, None], -1)[:, 0])
-    # That this asks for the logits at the labels lets XLA overwrite the logits: they have been read.
+    # Read once, here: what overwrites the logits waits for it, and XLA does not read them again where it is needed.
+    at_label = jax.lax.optimization_barrier(real(jnp.take_along_axis(logits, label[:, None], -1)[:, 0]))
     own_weight = jnp.where(out | jnp.isnan(at_label), TAKEN_OUT, jnp.ones_like(row_weight))
     alone = dataclasses.replace(objective, clip=0.0, axes=())
     losses, slopes = _pair.value_and_grad(_cross_entropy.row_loss(alone))(logits, label, own_weight)
