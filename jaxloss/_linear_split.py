@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec
 
 from jaxloss._calls import Array
 from jaxloss._rows import mesh_axes
-from jaxloss.formulas import real
 
 Roles = tuple[str, ...]
 
@@ -71,19 +70,9 @@ class Split:
         count = of_rows.shape[0] // jax.lax.axis_size(self.traded)
         return jax.lax.dynamic_slice_in_dim(of_rows, jax.lax.axis_index(self.traded) * count, count)
 
-    def own_sum(self, shares: Array, factors: Array | None) -> Array:
-        """The same of shares that are to be added up, in float32: what is told is in their own type.
-
-        `factors`, if there are any, are those of all rows of each device that works on them.
-        """
-        devices = jax.lax.axis_size(self.traded)
-        parts = shares.reshape(devices, -1, *shares.shape[1:])
-        parts = real(jax.lax.all_to_all(parts, self.traded, 0, 0, tiled=True))
-        if factors is not None:
-            others = self.classes[: -len(self.traded)]  # share no tokens with this one, but classes
-            factors = factors.reshape(-1, devices, factors.shape[-1])[jax.lax.axis_index(others) if others else 0]
-            parts = scaled(parts, jax.vmap(self.own)(factors))
-        return parts.sum(0).astype(shares.dtype)
+    def own_sum(self, shares: Array) -> Array:
+        """The same of shares that are to be added up."""
+        return jax.lax.psum_scatter(shares, self.traded, tiled=True) if self.traded else shares
 
     def anywhere(self, condition: Array) -> Array:
         """Whether it holds on any device that trades."""
@@ -154,11 +143,6 @@ def _spec(of: dict[str, tuple[str, ...]], roles: Roles) -> PartitionSpec:
     return PartitionSpec(*(None if not axes else axes[0] if len(axes) == 1 else axes for axes in entries))
 
 
-def scaled(rows: Array, factors: Array) -> Array:
-    """Rows times a number each."""
-    return (real(rows) * factors[..., None]).astype(rows.dtype)
-
-
 def is_sum(roles: Roles) -> bool:
     """Whether what has these axes has none of tokens."""
     return not any(role.startswith("t") for role in roles)
@@ -203,9 +187,8 @@ def split_of(
 def _is_less_to_tell(mesh, split: Split, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether devices that share tokens should trade.
 
-    If they do, each of n sends (n - 1) / n of the hidden states of all and of their gradient, 2 bytes a number each; of
-    every chunk, so a third is left for what several exchanges cost more than one. If they do not, it sends as much of
-    the kernel's gradient, 4 bytes a number. 2 bytes a number of the kernel are sent anyway.
+    If they do, each of n sends (n - 1) / n of the hidden states of all, 2 bytes a number, and of their gradient, 4. If
+    they do not, as much of the kernel's gradient, 4 bytes a number. 2 bytes a number of the kernel are sent anyway.
     """
     tokens, classes = math.prod(shapes[0][:-1]), shapes[1][roles[1].index("v")]
     scattered = [own for role, of in split.sums.items() if (own := of[len(split.classes) if role == "v" else 0 :])]

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy, _pair
 from jaxloss._calls import Array, along, manual_axes, varying
-from jaxloss._linear_slices import losses_and_slopes
-from jaxloss._linear_split import Roles, Split, scaled
+from jaxloss._linear_split import Roles, Split
 from jaxloss._objective import Objective
 from jaxloss._split_classes import of_slice
 from jaxloss._token_chunks import (
@@ -138,6 +137,11 @@ class Work:
         return 0 if self.plan.classes_first else 1
 
     @property
+    def hidden_dtype(self):
+        """What the gradient of hidden states is made in. Of tokens that were traded it is rounded once it is summed."""
+        return jnp.promote_types(self.dtype, jnp.float32) if self.split.traded else self.dtype
+
+    @property
     def sum_dtype(self):
         """What the kernel's gradient is summed in."""
         return self.dtype if self.dtype == jnp.float64 else self.plan.accumulate_dtype
@@ -163,16 +167,6 @@ class Work:
         tokens = self.rows[0].shape[0]
         return isinstance(tokens, int) and tokens <= self.chunk_size
 
-    @property
-    def reads_logits_once(self) -> bool:
-        """Whether gradients of split classes have factors that products take (`_linear_slices`).
-
-        float16 has no range for that; an infinite bias may leave a slice no class; a weight of 0 wants a loss.
-        """
-        plain = not self.objective.parameters and not self.objective.details
-        of_rows = self.plan.has_bias or self.plan.weighted
-        return self.direct and bool(self.axes) and plain and not of_rows and self.dtype != jnp.float16
-
     def flat(self, array: Array) -> Array:
         """All tokens along one axis."""
         return array.reshape(math.prod(self.token_shape), *array.shape[self.plan.token_rank :])
@@ -183,11 +177,11 @@ class Work:
 
     def of_hidden(self, d_logits: Array) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
-        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.dtype)
+        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
-    def of_kernel(self, hidden: Array, d_logits: Array, dtype) -> Array:
+    def of_kernel(self, hidden: Array, weight: Array, d_logits: Array, dtype) -> Array:
         """A chunk's share of the gradient of the kernel."""
-        hidden = hidden.astype(self.dtype)
+        hidden = self.kept(hidden, weight).astype(self.dtype)
         first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
         return self._dot(first, second, (0, 0), dtype)
 
@@ -252,27 +246,17 @@ def gradients(
     of_sums = Wanted(kernel=wanted.kernel, bias=wanted.bias)
 
     def begun(rows):
-        hidden, row_operands = work.kept(rows[HIDDEN], rows[-1]), work.row_operands(*rows)
-        if work.reads_logits_once:
-            losses, d_logits, factors = losses_and_slopes(work.objective, work.axes, *row_operands)
-            of_rows, hidden = [losses], scaled(hidden, factors[jax.lax.axis_index(work.axes)])
-        else:
-            (*of_rows, d_logits), factors = _pair.value_and_grad(work.loss)(*row_operands), None
+        *of_rows, d_logits = _pair.value_and_grad(work.loss)(*work.row_operands(*rows))
         sums = ()
         if wanted.kernel:
-            sums += (work.of_kernel(hidden, d_logits, added[0]),)
+            sums += (work.of_kernel(rows[HIDDEN], rows[-1], d_logits, added[0]),)
         if wanted.bias:
             sums += (real(d_logits).sum(0),)
-        return sums, (of_rows, d_logits, factors)
+        return sums, (of_rows, d_logits)
 
     def ended(rest, of_hidden=work.of_hidden):
-        of_rows, d_logits, factors = rest
-        if not wanted.hidden:
-            return tuple(of_rows)
-        of_hidden = of_hidden(d_logits)
-        if split.traded:
-            return *of_rows, (of_hidden, factors)
-        return *of_rows, of_hidden if factors is None else scaled(of_hidden, factors[jax.lax.axis_index(work.axes)])
+        of_rows, d_logits = rest
+        return *of_rows, *([of_hidden(d_logits)] if wanted.hidden else ())
 
     def of_hidden_later(d_logits):
         # In a branch whose condition the host reads, so that the product starts after what is told of the sums. If it
@@ -282,10 +266,8 @@ def gradients(
         return jax.lax.cond(always, work.of_hidden, lambda _: work.zeros(like, like.dtype), d_logits)
 
     def kept(results):
-        if not split.traded:
-            return results
         of_rows, of_hidden = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
-        return *map(split.own, of_rows), *(split.own_sum(*shares) for shares in of_hidden)
+        return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.dtype) for shares in of_hidden)
 
     results = work.of_rows(("losses", *plan.stats))
     if wanted.hidden:
