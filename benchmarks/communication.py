@@ -19,8 +19,8 @@ from benchmarks.timing import Timing
 WARM_UP_SECONDS, LOOP_SECONDS, LOOPS = 1.0, 0.2, 7
 
 
-def timed_in_turn(steps: Mapping[str, tuple]) -> dict[str, Timing]:
-    """The times of compiled steps, each given with its operands, which take turns.
+def loops_in_turn(steps: Mapping[str, tuple]) -> dict[str, list[float]]:
+    """Milliseconds a call of compiled steps, each given with its operands, of several loops, at which they take turns.
 
     On virtual devices a call waits for the one before: they would take its threads.
     """
@@ -32,8 +32,7 @@ def timed_in_turn(steps: Mapping[str, tuple]) -> dict[str, Timing]:
     while not on_cpu and time.monotonic() < start + WARM_UP_SECONDS:
         for program in programs.values():
             program.loop(3)
-    loops = clock.in_turn(programs, *((LOOPS, LOOP_SECONDS) if not on_cpu else ()))
-    return {name: clock.timing(of) for name, of in loops.items()}
+    return clock.in_turn(programs, *((LOOPS, LOOP_SECONDS) if not on_cpu else ()))
 
 
 def _waited(step, *operands):
@@ -42,7 +41,7 @@ def _waited(step, *operands):
 
 def timed(step, *operands) -> Timing:
     """The time of one of them."""
-    return timed_in_turn({"": (step, *operands)})[""]
+    return clock.timing(loops_in_turn({"": (step, *operands)})[""])
 
 
 def alone(collective: exchanges.Collective, mesh: Mesh) -> float:

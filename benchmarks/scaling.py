@@ -36,9 +36,9 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss
 from benchmarks import exchanges, record
-from benchmarks.communication import communication, timed_in_turn, total
+from benchmarks import timing as clock
+from benchmarks.communication import communication, loops_in_turn, total
 from benchmarks.linear_cross_entropy import SUMMED_IN_BFLOAT16, whole_logits
-from benchmarks.timing import Timing
 
 JAXLOSS, XLA = "jaxloss", "XLA"
 CROSS_ENTROPY, LINEAR = "cross entropy", "linear cross entropy"
@@ -261,27 +261,28 @@ class Run:
         programs = {who: (step, *of_mesh) for who, step in steps.items() if who not in failed}
         programs |= {f"{who}, one device": (alone.steps[who], *alone.operands) for who in programs}
         programs |= {f"{who}, apart": self.apart(placement, who, devices, of_mesh) for who in compared}
-        times = timed_in_turn(programs) if programs else {}
+        loops = loops_in_turn(programs) if programs else {}
         return failed | {
             who: {
                 "each_alone_ms": alone.each_ms,
                 **self.found(
-                    steps[who], mesh, scaling, *(times.get(f"{who}{of}") for of in ("", ", one device", ", apart"))
+                    steps[who], mesh, scaling, *(loops.get(f"{who}{of}") for of in ("", ", one device", ", apart"))
                 ),
             }
             for who in names
             if who not in failed
         }
 
-    def found(self, step, mesh: Mesh, scaling: str, timing: Timing, one: Timing, local: Timing | None) -> dict:
+    def found(self, step, mesh: Mesh, scaling: str, loops: list[float], one: list[float], local: list[float] | None):
         """What is written of a step: its time beside the others, and what it exchanges."""
         known = self.collectives_alone.setdefault(mesh.size, {}) if local else None
         collectives = communication(exchanges.of_module(step.as_text()), mesh, known)
+        timing = clock.timing(loops)
         row = {
             "ms": timing.ms,
             "spread": timing.spread,
-            "one_device_ms": one.ms,
-            "efficiency": one.ms / timing.ms / (mesh.size if scaling == "strong" else 1),
+            "one_device_ms": clock.timing(one).ms,
+            "efficiency": clock.ratio(one, loops) / (mesh.size if scaling == "strong" else 1),
             "collectives": collectives,
             "bytes_sent": total(collectives, "bytes_sent"),
             "bytes_beside_compute": total([c for c in collectives if c["beside_compute"]], "bytes_sent"),
@@ -289,10 +290,11 @@ class Run:
         }
         if not local:
             return row
-        alone_ms, exposed = total(collectives, "ms"), max(0.0, timing.ms - local.ms)
-        noise = timing.spread * timing.ms + local.spread * local.ms
+        apart = clock.timing(local)
+        alone_ms, exposed = total(collectives, "ms"), max(0.0, timing.ms - apart.ms)
+        noise = timing.spread * timing.ms + apart.spread * apart.ms
         hidden = max(0.0, 1 - exposed / alone_ms) if alone_ms > noise else None
-        return row | {"local_ms": local.ms, "communication_ms": alone_ms, "exposed_ms": exposed, "hidden": hidden}
+        return row | {"local_ms": apart.ms, "communication_ms": alone_ms, "exposed_ms": exposed, "hidden": hidden}
 
     def one_device(self, placement: Placement, devices: int) -> Alone:
         """The contenders on the slowest device by itself."""
@@ -310,16 +312,17 @@ class Run:
             for place, mesh in enumerate(meshes)
         ]
         ours = rows.contenders[JAXLOSS]
-        times = timed_in_turn(
+        loops = loops_in_turn(
             {
                 place: (step_of(rows, ours, mesh).lower(*own).compile(), *own)
                 for place, (mesh, own) in enumerate(zip(meshes, of_each, strict=True))
             }
         )
-        slowest = max(times, key=lambda place: times[place].ms)
+        each_ms = [clock.timing(of).ms for of in loops.values()]
+        slowest = each_ms.index(max(each_ms))
         own = of_each[slowest]
         steps = {who: attempted(step_of(rows, loss, meshes[slowest]), own) for who, loss in rows.contenders.items()}
-        found = self.alone[key] = Alone([timing.ms for timing in times.values()], steps, own)
+        found = self.alone[key] = Alone(each_ms, steps, own)
         return found
 
     def apart(self, placement: Placement, who: str, devices: int, of_mesh) -> tuple:
