@@ -205,13 +205,10 @@ def measured(hardware: Hardware, measurements: list[dict], device: str) -> Hardw
     return dataclasses.replace(hardware, **{name: Figure(value, source) for name, value in found.items()})
 
 
-def hardware_of(directory: str | None = None) -> Hardware:
-    """What was measured where it was, and else the specification."""
+def results_of(directory: str | None = None) -> dict:
+    """What `benchmarks.scaling` wrote of GPUs; without measurements where there is none."""
     path = pathlib.Path(directory or record.RESULTS) / "scaling_gpu.json"
-    if not path.exists():
-        return Hardware()
-    results = json.loads(path.read_text())
-    return measured(Hardware(), results["measurements"], results["device"])
+    return json.loads(path.read_text()) if path.exists() else {"device": "", "measurements": []}
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -228,10 +225,36 @@ UNITS = {
 
 def figures(hardware: Hardware) -> str:
     """The table of what the model is fed."""
-    lines = ["| | | from |", "|---|---|---|"]
+    lines = ["### What the model is fed\n", "| | | from |", "|---|---|---|"]
     for name, (what, unit, symbol) in UNITS.items():
         figure = getattr(hardware, name)
         lines.append(f"| {what} | {figure.value / unit:.3g} {symbol} | {figure.source} |")
+    return "\n".join(lines) + "\n"
+
+
+def weak_scaling(results: dict) -> str:
+    """The table of what was measured, each device with the work of one."""
+    rows = [row for row in results["measurements"] if row["scaling"] == "weak" and "ms" in row]
+    if not rows:
+        return ""
+    most = max(row["devices"] for row in rows)
+    by_placement = collections.defaultdict(dict)
+    for row in rows:
+        if row["devices"] == most:
+            by_placement[row["loss"], row["split"]][row["who"]] = row
+    lines = [
+        f"### Measured: {most} × {results['device']}, each with the work of one\n",
+        "| split of | | ms | efficiency | of it without collectives | XLA, ms | XLA, efficiency |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for (loss, split), contenders in by_placement.items():
+        xla = contenders.pop("XLA", None)
+        of_xla = "| | |" if xla is None else f"| {xla['ms']:.2f} | {xla['efficiency']:.2f} |"
+        lines += [
+            f"| {loss} | {split}{who.removeprefix('jaxloss')} | {row['ms']:.2f} | {row['efficiency']:.3f} "
+            f"| {row['local_ms'] / row['ms']:.3f} {of_xla}"
+            for who, row in contenders.items()
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -259,21 +282,23 @@ def step(title: str, compute: Cost, collectives: list[Cost]) -> str:
     return "\n".join(lines) + f"\n\nEfficiency, if none of that is hidden: {nothing_hidden:.2f}.\n"
 
 
-def tables(hardware: Hardware, layout: Layout) -> str:
+def tables(results: dict) -> str:
     """All of them."""
+    hardware, layout = measured(Hardware(), results["measurements"], results["device"]), Layout()
     steps = {
         "Cross entropy": cross_entropy(hardware, layout),
         "Linear cross entropy, each host with the whole kernel": linear_cross_entropy(hardware, layout, False),
         "The same, the kernel's gradient summed in bfloat16": linear_cross_entropy(hardware, layout, False, ITEM),
         "Linear cross entropy, the kernel split over hosts too": linear_cross_entropy(hardware, layout, True),
     }
-    return "\n".join([figures(hardware), *(step(title, *costs) for title, costs in steps.items())])
+    of_steps = [step(title, *costs) for title, costs in steps.items()]
+    return "\n".join([weak_scaling(results), figures(hardware), *of_steps])
 
 
-def page(hardware: Hardware) -> str:
+def page(results: dict) -> str:
     """The page with its tables as they are now."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    return f"{before}{BEGIN}\n{tables(hardware, Layout())}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n{tables(results)}\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:
@@ -282,11 +307,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
     parser.add_argument("--output", help="where the measurements are; default: benchmarks/results")
     arguments = parser.parse_args()
-    hardware = hardware_of(arguments.output)
+    results = results_of(arguments.output)
     if arguments.write:
-        PAGE.write_text(page(hardware))
+        PAGE.write_text(page(results))
     else:
-        print(tables(hardware, Layout()))
+        print(tables(results))
 
 
 if __name__ == "__main__":

@@ -157,5 +157,5 @@ def test_measurements_take_the_place_of_specifications():
 
 
 def test_the_page_is_what_the_model_says():
-    page = scaling_model.page(scaling_model.hardware_of())
+    page = scaling_model.page(scaling_model.results_of())
     assert scaling_model.PAGE.read_text() == page, "write it anew: python -m benchmarks.scaling_model --write"
