@@ -77,7 +77,8 @@ def linear_cross_entropy(
         chunk_size: how many tokens are worked on at a time, on each device. Default: as many as have half a gigabyte
             of logits, or two where devices that share tokens work on a part of the classes each; at least 2048.
         accumulate_dtype: the type that the gradient of `kernel` is summed in, over chunks and devices: bfloat16 takes
-            half the memory and some percent less time, but rounds the sum at every chunk.
+            half the memory and some percent less time, but rounds the sum at every chunk. A single chunk has no sum,
+            and a gradient that is to be bfloat16 is rounded once, as it is made.
         precision: of the matrix products, as `jax.lax.dot_general` takes it.
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
             split the classes over: `kernel` and `bias` are the slice of this device, labels are those of the whole
