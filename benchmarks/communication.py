@@ -20,14 +20,17 @@ WARM_UP_SECONDS, LOOP_SECONDS, LOOPS = 1.0, 0.2, 7
 
 
 def loops_in_turn(steps: Mapping[str, tuple]) -> dict[str, list[float]]:
-    """Milliseconds a call of compiled steps, each given with its operands, of several loops, at which they take turns.
+    """Milliseconds a call of steps, each given with its operands, of several loops, at which they take turns.
 
     On virtual devices a call waits for the one before: they would take its threads.
     """
     on_cpu = jax.default_backend() == "cpu"
-    programs = {name: clock.Program(functools.partial(*step)) for name, step in steps.items()}
-    if on_cpu:
-        programs = {name: clock.Program(functools.partial(_waited, *step)) for name, step in steps.items()}
+    called = {
+        name: functools.partial(_waited, *step) if on_cpu else functools.partial(*step) for name, step in steps.items()
+    }
+    programs = {name: clock.Program(call) for name, call in called.items()}
+    for program in programs.values():
+        program.loop(1)  # a step may be compiled by its first call, which warms nothing up
     start = time.monotonic()
     while not on_cpu and time.monotonic() < start + WARM_UP_SECONDS:
         for program in programs.values():

@@ -145,8 +145,10 @@ def step_of(placement: Placement, loss, mesh: Mesh):
     return jax.jit(step, out_shardings=(NamedSharding(mesh, P()), of_gradients))
 
 
-def apart(placement: Placement, loss, devices: int):
+@functools.cache
+def apart(placement: Placement, who: str, devices: int):
     """The loss of each device's own rows, or of its own classes, and gradients of its own: nobody tells anything."""
+    loss = placement.contenders[who]
     # With an axis of one device for the classes, the loss is told that they are split.
     mesh = jax.make_mesh((devices, 1), ("d", "one"), axis_types=2 * (AxisType.Auto,), devices=jax.devices()[:devices])
     of_classes = placement.split == "classes"
@@ -260,7 +262,11 @@ class Run:
         compared = [who for who in names if who not in failed and who != XLA and scaling == "weak"]
         programs = {who: (step, *of_mesh) for who, step in steps.items() if who not in failed}
         programs |= {f"{who}, one device": (alone.steps[who], *alone.operands) for who in programs}
-        programs |= {f"{who}, apart": self.apart(placement, who, devices, of_mesh) for who in compared}
+        own_rows, of_devices = placement, of_mesh
+        if placement.split == "rows and kernel":  # by itself a device works with all of the kernel
+            own_rows = by_rows(placement)
+            of_devices = of_mesh[0], jax.device_put(of_mesh[1], NamedSharding(mesh, P())), of_mesh[2]
+        programs |= {f"{who}, apart": (apart(own_rows, who, devices), *of_devices) for who in compared}
         loops = loops_in_turn(programs) if programs else {}
         return failed | {
             who: {
@@ -273,9 +279,11 @@ class Run:
             if who not in failed
         }
 
-    def found(self, step, mesh: Mesh, scaling: str, loops: list[float], one: list[float], local: list[float] | None):
+    def found(
+        self, step, mesh: Mesh, scaling: str, loops: list[float], one: list[float], apart: list[float] | None
+    ) -> dict:
         """What is written of a step: its time beside the others, and what it exchanges."""
-        known = self.collectives_alone.setdefault(mesh.size, {}) if local else None
+        known = self.collectives_alone.setdefault(mesh.size, {}) if apart else None
         collectives = communication(exchanges.of_module(step.as_text()), mesh, known)
         timing = clock.timing(loops)
         row = {
@@ -288,13 +296,13 @@ class Run:
             "bytes_beside_compute": total([c for c in collectives if c["beside_compute"]], "bytes_sent"),
             "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
         }
-        if not local:
+        if not apart:
             return row
-        apart = clock.timing(local)
-        alone_ms, exposed = total(collectives, "ms"), max(0.0, timing.ms - apart.ms)
-        noise = timing.spread * timing.ms + apart.spread * apart.ms
+        local = clock.timing(apart)
+        alone_ms, exposed = total(collectives, "ms"), max(0.0, timing.ms - local.ms)
+        noise = timing.spread * timing.ms + local.spread * local.ms
         hidden = max(0.0, 1 - exposed / alone_ms) if alone_ms > noise else None
-        return row | {"local_ms": apart.ms, "communication_ms": alone_ms, "exposed_ms": exposed, "hidden": hidden}
+        return row | {"local_ms": local.ms, "communication_ms": alone_ms, "exposed_ms": exposed, "hidden": hidden}
 
     def one_device(self, placement: Placement, devices: int) -> Alone:
         """The contenders on the slowest device by itself."""
@@ -311,27 +319,20 @@ class Run:
             ]
             for place, mesh in enumerate(meshes)
         ]
-        ours = rows.contenders[JAXLOSS]
+        ours = [
+            step_of(rows, rows.contenders[JAXLOSS], mesh).lower(*own).compile()
+            for mesh, own in zip(meshes, of_each, strict=True)
+        ]
         loops = loops_in_turn(
-            {
-                place: (step_of(rows, ours, mesh).lower(*own).compile(), *own)
-                for place, (mesh, own) in enumerate(zip(meshes, of_each, strict=True))
-            }
+            {place: (step, *own) for place, (step, own) in enumerate(zip(ours, of_each, strict=True))}
         )
         each_ms = [clock.timing(of).ms for of in loops.values()]
         slowest = each_ms.index(max(each_ms))
-        own = of_each[slowest]
-        steps = {who: attempted(step_of(rows, loss, meshes[slowest]), own) for who, loss in rows.contenders.items()}
-        found = self.alone[key] = Alone(each_ms, steps, own)
-        return found
-
-    def apart(self, placement: Placement, who: str, devices: int, of_mesh) -> tuple:
-        """The step of all devices' own losses, and its operands: the same, but that a split kernel is gathered."""
-        if placement.split == "rows and kernel":
-            placement = by_rows(placement)
-            hidden, kernel, labels = of_mesh
-            of_mesh = hidden, jax.device_put(kernel, NamedSharding(mesh_of(devices), P())), labels
-        return apart(placement, placement.contenders[who], devices).lower(*of_mesh).compile(), *of_mesh
+        mesh, own = meshes[slowest], of_each[slowest]
+        peers = {who: loss for who, loss in rows.contenders.items() if who != JAXLOSS}
+        steps = {who: attempted(step_of(rows, loss, mesh), own) for who, loss in peers.items()}
+        self.alone[key] = Alone(each_ms, {JAXLOSS: ours[slowest], **steps}, own)
+        return self.alone[key]
 
 
 def line(row: dict) -> str:

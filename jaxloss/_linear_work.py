@@ -147,9 +147,9 @@ class Work:
         return self.dtype if self.dtype == jnp.float64 else self.plan.accumulate_dtype
 
     @property
-    def bias_dtype(self):
-        """What the bias's gradient is summed in."""
-        return None if self.bias is None else real(self.bias).dtype
+    def count(self):
+        """How many tokens there are: a number, unless only the call of an exported program knows it."""
+        return self.rows[0].shape[0]
 
     @property
     def chunk_size(self) -> int:
@@ -159,13 +159,12 @@ class Work:
         # Devices that trade have as many times more rows of a chunk as they have fewer of its classes.
         classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.traded))
         memory = TRADED_MEMORY if self.split.traded else MEMORY
-        return chunk_size(self.rows[0].shape[0], classes, self.dtype.itemsize, memory)
+        return chunk_size(self.count, classes, self.dtype.itemsize, memory)
 
     @property
     def is_one_chunk(self) -> bool:
         """Whether all tokens are known to make one chunk."""
-        tokens = self.rows[0].shape[0]
-        return isinstance(tokens, int) and tokens <= self.chunk_size
+        return isinstance(self.count, int) and self.count <= self.chunk_size
 
     def flat(self, array: Array) -> Array:
         """All tokens along one axis."""
@@ -273,9 +272,11 @@ def gradients(
     if wanted.hidden:
         results.append(Result(work.dtype, work.all_axes, width=hidden.shape[-1]))
 
-    summed = of_sums.of(operands)
-    roles = of_sums.of(plan.roles)
-    dtypes = [work.sum_dtype] * wanted.kernel + [work.bias_dtype] * wanted.bias
+    summed, roles, dtypes = of_sums.of(operands), of_sums.of(plan.roles), []
+    if wanted.kernel:
+        dtypes.append(work.sum_dtype)
+    if wanted.bias:
+        dtypes.append(real(operands[REST]).dtype)
     sent = dtypes
     if direct:  # then what becomes of the sums is known: bfloat16 in the end has float32's range
         sent = [
@@ -295,8 +296,7 @@ def gradients(
     def told(sums):
         return [split.over_tokens(*each) for each in zip(roles, sums, sent, strict=True)]
 
-    tokens = work.rows[0].shape[0]
-    late = direct and bool(sums) and split.tells_sums and isinstance(tokens, int) and tokens > 0
+    late = direct and bool(sums) and split.tells_sums and isinstance(work.count, int) and work.count > 0
     last = functools.partial(ended, of_hidden=of_hidden_later)
     telling = Told(split.gathered, kept, split.anywhere, complete, told, last) if late else None
     stages = Stages(begun, ended, telling)
