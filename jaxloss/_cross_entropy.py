@@ -1,7 +1,7 @@
 """Cross entropy as row-wise ops: a row is all classes of an example, and they may be split over devices."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,11 @@ from jaxloss import _cross_entropy_calls as calls
 from jaxloss import _long_rows, _pair, formulas
 from jaxloss._calls import Array, along, sizes_known
 from jaxloss._examples import Examples, row_weight
+from jaxloss._meshes import Entry
 from jaxloss._objective import Objective
 from jaxloss._pair import RowLoss
-from jaxloss._rows import Op, rank_of_weight, row_wise
+from jaxloss._partitioned import Call, Op
+from jaxloss._rows import RowWise, rank_of_weight
 from jaxloss._split_classes import known_gradient, of_slice, of_split_rows, whole_targets
 from jaxloss._tangents import row_dot, totals, varying_like
 
@@ -85,23 +87,25 @@ def row_loss(objective: Objective) -> RowLoss:
         )
 
     def split(names: tuple[str, ...], axes, *operands):
-        return of_split_rows(objective, axes, names, *of_slice(objective, axes, *operands))
+        """Of classes that `axes` split too, within what `objective.axes` have left of them."""
+        return of_split_rows(objective, objective.axes + axes, names, *of_slice(objective, axes, *operands))
 
-    def op(purpose: str, names: tuple[str, ...]) -> Op:
+    def row_wise(attribute: str, local: Op, split: Op, rank: Callable[..., int] = _row_rank, **options) -> RowWise:
+        return RowWise((__name__, (objective, attribute)), local, split, rank, **options)
+
+    def op(purpose: str, names: tuple[str, ...]) -> RowWise:
         in_slices = functools.partial(of_split_rows, objective, objective.axes, names)
         local = in_slices if objective.axes else functools.partial(whole, purpose, names)
-        return row_wise(local, functools.partial(split, names), _row_rank, features)
+        return row_wise(purpose, local, functools.partial(split, names), features=features)
 
     def grad(axes, *operands_and_stats):
         operands, (maximum, log_sum, *_) = operands_and_stats[: -len(stats)], operands_and_stats[-len(stats) :]
-        if axes != objective.axes:
-            operands = of_slice(objective, axes, *operands)
-        logits, target, row_weight, *parameters = operands
+        logits, target, row_weight, *parameters = of_slice(objective, axes, *operands)
         options = objective.options(parameters)
-        of_rows = (maximum, log_sum, *whole_targets(objective, axes, logits, target, options))
+        of_rows = (maximum, log_sum, *whole_targets(objective, objective.axes + axes, logits, target, options))
         return (known_gradient(objective, options, logits, target, row_weight, *of_rows),)
 
-    def total(purpose: str, names: tuple[str, ...]) -> Op:
+    def total(attribute: str, purpose: str, names: tuple[str, ...]) -> RowWise:
         def local(*operands):
             row_weight = operands[2]
             if row_weight.ndim == 0:
@@ -117,7 +121,7 @@ def row_loss(objective: Objective) -> RowLoss:
                 of_device, *gradient = local(*operands)
             return jax.lax.psum(of_device, axes), *gradient
 
-        return row_wise(local, on_mesh, rank_of_weight, tells_last=True)
+        return row_wise(attribute, local, on_mesh, rank_of_weight, tells_last=True)
 
     stats = objective.stats
     sums_rows = plain and not objective.axes and not objective.in_place
@@ -129,14 +133,19 @@ def row_loss(objective: Objective) -> RowLoss:
         derivative=functools.partial(_derivative, objective),
         tangents=functools.partial(_tangents, objective),
         grad_gives_stats=objective.details,
-        grad=row_wise(functools.partial(grad, objective.axes), grad, _row_rank, features),
+        grad=row_wise("grad", functools.partial(grad, ()), grad, features=features),
         stats=len(stats),
         sums=_many_short_rows if sums_rows else lambda *_: False,
-        total=total("value", ("losses",)) if sums_rows else None,
-        total_and_grad=total("value_and_grad", ("losses", "gradient")) if sums_rows else None,
+        total=total("total", "value", ("losses",)) if sums_rows else None,
+        total_and_grad=total("total_and_grad", "value_and_grad", ("losses", "gradient")) if sums_rows else None,
         features=features,
         split_axes=objective.axes,
     )
+
+
+def partitioned(objective: Objective, attribute: str, outer: tuple[Entry, ...]) -> Call:
+    """The call of that description."""
+    return getattr(row_loss(objective), attribute).call(outer)
 
 
 def _many_short_rows(with_grad: bool, logits: Array, target: Array, _: Array) -> bool:

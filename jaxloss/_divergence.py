@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jaxloss import _calls, _pair, formulas
 from jaxloss._calls import Array, along, taken_out
 from jaxloss._examples import Examples, row_weight
+from jaxloss._meshes import Entry
 from jaxloss._pair import RowLoss
-from jaxloss._rows import row_wise
+from jaxloss._partitioned import Call, Op
+from jaxloss._rows import RowWise
 from jaxloss._tangents import row_dot, varying_like
 from jaxloss.formulas import real
 
@@ -90,19 +92,28 @@ def row_loss(divergence: Divergence, axes: tuple[str, ...] = ()) -> RowLoss:
         gradient = _calls.weighted(operands[2], derivative(operands, tuple(stats))).astype(operands[0].dtype)
         return losses, *stats, gradient
 
-    def op(whole, of_slice):
-        return row_wise(functools.partial(of_slice, axes) if axes else whole, of_slice, _row_rank)
+    def op(attribute: str, whole: Op, of_slice: Op) -> RowWise:
+        def split(more_axes, *operands):
+            return of_slice(axes + more_axes, *operands)
+
+        local = functools.partial(split, ()) if axes else whole
+        return RowWise((__name__, (divergence, axes, attribute)), local, split, _row_rank)
 
     return RowLoss(
         row_rank=_row_rank,
-        value=op(lambda *operands: value_and_stats(*operands)[:1], lambda *operands: formula(*operands)[:1]),
-        value_and_stats=op(value_and_stats, formula),
-        value_and_grad=op(value_and_grad, slice_value_and_grad),
+        value=op("value", lambda *operands: value_and_stats(*operands)[:1], lambda *operands: formula(*operands)[:1]),
+        value_and_stats=op("value_and_stats", value_and_stats, formula),
+        value_and_grad=op("value_and_grad", value_and_grad, slice_value_and_grad),
         derivative=derivative,
         tangents=functools.partial(_tangents, divergence),
         grad_gives_stats=True,
         split_axes=axes,
     )
+
+
+def partitioned(divergence: Divergence, axes: tuple[str, ...], attribute: str, outer: tuple[Entry, ...]) -> Call:
+    """The call of that description."""
+    return getattr(row_loss(divergence, axes), attribute).call(outer)
 
 
 def _losses_and_stats(divergence: Divergence, axes: tuple[str, ...], logits, target, row_weight, scale, *parameters):

@@ -5,13 +5,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding
 
 from jaxloss import _calls, _pair
 from jaxloss._calls import Array, Formula
 from jaxloss._examples import Examples, row_weight
+from jaxloss._meshes import Entry, as_spec, explicit_entries, mesh_of, resharded
 from jaxloss._pair import RowLoss
-from jaxloss._rows import Op, rank_of_weight, row_wise
+from jaxloss._partitioned import Call
+from jaxloss._rows import RowWise, rank_of_weight
 from jaxloss._tangents import row_dot, varying_like
 from jaxloss.formulas import real
 
@@ -73,31 +75,41 @@ def _weight(x: Array, examples: Examples, *, full: bool = False) -> Array:
 @functools.cache
 def row_loss(loss: Elementwise) -> RowLoss:
     """The sum of the losses of a row's elements; `row_weight` has as many axes as are rows."""
-    call = (loss.name, loss.constants, loss.features, loss.value)
-    value = functools.partial(_calls.elementwise_value, *call)
-    value_and_grad = functools.partial(_calls.elementwise_value_and_grad, *call, loss.derivative)
-    features = tuple(_FIRST_PARAMETER + place for place in loss.features)
-
-    def op(local) -> Op:
-        def split(axes, *operands):
-            losses, *gradient = local(*operands)
-            return jax.lax.psum(losses, axes), *gradient
-
-        return row_wise(local, split, rank_of_weight, features)
-
-    value_op = op(value)
+    kernel = (loss.name, loss.constants, loss.features)
+    value = _row_wise(kernel, (loss.value,), weighed=False)
     return RowLoss(
         row_rank=rank_of_weight,
-        value=value_op,
-        value_and_stats=value_op,
-        value_and_grad=op(value_and_grad),
+        value=value,
+        value_and_stats=value,
+        value_and_grad=_row_wise(kernel, (loss.value, loss.derivative), weighed=False),
         sums=lambda *_: True,
-        total=op(functools.partial(value, weighed=True)),
-        total_and_grad=op(functools.partial(value_and_grad, weighed=True)),
+        total=_row_wise(kernel, (loss.value,), weighed=True),
+        total_and_grad=_row_wise(kernel, (loss.value, loss.derivative), weighed=True),
         derivative=lambda operands, _: _of_operands(loss, loss.derivative, operands),
         tangents=functools.partial(_tangents, loss),
-        features=features,
+        features=value.features,
     )
+
+
+def _row_wise(kernel: tuple, of_elements: tuple[Formula, ...], weighed: bool) -> RowWise:
+    """The sum of the losses of a row's elements, and their derivative if there is a formula of it besides the value's.
+
+    `kernel` is a loss's name, constants and features; `weighed` says whether sums are times the row's weight.
+    """
+    function = _calls.elementwise_value if len(of_elements) == 1 else _calls.elementwise_value_and_grad
+    local = functools.partial(function, *kernel, *of_elements, weighed=weighed)
+
+    def split(axes, *operands):
+        losses, *gradient = local(*operands)
+        return jax.lax.psum(losses, axes), *gradient
+
+    features = tuple(_FIRST_PARAMETER + place for place in kernel[-1])
+    return RowWise((__name__, (kernel, of_elements, weighed)), local, split, rank_of_weight, features)
+
+
+def partitioned(kernel: tuple, of_elements: tuple[Formula, ...], weighed: bool, outer: tuple[Entry, ...]) -> Call:
+    """The call of that description."""
+    return _row_wise(kernel, of_elements, weighed).call(outer)
 
 
 def _of_operands(loss: Elementwise, formula: Formula, operands) -> Array:
@@ -132,12 +144,13 @@ def _tangents(loss: Elementwise, operands, losses, stats, dots):
 def _of_every_element(dot: Array, per_feature: bool, x: Array) -> Array:
     """The tangent of a parameter, as often as there are elements."""
     axes = (*range(dot.ndim - 1), x.ndim - 1) if per_feature else tuple(range(dot.ndim))
-    sharding = jax.typeof(x).sharding
-    if not sharding.mesh.explicit_axes:
+    mesh = mesh_of([x])
+    if not mesh.explicit_axes:
         return jax.lax.broadcast_in_dim(dot, x.shape, axes)
     # Where shardings are part of the types: split like `x`, so that in reverse mode devices add up what they have.
-    dot = jax.sharding.reshard(dot, PartitionSpec(*(sharding.spec[axis] for axis in axes)))
-    return jax.lax.broadcast_in_dim(dot, x.shape, axes, out_sharding=sharding.spec)
+    entries = explicit_entries(x)
+    dot = resharded(mesh, dot, as_spec([entries[axis] for axis in axes]))
+    return jax.lax.broadcast_in_dim(dot, x.shape, axes, out_sharding=NamedSharding(mesh, as_spec(entries)))
 
 
 @functools.cache

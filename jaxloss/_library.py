@@ -13,6 +13,13 @@ _FILE_NAME = "libjaxloss.so"
 _HOW_TO_BUILD = "build it with `pip install .` in a checkout of jaxloss, or reinstall the package"
 
 
+CONVENTION = 1
+"""The number of the calling convention: what a program that was compiled or exported expects of the targets."""
+
+PARTITIONED_TARGET = f"jaxloss_v{CONVENTION}_partitioned"
+"""What `_partitioned` calls, which no compiled program holds: XLA's partitioner replaces it."""
+
+
 class _ExportedTarget(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char_p), ("platform", ctypes.c_char_p), ("handler", ctypes.c_void_p))
 

@@ -18,8 +18,10 @@ from jax.custom_batching import custom_vmap
 from jaxloss import _examples, _linear_work
 from jaxloss._calls import Array, manual_axes, varying, weighted
 from jaxloss._examples import Examples
-from jaxloss._linear_mesh import on_mesh
+from jaxloss._linear_mesh import OnMesh
+from jaxloss._linear_split import Split
 from jaxloss._linear_work import HIDDEN, KERNEL, LABELS, REST, WEIGHT, Plan, Wanted
+from jaxloss._partitioned import Call
 from jaxloss._tangents import (
     contracted,
     counted,
@@ -52,26 +54,31 @@ def value(plan: Plan, operands: tuple[Array, Array, Array], examples: Examples, 
 
 
 @functools.cache
-def _losses_on_mesh(plan: Plan) -> Op:
+def _losses_on_mesh(plan: Plan) -> OnMesh:
     results = (plan.tokens,) * (1 + len(plan.stats))
     local = functools.partial(_linear_work.losses, plan, True)
-    return on_mesh(local, plan.roles, results, plan.axes, direct=True)
+    return OnMesh((__name__, (plan, None)), local, plan.roles, results, plan.axes, direct=True)
 
 
 @functools.cache
-def _gradients_on_mesh(plan: Plan, wanted: Wanted, direct: bool) -> Op:
+def _gradients_on_mesh(plan: Plan, wanted: Wanted, direct: bool) -> OnMesh:
     local = functools.partial(_linear_work.gradients, plan, wanted, direct)
     results = ((plan.tokens,) * (1 + len(plan.stats)), wanted.of(plan.roles))
-    return on_mesh(local, plan.roles, results[0] + results[1], plan.axes, direct)
+    return OnMesh((__name__, (plan, wanted)), local, plan.roles, results[0] + results[1], plan.axes, direct)
 
 
 @functools.cache
-def _tangents_on_mesh(plan: Plan, live: tuple[bool, ...]) -> Op:
+def _tangents_on_mesh(plan: Plan, live: tuple[bool, ...]) -> OnMesh:
     local = functools.partial(_linear_work.tangents, plan, live)
     of_dots = tuple(roles for roles, is_live in zip(plan.roles, live, strict=True) if is_live)
     moving = [name for name in plan.stats if name not in ("predicted", "rank")]
     results = (plan.tokens,) * (1 + len(moving))
-    return on_mesh(local, (*plan.roles, *of_dots), results, plan.axes, direct=False)
+    return OnMesh(None, local, (*plan.roles, *of_dots), results, plan.axes, direct=False)
+
+
+def partitioned(plan: Plan, wanted: Wanted | None, outer: Split) -> Call:
+    """The call of that description."""
+    return (_losses_on_mesh(plan) if wanted is None else _gradients_on_mesh(plan, wanted, direct=True)).call(outer)
 
 
 def _batched(size: int, batched, operands, plan: Plan, op_of: Callable[[Plan], Op], sums: bool):

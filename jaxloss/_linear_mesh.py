@@ -1,29 +1,28 @@
-"""Work on tokens and a kernel that lie on a mesh: automatic, explicit, or inside a `shard_map`."""
+"""Work on tokens and a kernel that lie on a mesh, each axis of it treated by its own type.
 
+What an enclosing `shard_map` has split is the caller's. Explicit axes are in the operands' types, and become manual
+here. Of automatic axes XLA's partitioner asks, or it splits the operations of the work as it sees fit.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-import jax
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding
-
 from jaxloss._calls import Array
-from jaxloss._linear_split import Roles, Split, is_sum, split_of
+from jaxloss._linear_split import Roles, Split, is_sum, split_of, within
+from jaxloss._meshes import as_spec, explicit_entries, mesh_of, on_explicit_axes, resharded
+from jaxloss._partitioned import Call, Description, Partition
 from jaxloss._rows import sharding_rule
 
 Local = Callable[..., tuple[Array, ...]]
 
 
-def on_mesh(
-    local: Local,
-    operand_roles: Sequence[Roles],
-    result_roles: Sequence[Roles],
-    axes: tuple[str, ...],
-    direct: bool,
-) -> Callable[..., tuple[Array, ...]]:
-    """`local` on operands that devices may share.
+@dataclasses.dataclass(frozen=True, eq=False)
+class OnMesh:
+    """Work on operands that devices may share.
 
-    Args:
+    Attributes:
+        description: that of its `Call`s, but for their last argument; None where it has none.
         local: the work of one device. It is given how devices split it, and whether they may have split the tokens
             without its knowledge; then operands.
         operand_roles: the roles of the operands' axes.
@@ -32,46 +31,74 @@ def on_mesh(
         direct: whether this is not to be differentiated. Then automatic sharding asks `split_of`; if not, XLA splits
             the operations of `local` as it sees fit.
     """
-    may_trade = direct and operand_roles[1] in result_roles
 
-    def split_on(mesh, operands, specs) -> Split:
-        return split_of(mesh, operand_roles, [operand.shape for operand in operands], specs, may_trade)
+    description: Description | None
+    local: Local
+    operand_roles: Sequence[Roles]
+    result_roles: Sequence[Roles]
+    axes: tuple[str, ...]
+    direct: bool
 
-    @custom_partitioning
-    def automatic(*operands):
-        return local(Split(), False, *operands)
-
-    def partition(mesh, operands, results):
-        del results
-        split = split_on(mesh, operands, [operand.sharding.spec for operand in operands])
-        of_operands = tuple(NamedSharding(mesh, split.operand_spec(roles)) for roles in operand_roles)
-        of_results = tuple(NamedSharding(mesh, split.spec(roles)) for roles in result_roles)
-        return mesh, functools.partial(local, split, False), of_results, of_operands
-
-    names = sorted({role for roles in (*operand_roles, *result_roles) for role in roles})
-    numbered = [[[names.index(role) for role in roles] for roles in many] for many in (operand_roles, result_roles)]
-    automatic.def_partition(partition=partition, sharding_rule=sharding_rule(*numbered))
-
-    def placed(*operands):
-        mesh = jax.typeof(operands[0]).sharding.mesh
-        if mesh.manual_axes:  # inside a shard_map: the operands are what this device holds
-            return local(Split({"v": axes}), False, *operands)
-        if mesh.empty or not mesh.are_all_axes_explicit:
-            return automatic(*operands) if direct else local(Split(), True, *operands)
-        specs = [jax.typeof(operand).sharding.spec for operand in operands]
-        split = split_on(mesh, operands, specs)
-        in_specs = tuple(map(split.operand_spec, operand_roles))
-        results = jax.shard_map(
-            functools.partial(local, split, False),
-            in_specs=in_specs,
-            out_specs=tuple(map(split.spec, result_roles)),
-            check_vma=not direct,  # it can not know that what all gathered is the same everywhere
-        )(*map(jax.sharding.reshard, operands, in_specs))
+    def __call__(self, *operands: Array) -> tuple[Array, ...]:
+        """The results, wherever the operands lie."""
+        mesh, own = mesh_of(operands), Split({"v": self.axes} if self.axes else {})
+        if not mesh.explicit_axes:
+            return self._on_automatic_axes(own, *operands)
+        specs = [as_spec(explicit_entries(operand)) for operand in operands]
+        shapes = [operand.shape for operand in operands]
+        split = split_of(mesh, self.operand_roles, shapes, specs, self._may_trade and not mesh.auto_axes)
+        results = on_explicit_axes(
+            mesh,
+            functools.partial(self._on_automatic_axes, within(own, split)),
+            operands,
+            list(map(split.operand_spec, self.operand_roles)),
+            list(map(split.spec, self.result_roles)),
+            check=not self.direct,  # it can not know that what all gathered is the same everywhere
+        )
         # A gradient is split like its operand.
-        like = {roles: spec for roles, spec in zip(operand_roles, specs, strict=True) if is_sum(roles) or "e" in roles}
+        like = {
+            roles: spec
+            for roles, spec in zip(self.operand_roles, specs, strict=True)
+            if is_sum(roles) or "e" in roles
+        }
         return tuple(
-            jax.sharding.reshard(result, like[roles]) if roles in like else result
-            for roles, result in zip(result_roles, results, strict=True)
+            resharded(mesh, result, like[roles]) if roles in like else result
+            for roles, result in zip(self.result_roles, results, strict=True)
         )
 
-    return placed
+    @property
+    def _may_trade(self) -> bool:
+        return self.direct and self.operand_roles[1] in self.result_roles
+
+    def _on_automatic_axes(self, outer: Split, *operands: Array) -> tuple[Array, ...]:
+        """The results of what explicit axes, now manual, and those of the caller have left of the operands."""
+        mesh = mesh_of(operands)
+        if not mesh.empty and not mesh.auto_axes:
+            return self.local(outer, False, *operands)
+        return self.call(outer)(*operands) if self.direct else self.local(outer, True, *operands)
+
+    def call(self, outer: Split) -> Call:
+        """What the partitioner splits over automatic axes, where devices have split the work so before."""
+
+        def whole(*operands):
+            return self.local(outer, False, *operands)
+
+        def partition(mesh, operands, specs, result_ranks) -> Partition:
+            del result_ranks
+            may_trade = self._may_trade and not outer.operands
+            shapes = [operand.shape for operand in operands]
+            split = split_of(mesh, self.operand_roles, shapes, specs, may_trade, whole=outer.scattered)
+            return Partition(
+                functools.partial(self.local, within(outer, split), False),
+                list(map(split.operand_spec, self.operand_roles)),
+                list(map(split.spec, self.result_roles)),
+            )
+
+        names = sorted({role for roles in (*self.operand_roles, *self.result_roles) for role in roles})
+        numbered = [
+            [[names.index(role) for role in roles] for roles in many]
+            for many in (self.operand_roles, self.result_roles)
+        ]
+        assert self.description is not None
+        module, arguments = self.description
+        return Call((module, (*arguments, outer)), whole, partition, lambda *_: sharding_rule(*numbered))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxloss._calls import Array
-from jaxloss._rows import mesh_axes
+from jaxloss._meshes import as_spec, entries_of
 
 Roles = tuple[str, ...]
 
@@ -48,6 +48,11 @@ class Split:
     def classes(self) -> tuple[str, ...]:
         """The mesh axes that split classes while the work is done."""
         return self.operands.get("v", ())
+
+    @property
+    def scattered(self) -> frozenset[str]:
+        """The roles of which devices that have them whole keep a part of a sum each."""
+        return frozenset(role for role, axes in self.sums.items() if {*axes} - {*self.classes})
 
     def spec(self, roles: Roles) -> PartitionSpec:
         """Of a result."""
@@ -139,8 +144,18 @@ class Split:
 
 
 def _spec(of: dict[str, tuple[str, ...]], roles: Roles) -> PartitionSpec:
-    entries = (of.get(role, ()) for role in roles)
-    return PartitionSpec(*(None if not axes else axes[0] if len(axes) == 1 else axes for axes in entries))
+    return as_spec([of.get(role, ()) for role in roles])
+
+
+def within(outer: Split, inner: Split) -> Split:
+    """Both at once: `inner` splits what `outer` has left of each axis."""
+    if not outer.operands:
+        return inner
+
+    def both(a, b):
+        return {role: a.get(role, ()) + b.get(role, ()) for role in {**a, **b}}
+
+    return Split(both(outer.operands, inner.operands), both(outer.sums, inner.sums), outer.traded + inner.traded)
 
 
 def is_sum(roles: Roles) -> bool:
@@ -149,9 +164,18 @@ def is_sum(roles: Roles) -> bool:
 
 
 def split_of(
-    mesh, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]], specs: Sequence[Sequence], may_trade: bool
+    mesh,
+    roles: Sequence[Roles],
+    shapes: Sequence[tuple[int, ...]],
+    specs: Sequence[Sequence],
+    may_trade: bool,
+    whole: frozenset[str] = frozenset(),
 ) -> Split:
-    """How to split the work, from how operands are split: the first are the hidden states and the kernel."""
+    """How to split the work, from how operands are split: the first are the hidden states and the kernel.
+
+    What has a role that is to stay `whole` is not split.
+    """
+    entries = [entries_of(spec, len(names)) for spec, names in zip(specs, roles, strict=True)]
 
     def even(axes, size):
         # The partitioner pads what does not divide, and padding would count in a sum.
@@ -160,12 +184,12 @@ def split_of(
     operands: dict[str, tuple[str, ...]] = {}
 
     def take(chosen):
-        for names, shape, spec in zip(roles, shapes, specs, strict=True):
-            for role, size, entry in zip(names, shape, spec, strict=False):
-                if not chosen(role) or role in operands or entry is None:
+        for names, shape, of_axes in zip(roles, shapes, entries, strict=True):
+            for role, size, entry in zip(names, shape, of_axes, strict=True):
+                if not chosen(role) or role in operands or role in whole:
                     continue
                 used = {axis for axes in operands.values() for axis in axes}
-                axes = tuple(axis for axis in mesh_axes([entry]) if axis not in used)
+                axes = tuple(axis for axis in entry if axis not in used)
                 if axes and even(axes, size):
                     operands[role] = axes
 
@@ -173,8 +197,8 @@ def split_of(
     tokens = {axis for axes in operands.values() for axis in axes}
     take(lambda role: role == "v")
     sums = {"v": operands["v"]} if "v" in operands else {}
-    for role, size, entry in zip(roles[1], shapes[1], specs[1], strict=False):
-        scattered = tuple(axis for axis in mesh_axes([entry]) if axis in tokens)
+    for role, size, entry in zip(roles[1], shapes[1], entries[1], strict=True):
+        scattered = tuple(axis for axis in entry if axis in tokens and role not in whole)
         if even(sums.get(role, ()) + scattered, size):
             sums[role] = sums.get(role, ()) + scattered
     split = Split(operands, sums)

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss._calls import TAKEN_OUT, Array, along, manual_axes, taken_out, varying, weighted
+from jaxloss._partitioned import Op
 from jaxloss._row_product import row_product
-from jaxloss._rows import Op
 from jaxloss._tangents import (
     contracted,
     counted,

@@ -1,11 +1,15 @@
-"""How one row-wise op behaves under `vmap`, under automatic and explicit sharding and inside `shard_map`.
+"""How one row-wise op behaves under `vmap` and on a mesh, whatever the types of its axes.
 
 A row-wise op's first operand is `[rows..., features...]`, and the axes of every other operand and of every result are
 the first axes of it: all of them, the rows', or fewer. So a batch axis is one more row axis, and a device that holds
 some of the rows computes them alone. Where features are split, the op says what the devices must tell each other
 (`split`). An operand with a number for each feature of the last axis, the same for many rows, has that axis last.
+
+Each axis of a mesh is treated by its own type. What an enclosing `shard_map` has split is the caller's. Explicit axes
+are in the operands' types, and become manual here. Automatic axes are XLA's: its partitioner asks when it knows.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -13,23 +17,19 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-Array = jax.Array
-Op = Callable[..., tuple[Array, ...]]
+from jaxloss._calls import Array
+from jaxloss._meshes import Entry, as_spec, entries_of, explicit_entries, mesh_axes, mesh_of, on_explicit_axes
+from jaxloss._partitioned import Call, Description, Op, Partition
 
 
-def row_wise(
-    local: Op,
-    split: Callable[..., tuple[Array, ...]],
-    row_rank: Callable[..., int],
-    features: Sequence[int] = (),
-    tells_last: bool = False,
-) -> Op:
-    """`local` as an op that JAX may batch and split.
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowWise:
+    """An op that JAX may batch and split.
 
-    Args:
+    Attributes:
+        description: that of its `Call`s, but for their last argument: a function of the others gives this op.
         local: the op on one device: operands to a tuple of results.
         split: the same where features are split over mesh axes, which it is given first, as a tuple of names.
         row_rank: how many of the first operand's axes are rows, given all operands.
@@ -37,73 +37,91 @@ def row_wise(
         tells_last: whether `split` is given those mesh axes apart that the last axis is split over, as a second tuple.
     """
 
-    def axes_of(operands: Sequence) -> list[tuple[int, ...]]:
-        """Which axis of the first operand each axis of each operand is."""
-        last = len(operands[0].shape) - 1
-        ranks = [len(operand.shape) for operand in operands]
+    description: Description
+    local: Op
+    split: Callable[..., tuple[Array, ...]]
+    row_rank: Callable[..., int]
+    features: Sequence[int] = ()
+    tells_last: bool = False
+
+    def __call__(self, *operands: Array) -> tuple[Array, ...]:
+        """The results, wherever the operands lie."""
+        return self._batched(*operands)
+
+    @functools.cached_property
+    def _batched(self) -> Op:
+        op = custom_vmap(self._placed)
+
+        @op.def_vmap
+        def _(size, batched, *operands):
+            operands = (
+                operand if has_axis else jnp.broadcast_to(operand, (size, *operand.shape))
+                for operand, has_axis in zip(operands, batched, strict=True)
+            )
+            results = self(*operands)
+            return results, tuple(True for _ in results)
+
+        return op
+
+    def _placed(self, *operands: Array) -> tuple[Array, ...]:
+        mesh = mesh_of(operands)
+        if not mesh.explicit_axes:
+            return self._on_automatic_axes(((),) * operands[0].ndim, *operands)
+        entries = explicit_entries(operands[0])
+        specs = [as_spec([entries[axis] for axis in axes]) for axes in self._axes_of([o.ndim for o in operands])]
+        results = jax.eval_shape(self.local, *(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands))
+        result_specs = [as_spec(entries[: result.ndim]) for result in results]
+        body = functools.partial(self._on_automatic_axes, entries)
+        return on_explicit_axes(mesh, body, operands, specs, result_specs)
+
+    def _on_automatic_axes(self, outer: tuple[Entry, ...], *operands: Array) -> tuple[Array, ...]:
+        """The results of what explicit axes, now manual, have left of the operands."""
+        mesh = mesh_of(operands)
+        if mesh.empty or mesh.auto_axes:
+            return self.call(outer)(*operands)
+        return self._on_shards(outer, operands)(*operands)
+
+    def _on_shards(self, entries: Sequence[Entry], operands: Sequence) -> Op:
+        """What a device does whose part of each axis of the first operand these mesh axes say."""
+        axes = mesh_axes(entries[self.row_rank(*operands) :])
+        if not axes:
+            return self.local
+        last = mesh_axes(entries[-1:])
+        told = (axes[: len(axes) - len(last)], last) if self.tells_last else (axes,)
+        return functools.partial(self.split, *told)
+
+    def _axes_of(self, ranks: Sequence[int]) -> list[tuple[int, ...]]:
+        """Which axis of the first operand each axis of each operand is, from the operands' ranks."""
+        last = ranks[0] - 1
         return [
-            (*range(rank - 1), last) if place in features else tuple(range(rank)) for place, rank in enumerate(ranks)
+            (*range(rank - 1), last) if place in self.features else tuple(range(rank))
+            for place, rank in enumerate(ranks)
         ]
 
-    def on_one_device(spec: Sequence, operands: Sequence) -> Op:
-        axes = mesh_axes(spec[row_rank(*operands) :])
-        if not axes:
-            return local
-        last = mesh_axes(spec[-1:])
-        told = (axes[: len(axes) - len(last)], last) if tells_last else (axes,)
-        return functools.partial(split, *told)
+    @functools.cache  # noqa: B019, ops are made once and kept
+    def call(self, outer: tuple[Entry, ...]) -> Call:
+        """What the partitioner splits over automatic axes, where these axes have split the first operand before."""
 
-    @custom_partitioning
-    def automatic(*operands):
-        return local(*operands)
+        def whole(*operands):
+            return self._on_shards(outer, operands)(*operands)
 
-    def partition(mesh, operands, results):
-        spec = common_spec(operands, axes_of(operands))
-        rank = row_rank(*operands)
-        spec = spec[:rank] + evenly_split(mesh, operands[0].shape[rank:], spec[rank:])
+        def partition(mesh, operands, specs, result_ranks) -> Partition:
+            axes = self._axes_of([len(operand.shape) for operand in operands])
+            entries = common_entries(specs, axes)
+            rank = self.row_rank(*operands)
+            entries = entries[:rank] + evenly_split(mesh, operands[0].shape[rank:], entries[rank:])
 
-        def sharding(axes):
-            return NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in axes)))
+            def spec(axes: Sequence[int]) -> PartitionSpec:
+                return as_spec([entries[axis] for axis in axes])
 
-        shardings = tuple(map(sharding, axes_of(operands)))
-        of_results = jax.tree.map(lambda result: sharding(range(len(result.shape))), results)
-        return mesh, on_one_device(spec, operands), of_results, shardings
+            op = self._on_shards([a + b for a, b in zip(outer, entries, strict=True)], operands)
+            return Partition(op, list(map(spec, axes)), [spec(range(rank)) for rank in result_ranks])
 
-    def rule(mesh, operands, results):
-        del mesh
-        return sharding_rule(axes_of(operands), [range(len(result.shape)) for result in results])
+        def rule(ranks, result_ranks) -> str:
+            return sharding_rule(self._axes_of(ranks), [range(rank) for rank in result_ranks])
 
-    automatic.def_partition(partition=partition, sharding_rule=rule)
-
-    def placed(*operands):
-        mesh = jax.typeof(operands[0]).sharding.mesh
-        if mesh.manual_axes:  # inside a shard_map: the operands are what this device holds
-            return local(*operands)
-        if mesh.empty or not mesh.are_all_axes_explicit:
-            return automatic(*operands)
-        spec = tuple(jax.typeof(operands[0]).sharding.spec)
-
-        specs = tuple(PartitionSpec(*(spec[axis] for axis in axes)) for axes in axes_of(operands))
-        operands = tuple(map(jax.sharding.reshard, operands, specs))
-        results = jax.eval_shape(local, *(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands))
-        of_results = jax.tree.map(lambda result: PartitionSpec(*spec[: result.ndim]), results)
-        body = on_one_device(spec, operands)
-        return jax.shard_map(body, in_specs=specs, out_specs=of_results)(*operands)
-
-    @custom_vmap
-    def op(*operands):
-        return placed(*operands)
-
-    @op.def_vmap
-    def _(size, batched, *operands):
-        operands = (
-            operand if has_axis else jnp.broadcast_to(operand, (size, *operand.shape))
-            for operand, has_axis in zip(operands, batched, strict=True)
-        )
-        results = op(*operands)
-        return results, tuple(True for _ in results)
-
-    return op
+        module, arguments = self.description
+        return Call((module, (*arguments, outer)), whole, partition, rule)
 
 
 def rank_of_weight(x, target, row_weight, *_) -> int:
@@ -112,33 +130,27 @@ def rank_of_weight(x, target, row_weight, *_) -> int:
     return len(row_weight.shape)
 
 
-def mesh_axes(spec: Sequence) -> tuple[str, ...]:
-    """All mesh axes that occur in a partition spec."""
-    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec if entry is not None)
-    return tuple(axis for entry in entries for axis in entry)
-
-
-def common_spec(operands: Sequence, axes_of: Sequence[Sequence[int]]) -> tuple:
+def common_entries(specs: Sequence[PartitionSpec], axes_of: Sequence[Sequence[int]]) -> tuple[Entry, ...]:
     """How to split each axis of the first operand: as it is split there, else as it is in an operand that shares it."""
-    spec: list = [None] * len(operands[0].shape)
-    for operand, axes in zip(operands, axes_of, strict=True):
-        for axis, entry in zip(axes, operand.sharding.spec, strict=False):
-            if spec[axis] is None and entry is not None and not set(mesh_axes([entry])) & set(mesh_axes(spec)):
-                spec[axis] = entry
-    return tuple(spec)
+    common: list[Entry] = [()] * len(axes_of[0])
+    for spec, axes in zip(specs, axes_of, strict=True):
+        for axis, entry in zip(axes, entries_of(spec, len(axes)), strict=True):
+            if not common[axis] and not set(entry) & set(mesh_axes(common)):
+                common[axis] = entry
+    return tuple(common)
 
 
-def evenly_split(mesh, shape: Sequence[int], spec: Sequence) -> tuple:
-    """The spec of features, unsplit where they do not divide among the devices.
+def evenly_split(mesh, shape: Sequence[int], entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """How features are split: not at all where they do not divide among the devices.
 
     The partitioner pads what does not divide. A padded row is a row whose results nobody reads, but padded features
     would count in their row's sum.
     """
 
     def even(size, entry):
-        return size % math.prod(mesh.shape[axis] for axis in mesh_axes([entry])) == 0
+        return size % math.prod(mesh.shape[axis] for axis in entry) == 0
 
-    return tuple(entry if even(size, entry) else None for size, entry in zip(shape, spec, strict=True))
+    return tuple(entry if even(size, entry) else () for size, entry in zip(shape, entries, strict=True))
 
 
 def sharding_rule(operands: Sequence[Sequence[int]], results: Sequence[Sequence[int]]) -> str:

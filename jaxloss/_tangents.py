@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding
 
 from jaxloss._calls import Array, along, manual_axes, taken_out, weighted
+from jaxloss._meshes import as_spec, explicit_entries, mesh_of
 from jaxloss.formulas import real
 
 
@@ -41,9 +42,9 @@ def zero_tangent(primal: Array):
 def row_dot(a: Array, b: Array, rank: int) -> Array:
     """The sum of `a * b` over all axes but the first `rank`."""
     rows, features = tuple(range(rank)), tuple(range(rank, a.ndim))
-    sharding = jax.typeof(a).sharding
+    mesh = mesh_of([a, b])
     # Where shardings are part of the types, split features must be told what becomes of them: they are summed.
-    out_sharding = PartitionSpec(*sharding.spec[:rank]) if sharding.mesh.explicit_axes else None
+    out_sharding = NamedSharding(mesh, as_spec(explicit_entries(a)[:rank])) if mesh.explicit_axes else None
     # Not sum(a * b), which jaxlib 0.10.2's CPU compiler gets wrong under vmap.
     return jax.lax.dot_general(
         real(a),
