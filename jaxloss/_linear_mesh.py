@@ -57,9 +57,7 @@ class OnMesh:
         )
         # A gradient is split like its operand.
         like = {
-            roles: spec
-            for roles, spec in zip(self.operand_roles, specs, strict=True)
-            if is_sum(roles) or "e" in roles
+            roles: spec for roles, spec in zip(self.operand_roles, specs, strict=True) if is_sum(roles) or "e" in roles
         }
         return tuple(
             resharded(mesh, result, like[roles]) if roles in like else result

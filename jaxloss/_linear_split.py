@@ -167,7 +167,7 @@ def split_of(
     mesh,
     roles: Sequence[Roles],
     shapes: Sequence[tuple[int, ...]],
-    specs: Sequence[Sequence],
+    specs: Sequence[PartitionSpec],
     may_trade: bool,
     whole: frozenset[str] = frozenset(),
 ) -> Split:

@@ -1,6 +1,6 @@
 """What the types of operands say of the mesh that they lie on, with or without a mesh in context."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
@@ -16,7 +16,7 @@ def mesh_axes(entries: Sequence[Entry]) -> Entry:
     return tuple(axis for entry in entries for axis in entry)
 
 
-def entries_of(spec: Sequence, rank: int) -> tuple[Entry, ...]:
+def entries_of(spec: Iterable, rank: int) -> tuple[Entry, ...]:
     """The mesh axes that split each of so many axes."""
     given = tuple(() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in spec)
     return given + ((),) * (rank - len(given))
@@ -40,7 +40,8 @@ def explicit_entries(x: Array) -> tuple[Entry, ...]:
 
 def resharded(mesh: AbstractMesh, x: Array, spec: PartitionSpec) -> Array:
     """`x`, its explicit axes split so."""
-    if not mesh.explicit_axes or explicit_entries(x) == entries_of(spec, x.ndim) and not jax.typeof(x).sharding.mesh.empty:
+    on_mesh = not jax.typeof(x).sharding.mesh.empty
+    if not mesh.explicit_axes or (on_mesh and explicit_entries(x) == entries_of(spec, x.ndim)):
         return x
     return jax.sharding.reshard(x, NamedSharding(mesh, spec))
 

@@ -41,7 +41,7 @@ class RowWise:
     local: Op
     split: Callable[..., tuple[Array, ...]]
     row_rank: Callable[..., int]
-    features: Sequence[int] = ()
+    features: tuple[int, ...] = ()
     tells_last: bool = False
 
     def __call__(self, *operands: Array) -> tuple[Array, ...]:
