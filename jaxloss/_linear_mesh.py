@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from jaxloss._calls import Array
+from jaxloss._calls import Array, manual_axes, varying
 from jaxloss._linear_split import Roles, Split, is_sum, split_of, within
 from jaxloss._meshes import as_spec, explicit_entries, mesh_of, on_explicit_axes, resharded
 from jaxloss._partitioned import Call, Description, Partition
@@ -59,6 +59,12 @@ class OnMesh:
         like = {
             roles: spec for roles, spec in zip(self.operand_roles, specs, strict=True) if is_sum(roles) or "e" in roles
         }
+        # What is not checked has lost what it varies over of an enclosing `shard_map`.
+        others = [axis for axis in manual_axes(*operands) if axis not in self.axes]
+        results = [
+            varying((*others, *(self.axes if "v" in roles else ())), result)
+            for roles, result in zip(self.result_roles, results, strict=True)
+        ]
         return tuple(
             resharded(mesh, result, like[roles]) if roles in like else result
             for roles, result in zip(self.result_roles, results, strict=True)
