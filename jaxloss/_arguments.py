@@ -58,7 +58,7 @@ def class_target(
         return target, logits, None
     if target.shape != logits.shape[:-1]:
         raise _class_shape_error(target, logits)
-    if classes > jnp.iinfo(jnp.int32).max:
+    if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
         raise ValueError(f"logits has {classes} classes: expected at most {jnp.iinfo(jnp.int32).max}")
     counted = None if ignore_index is None else _differs(target, ignore_index)
     if jnp.iinfo(target.dtype).bits >= 32 and target.dtype != jnp.int32:

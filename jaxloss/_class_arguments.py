@@ -115,8 +115,11 @@ def whole_width(logits, axes: tuple[str, ...]) -> int:
     return logits.shape[-1] * (jax.lax.axis_size(axes) if axes else 1)
 
 
-def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict[str, Array], int]:
-    """The parameters of the options that are on, and how many classes count. Of logits, type and shape are asked."""
+def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict[str, Array], int | None]:
+    """The parameters of the options that are on, and how many classes count (None as in `Objective`).
+
+    Of logits, type and shape are asked.
+    """
     width = whole_width(logits, axes)
     num_classes = _number_of_classes(options.num_classes, width)
     dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
@@ -128,7 +131,9 @@ def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict
     if num_classes is not None and num_classes != width:
         parameters["num_classes"] = jnp.int32(num_classes)
     in_order = {name: parameters[name] for name in PARAMETERS if name in parameters}
-    return in_order, width if num_classes is None else num_classes
+    if num_classes is None:
+        num_classes = width if isinstance(width, int) else None
+    return in_order, num_classes
 
 
 def _of_rows(examples: Examples, logits: Array, axis: int, counted: Array | None) -> Examples:
@@ -146,9 +151,22 @@ def _of_rows(examples: Examples, logits: Array, axis: int, counted: Array | None
 def _number_of_classes(num_classes: int | None, width: int) -> int | None:
     if num_classes is None:
         return None
+    if not isinstance(width, int) and not _is_known(num_classes, width):
+        raise ValueError(
+            f"num_classes is {num_classes}, logits has {width} classes: expected so many that it is known to be from 1 "
+            f"to {width}; give jax.export.symbolic_shape constraints=('{width} >= {num_classes}',)"
+        )
     if not 1 <= integer("num_classes", num_classes) <= width:
         raise ValueError(f"num_classes is {num_classes}, logits has {width} classes: expected from 1 to {width}")
     return int(num_classes)
+
+
+def _is_known(num_classes: int, width) -> bool:
+    """Whether it is known that so many are no more than a width that only the call of an exported program knows."""
+    try:
+        return bool(integer("num_classes", num_classes) <= width)
+    except jax.errors.InconclusiveDimensionOperation:
+        return False
 
 
 def _share(mix, logits: Array, axis: int, dtype) -> Array:

@@ -203,7 +203,7 @@ class Work:
 
     def of_rows(self, names) -> list[Result]:
         """The results of these names: losses and statistics."""
-        outside = {"predicted": -1, "rank": self.objective.classes}
+        outside = {"predicted": -1, "rank": self.objective.classes_of(self.kernel.shape[self.classes_axis])}
         dtype = self.rows[-1].dtype
         return [
             Result(jnp.dtype(jnp.int32), self.own_axes, of_row_taken_out=outside[name])
