@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloss._arrays import array, axis_moved, of_dtype
 from jaxloss._calls import Array, manual_axes
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -12,7 +13,7 @@ _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 def prediction(name: str, x) -> Array:
     """`x` as an array of one of the floating-point types that have kernels."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     if x.dtype.name not in _FLOATS:
         raise TypeError(f"{name} has dtype {x.dtype}: expected one of {', '.join(_FLOATS)}")
     return x
@@ -23,7 +24,7 @@ def probabilities(target, name: str, x: Array, target_name: str = "target") -> t
 
     The target keeps its type, or is widened, never narrowed.
     """
-    target = jnp.asarray(target)
+    target = array(target_name, target)
     if jnp.issubdtype(target.dtype, jnp.complexfloating):
         raise TypeError(f"{target_name} has dtype {target.dtype}: expected a real type")
     if target.shape != x.shape:
@@ -31,7 +32,7 @@ def probabilities(target, name: str, x: Array, target_name: str = "target") -> t
     if target.dtype == jnp.float64 and x.dtype != jnp.float64:
         x = x.astype(jnp.float64)
     elif target.dtype == jnp.bool_ or x.dtype in (jnp.float32, jnp.float64):
-        target = target.astype(x.dtype)
+        target = of_dtype(target, x.dtype)
     elif target.dtype not in (x.dtype, jnp.float32):
         target = target.astype(jnp.float32)
     return target, x
@@ -64,7 +65,7 @@ def class_target(
     if jnp.iinfo(target.dtype).bits >= 32 and target.dtype != jnp.int32:
         # Narrowed only when in range: 2³² + 3 must not become class 3.
         target = jnp.where((target >= 0) & (target < classes), target, -1)
-    return target.astype(jnp.int32), logits, counted
+    return of_dtype(target, jnp.int32), logits, counted
 
 
 def _differs(target: Array, ignore_index: int) -> Array | None:
@@ -115,7 +116,7 @@ def axis_index(axis: int, ndim: int) -> int:
 
 def classes_last(x: Array, axis: int, ndim: int) -> Array:
     """`x` with the axis of classes of `ndim` axes last; as it is, if it has another number of axes: those of rows."""
-    return jnp.moveaxis(x, axis, -1) if x.ndim == ndim else x
+    return axis_moved(x, axis, -1) if x.ndim == ndim else x
 
 
 def mesh_axes(axis_name: str | tuple[str, ...] | None, x: Array, name: str = "logits") -> tuple[str, ...]:

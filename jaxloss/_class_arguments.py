@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _arguments, _examples, formulas
+from jaxloss._arrays import array, axis_moved, real_dtype
 from jaxloss._calls import Array
 from jaxloss._cross_entropy import Operands
 from jaxloss._cross_entropy_calls import PARAMETERS
@@ -71,20 +72,20 @@ def checked(
         raise ValueError(f"ignore_index is {ignore_index}, target is mixed: expected None; leave rows out by where=")
     first, second, mix = target if mixed else (target, None, None)
 
-    first, shape = jnp.asarray(first), logits.shape
+    first, shape = array("target", first), logits.shape
     if first.shape == shape and not jnp.issubdtype(first.dtype, jnp.integer):
         if mixed:
             raise ValueError(f"target mixes arrays of dtype {first.dtype}: expected class indices; mix probabilities")
-        first = jnp.moveaxis(first, axis, -1)
-    logits = jnp.moveaxis(logits, axis, -1)
+        first = axis_moved(first, axis, -1)
+    logits = axis_moved(logits, axis, -1)
     width = whole_width(logits, axes)
     first, logits, counted = _arguments.class_target(first, logits, width, ignore_index)
     given, classes = parameters_of(options, logits, axes)
-    dtype = formulas.real(logits).dtype
+    dtype = real_dtype(logits)
 
     parameters: dict[str, Array] = {}
     if mixed:
-        second = jnp.asarray(second)
+        second = array("target", second)
         if not jnp.issubdtype(second.dtype, jnp.integer):
             raise TypeError(f"target mixes labels with an array of dtype {second.dtype}: expected class indices")
         parameters["second_label"] = _arguments.class_target(second, logits, width, None)[0]
@@ -122,7 +123,7 @@ def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict
     """
     width = whole_width(logits, axes)
     num_classes = _number_of_classes(options.num_classes, width)
-    dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
+    dtype = real_dtype(logits)
     parameters: dict[str, Array] = {}
     if options.class_weights is not None:
         parameters["class_weights"] = _class_weights(options.class_weights, logits, num_classes, axes).astype(dtype)

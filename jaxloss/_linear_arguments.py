@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _arguments, _class_arguments, _examples, formulas
+from jaxloss._arrays import array
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options
 from jaxloss._linear_work import Plan
@@ -45,7 +46,7 @@ def checked(
         raise ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]")
     classes = kernel.shape[0 if classes_first else 1]
     tokens, rank = hidden.shape[:-1], hidden.ndim - 1
-    labels = jnp.asarray(labels)
+    labels = array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
     if labels.shape != tokens:

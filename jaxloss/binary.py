@@ -4,8 +4,10 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
+from jaxloss._arrays import array, of_dtype
 from jaxloss._calls import Array
 
 
@@ -175,12 +177,12 @@ def d_binary_cross_entropy(
     options = (class_weights, pos_weight, label_smoothing, focal_gamma, focal_alpha)
     x, a, examples = _checked(logits, target, where, ignore_index, weights, reduction, normalizer)
     loss, parameters = _loss(_arguments.clip_value(clip, 0.5), x, *options)
-    return _elementwise.gradient(loss, x, a, examples, parameters).astype(jnp.asarray(logits).dtype)
+    return of_dtype(_elementwise.gradient(loss, x, a, examples, parameters), array("logits", logits).dtype)
 
 
 def _checked(logits, target, where, ignore_index, weights, reduction, normalizer):
     """Logits and target in types that have kernels, and the examples."""
-    logits, target = _arguments.prediction("logits", logits), jnp.asarray(target)
+    logits, target = _arguments.prediction("logits", logits), array("target", target)
     examples = _examples.checked(where, weights, reduction, normalizer)
     counted = _arguments.elements_counted(target, ignore_index)
     target, logits = _arguments.probabilities(target, "logits", logits)
@@ -222,7 +224,7 @@ def _weights(class_weights, pos_weight, x: Array) -> tuple[Array, Array]:
     of_class = jnp.ones(()) if class_weights is None else _parameters.per_class("class_weights", class_weights, x)
     if pos_weight is None:
         return of_class, of_class
-    if jnp.ndim(pos_weight) == 0:
+    if isinstance(pos_weight, int | float | np.generic) or array("pos_weight", pos_weight).ndim == 0:
         positive = _parameters.number("pos_weight", pos_weight, _parameters.NOT_NEGATIVE)
     else:
         positive = _parameters.per_class("pos_weight", pos_weight, x, ", or a scalar")

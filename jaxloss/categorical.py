@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _arguments, _cross_entropy
+from jaxloss._arrays import array, axis_moved, of_dtype
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options, checked
 
@@ -185,7 +186,7 @@ def d_categorical_cross_entropy(
         axis_name=axis_name,
     )
     gradient = _cross_entropy.gradient(classes.objective, classes.operands, classes.examples)
-    return jnp.moveaxis(gradient, -1, classes.axis).astype(jnp.asarray(logits).dtype)
+    return of_dtype(axis_moved(gradient, -1, classes.axis), array("logits", logits).dtype)
 
 
 class CrossEntropyStats(NamedTuple):
@@ -344,7 +345,7 @@ def log_prob(
 
     Source: R. J. Williams, *Simple statistical gradient-following algorithms* (1992).
     """
-    labels = jnp.asarray(labels)
+    labels = array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
     options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
@@ -390,7 +391,7 @@ def entropy(
     """
     logits = _arguments.prediction("logits", logits)
     axis = _arguments.axis_index(axis, logits.ndim)
-    labels = jnp.zeros_like(jnp.moveaxis(logits, axis, -1)[..., 0], jnp.int32)  # split like the rows
+    labels = jnp.zeros_like(axis_moved(logits, axis, -1)[..., 0], jnp.int32)  # split like the rows
     options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
     classes = checked(
         logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name, details=True

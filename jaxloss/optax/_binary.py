@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxloss._arrays import array
 from jaxloss._calls import Array
 from jaxloss.binary import binary_cross_entropy
 from jaxloss.optax._operands import broadcast, floating, number, of_type, wide, with_derivatives
@@ -142,7 +143,7 @@ def sparsemax_loss(logits, labels) -> Array:
 
     Source: M. Blondel, A. F. T. Martins and V. Niculae, *Learning with Fenchel-Young Losses* (2020), section 4.4.
     """
-    x, a = number("logits", logits), jnp.asarray(labels)
+    x, a = number("logits", logits), array("labels", labels)
     broadcast(logits=x, labels=a)
     return of_type(_sparse_plus(jnp.where(a, -wide(x), wide(x))), 0.0, logits)
 

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from jaxloss._arrays import array
 from jaxloss._calls import Array
 
 
 def floating(name: str, x) -> Array:
     """`x` as an array, of a floating-point type."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point type")
     return x
@@ -19,7 +20,7 @@ def floating(name: str, x) -> Array:
 
 def number(name: str, x) -> Array:
     """`x` as an array, of any real type."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"{name} has dtype {x.dtype}: expected a real type")
     return x
@@ -27,7 +28,7 @@ def number(name: str, x) -> Array:
 
 def mask(where) -> Array:
     """`where` as an array of booleans."""
-    where = jnp.asarray(where)
+    where = array("where", where)
     if where.dtype != jnp.bool_:
         raise ValueError(f"where has dtype {where.dtype}: expected bool")
     return where
@@ -51,7 +52,7 @@ def wide(x: Array) -> Array:
 
 def of_type(x: Array, *operands) -> Array:
     """`x` in the type that optax gives a result of these operands: the one they promote to."""
-    dtype = jnp.result_type(*map(jnp.asarray, operands))
+    dtype = jnp.result_type(*(x if isinstance(x, Array) else jnp.asarray(x) for x in operands))
     return x if x.dtype == dtype else x.astype(dtype)
 
 

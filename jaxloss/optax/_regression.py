@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxloss._arrays import array
 from jaxloss._calls import Array
 from jaxloss.optax._operands import broadcast, floating, number, of_type, wide, with_derivatives
 
@@ -113,8 +114,10 @@ def _operands(predictions, targets) -> tuple:
 
 
 def _equal_shapes(predictions, targets) -> Array:
-    if targets is not None and (found := jnp.asarray(targets).shape) != (expected := jnp.asarray(predictions).shape):
-        raise ValueError(f"targets has shape {found}, predictions {expected}: expected equal shapes")
+    if targets is not None:
+        found, expected = array("targets", targets).shape, array("predictions", predictions).shape
+        if found != expected:
+            raise ValueError(f"targets has shape {found}, predictions {expected}: expected equal shapes")
     return _errors(predictions, targets)
 
 

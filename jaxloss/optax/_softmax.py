@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxloss._arrays import array
 from jaxloss._calls import Array
 from jaxloss.categorical import categorical_cross_entropy
 from jaxloss.optax._operands import broadcast, floating, mask, number, of_type, wide
@@ -88,7 +89,7 @@ def softmax_cross_entropy_with_integer_labels(logits, labels, axis: int | tuple[
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4.
     """
-    x, labels = floating("logits", logits), jnp.asarray(labels)
+    x, labels = floating("logits", logits), array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type")
     if not isinstance(axis, int | tuple):
