@@ -29,6 +29,12 @@ def of_dtype(x: jax.Array, dtype) -> jax.Array:
     return x if x.dtype == dtype else x.astype(dtype)
 
 
+def promoted(*operands) -> np.dtype:
+    """The type that the operands, arrays or types, promote to: on purpose, so also under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*operands)
+
+
 def real_dtype(x: jax.Array) -> np.dtype:
     """The type that losses of `x` are computed in."""
     return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)

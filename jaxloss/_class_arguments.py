@@ -221,6 +221,6 @@ def _class_share(target: Array, logits: Array, parameters: dict[str, Array], axe
         given |= {name: given[name] - begin for name in ("second_label", "num_classes") if name in given}
     share = formulas.given_targets(logits, target, given)
     if "class_weights" in parameters:
-        share = share * parameters["class_weights"]
+        share = share * jax.lax.expand_dims(parameters["class_weights"], range(share.ndim - 1))
     share = jnp.sum(share, axis=-1)
     return jax.lax.psum(share, axes) if axes else share

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _arguments, _class_arguments, _examples, formulas
-from jaxloss._arrays import array
+from jaxloss._arrays import array, promoted
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options
 from jaxloss._linear_work import Plan
@@ -58,7 +58,7 @@ def checked(
     if chunk_size is not None and integer("chunk_size", chunk_size) < 1:
         raise ValueError(f"chunk_size is {chunk_size}: expected at least 1, or None")
 
-    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), jnp.promote_types(hidden.dtype, kernel.dtype))
+    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), promoted(hidden.dtype, kernel.dtype))
     by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     labels, labelled = _shifted(labels, integer("shift", shift))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._arrays import array
+from jaxloss._arrays import array, promoted
 from jaxloss._calls import Array
 
 
@@ -52,7 +52,7 @@ def wide(x: Array) -> Array:
 
 def of_type(x: Array, *operands) -> Array:
     """`x` in the type that optax gives a result of these operands: the one they promote to."""
-    dtype = jnp.result_type(*(x if isinstance(x, Array) else jnp.asarray(x) for x in operands))
+    dtype = promoted(*(x if isinstance(x, Array) else jnp.asarray(x) for x in operands))
     return x if x.dtype == dtype else x.astype(dtype)
 
 
