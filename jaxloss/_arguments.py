@@ -1,7 +1,9 @@
 """Checks of predictions and targets, before anything is traced."""
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -64,8 +66,13 @@ def class_target(
     counted = None if ignore_index is None else _differs(target, ignore_index)
     if jnp.iinfo(target.dtype).bits >= 32 and target.dtype != jnp.int32:
         # Narrowed only when in range: 2³² + 3 must not become class 3.
-        target = jnp.where((target >= 0) & (target < classes), target, -1)
+        target = _out_of_range_marked(target, classes)
     return of_dtype(target, jnp.int32), logits, counted
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _out_of_range_marked(target: Array, classes: int) -> Array:
+    return jnp.where((target >= 0) & (target < classes), target, -1)
 
 
 def _differs(target: Array, ignore_index: int) -> Array | None:
@@ -74,7 +81,12 @@ def _differs(target: Array, ignore_index: int) -> Array | None:
     info = jnp.iinfo(target.dtype)
     if not info.min <= ignore_index <= info.max:
         return None  # an index that the labels' type cannot hold marks nothing
-    return target != np.asarray(ignore_index, target.dtype)
+    return _is_not(target, ignore_index)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _is_not(target: Array, index: int) -> Array:
+    return target != np.asarray(index, target.dtype)
 
 
 def elements_counted(target: Array, ignore_index: int | None) -> Array | None:

@@ -19,7 +19,8 @@ def array(name: str, x) -> jax.Array:
     if not _may_be_array(x):
         raise TypeError(f"{name} has type {_type_of(x)}: expected an array")
     try:
-        return jnp.asarray(x)
+        # A number is put on the device as such, which a transfer guard allows.
+        return jax.device_put(x) if isinstance(x, numbers.Number) else jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} has type {_type_of(x)}, which is no array ({error}): expected an array") from error
 

@@ -1,9 +1,11 @@
 """The arguments that every loss of classes has, checked and brought into the form that `_cross_entropy` takes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxloss import _arguments, _examples, formulas
 from jaxloss._arrays import array, axis_moved, real_dtype
@@ -128,9 +130,9 @@ def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict
     if options.class_weights is not None:
         parameters["class_weights"] = _class_weights(options.class_weights, logits, num_classes, axes).astype(dtype)
     for name, value in _numbers(options).items():
-        parameters[name] = jnp.asarray(value, dtype)
+        parameters[name] = value.astype(dtype)
     if num_classes is not None and num_classes != width:
-        parameters["num_classes"] = jnp.int32(num_classes)
+        parameters["num_classes"] = jax.device_put(np.int32(num_classes))
     in_order = {name: parameters[name] for name in PARAMETERS if name in parameters}
     if num_classes is None:
         num_classes = width if isinstance(width, int) else None
@@ -180,7 +182,7 @@ def _share(mix, logits: Array, axis: int, dtype) -> Array:
 def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: tuple[str, ...]) -> Array:
     class_weights, width = real_array("class_weights", class_weights), logits.shape[-1]
     if num_classes is not None and not axes and class_weights.shape == (num_classes,):
-        class_weights = jnp.pad(class_weights, (0, width - num_classes))
+        class_weights = _padded(class_weights, width - num_classes)
     if class_weights.shape != (width,):
         expected = f"({width},)" if num_classes in (None, width) or axes else f"({num_classes},) or ({width},)"
         raise ValueError(
@@ -188,6 +190,11 @@ def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: 
             "a weight a class"
         )
     return class_weights
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _padded(class_weights: Array, padding: int) -> Array:
+    return jnp.pad(class_weights, (0, padding))
 
 
 def _numbers(options: Options) -> dict[str, Array]:
@@ -209,6 +216,7 @@ def _numbers(options: Options) -> dict[str, Array]:
     return found
 
 
+@functools.partial(jax.jit, static_argnums=3, inline=True)
 def _class_share(target: Array, logits: Array, parameters: dict[str, Array], axes: tuple[str, ...]) -> Array | None:
     """What a row counts in the sum of the weights: its target's classes' weights; None for 1."""
     by_index = jnp.issubdtype(target.dtype, jnp.integer)

@@ -106,10 +106,16 @@ def _shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
         raise ValueError(
             f"shift is {shift}, labels has shape (): expected an axis along which labels follow each other"
         )
+    return _next_labels(labels, shift)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _next_labels(labels: Array, shift: int) -> tuple[Array, Array]:
     length = labels.shape[-1]
     return jnp.roll(labels, -shift, -1), jnp.arange(length) < length - shift
 
 
+@functools.partial(jax.jit, static_argnums=2, inline=True)
 def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ...]) -> Array | None:
     """What a token counts in the sum of the weights: the weight of its label; None for 1."""
     if class_weights is None:

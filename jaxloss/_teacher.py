@@ -1,7 +1,9 @@
 """Checks of a student, its teacher and the numbers of a divergence, before anything is traced."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -61,7 +63,7 @@ def checked(
         student=axis_moved(student, axis, -1),
         teacher=axis_moved(teacher, axis, -1),
         examples=_examples.classes_last(examples, axis, logits.ndim),
-        scale=1 / temperature,
+        scale=_reciprocal(temperature),
         axis=axis,
         dtype=logits.dtype,
     )
@@ -82,5 +84,14 @@ def beta_array(beta, dtype) -> Array:
 
 def _number_or_nan(name: str, x, interval: Interval, dtype) -> Array:
     """`x` as an array; NaN where it is traced and not of the interval, beyond which a divergence may look sound."""
-    x = number(name, x, interval).astype(dtype)
+    return _nan_outside(interval, number(name, x, interval).astype(dtype))
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _nan_outside(interval: Interval, x: Array) -> Array:
     return jnp.where(interval.contains(x), x, jnp.nan)
+
+
+@functools.partial(jax.jit, inline=True)
+def _reciprocal(x: Array) -> Array:
+    return 1 / x

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -199,11 +200,10 @@ def _loss(clip: float, x: Array, class_weights, pos_weight, label_smoothing, foc
     smoothing = _parameters.number("label_smoothing", label_smoothing, _parameters.FROM_0_TO_1)
     smooth, focus = not _is_zero(label_smoothing), not (focal_gamma is None or _is_zero(focal_gamma))
     gamma = _parameters.number("focal_gamma", 0.0 if focal_gamma is None else focal_gamma, _parameters.NOT_NEGATIVE)
-    if_one, if_zero = _weights(class_weights, pos_weight, x)
-    alphas = (1.0, 1.0)
+    alpha = None
     if focal_alpha is not None:
         alpha = _parameters.number("focal_alpha", focal_alpha, _parameters.FROM_0_TO_1)
-        alphas = (alpha, 1 - alpha)
+    if_one, if_zero, *alphas = _of_both_classes(*_weights(class_weights, pos_weight, x), alpha)
 
     weighted = class_weights is not None or pos_weight is not None
     if not (weighted or smooth or focus or focal_alpha is not None):
@@ -211,7 +211,7 @@ def _loss(clip: float, x: Array, class_weights, pos_weight, label_smoothing, foc
     features = tuple(place for place, weight in enumerate((if_one, if_zero)) if weight.ndim)
     if not focus and focal_alpha is None:
         return _weighted(clip, features), (if_one, if_zero, smoothing)
-    return _focal(clip, features), (if_one, if_zero, smoothing, gamma, *map(jnp.asarray, alphas))
+    return _focal(clip, features), (if_one, if_zero, smoothing, gamma, *alphas)
 
 
 def _is_zero(option) -> bool:
@@ -219,13 +219,22 @@ def _is_zero(option) -> bool:
     return isinstance(option, int | float) and option == 0
 
 
-def _weights(class_weights, pos_weight, x: Array) -> tuple[Array, Array]:
-    """What the losses of the positive and of the negative class are multiplied by: scalars, or one for each class."""
-    of_class = jnp.ones(()) if class_weights is None else _parameters.per_class("class_weights", class_weights, x)
+@functools.partial(jax.jit, inline=True)
+def _of_both_classes(of_class: Array | None, positive: Array | None, alpha: Array | None) -> tuple[Array, ...]:
+    """What the losses of the positive and of the negative class are multiplied by; and alphas of the focal loss."""
+    one = jnp.ones(())
+    of_class = one if of_class is None else of_class
+    if_one = of_class if positive is None else of_class * positive
+    return if_one, of_class, *((one, one) if alpha is None else (alpha, 1 - alpha))
+
+
+def _weights(class_weights, pos_weight, x: Array) -> tuple[Array | None, Array | None]:
+    """The weights of all elements of a class, and of its positive ones, None for 1: scalars, or one for each class."""
+    of_class = None if class_weights is None else _parameters.per_class("class_weights", class_weights, x)
     if pos_weight is None:
-        return of_class, of_class
+        return of_class, None
     if isinstance(pos_weight, int | float | np.generic) or array("pos_weight", pos_weight).ndim == 0:
         positive = _parameters.number("pos_weight", pos_weight, _parameters.NOT_NEGATIVE)
     else:
         positive = _parameters.per_class("pos_weight", pos_weight, x, ", or a scalar")
-    return of_class * positive, of_class
+    return of_class, positive

@@ -1,5 +1,6 @@
 """Losses of classes that exclude each other."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -289,6 +290,7 @@ def categorical_cross_entropy_with_stats(
     return loss, public_stats(classes.objective, classes.operands[2], stats)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def public_stats(objective: _cross_entropy.Objective, parameters, stats: dict[str, Array]) -> CrossEntropyStats:
     """The statistics as the public functions give them, from those of the row loss."""
     lse, z_loss = stats["maximum"] + stats["log_sum"], objective.options(parameters).get("z_loss")
@@ -391,9 +393,15 @@ def entropy(
     """
     logits = _arguments.prediction("logits", logits)
     axis = _arguments.axis_index(axis, logits.ndim)
-    labels = jnp.zeros_like(axis_moved(logits, axis, -1)[..., 0], jnp.int32)  # split like the rows
+    labels = _first_classes(logits, axis)
     options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
     classes = checked(
         logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name, details=True
     )
     return _cross_entropy.value_and_stats(classes.objective, classes.operands, classes.examples)[1]["entropy"]
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _first_classes(logits: Array, axis: int) -> Array:
+    """A label of each row, split like the rows."""
+    return jnp.zeros_like(jnp.moveaxis(logits, axis, -1)[..., 0], jnp.int32)

@@ -96,6 +96,7 @@ def _calls():
             f"{name}, labels, options", function, labels, OPTIONS | EXAMPLES, {"num_classes": 4, "ignore_index": 2}
         )
         yield Call(f"{name}, labels, none", function, labels, OPTIONS, UNREDUCED)
+        yield Call(f"{name}, unreduced", function, labels, {}, UNREDUCED)
         yield Call(f"{name}, wide labels", function, {"logits": X, "target": LABELS.astype(np.uint32)})
         yield Call(f"{name}, probabilities", function, probabilities, EXAMPLES)
         yield Call(f"{name}, probabilities, options", function, probabilities, OPTIONS, BY_WEIGHTS)

@@ -1,9 +1,12 @@
 """Operands as optax takes them, which broadcast and mix types, and formulas of them with derivatives of their own."""
 
+import functools
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jaxloss._arrays import array, promoted
@@ -74,3 +77,33 @@ def with_derivatives(value: Callable[..., Array], *derivatives: Callable[..., Ar
 
     function.defjvp(tangent, symbolic_zeros=True)
     return function
+
+
+def one_program(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function`, compiled as a whole where it is called eagerly: none of its constants is copied to the device alone.
+
+    Arrays are arguments of the program, all else is compiled in.
+    """
+    parameters = inspect.signature(function)
+
+    @functools.lru_cache(maxsize=1024)
+    def program(rest: tuple) -> Callable[..., Array]:
+        given = {name: value for name, _, value in rest}
+        return jax.jit(lambda arrays: function(**arrays, **given), inline=True)
+
+    @functools.wraps(function)
+    def called(*args, **options):
+        given = parameters.bind(*args, **options).arguments
+        arrays = {name: x for name, x in given.items() if _is_array(x)}
+        rest = tuple((name, type(x), x) for name, x in given.items() if name not in arrays)
+        try:
+            compiled = program(rest)
+        except TypeError:  # something that has no hash: a list of numbers, or what is no array
+            return function(*args, **options)
+        return compiled(arrays)
+
+    return called
+
+
+def _is_array(x) -> bool:
+    return isinstance(x, Array) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSUMm")

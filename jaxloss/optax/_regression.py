@@ -4,9 +4,10 @@ import jax.numpy as jnp
 
 from jaxloss._arrays import array
 from jaxloss._calls import Array
-from jaxloss.optax._operands import broadcast, floating, number, of_type, wide, with_derivatives
+from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, wide, with_derivatives
 
 
+@one_program
 def squared_error(predictions, targets=None) -> Array:
     r"""The square of each error, $(x - a)^2$.
 
@@ -30,6 +31,7 @@ def squared_error(predictions, targets=None) -> Array:
     return of_type(errors * errors, *_operands(predictions, targets))
 
 
+@one_program
 def l2_loss(predictions, targets=None) -> Array:
     r"""Half the square of each error, $\frac12 (x - a)^2$.
 
@@ -55,6 +57,7 @@ def l2_loss(predictions, targets=None) -> Array:
     return of_type(0.5 * errors * errors, *_operands(predictions, targets))
 
 
+@one_program
 def huber_loss(predictions, targets=None, *, delta=1.0) -> Array:
     r"""The Huber loss of each error: $\frac12 e^2$ up to $\delta$, $\delta (|e| - \frac12 \delta)$ beyond.
 
@@ -85,6 +88,7 @@ def huber_loss(predictions, targets=None, *, delta=1.0) -> Array:
     return of_type(_huber(errors, delta), *operands)
 
 
+@one_program
 def log_cosh(predictions, targets=None) -> Array:
     r"""The logarithm of the hyperbolic cosine of each error, $\log \cosh(x - a)$.
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxloss._arrays import array
 from jaxloss._calls import Array
 from jaxloss.categorical import categorical_cross_entropy
-from jaxloss.optax._operands import broadcast, floating, mask, number, of_type, wide
+from jaxloss.optax._operands import broadcast, floating, mask, number, of_type, one_program, wide
 from jaxloss.optax._rows import Axis, Rows, masked, of_indices, of_probabilities
 
 
+@one_program
 def softmax_cross_entropy(logits, labels, axis: Axis = -1, where=None) -> Array:
     r"""Cross entropy of each row with probabilities, $\sum_i -a_i \log t_i$ with $t = \mathrm{softmax}(x)$.
 
@@ -65,6 +66,7 @@ def safe_softmax_cross_entropy(logits, labels) -> Array:
     return softmax_cross_entropy(logits, labels)
 
 
+@one_program
 def softmax_cross_entropy_with_integer_labels(logits, labels, axis: int | tuple[int, ...] = -1, where=None) -> Array:
     r"""Cross entropy of each row with the index of its class, $-\log t_a$ with $t = \mathrm{softmax}(x)$.
 
@@ -98,6 +100,7 @@ def softmax_cross_entropy_with_integer_labels(logits, labels, axis: int | tuple[
     return of_type(_rows_loss(masked(rows, finite=False), rows.labels, rows), logits)
 
 
+@one_program
 def poly_loss_cross_entropy(logits, labels, *, epsilon=2.0, axis: Axis = -1, where=None) -> Array:
     r"""The PolyLoss of each row, $\sum_i -a_i \log t_i + \epsilon \sum_i a_i (1 - t_i)$ with $t = \mathrm{softmax}(x)$.
 
@@ -137,6 +140,7 @@ def poly_loss_cross_entropy(logits, labels, *, epsilon=2.0, axis: Axis = -1, whe
     return of_type(losses + scale * misses, logits, labels, epsilon)
 
 
+@one_program
 def ranking_softmax_loss(
     logits, labels, *, where=None, weights=None, reduce_fn: Callable[..., Array] | None = jnp.mean
 ) -> Array:
