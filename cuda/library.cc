@@ -10,12 +10,18 @@ struct ExportedTarget {
   XLA_FFI_Handler* handler;
 };
 
+// The calling convention: what operands, results and attributes each target has, in which order, and what they mean. To
+// be raised with every change of it. It ends the name of each target, so that an executable that was compiled or
+// exported with another number, and kept, asks for a target that is not there, and never hands its buffers to this one.
+constexpr int64_t kCallingConvention = 1;
+
 const std::vector<jaxloss::CallTarget>& all_targets() {
   static const std::vector<jaxloss::CallTarget> targets = [] {
     std::vector<jaxloss::CallTarget> all = jaxloss::cpu_targets();
 #if defined(JAXLOSS_CUDA_ARCHITECTURES)
     for (auto& target : jaxloss::cuda_targets()) all.push_back(target);
 #endif
+    for (auto& target : all) target.name += "_v" + std::to_string(kCallingConvention);
     return all;
   }();
   return targets;
@@ -31,6 +37,8 @@ JAXLOSS_EXPORT ExportedTarget jaxloss_target(int64_t i) {
   const jaxloss::CallTarget& target = all_targets().at(i);
   return {target.name.c_str(), target.platform, target.handler};
 }
+
+JAXLOSS_EXPORT int64_t jaxloss_calling_convention() { return kCallingConvention; }
 
 JAXLOSS_EXPORT const char* jaxloss_version() { return JAXLOSS_VERSION; }
 

@@ -5,7 +5,7 @@ The losses expect predictions or logits and a target, divide by the batch size, 
 """
 
 from jaxloss import formulas
-from jaxloss._library import Backends, backends
+from jaxloss._library import Backends, backends, export_checks
 from jaxloss._version import __version__
 from jaxloss.binary import binary_cross_entropy, d_binary_cross_entropy
 from jaxloss.categorical import (
@@ -38,6 +38,7 @@ __all__ = [
     "d_mse",
     "d_quantile",
     "entropy",
+    "export_checks",
     "formulas",
     "huber",
     "jensen_shannon",

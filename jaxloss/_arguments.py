@@ -1,10 +1,13 @@
 """Checks of predictions and targets, before anything is traced."""
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloss._arrays import array, axis_moved, of_dtype
 from jaxloss._calls import Array, manual_axes
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -12,7 +15,7 @@ _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 def prediction(name: str, x) -> Array:
     """`x` as an array of one of the floating-point types that have kernels."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     if x.dtype.name not in _FLOATS:
         raise TypeError(f"{name} has dtype {x.dtype}: expected one of {', '.join(_FLOATS)}")
     return x
@@ -23,7 +26,7 @@ def probabilities(target, name: str, x: Array, target_name: str = "target") -> t
 
     The target keeps its type, or is widened, never narrowed.
     """
-    target = jnp.asarray(target)
+    target = array(target_name, target)
     if jnp.issubdtype(target.dtype, jnp.complexfloating):
         raise TypeError(f"{target_name} has dtype {target.dtype}: expected a real type")
     if target.shape != x.shape:
@@ -31,7 +34,7 @@ def probabilities(target, name: str, x: Array, target_name: str = "target") -> t
     if target.dtype == jnp.float64 and x.dtype != jnp.float64:
         x = x.astype(jnp.float64)
     elif target.dtype == jnp.bool_ or x.dtype in (jnp.float32, jnp.float64):
-        target = target.astype(x.dtype)
+        target = of_dtype(target, x.dtype)
     elif target.dtype not in (x.dtype, jnp.float32):
         target = target.astype(jnp.float32)
     return target, x
@@ -58,13 +61,18 @@ def class_target(
         return target, logits, None
     if target.shape != logits.shape[:-1]:
         raise _class_shape_error(target, logits)
-    if classes > jnp.iinfo(jnp.int32).max:
+    if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
         raise ValueError(f"logits has {classes} classes: expected at most {jnp.iinfo(jnp.int32).max}")
     counted = None if ignore_index is None else _differs(target, ignore_index)
     if jnp.iinfo(target.dtype).bits >= 32 and target.dtype != jnp.int32:
         # Narrowed only when in range: 2³² + 3 must not become class 3.
-        target = jnp.where((target >= 0) & (target < classes), target, -1)
-    return target.astype(jnp.int32), logits, counted
+        target = _out_of_range_marked(target, classes)
+    return of_dtype(target, jnp.int32), logits, counted
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _out_of_range_marked(target: Array, classes: int) -> Array:
+    return jnp.where((target >= 0) & (target < classes), target, -1)
 
 
 def _differs(target: Array, ignore_index: int) -> Array | None:
@@ -73,7 +81,12 @@ def _differs(target: Array, ignore_index: int) -> Array | None:
     info = jnp.iinfo(target.dtype)
     if not info.min <= ignore_index <= info.max:
         return None  # an index that the labels' type cannot hold marks nothing
-    return target != np.asarray(ignore_index, target.dtype)
+    return _is_not(target, ignore_index)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _is_not(target: Array, index: int) -> Array:
+    return target != np.asarray(index, target.dtype)
 
 
 def elements_counted(target: Array, ignore_index: int | None) -> Array | None:
@@ -115,7 +128,7 @@ def axis_index(axis: int, ndim: int) -> int:
 
 def classes_last(x: Array, axis: int, ndim: int) -> Array:
     """`x` with the axis of classes of `ndim` axes last; as it is, if it has another number of axes: those of rows."""
-    return jnp.moveaxis(x, axis, -1) if x.ndim == ndim else x
+    return axis_moved(x, axis, -1) if x.ndim == ndim else x
 
 
 def mesh_axes(axis_name: str | tuple[str, ...] | None, x: Array, name: str = "logits") -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def call(
     operands = tuple(varying(axes, operand) for operand in operands)
 
     def kernel(*operands):
-        target = jax.ffi.ffi_call(f"jaxloss_{name}", tuple(results), input_output_aliases=aliases)
+        target = jax.ffi.ffi_call(_library.target_name(name), tuple(results), input_output_aliases=aliases)
         outputs = target(*operands, **attributes)
         return tuple(varying(axes, output) for output in outputs)
 

@@ -1,11 +1,14 @@
 """The arguments that every loss of classes has, checked and brought into the form that `_cross_entropy` takes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxloss import _arguments, _examples, formulas
+from jaxloss._arrays import array, axis_moved, real_dtype
 from jaxloss._calls import Array
 from jaxloss._cross_entropy import Operands
 from jaxloss._cross_entropy_calls import PARAMETERS
@@ -71,20 +74,20 @@ def checked(
         raise ValueError(f"ignore_index is {ignore_index}, target is mixed: expected None; leave rows out by where=")
     first, second, mix = target if mixed else (target, None, None)
 
-    first, shape = jnp.asarray(first), logits.shape
+    first, shape = array("target", first), logits.shape
     if first.shape == shape and not jnp.issubdtype(first.dtype, jnp.integer):
         if mixed:
             raise ValueError(f"target mixes arrays of dtype {first.dtype}: expected class indices; mix probabilities")
-        first = jnp.moveaxis(first, axis, -1)
-    logits = jnp.moveaxis(logits, axis, -1)
+        first = axis_moved(first, axis, -1)
+    logits = axis_moved(logits, axis, -1)
     width = whole_width(logits, axes)
     first, logits, counted = _arguments.class_target(first, logits, width, ignore_index)
     given, classes = parameters_of(options, logits, axes)
-    dtype = formulas.real(logits).dtype
+    dtype = real_dtype(logits)
 
     parameters: dict[str, Array] = {}
     if mixed:
-        second = jnp.asarray(second)
+        second = array("target", second)
         if not jnp.issubdtype(second.dtype, jnp.integer):
             raise TypeError(f"target mixes labels with an array of dtype {second.dtype}: expected class indices")
         parameters["second_label"] = _arguments.class_target(second, logits, width, None)[0]
@@ -115,20 +118,25 @@ def whole_width(logits, axes: tuple[str, ...]) -> int:
     return logits.shape[-1] * (jax.lax.axis_size(axes) if axes else 1)
 
 
-def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict[str, Array], int]:
-    """The parameters of the options that are on, and how many classes count. Of logits, type and shape are asked."""
+def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict[str, Array], int | None]:
+    """The parameters of the options that are on, and how many classes count (None as in `Objective`).
+
+    Of logits, type and shape are asked.
+    """
     width = whole_width(logits, axes)
     num_classes = _number_of_classes(options.num_classes, width)
-    dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
+    dtype = real_dtype(logits)
     parameters: dict[str, Array] = {}
     if options.class_weights is not None:
         parameters["class_weights"] = _class_weights(options.class_weights, logits, num_classes, axes).astype(dtype)
     for name, value in _numbers(options).items():
-        parameters[name] = jnp.asarray(value, dtype)
+        parameters[name] = value.astype(dtype)
     if num_classes is not None and num_classes != width:
-        parameters["num_classes"] = jnp.int32(num_classes)
+        parameters["num_classes"] = jax.device_put(np.int32(num_classes))
     in_order = {name: parameters[name] for name in PARAMETERS if name in parameters}
-    return in_order, width if num_classes is None else num_classes
+    if num_classes is None:
+        num_classes = width if isinstance(width, int) else None
+    return in_order, num_classes
 
 
 def _of_rows(examples: Examples, logits: Array, axis: int, counted: Array | None) -> Examples:
@@ -146,9 +154,22 @@ def _of_rows(examples: Examples, logits: Array, axis: int, counted: Array | None
 def _number_of_classes(num_classes: int | None, width: int) -> int | None:
     if num_classes is None:
         return None
+    if not isinstance(width, int) and not _is_known(num_classes, width):
+        raise ValueError(
+            f"num_classes is {num_classes}, logits has {width} classes: expected so many that it is known to be from 1 "
+            f"to {width}; give jax.export.symbolic_shape constraints=('{width} >= {num_classes}',)"
+        )
     if not 1 <= integer("num_classes", num_classes) <= width:
         raise ValueError(f"num_classes is {num_classes}, logits has {width} classes: expected from 1 to {width}")
     return int(num_classes)
+
+
+def _is_known(num_classes: int, width) -> bool:
+    """Whether it is known that so many are no more than a width that only the call of an exported program knows."""
+    try:
+        return bool(integer("num_classes", num_classes) <= width)
+    except jax.errors.InconclusiveDimensionOperation:
+        return False
 
 
 def _share(mix, logits: Array, axis: int, dtype) -> Array:
@@ -161,7 +182,7 @@ def _share(mix, logits: Array, axis: int, dtype) -> Array:
 def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: tuple[str, ...]) -> Array:
     class_weights, width = real_array("class_weights", class_weights), logits.shape[-1]
     if num_classes is not None and not axes and class_weights.shape == (num_classes,):
-        class_weights = jnp.pad(class_weights, (0, width - num_classes))
+        class_weights = _padded(class_weights, width - num_classes)
     if class_weights.shape != (width,):
         expected = f"({width},)" if num_classes in (None, width) or axes else f"({num_classes},) or ({width},)"
         raise ValueError(
@@ -169,6 +190,11 @@ def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: 
             "a weight a class"
         )
     return class_weights
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _padded(class_weights: Array, padding: int) -> Array:
+    return jnp.pad(class_weights, (0, padding))
 
 
 def _numbers(options: Options) -> dict[str, Array]:
@@ -190,6 +216,7 @@ def _numbers(options: Options) -> dict[str, Array]:
     return found
 
 
+@functools.partial(jax.jit, static_argnums=3, inline=True)
 def _class_share(target: Array, logits: Array, parameters: dict[str, Array], axes: tuple[str, ...]) -> Array | None:
     """What a row counts in the sum of the weights: its target's classes' weights; None for 1."""
     by_index = jnp.issubdtype(target.dtype, jnp.integer)
@@ -202,6 +229,6 @@ def _class_share(target: Array, logits: Array, parameters: dict[str, Array], axe
         given |= {name: given[name] - begin for name in ("second_label", "num_classes") if name in given}
     share = formulas.given_targets(logits, target, given)
     if "class_weights" in parameters:
-        share = share * parameters["class_weights"]
+        share = share * jax.lax.expand_dims(parameters["class_weights"], range(share.ndim - 1))
     share = jnp.sum(share, axis=-1)
     return jax.lax.psum(share, axes) if axes else share

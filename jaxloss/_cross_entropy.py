@@ -1,5 +1,6 @@
 """Cross entropy as row-wise ops: a row is all classes of an example, and they may be split over devices."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -82,13 +83,14 @@ def row_loss(objective: Objective) -> RowLoss:
             names,
             *(logits, target, row_weight, objective.options(parameters)),
             clip=objective.clip,
-            classes=objective.classes,
+            classes=objective.classes_of(logits.shape[-1]),
             in_place=objective.in_place,
         )
 
     def split(names: tuple[str, ...], axes, *operands):
         """Of classes that `axes` split too, within what `objective.axes` have left of them."""
-        return of_split_rows(objective, objective.axes + axes, names, *of_slice(objective, axes, *operands))
+        on_axes = dataclasses.replace(objective, axes=objective.axes + axes)
+        return of_split_rows(on_axes, on_axes.axes, names, *of_slice(objective, axes, *operands))
 
     def row_wise(attribute: str, local: Op, split: Op, rank: Callable[..., int] = _row_rank, **options) -> RowWise:
         return RowWise((__name__, (objective, attribute)), local, split, rank, **options)
@@ -102,8 +104,9 @@ def row_loss(objective: Objective) -> RowLoss:
         operands, (maximum, log_sum, *_) = operands_and_stats[: -len(stats)], operands_and_stats[-len(stats) :]
         logits, target, row_weight, *parameters = of_slice(objective, axes, *operands)
         options = objective.options(parameters)
-        of_rows = (maximum, log_sum, *whole_targets(objective, objective.axes + axes, logits, target, options))
-        return (known_gradient(objective, options, logits, target, row_weight, *of_rows),)
+        on_axes = dataclasses.replace(objective, axes=objective.axes + axes)
+        of_rows = (maximum, log_sum, *whole_targets(on_axes, on_axes.axes, logits, target, options))
+        return (known_gradient(on_axes, options, logits, target, row_weight, *of_rows),)
 
     def total(attribute: str, purpose: str, names: tuple[str, ...]) -> RowWise:
         def local(*operands):
@@ -150,11 +153,12 @@ def partitioned(objective: Objective, attribute: str, outer: tuple[Entry, ...]) 
 
 def _many_short_rows(with_grad: bool, logits: Array, target: Array, _: Array) -> bool:
     itemsize = logits.dtype.itemsize
-    if itemsize not in SHORT_BYTES_WITH_GRAD or not jnp.issubdtype(target.dtype, jnp.integer):
+    has_labels = jnp.issubdtype(target.dtype, jnp.integer)
+    if itemsize not in SHORT_BYTES_WITH_GRAD or not has_labels or not sizes_known(logits):
         return False
     row_bytes = logits.shape[-1] * itemsize
     short = row_bytes <= (SHORT_BYTES_WITH_GRAD[itemsize] if with_grad else SHORT_BYTES)
-    return sizes_known(logits) and short and logits.size * itemsize >= MANY_BYTES
+    return short and logits.size * itemsize >= MANY_BYTES
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ def _z_derivative(objective: Objective, operands, stats) -> Array:
     if "z_loss" in options:
         z_loss, lse = along(options["z_loss"], maximum), maximum + log_sum
         total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * lse)
-    targets = formulas.class_targets(logits, target, options, objective.classes)
+    targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
     difference = _softmax(objective, operands, stats) * total[..., None] - targets
     return jnp.where(valid[..., None], difference, 0)
 
@@ -208,7 +212,7 @@ def _tangents(objective: Objective, operands, losses, stats, dots):
         return formulas.scaled_logits(operands["logits"], operands)
 
     def of_targets(operands):
-        return formulas.class_targets(logits, operands["target"], operands, objective.classes)
+        return formulas.class_targets(logits, operands["target"], operands, objective.classes_of(logits.shape[-1]))
 
     def of_given(operands):
         return formulas.given_targets(logits, operands["target"], operands)

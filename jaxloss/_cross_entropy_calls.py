@@ -36,6 +36,17 @@ def _shapes(names: Sequence[str], logits: Array, row_weight: Array) -> list[jax.
     return [others.get(name, rows) for name in names]
 
 
+def _smoothed_classes(logits: Array, classes: int) -> dict:
+    """How many classes a row has, as a kernel is told: 0 for as many as the logits have.
+
+    Where only the call of an exported program knows how many, and other devices hold some, no kernel can be told.
+    """
+    if isinstance(classes, int):
+        return {"smoothed_classes": np.int64(classes)}
+    platforms = EVERYWHERE if classes == logits.shape[-1] else ()
+    return {"smoothed_classes": np.int64(0), "platforms": platforms}
+
+
 def _results(names: Sequence[str], logits: Array, target: Array, row_weight: Array, options, clip: float, classes: int):
     """What a kernel gives, by formula."""
     results = formulas.cross_entropy_results(logits, target, options, clip, classes)
@@ -194,7 +205,7 @@ def cross_entropy_with_options(
         aliases=_aliases(in_place, names),
         given=_bits(PARAMETERS, options),
         wanted=_bits(RESULTS, names),
-        smoothed_classes=np.int64(classes),
+        **_smoothed_classes(logits, classes),
         clip=np.float64(clip),
     )
 
@@ -231,6 +242,6 @@ def cross_entropy_with_options_grad(
         aliases=_aliases(in_place, ("gradient",)),
         given=_bits((*PARAMETERS, *_KNOWN), (*options, *_KNOWN)),
         wanted=_bits(RESULTS, ("gradient",)),
-        smoothed_classes=np.int64(classes),
+        **_smoothed_classes(logits, classes),
         clip=np.float64(0),
     )[0]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _arguments
+from jaxloss._arrays import array
 from jaxloss._calls import TAKEN_OUT, Array, taken_out
 from jaxloss._parameters import real_array
 
@@ -45,7 +46,7 @@ def checked(where, weights, reduction, normalizer) -> Examples:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(map(repr, REDUCTIONS))}")
     if where is not None:
-        where = jnp.asarray(where)
+        where = array("where", where)
         if where.dtype != jnp.bool_:
             raise TypeError(f"where has dtype {where.dtype}: expected bool")
     if weights is not None:

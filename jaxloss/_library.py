@@ -6,18 +6,16 @@ import pathlib
 import sys
 
 import jax
+import jax.export
 
 from jaxloss._version import __version__
 
+CALLING_CONVENTION = 1
+"""What `_calls` and its like give the targets and expect of them, as `cuda/library.cc` has it: both numbers change
+together."""
+
 _FILE_NAME = "libjaxloss.so"
 _HOW_TO_BUILD = "build it with `pip install .` in a checkout of jaxloss, or reinstall the package"
-
-
-CONVENTION = 1
-"""The number of the calling convention: what a program that was compiled or exported expects of the targets."""
-
-PARTITIONED_TARGET = f"jaxloss_v{CONVENTION}_partitioned"
-"""What `_partitioned` calls, which no compiled program holds: XLA's partitioner replaces it."""
 
 
 class _ExportedTarget(ctypes.Structure):
@@ -63,7 +61,18 @@ def _load() -> ctypes.CDLL:
         getattr(library, f"jaxloss_{text}").restype = ctypes.c_char_p
     if (found := library.jaxloss_version().decode()) != __version__:
         raise ImportError(f"jaxloss is version {__version__}, its compiled library {path} is {found}: {_HOW_TO_BUILD}")
+    library.jaxloss_calling_convention.restype = ctypes.c_int64
+    if (found := library.jaxloss_calling_convention()) != CALLING_CONVENTION:
+        raise ImportError(
+            f"jaxloss calls its compiled library {path} by convention {CALLING_CONVENTION}, that is called by {found}: "
+            f"{_HOW_TO_BUILD}"
+        )
     return library
+
+
+def target_name(name: str) -> str:
+    """The custom call target `name` as JAX knows it: executables that are kept may not meet another convention."""
+    return f"jaxloss_{name}_v{CALLING_CONVENTION}"
 
 
 def _register(library: ctypes.CDLL) -> frozenset[str]:
@@ -84,6 +93,9 @@ _library = _load()
 TARGETS = _register(_library)
 """The names of all custom call targets."""
 
+PARTITIONED_TARGET = target_name("partitioned")
+"""What `_partitioned` calls, which no compiled program holds: XLA's partitioner replaces it."""
+
 _backends = Backends(
     cpu=_library.jaxloss_cpu_instruction_set().decode(),
     cuda=tuple(filter(None, _library.jaxloss_cuda_architectures().decode().split(","))),
@@ -91,6 +103,27 @@ _backends = Backends(
 
 PLATFORMS = ("cpu", "cuda") if _backends.cuda else ("cpu",)
 """The platforms that have kernels, as `jax.lax.platform_dependent` names them."""
+
+
+def export_checks() -> list[jax.export.DisabledSafetyCheck]:
+    """What `jax.export.export` wants as `disabled_checks`, for a program with losses of jaxloss.
+
+    JAX asks that custom calls it does not know be allowed by name. Whoever runs the artefact must have imported
+    jaxloss, of a version that calls its kernels as this one does; otherwise JAX says which custom call it does not
+    find.
+
+    Returns:
+        A check for each custom call that a loss may make on any platform, sorted by name.
+
+    >>> import jax, jax.export, jax.numpy as jnp
+    >>> import jaxloss
+    >>> pred = jax.ShapeDtypeStruct((8, 1024), jnp.float32)
+    >>> step = jax.jit(jax.value_and_grad(jaxloss.mse))
+    >>> artefact = jax.export.export(step, disabled_checks=jaxloss.export_checks())(pred, pred)
+    >>> print(artefact.out_avals)
+    (ShapedArray(float32[]), ShapedArray(float32[8,1024]))
+    """
+    return [jax.export.DisabledSafetyCheck.custom_call(name) for name in sorted({*TARGETS, PARTITIONED_TARGET})]
 
 
 def backends() -> Backends:

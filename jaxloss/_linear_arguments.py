@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _arguments, _class_arguments, _examples, formulas
+from jaxloss._arrays import array, promoted
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options
 from jaxloss._linear_work import Plan
@@ -45,7 +46,7 @@ def checked(
         raise ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]")
     classes = kernel.shape[0 if classes_first else 1]
     tokens, rank = hidden.shape[:-1], hidden.ndim - 1
-    labels = jnp.asarray(labels)
+    labels = array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
     if labels.shape != tokens:
@@ -57,7 +58,7 @@ def checked(
     if chunk_size is not None and integer("chunk_size", chunk_size) < 1:
         raise ValueError(f"chunk_size is {chunk_size}: expected at least 1, or None")
 
-    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), jnp.promote_types(hidden.dtype, kernel.dtype))
+    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), promoted(hidden.dtype, kernel.dtype))
     by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     labels, labelled = _shifted(labels, integer("shift", shift))
@@ -105,10 +106,16 @@ def _shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
         raise ValueError(
             f"shift is {shift}, labels has shape (): expected an axis along which labels follow each other"
         )
+    return _next_labels(labels, shift)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _next_labels(labels: Array, shift: int) -> tuple[Array, Array]:
     length = labels.shape[-1]
     return jnp.roll(labels, -shift, -1), jnp.arange(length) < length - shift
 
 
+@functools.partial(jax.jit, static_argnums=2, inline=True)
 def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ...]) -> Array | None:
     """What a token counts in the sum of the weights: the weight of its label; None for 1."""
     if class_weights is None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _cross_entropy, _pair
+from jaxloss._arrays import promoted
 from jaxloss._calls import Array, along, manual_axes, varying
 from jaxloss._linear_split import Roles, Split
 from jaxloss._objective import Objective
@@ -122,7 +123,7 @@ class Work:
         self.all_axes = manual_axes(*operands)
         self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
         hidden, kernel, labels, weight, *rest = (varying(self.own_axes, operand) for operand in operands)
-        self.dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
+        self.dtype = promoted(hidden.dtype, kernel.dtype)
         self.kernel = kernel.astype(self.dtype)
         self.bias = rest.pop(0) if plan.has_bias else None
         self.parameters = tuple(rest)
@@ -139,7 +140,7 @@ class Work:
     @property
     def hidden_dtype(self):
         """What the gradient of hidden states is made in. Of tokens that were traded it is rounded once it is summed."""
-        return jnp.promote_types(self.dtype, jnp.float32) if self.split.traded else self.dtype
+        return promoted(self.dtype, jnp.float32) if self.split.traded else self.dtype
 
     @property
     def sum_dtype(self):
@@ -198,12 +199,12 @@ class Work:
         """The logits of a chunk and what else its row loss is given."""
         logits = self.logits(hidden, self.kernel)
         if self.bias is not None:
-            logits = (real(logits) + real(self.bias)).astype(logits.dtype)
+            logits = (real(logits) + real(self.bias)[None]).astype(logits.dtype)
         return of_slice(self.objective, self.axes, logits, labels, weight, *self.parameters)
 
     def of_rows(self, names) -> list[Result]:
         """The results of these names: losses and statistics."""
-        outside = {"predicted": -1, "rank": self.objective.classes}
+        outside = {"predicted": -1, "rank": self.objective.classes_of(self.kernel.shape[self.classes_axis])}
         dtype = self.rows[-1].dtype
         return [
             Result(jnp.dtype(jnp.int32), self.own_axes, of_row_taken_out=outside[name])

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
+
 from jaxloss._calls import Array
 from jaxloss._cross_entropy_calls import DETAILS, STATS
 
@@ -15,7 +17,8 @@ class Objective:
         clip: 0 for none.
         parameters: the names of the options that are on, a subset of `calls.PARAMETERS` in its order. Without any, and
             without details, the kernels are those without options.
-        classes: how many classes a row has, padding apart.
+        classes: how many classes a row has, padding apart. None for as many as its logits, where only the call of an
+            exported program knows how many these are.
         details: whether statistics are asked for.
         axes: the mesh axes that an enclosing `shard_map` has split the classes over: logits, a target of probabilities
             and class weights are the slice of this device, losses and statistics are the whole row's.
@@ -24,7 +27,7 @@ class Objective:
 
     clip: float
     parameters: tuple[str, ...]
-    classes: int
+    classes: int | None
     details: bool = False
     axes: tuple[str, ...] = ()
     in_place: bool = False
@@ -33,6 +36,12 @@ class Objective:
     def stats(self) -> tuple[str, ...]:
         """The names of the statistics of a row."""
         return (*STATS, *DETAILS) if self.details else STATS
+
+    def classes_of(self, width: int) -> int:
+        """How many classes a row has of which this device holds so many."""
+        if self.classes is not None:
+            return self.classes
+        return width * (jax.lax.axis_size(self.axes) if self.axes else 1)
 
     def options(self, parameters: Sequence[Array]) -> dict[str, Array]:
         """The parameters by name."""

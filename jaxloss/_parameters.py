@@ -7,6 +7,7 @@ import numbers
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloss._arrays import array
 from jaxloss._calls import Array
 
 
@@ -79,7 +80,7 @@ def per_class(name: str, x, logits: Array, otherwise: str = "") -> Array:
 
 def real_array(name: str, x) -> Array:
     """`x` as an array of a floating-point or integer type."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point or integer type")
     return x

@@ -63,10 +63,14 @@ def _transposed(cotangent, *arrays, gradient, **_):
     *residuals, x_dot = arrays
     if isinstance(cotangent, ad.Zero):
         return (*(None for _ in residuals), ad.Zero(x_dot.aval))
-    x, target, row_weight, *rest = residuals
+    return (*(None for _ in residuals), _gradient(gradient, cotangent, *residuals))
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)  # one program where it is called eagerly
+def _gradient(gradient, cotangent: Array, x: Array, target: Array, row_weight: Array, *rest: Array) -> Array:
     weight = along(row_weight, cotangent)
     weight = jnp.where(taken_out(weight), TAKEN_OUT, weight * cotangent)
-    return (*(None for _ in residuals), gradient(x, target, weight, *rest))
+    return gradient(x, target, weight, *rest)
 
 
 def _batched(arrays, axes, *, gradient, formula, **_):

@@ -51,7 +51,9 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
         z, here = logits_at(logits, label, options)
         told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(share.dtype)}
     if not labels or "class_weights" in options:
-        told["targets"] = formulas.class_targets(logits, target, options, objective.classes).sum(-1)
+        told["targets"] = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1])).sum(
+            -1
+        )
     told = dict(zip(told, add_up(tuple(told.values())), strict=True))
     log_sum, total = jnp.log(told["sum"]), told.get("targets", jnp.ones_like(maximum))
     valid = jnp.ones(maximum.shape, bool)
@@ -87,7 +89,7 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
         results["rank"] = _whole_ranks(objective, axes, logits, target, options)
 
     out = along(taken_out(row_weight), losses)
-    of_row_taken_out = {"predicted": -1, "rank": objective.classes}
+    of_row_taken_out = {"predicted": -1, "rank": objective.classes_of(logits.shape[-1])}
     results = {name: jnp.where(out, of_row_taken_out.get(name, 0), result) for name, result in results.items()}
     if "gradient" in names:
         of_rows = (results["maximum"], results["log_sum"], valid, total)
@@ -107,7 +109,7 @@ def known_gradient(objective, options, logits, target, row_weight, maximum, log_
         total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * (maximum + log_sum))
     return calls.cross_entropy_with_options_grad(
         *(logits, target, jnp.where(valid, along(row_weight, maximum), 0), options, maximum, log_sum, total),
-        classes=objective.classes,
+        classes=objective.classes_of(logits.shape[-1]),
         in_place=objective.in_place,
     )
 
@@ -121,7 +123,7 @@ def _local_statistics(objective: Objective, logits, target, row_weight, options)
             names,
             *(logits, target, row_weight, options),
             clip=objective.clip,
-            classes=objective.classes,
+            classes=objective.classes_of(logits.shape[-1]),
         )
     else:
         results = calls.cross_entropy_value_and_stats(logits, target, row_weight, clip=objective.clip)
@@ -141,7 +143,9 @@ def whole_targets(objective: Objective, axes, logits, target, options) -> tuple[
         valid = valid & (add_up(here.astype(jnp.int32)) > 0 if axes else here)
     if labels and "class_weights" not in options:
         return valid, jnp.ones(valid.shape, formulas.real(logits).dtype)  # without going along the classes
-    return valid, add_up(formulas.class_targets(logits, target, options, objective.classes).sum(-1))
+    return valid, add_up(
+        formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1])).sum(-1)
+    )
 
 
 def _only(options: Mapping[str, Array], *names: str) -> dict[str, Array]:
@@ -161,7 +165,7 @@ def _labels(target, options) -> list[tuple[Array, Array | float]]:
 def _slice_losses(objective: Objective, logits, target, options, maximum, log_sum) -> Array:
     """What the classes of a slice add to the losses of their rows, of which each may be a target."""
     z_minus_maximum = formulas.scaled_logits(logits, options) - maximum[..., None]
-    targets = formulas.class_targets(logits, target, options, objective.classes)
+    targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
     nll = formulas.nll(z_minus_maximum, log_sum[..., None], objective.clip)
     return jnp.sum(jnp.where(targets == 0, 0, targets * nll), -1)
 
@@ -182,7 +186,7 @@ def _slice_entropy(share, log_sum, entropy) -> Array:
 def _whole_ranks(objective: Objective, axes, logits, target, options) -> Array:
     """The rank of each row's label among the classes of all slices: one more pass over the logits."""
     if not jnp.issubdtype(target.dtype, jnp.integer):
-        return jnp.full(logits.shape[:-1], objective.classes, jnp.int32)
+        return jnp.full(logits.shape[:-1], objective.classes_of(logits.shape[-1]), jnp.int32)
     z, here = logits_at(logits, target, options)
     begin = jax.lax.axis_index(axes) * logits.shape[-1]
     of_label = jax.lax.psum(jnp.where(here, z, 0), axes)[..., None]
@@ -191,4 +195,4 @@ def _whole_ranks(objective: Objective, axes, logits, target, options) -> Array:
     earlier = jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) + begin < index
     before = jax.lax.psum(jnp.sum((z > of_label) | ((z == of_label) & earlier), -1, dtype=jnp.int32), axes)
     has_label = jax.lax.psum(here.astype(jnp.int32), axes) > 0
-    return jnp.where(has_label, before, objective.classes).astype(jnp.int32)
+    return jnp.where(has_label, before, objective.classes_of(logits.shape[-1])).astype(jnp.int32)

@@ -1,11 +1,14 @@
 """Checks of a student, its teacher and the numbers of a divergence, before anything is traced."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss import _arguments, _examples, formulas
+from jaxloss import _arguments, _examples
+from jaxloss._arrays import axis_moved, of_dtype, real_dtype
 from jaxloss._calls import Array
 from jaxloss._parameters import BETWEEN_0_AND_1, POSITIVE, Interval, number
 
@@ -29,7 +32,7 @@ class Operands:
         return self.axes, self.student, self.teacher, self.examples, self.scale
 
     def like_logits(self, gradient: Array) -> Array:
-        return jnp.moveaxis(gradient, -1, self.axis).astype(self.dtype)
+        return of_dtype(axis_moved(gradient, -1, self.axis), self.dtype)
 
 
 def checked(
@@ -54,13 +57,13 @@ def checked(
     axes = _arguments.mesh_axes(axis_name, logits)
     examples = _examples.checked(where, weights, reduction, normalizer)
     teacher, student = _arguments.probabilities(target, name, logits, target_name)
-    temperature = _number_or_nan("temperature", temperature, POSITIVE, formulas.real(student).dtype)
+    temperature = _number_or_nan("temperature", temperature, POSITIVE, real_dtype(student))
     return Operands(
         axes=axes,
-        student=jnp.moveaxis(student, axis, -1),
-        teacher=jnp.moveaxis(teacher, axis, -1),
+        student=axis_moved(student, axis, -1),
+        teacher=axis_moved(teacher, axis, -1),
         examples=_examples.classes_last(examples, axis, logits.ndim),
-        scale=1 / temperature,
+        scale=_reciprocal(temperature),
         axis=axis,
         dtype=logits.dtype,
     )
@@ -81,5 +84,14 @@ def beta_array(beta, dtype) -> Array:
 
 def _number_or_nan(name: str, x, interval: Interval, dtype) -> Array:
     """`x` as an array; NaN where it is traced and not of the interval, beyond which a divergence may look sound."""
-    x = number(name, x, interval).astype(dtype)
+    return _nan_outside(interval, number(name, x, interval).astype(dtype))
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _nan_outside(interval: Interval, x: Array) -> Array:
     return jnp.where(interval.contains(x), x, jnp.nan)
+
+
+@functools.partial(jax.jit, inline=True)
+def _reciprocal(x: Array) -> Array:
+    return 1 / x

@@ -32,8 +32,10 @@ def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY) -
     The width of the hidden states does not matter: the products of a chunk, and the traffic of the kernel and of its
     gradient that each chunk costs, all grow with it. The chunks are as equal as multiples allow.
     """
-    largest = max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
-    if not isinstance(tokens, int):  # a size that only the call of an exported program knows
+    largest = FEWEST
+    if isinstance(classes, int):  # and not a size that only the call of an exported program knows
+        largest = max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
+    if not isinstance(tokens, int):
         return min(largest, FEWEST // 2)  # they are padded to whole chunks
     equal = math.ceil(tokens / max(1, math.ceil(tokens / largest)))
     return max(1, min(tokens, math.ceil(equal / MULTIPLE) * MULTIPLE))

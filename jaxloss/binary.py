@@ -3,9 +3,12 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
+from jaxloss._arrays import array, of_dtype
 from jaxloss._calls import Array
 
 
@@ -175,12 +178,12 @@ def d_binary_cross_entropy(
     options = (class_weights, pos_weight, label_smoothing, focal_gamma, focal_alpha)
     x, a, examples = _checked(logits, target, where, ignore_index, weights, reduction, normalizer)
     loss, parameters = _loss(_arguments.clip_value(clip, 0.5), x, *options)
-    return _elementwise.gradient(loss, x, a, examples, parameters).astype(jnp.asarray(logits).dtype)
+    return of_dtype(_elementwise.gradient(loss, x, a, examples, parameters), array("logits", logits).dtype)
 
 
 def _checked(logits, target, where, ignore_index, weights, reduction, normalizer):
     """Logits and target in types that have kernels, and the examples."""
-    logits, target = _arguments.prediction("logits", logits), jnp.asarray(target)
+    logits, target = _arguments.prediction("logits", logits), array("target", target)
     examples = _examples.checked(where, weights, reduction, normalizer)
     counted = _arguments.elements_counted(target, ignore_index)
     target, logits = _arguments.probabilities(target, "logits", logits)
@@ -197,11 +200,10 @@ def _loss(clip: float, x: Array, class_weights, pos_weight, label_smoothing, foc
     smoothing = _parameters.number("label_smoothing", label_smoothing, _parameters.FROM_0_TO_1)
     smooth, focus = not _is_zero(label_smoothing), not (focal_gamma is None or _is_zero(focal_gamma))
     gamma = _parameters.number("focal_gamma", 0.0 if focal_gamma is None else focal_gamma, _parameters.NOT_NEGATIVE)
-    if_one, if_zero = _weights(class_weights, pos_weight, x)
-    alphas = (1.0, 1.0)
+    alpha = None
     if focal_alpha is not None:
         alpha = _parameters.number("focal_alpha", focal_alpha, _parameters.FROM_0_TO_1)
-        alphas = (alpha, 1 - alpha)
+    if_one, if_zero, *alphas = _of_both_classes(*_weights(class_weights, pos_weight, x), alpha)
 
     weighted = class_weights is not None or pos_weight is not None
     if not (weighted or smooth or focus or focal_alpha is not None):
@@ -209,7 +211,7 @@ def _loss(clip: float, x: Array, class_weights, pos_weight, label_smoothing, foc
     features = tuple(place for place, weight in enumerate((if_one, if_zero)) if weight.ndim)
     if not focus and focal_alpha is None:
         return _weighted(clip, features), (if_one, if_zero, smoothing)
-    return _focal(clip, features), (if_one, if_zero, smoothing, gamma, *map(jnp.asarray, alphas))
+    return _focal(clip, features), (if_one, if_zero, smoothing, gamma, *alphas)
 
 
 def _is_zero(option) -> bool:
@@ -217,13 +219,22 @@ def _is_zero(option) -> bool:
     return isinstance(option, int | float) and option == 0
 
 
-def _weights(class_weights, pos_weight, x: Array) -> tuple[Array, Array]:
-    """What the losses of the positive and of the negative class are multiplied by: scalars, or one for each class."""
-    of_class = jnp.ones(()) if class_weights is None else _parameters.per_class("class_weights", class_weights, x)
+@functools.partial(jax.jit, inline=True)
+def _of_both_classes(of_class: Array | None, positive: Array | None, alpha: Array | None) -> tuple[Array, ...]:
+    """What the losses of the positive and of the negative class are multiplied by; and alphas of the focal loss."""
+    one = jnp.ones(())
+    of_class = one if of_class is None else of_class
+    if_one = of_class if positive is None else of_class * positive
+    return if_one, of_class, *((one, one) if alpha is None else (alpha, 1 - alpha))
+
+
+def _weights(class_weights, pos_weight, x: Array) -> tuple[Array | None, Array | None]:
+    """The weights of all elements of a class, and of its positive ones, None for 1: scalars, or one for each class."""
+    of_class = None if class_weights is None else _parameters.per_class("class_weights", class_weights, x)
     if pos_weight is None:
-        return of_class, of_class
-    if jnp.ndim(pos_weight) == 0:
+        return of_class, None
+    if isinstance(pos_weight, int | float | np.generic) or array("pos_weight", pos_weight).ndim == 0:
         positive = _parameters.number("pos_weight", pos_weight, _parameters.NOT_NEGATIVE)
     else:
         positive = _parameters.per_class("pos_weight", pos_weight, x, ", or a scalar")
-    return of_class * positive, of_class
+    return of_class, positive

@@ -1,11 +1,13 @@
 """Losses of classes that exclude each other."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxloss import _arguments, _cross_entropy
+from jaxloss._arrays import array, axis_moved, of_dtype
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options, checked
 
@@ -185,7 +187,7 @@ def d_categorical_cross_entropy(
         axis_name=axis_name,
     )
     gradient = _cross_entropy.gradient(classes.objective, classes.operands, classes.examples)
-    return jnp.moveaxis(gradient, -1, classes.axis).astype(jnp.asarray(logits).dtype)
+    return of_dtype(axis_moved(gradient, -1, classes.axis), array("logits", logits).dtype)
 
 
 class CrossEntropyStats(NamedTuple):
@@ -288,6 +290,7 @@ def categorical_cross_entropy_with_stats(
     return loss, public_stats(classes.objective, classes.operands[2], stats)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def public_stats(objective: _cross_entropy.Objective, parameters, stats: dict[str, Array]) -> CrossEntropyStats:
     """The statistics as the public functions give them, from those of the row loss."""
     lse, z_loss = stats["maximum"] + stats["log_sum"], objective.options(parameters).get("z_loss")
@@ -344,7 +347,7 @@ def log_prob(
 
     Source: R. J. Williams, *Simple statistical gradient-following algorithms* (1992).
     """
-    labels = jnp.asarray(labels)
+    labels = array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
     options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
@@ -390,9 +393,15 @@ def entropy(
     """
     logits = _arguments.prediction("logits", logits)
     axis = _arguments.axis_index(axis, logits.ndim)
-    labels = jnp.zeros_like(jnp.moveaxis(logits, axis, -1)[..., 0], jnp.int32)  # split like the rows
+    labels = _first_classes(logits, axis)
     options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
     classes = checked(
         logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name, details=True
     )
     return _cross_entropy.value_and_stats(classes.objective, classes.operands, classes.examples)[1]["entropy"]
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _first_classes(logits: Array, axis: int) -> Array:
+    """A label of each row, split like the rows."""
+    return jnp.zeros_like(jnp.moveaxis(logits, axis, -1)[..., 0], jnp.int32)

@@ -1,5 +1,8 @@
 """Losses of classes whose logits are `hidden @ kernel` and never exist as a whole: for language models."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
 from jaxloss import _linear
@@ -288,4 +291,9 @@ def linear_log_prob(
         precision=precision,
         axis_name=axis_name,
     )
+    return _negated(losses)
+
+
+@functools.partial(jax.jit, inline=True)
+def _negated(losses: Array) -> Array:
     return 0 - losses  # not −0 where a token is left out

@@ -1,8 +1,7 @@
 """Losses of predictions of numbers."""
 
-import jax.numpy as jnp
-
 from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
+from jaxloss._arrays import array, of_dtype
 from jaxloss._calls import Array, Formula
 
 
@@ -85,7 +84,7 @@ def d_mse(pred, target, *, where=None, weights=None, reduction="mean", normalize
     [-0.5  1. ]
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return _elementwise.gradient(_SQUARED_ERROR, x, a, examples).astype(jnp.asarray(pred).dtype)
+    return of_dtype(_elementwise.gradient(_SQUARED_ERROR, x, a, examples), array("pred", pred).dtype)
 
 
 def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
@@ -151,7 +150,7 @@ def d_mae(pred, target, *, where=None, weights=None, reduction="mean", normalize
     [-0.5  0.5]
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return _elementwise.gradient(_ABSOLUTE_ERROR, x, a, examples).astype(jnp.asarray(pred).dtype)
+    return of_dtype(_elementwise.gradient(_ABSOLUTE_ERROR, x, a, examples), array("pred", pred).dtype)
 
 
 def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
@@ -221,7 +220,7 @@ def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mea
     [-0.25  0.5 ]
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return _elementwise.gradient(_HUBER, x, a, examples, (_delta(delta),)).astype(jnp.asarray(pred).dtype)
+    return of_dtype(_elementwise.gradient(_HUBER, x, a, examples, (_delta(delta),)), array("pred", pred).dtype)
 
 
 def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
@@ -287,7 +286,7 @@ def d_log_cosh(pred, target, *, where=None, weights=None, reduction="mean", norm
     [-0.23106, 0.48201]
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return _elementwise.gradient(_LOG_COSH, x, a, examples).astype(jnp.asarray(pred).dtype)
+    return of_dtype(_elementwise.gradient(_LOG_COSH, x, a, examples), array("pred", pred).dtype)
 
 
 def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
@@ -359,7 +358,7 @@ def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", n
     [-0.375  0.125]
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return _elementwise.gradient(_QUANTILE, x, a, examples, (_q(q),)).astype(jnp.asarray(pred).dtype)
+    return of_dtype(_elementwise.gradient(_QUANTILE, x, a, examples, (_q(q),)), array("pred", pred).dtype)
 
 
 def _checked(pred, target, where, weights, reduction, normalizer):

@@ -26,8 +26,8 @@ QUICKLY = _known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitt
 
 
 def custom_call_targets(compiled) -> list[str]:
-    """Those of jaxloss; XLA has some of its own."""
-    return re.findall(r'custom_call_target="(jaxloss_[^"]+)"', compiled.as_text())
+    """Those of jaxloss, without the number of the calling convention; XLA has some of its own."""
+    return re.findall(r'custom_call_target="(jaxloss_[^"]+)_v\d+"', compiled.as_text())
 
 
 def operations(compiled) -> list[tuple[str, list[int]]]:

@@ -145,5 +145,6 @@ def test_unreduced_elements_are_left_to_xla(case):
 
 @cases
 def test_names_of_custom_calls(case):
-    assert all(name.startswith("jaxloss_") for name in _library.TARGETS)
-    assert f"{case.loss.in_modules}_value_and_grad" in _library.TARGETS
+    version = f"_v{_library.CALLING_CONVENTION}"
+    assert all(name.startswith("jaxloss_") and name.endswith(version) for name in _library.TARGETS)
+    assert f"{case.loss.in_modules}_value_and_grad{version}" in _library.TARGETS

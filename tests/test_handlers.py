@@ -22,12 +22,20 @@ FEATURES: Buffer = ((5,), F32)  # a parameter for each index of the last axis
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A custom call: its buffers by name, of which the last ones are results, and its attributes."""
+    """A custom call: its buffers by name, of which the last ones are results, and its attributes.
+
+    Its target is named without the number of the calling convention.
+    """
 
     target: str
     buffers: dict[str, Buffer]
     results: int
     attributes: dict
+
+    @property
+    def name(self) -> str:
+        """As JAX knows the target."""
+        return f"{self.target}_v{_library.CALLING_CONVENTION}"
 
     def __call__(self, buffers=None, attributes=None):
         specs = list((buffers or self.buffers).values())
@@ -35,7 +43,7 @@ class Call:
         operands = [jnp.zeros(shape, dtype) for shape, dtype in specs[:split]]
         results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in specs[split:]]
         attributes = self.attributes if attributes is None else attributes
-        outputs = jax.jit(lambda *operands: jax.ffi.ffi_call(self.target, results)(*operands, **attributes))(*operands)
+        outputs = jax.jit(lambda *operands: jax.ffi.ffi_call(self.name, results)(*operands, **attributes))(*operands)
         return jax.block_until_ready(outputs)
 
 
@@ -175,7 +183,7 @@ def spoilt(call: Call, name: str):
 
 def test_every_target_is_here():
     here = CALLS + (ON_A_GPU_ALONE if "cuda" in _library.PLATFORMS else [])
-    assert {call.target for call in here} == set(_library.TARGETS)
+    assert {call.name for call in here} == set(_library.TARGETS)
 
 
 @pytest.mark.parametrize("call", CALLS, ids=IDS)

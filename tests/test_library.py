@@ -111,6 +111,17 @@ def test_a_library_of_another_version_is_one_clear_error(copied_package):
         assert word in message
 
 
+def test_a_library_that_is_called_in_another_way_is_one_clear_error(copied_package):
+    module = copied_package / "_library.py"
+    own = f"CALLING_CONVENTION = {_library.CALLING_CONVENTION}"
+    assert own in module.read_text()
+    module.write_text(module.read_text().replace(own, "CALLING_CONVENTION = 999"))
+    message = import_error(copied_package)
+    assert message.startswith("ImportError: ")
+    for word in ("999", f"called by {_library.CALLING_CONVENTION}", "pip install"):
+        assert word in message
+
+
 RESULTS = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -98,10 +98,9 @@ def value_and_gradients(h, w):
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("platforms", [["cpu"], ["cuda"], ["tpu"]])
 def test_export(platforms):
-    checks = [export.DisabledSafetyCheck.custom_call(name) for name in _library.TARGETS]
-    artefact = export.export(jax.jit(value_and_gradients), platforms=platforms, disabled_checks=checks)(
-        S.hidden, S.kernel
-    )
+    artefact = export.export(
+        jax.jit(value_and_gradients), platforms=platforms, disabled_checks=jaxloss.export_checks()
+    )(S.hidden, S.kernel)
     called = "jaxloss_cross_entropy_value_and_grad" in artefact.mlir_module()
     assert called == (platforms[0] in _library.PLATFORMS)  # elsewhere, the formula
     if platforms == ["cpu"]:
@@ -128,8 +127,7 @@ def test_export_with_a_symbolic_number_of_tokens():
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((tokens, WIDTH), "float32"), ((WIDTH, CLASSES), "float32"), ((tokens,), "int32"))
     ]
-    checks = [export.DisabledSafetyCheck.custom_call(name) for name in _library.TARGETS]
-    artefact = export.export(jax.jit(run), disabled_checks=checks)(*shapes)
+    artefact = export.export(jax.jit(run), disabled_checks=jaxloss.export_checks())(*shapes)
     for count in (3, 8, 10):
         operands = S.hidden[:count], S.kernel, S.labels[:count]
         results = artefact.call(*operands), jax.jit(run, compiler_options=QUICKLY)(*operands)

@@ -161,7 +161,7 @@ ffi::Error cross_entropy_with_options(typename Platform::Context context, ffi::A
     rows.row_weight.rows_per_number = in.rows_per_weight();
     rows.rows = in.rows();
     rows.classes = in.classes();
-    rows.smoothed_classes = smoothed_classes;
+    rows.smoothed_classes = smoothed_classes == 0 ? rows.classes : smoothed_classes;
     rows.ceiling = static_cast<Real>(-std::log(clip));
     return Platform::run(context, rows);
   });

@@ -97,7 +97,7 @@ def given_targets(logits: Array, target: Array, options) -> Array:
     if "second_label" not in options:
         return a
     mix = _along(options["mix"], x)
-    return mix * a + (1 - mix) * one_hot(options["second_label"], x.shape[-1])
+    return mix * a + (1 - mix) * one_hot(options["second_label"], x.shape[-1]).astype(x.dtype)
 
 
 def class_targets(logits: Array, target: Array, options, classes: int) -> Array:

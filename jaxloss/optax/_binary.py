@@ -3,13 +3,15 @@
 import jax
 import jax.numpy as jnp
 
+from jaxloss._arrays import array
 from jaxloss._calls import Array
 from jaxloss.binary import binary_cross_entropy
-from jaxloss.optax._operands import broadcast, floating, number, of_type, wide, with_derivatives
+from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, wide, with_derivatives
 
 _LARGE = 1e30  # stands for an infinite logit: of any loss of it, the derivatives of all orders are finite
 
 
+@one_program
 def sigmoid_binary_cross_entropy(logits, labels) -> Array:
     r"""Binary cross entropy of each element, $-a \log \sigma(x) - (1 - a) \log \sigma(-x)$.
 
@@ -35,6 +37,7 @@ def sigmoid_binary_cross_entropy(logits, labels) -> Array:
     return of_type(_cross_entropy(x, a), x)
 
 
+@one_program
 def sigmoid_focal_loss(logits, labels, *, alpha=None, gamma=2.0) -> Array:
     r"""The focal loss of each element, $\alpha_t (1 - p_t)^\gamma$ times its binary cross entropy.
 
@@ -73,6 +76,7 @@ def sigmoid_focal_loss(logits, labels, *, alpha=None, gamma=2.0) -> Array:
     return of_type(loss + infinite, *operands)
 
 
+@one_program
 def hinge_loss(predictor_outputs, targets) -> Array:
     r"""The hinge loss of each element, $\max(0, 1 - x a)$.
 
@@ -96,6 +100,7 @@ def hinge_loss(predictor_outputs, targets) -> Array:
     return of_type(jnp.maximum(0, 1 - wide(x) * wide(a)), 1, predictor_outputs, targets)
 
 
+@one_program
 def perceptron_loss(predictor_outputs, targets) -> Array:
     r"""The perceptron loss of each element, $\max(0, -x a)$.
 
@@ -120,6 +125,7 @@ def perceptron_loss(predictor_outputs, targets) -> Array:
     return of_type(jnp.maximum(0, -wide(x) * wide(a)), 0, predictor_outputs, targets)
 
 
+@one_program
 def sparsemax_loss(logits, labels) -> Array:
     r"""The binary sparsemax loss of each element.
 
@@ -142,7 +148,7 @@ def sparsemax_loss(logits, labels) -> Array:
 
     Source: M. Blondel, A. F. T. Martins and V. Niculae, *Learning with Fenchel-Young Losses* (2020), section 4.4.
     """
-    x, a = number("logits", logits), jnp.asarray(labels)
+    x, a = number("logits", logits), array("labels", labels)
     broadcast(logits=x, labels=a)
     return of_type(_sparse_plus(jnp.where(a, -wide(x), wide(x))), 0.0, logits)
 

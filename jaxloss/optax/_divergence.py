@@ -8,9 +8,10 @@ import warnings
 import jax.numpy as jnp
 
 from jaxloss._calls import Array
-from jaxloss.optax._operands import broadcast, floating, mask, of_type, wide
+from jaxloss.optax._operands import broadcast, floating, mask, of_type, one_program, wide
 
 
+@one_program
 def kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
     r"""The Kullback-Leibler divergence $\sum_i a_i (\log a_i - \log p_i)$.
 
@@ -38,6 +39,7 @@ def kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None =
     return of_type(jnp.sum(_terms(log_p, a), axis), log_predictions, targets)
 
 
+@one_program
 def kl_divergence_with_log_targets(
     log_predictions, log_targets, axis: int | tuple[int, ...] | None = -1, where=None
 ) -> Array:
@@ -68,6 +70,7 @@ def kl_divergence_with_log_targets(
     return of_type(jnp.sum(terms, axis), log_predictions, log_targets)
 
 
+@one_program
 def generalized_kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
     r"""The Kullback-Leibler divergence of unnormalized distributions, $\sum_i a_i (\log a_i - \log p_i) + p_i - a_i$.
 

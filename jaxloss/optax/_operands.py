@@ -1,17 +1,21 @@
 """Operands as optax takes them, which broadcast and mix types, and formulas of them with derivatives of their own."""
 
+import functools
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from jaxloss._arrays import array, promoted
 from jaxloss._calls import Array
 
 
 def floating(name: str, x) -> Array:
     """`x` as an array, of a floating-point type."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point type")
     return x
@@ -19,7 +23,7 @@ def floating(name: str, x) -> Array:
 
 def number(name: str, x) -> Array:
     """`x` as an array, of any real type."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"{name} has dtype {x.dtype}: expected a real type")
     return x
@@ -27,7 +31,7 @@ def number(name: str, x) -> Array:
 
 def mask(where) -> Array:
     """`where` as an array of booleans."""
-    where = jnp.asarray(where)
+    where = array("where", where)
     if where.dtype != jnp.bool_:
         raise ValueError(f"where has dtype {where.dtype}: expected bool")
     return where
@@ -51,7 +55,7 @@ def wide(x: Array) -> Array:
 
 def of_type(x: Array, *operands) -> Array:
     """`x` in the type that optax gives a result of these operands: the one they promote to."""
-    dtype = jnp.result_type(*map(jnp.asarray, operands))
+    dtype = promoted(*(x if isinstance(x, Array) else jnp.asarray(x) for x in operands))
     return x if x.dtype == dtype else x.astype(dtype)
 
 
@@ -73,3 +77,33 @@ def with_derivatives(value: Callable[..., Array], *derivatives: Callable[..., Ar
 
     function.defjvp(tangent, symbolic_zeros=True)
     return function
+
+
+def one_program(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function`, compiled as a whole where it is called eagerly: none of its constants is copied to the device alone.
+
+    Arrays are arguments of the program, all else is compiled in.
+    """
+    parameters = inspect.signature(function)
+
+    @functools.lru_cache(maxsize=1024)
+    def program(rest: tuple) -> Callable[..., Array]:
+        given = {name: value for name, _, value in rest}
+        return jax.jit(lambda arrays: function(**arrays, **given), inline=True)
+
+    @functools.wraps(function)
+    def called(*args, **options):
+        given = parameters.bind(*args, **options).arguments
+        arrays = {name: x for name, x in given.items() if _is_array(x)}
+        rest = tuple((name, type(x), x) for name, x in given.items() if name not in arrays)
+        try:
+            compiled = program(rest)
+        except TypeError:  # something that has no hash: a list of numbers, or what is no array
+            return function(*args, **options)
+        return compiled(arrays)
+
+    return called
+
+
+def _is_array(x) -> bool:
+    return isinstance(x, Array) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSUMm")

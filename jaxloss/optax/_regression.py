@@ -2,10 +2,12 @@
 
 import jax.numpy as jnp
 
+from jaxloss._arrays import array
 from jaxloss._calls import Array
-from jaxloss.optax._operands import broadcast, floating, number, of_type, wide, with_derivatives
+from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, wide, with_derivatives
 
 
+@one_program
 def squared_error(predictions, targets=None) -> Array:
     r"""The square of each error, $(x - a)^2$.
 
@@ -29,6 +31,7 @@ def squared_error(predictions, targets=None) -> Array:
     return of_type(errors * errors, *_operands(predictions, targets))
 
 
+@one_program
 def l2_loss(predictions, targets=None) -> Array:
     r"""Half the square of each error, $\frac12 (x - a)^2$.
 
@@ -54,6 +57,7 @@ def l2_loss(predictions, targets=None) -> Array:
     return of_type(0.5 * errors * errors, *_operands(predictions, targets))
 
 
+@one_program
 def huber_loss(predictions, targets=None, *, delta=1.0) -> Array:
     r"""The Huber loss of each error: $\frac12 e^2$ up to $\delta$, $\delta (|e| - \frac12 \delta)$ beyond.
 
@@ -84,6 +88,7 @@ def huber_loss(predictions, targets=None, *, delta=1.0) -> Array:
     return of_type(_huber(errors, delta), *operands)
 
 
+@one_program
 def log_cosh(predictions, targets=None) -> Array:
     r"""The logarithm of the hyperbolic cosine of each error, $\log \cosh(x - a)$.
 
@@ -113,8 +118,10 @@ def _operands(predictions, targets) -> tuple:
 
 
 def _equal_shapes(predictions, targets) -> Array:
-    if targets is not None and (found := jnp.asarray(targets).shape) != (expected := jnp.asarray(predictions).shape):
-        raise ValueError(f"targets has shape {found}, predictions {expected}: expected equal shapes")
+    if targets is not None:
+        found, expected = array("targets", targets).shape, array("predictions", predictions).shape
+        if found != expected:
+            raise ValueError(f"targets has shape {found}, predictions {expected}: expected equal shapes")
     return _errors(predictions, targets)
 
 

@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 
 from jaxloss._calls import Array
-from jaxloss.optax._operands import broadcast, floating, number, of_type, wide
+from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, wide
 
 
+@one_program
 def smooth_labels(labels, alpha, *, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
     r"""Labels of which a part $\alpha$ is spread evenly over the classes, $(1 - \alpha) a_i + \alpha / V$.
 

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxloss._arrays import array
 from jaxloss._calls import Array
 from jaxloss.categorical import categorical_cross_entropy
-from jaxloss.optax._operands import broadcast, floating, mask, number, of_type, wide
+from jaxloss.optax._operands import broadcast, floating, mask, number, of_type, one_program, wide
 from jaxloss.optax._rows import Axis, Rows, masked, of_indices, of_probabilities
 
 
+@one_program
 def softmax_cross_entropy(logits, labels, axis: Axis = -1, where=None) -> Array:
     r"""Cross entropy of each row with probabilities, $\sum_i -a_i \log t_i$ with $t = \mathrm{softmax}(x)$.
 
@@ -64,6 +66,7 @@ def safe_softmax_cross_entropy(logits, labels) -> Array:
     return softmax_cross_entropy(logits, labels)
 
 
+@one_program
 def softmax_cross_entropy_with_integer_labels(logits, labels, axis: int | tuple[int, ...] = -1, where=None) -> Array:
     r"""Cross entropy of each row with the index of its class, $-\log t_a$ with $t = \mathrm{softmax}(x)$.
 
@@ -88,7 +91,7 @@ def softmax_cross_entropy_with_integer_labels(logits, labels, axis: int | tuple[
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4.
     """
-    x, labels = floating("logits", logits), jnp.asarray(labels)
+    x, labels = floating("logits", logits), array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type")
     if not isinstance(axis, int | tuple):
@@ -97,6 +100,7 @@ def softmax_cross_entropy_with_integer_labels(logits, labels, axis: int | tuple[
     return of_type(_rows_loss(masked(rows, finite=False), rows.labels, rows), logits)
 
 
+@one_program
 def poly_loss_cross_entropy(logits, labels, *, epsilon=2.0, axis: Axis = -1, where=None) -> Array:
     r"""The PolyLoss of each row, $\sum_i -a_i \log t_i + \epsilon \sum_i a_i (1 - t_i)$ with $t = \mathrm{softmax}(x)$.
 
@@ -136,6 +140,7 @@ def poly_loss_cross_entropy(logits, labels, *, epsilon=2.0, axis: Axis = -1, whe
     return of_type(losses + scale * misses, logits, labels, epsilon)
 
 
+@one_program
 def ranking_softmax_loss(
     logits, labels, *, where=None, weights=None, reduce_fn: Callable[..., Array] | None = jnp.mean
 ) -> Array:

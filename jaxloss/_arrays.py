@@ -1,0 +1,61 @@
+"""What callers pass as arrays, as arrays: or at once an error that names the argument."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_PROTOCOLS = ("__jax_array__", "__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__")
+
+
+def array(name: str, x) -> jax.Array:
+    """`x` as an array; a JAX array as it is, for a conversion to its own type is a program where nothing is traced.
+
+    What JAX would take for a sequence, or convert in minutes, is an error: a sparse array, a string, None.
+    """
+    if isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return x
+    if not _may_be_array(x):
+        raise TypeError(f"{name} has type {_type_of(x)}: expected an array")
+    try:
+        # A number is put on the device as such, which a transfer guard allows.
+        return jax.device_put(x) if isinstance(x, numbers.Number) else jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name} has type {_type_of(x)}, which is no array ({error}): expected an array") from error
+
+
+def of_dtype(x: jax.Array, dtype) -> jax.Array:
+    """`x` in that type; as it is if that is its own, for the same reason."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def promoted(*operands) -> np.dtype:
+    """The type that the operands, arrays or types, promote to: on purpose, so also under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*operands)
+
+
+def real_dtype(x: jax.Array) -> np.dtype:
+    """The type that losses of `x` are computed in."""
+    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
+def axis_moved(x: jax.Array, axis: int, to: int) -> jax.Array:
+    """`jnp.moveaxis`; `x` as it is if its axis is there already, for the same reason."""
+    return x if axis % x.ndim == to % x.ndim else jnp.moveaxis(x, axis, to)
+
+
+def _type_of(x) -> str:
+    dtype = f" of dtype {x.dtype}" if isinstance(x, jax.Array | np.ndarray | np.generic) else ""
+    return f"{type(x).__name__}{dtype}"
+
+
+def _may_be_array(x) -> bool:
+    if isinstance(x, list | tuple):
+        return all(map(_may_be_array, x))
+    if isinstance(x, jax.Array | np.ndarray | np.generic):
+        return not jnp.issubdtype(x.dtype, jax.dtypes.extended) and x.dtype.kind not in "OSUMm"
+    if isinstance(x, type):
+        return False
+    return isinstance(x, numbers.Number) or any(hasattr(x, protocol) for protocol in _PROTOCOLS)

@@ -1,0 +1,189 @@
+"""The table of public calls: every public function, with every option that it takes. Tests of what holds for all of them use it."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxloss
+from jaxloss import optax as drop_ins
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a public function by keywords.
+
+    Attributes:
+        name: of the call.
+        function: what is called.
+        required: the arrays that it must be given.
+        optional: other arrays, and numbers that may be traced.
+        static: everything else.
+        differentiable: whether there is a derivative with respect to the first argument.
+    """
+
+    name: str
+    function: Callable
+    required: dict
+    optional: dict = dataclasses.field(default_factory=dict)
+    static: dict = dataclasses.field(default_factory=dict)
+    differentiable: bool = True
+
+    @property
+    def operands(self) -> dict:
+        """All that is an array or a number."""
+        return self.required | self.optional
+
+    def __call__(self, operands: dict):
+        return self.function(**operands, **self.static)
+
+
+def _numbers(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).uniform(0.125, 0.875, shape).astype(np.float32)
+
+
+ROWS, CLASSES, WIDTH = 4, 5, 3
+X, A, LABELS, MASK = (
+    _numbers(ROWS, CLASSES),
+    _numbers(ROWS, CLASSES)[::-1].copy(),
+    np.arange(ROWS, dtype=np.int32),
+    np.arange(ROWS) > 0,
+)
+WEIGHTS, OF_CLASSES = _numbers(ROWS), _numbers(CLASSES)
+HIDDEN, KERNEL = _numbers(ROWS, WIDTH), _numbers(WIDTH, CLASSES)
+EXAMPLES = {"where": MASK, "weights": WEIGHTS, "normalizer": 3.0}
+SCALES = {"softcap": 4.0, "temperature": 1.5}
+OPTIONS = {"class_weights": OF_CLASSES, "label_smoothing": 0.125, "z_loss": 0.25, **SCALES}
+BINARY = {
+    "class_weights": OF_CLASSES,
+    "pos_weight": 1.5,
+    "label_smoothing": 0.125,
+    "focal_gamma": 1.5,
+    "focal_alpha": 0.25,
+}
+BY_WEIGHTS = {"normalizer": "weights"}
+UNREDUCED = {"reduction": "none"}
+
+
+def _calls():
+    for name in ("mse", "mae", "huber", "log_cosh", "quantile"):
+        more = {"huber": {"delta": 0.5}, "quantile": {"q": 0.25}}.get(name, {})
+        required = {"pred": X, "target": A} | ({"q": 0.25} if name == "quantile" else {})
+        for prefix in ("", "d_"):
+            function = getattr(jaxloss, prefix + name)
+            yield Call(f"{prefix}{name}", function, required)
+            yield Call(f"{prefix}{name}, options", function, required, EXAMPLES | more)
+        yield Call(f"{name}, none", getattr(jaxloss, name), required, static=UNREDUCED)
+    for prefix in ("", "d_"):
+        function, required = getattr(jaxloss, f"{prefix}binary_cross_entropy"), {"logits": X, "target": A}
+        yield Call(f"{prefix}binary", function, required)
+        yield Call(f"{prefix}binary, options", function, required, BINARY | EXAMPLES)
+        yield Call(
+            f"{prefix}binary, weights", function, required, {"class_weights": OF_CLASSES, "pos_weight": OF_CLASSES}
+        )
+        yield Call(f"{prefix}binary, smoothing", function, required, {"label_smoothing": 0.125}, UNREDUCED)
+        yield Call(
+            f"{prefix}binary, ignore_index",
+            *(function, {"logits": X, "target": np.ones_like(X, np.int32)}, EXAMPLES, {"ignore_index": -1}),
+        )
+    labels, probabilities = {"logits": X, "target": LABELS}, {"logits": X, "target": A}
+    for name in ("categorical_cross_entropy", "d_categorical_cross_entropy", "categorical_cross_entropy_with_stats"):
+        function = getattr(jaxloss, name)
+        yield Call(f"{name}, labels", function, labels)
+        yield Call(
+            f"{name}, labels, options", function, labels, OPTIONS | EXAMPLES, {"num_classes": 4, "ignore_index": 2}
+        )
+        yield Call(f"{name}, labels, none", function, labels, OPTIONS, UNREDUCED)
+        yield Call(f"{name}, unreduced", function, labels, {}, UNREDUCED)
+        yield Call(f"{name}, wide labels", function, {"logits": X, "target": LABELS.astype(np.uint32)})
+        yield Call(f"{name}, probabilities", function, probabilities, EXAMPLES)
+        yield Call(f"{name}, probabilities, options", function, probabilities, OPTIONS, BY_WEIGHTS)
+        yield Call(
+            f"{name}, by weights",
+            function,
+            labels,
+            {"class_weights": OF_CLASSES, "weights": WEIGHTS, "where": MASK},
+            BY_WEIGHTS,
+        )
+        yield Call(f"{name}, axis", function, {"logits": X.T.copy(), "target": LABELS}, {"where": MASK}, {"axis": 0})
+    yield Call(
+        "mixed",
+        lambda other, share, target, **rest: jaxloss.categorical_cross_entropy(target=(target, other, share), **rest),
+        {**labels, "other": LABELS[::-1].copy(), "share": 0.25},
+        OPTIONS,
+        BY_WEIGHTS,
+    )
+    yield Call(
+        "log_prob", jaxloss.log_prob, {"logits": X, "labels": LABELS}, {"where": MASK, **SCALES}, {"num_classes": 4}
+    )
+    yield Call("entropy", jaxloss.entropy, {"logits": X}, {"where": MASK, **SCALES}, {"num_classes": 4})
+    for prefix in ("", "d_"):
+        for target_type in ("probabilities", "logits"):
+            static, options = {"target_type": target_type}, {"temperature": 1.5, **EXAMPLES}
+            function = getattr(jaxloss, f"{prefix}kl_divergence")
+            yield Call(f"{prefix}kl, {target_type}", function, probabilities, options, static)
+            function, required = getattr(jaxloss, f"{prefix}jensen_shannon"), {"student_logits": X, "teacher_logits": A}
+            yield Call(f"{prefix}js, {target_type}", function, required, {"beta": 0.25, **options}, static)
+            yield Call(f"{prefix}js, {target_type}, none", function, required, {}, static | UNREDUCED)
+    required = {"hidden": HIDDEN, "kernel": KERNEL, "labels": LABELS}
+    for name in ("linear_cross_entropy", "linear_cross_entropy_with_stats"):
+        function = getattr(jaxloss, name)
+        yield Call(name, function, required)
+        yield Call(
+            f"{name}, options",
+            function,
+            required,
+            {"bias": OF_CLASSES, **OPTIONS, **EXAMPLES},
+            {"chunk_size": 2, "ignore_index": 1, "num_classes": 4},
+        )
+        yield Call(f"{name}, by weights", function, required, {"class_weights": OF_CLASSES}, {"shift": 1, **BY_WEIGHTS})
+        yield Call(f"{name}, none", function, required, {"bias": OF_CLASSES}, {"chunk_size": 2, **UNREDUCED})
+    yield Call("linear_log_prob", jaxloss.linear_log_prob, required, {"bias": OF_CLASSES, "where": MASK, **SCALES})
+    yield from _drop_ins()
+
+
+def _drop_ins():
+    whole = {"where": X > 0.25}
+    for name in ("softmax_cross_entropy", "poly_loss_cross_entropy", "ranking_softmax_loss"):
+        function = getattr(drop_ins, name)
+        yield Call(f"optax {name}", function, {"logits": X, "labels": A})
+        yield Call(f"optax {name}, where", function, {"logits": X, "labels": A}, whole)
+    yield Call("optax safe", drop_ins.safe_softmax_cross_entropy, {"logits": X, "labels": A})
+    yield Call(
+        "optax ranking, weights", drop_ins.ranking_softmax_loss, {"logits": X, "labels": A}, {"weights": A, **whole}
+    )
+    function = drop_ins.softmax_cross_entropy_with_integer_labels
+    yield Call("optax labels", function, {"logits": X, "labels": LABELS})
+    yield Call("optax labels, where", function, {"logits": X, "labels": LABELS}, whole)
+    for name in ("sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "sparsemax_loss"):
+        options = {"alpha": 0.25, "gamma": 1.5} if "focal" in name else {}
+        labels = np.float32(A > 0.5) if name == "sparsemax_loss" else A
+        yield Call(f"optax {name}", getattr(drop_ins, name), {"logits": X, "labels": labels}, options)
+    for name in ("hinge_loss", "perceptron_loss"):
+        yield Call(f"optax {name}", getattr(drop_ins, name), {"predictor_outputs": X, "targets": A})
+    for name in ("squared_error", "l2_loss", "log_cosh", "huber_loss"):
+        optional = {"targets": A} | ({"delta": 0.5} if name == "huber_loss" else {})
+        yield Call(f"optax {name}", getattr(drop_ins, name), {"predictions": X}, optional)
+    for name in ("kl_divergence", "generalized_kl_divergence"):
+        yield Call(f"optax {name}", getattr(drop_ins, name), {"log_predictions": X, "targets": A}, whole)
+    function = drop_ins.kl_divergence_with_log_targets
+    yield Call("optax kl of logs", function, {"log_predictions": X, "log_targets": A}, whole)
+    yield Call("optax smooth_labels", drop_ins.smooth_labels, {"labels": A, "alpha": 0.25}, whole)
+
+
+CALLS = tuple(_calls())
+IDS = tuple(call.name for call in CALLS)
+
+
+def total(results) -> jax.Array:
+    """A scalar of all floating-point results."""
+    leaves = [leaf for leaf in jax.tree.leaves(results) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return sum((leaf.sum() for leaf in leaves[1:]), start=leaves[0].sum())
+
+
+def split_operands(operands: dict) -> tuple[dict, dict]:
+    """Those that are floating-point, and the others."""
+    real = {name: x for name, x in operands.items() if jnp.issubdtype(jnp.result_type(x), jnp.floating)}
+    return real, {name: x for name, x in operands.items() if name not in real}
