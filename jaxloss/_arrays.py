@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloss._meshes import without_reduced
+
 _PROTOCOLS = ("__jax_array__", "__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__")
 
 
@@ -15,7 +17,7 @@ def array(name: str, x) -> jax.Array:
     What JAX would take for a sequence, or convert in minutes, is an error: a sparse array, a string, None.
     """
     if isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended):
-        return x
+        return without_reduced(name, x)
     if not _may_be_array(x):
         raise TypeError(f"{name} has type {_type_of(x)}: expected an array")
     try:

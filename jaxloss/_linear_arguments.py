@@ -12,6 +12,7 @@ from jaxloss._arrays import array, promoted
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options
 from jaxloss._linear_work import Plan
+from jaxloss._meshes import rolled, taken
 from jaxloss._objective import Objective
 from jaxloss._parameters import integer
 
@@ -112,7 +113,7 @@ def _shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
 @functools.partial(jax.jit, static_argnums=1, inline=True)
 def _next_labels(labels: Array, shift: int) -> tuple[Array, Array]:
     length = labels.shape[-1]
-    return jnp.roll(labels, -shift, -1), jnp.arange(length) < length - shift
+    return rolled(labels, -shift), jnp.arange(length) < length - shift
 
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)
@@ -123,7 +124,7 @@ def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ..
     width = class_weights.shape[0]
     here = labels - jax.lax.axis_index(axes) * width if axes else labels
     inside = formulas.in_range(here, width)
-    share = jnp.where(inside, class_weights[jnp.where(inside, here, 0)], 0)
+    share = jnp.where(inside, taken(class_weights, jnp.where(inside, here, 0)), 0)
     return jax.lax.psum(share, axes) if axes else share
 
 

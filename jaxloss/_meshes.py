@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from jaxloss._calls import Array
+Array = jax.Array
 
 Entry = tuple[str, ...]
 """The mesh axes that split one axis of an array."""
@@ -35,7 +36,7 @@ def mesh_of(operands: Sequence[Array]) -> AbstractMesh:
 
 def explicit_entries(x: Array) -> tuple[Entry, ...]:
     """The explicit mesh axes that split each axis of an array: of others, its type does not know."""
-    return entries_of(jax.typeof(x).sharding.spec, x.ndim)
+    return entries_of(jax.typeof(x).sharding.spec.partitions, x.ndim)
 
 
 def resharded(mesh: AbstractMesh, x: Array, spec: PartitionSpec) -> Array:
@@ -44,6 +45,41 @@ def resharded(mesh: AbstractMesh, x: Array, spec: PartitionSpec) -> Array:
     if not mesh.explicit_axes or (on_mesh and explicit_entries(x) == entries_of(spec, x.ndim)):
         return x
     return jax.sharding.reshard(x, NamedSharding(mesh, spec))
+
+
+def rolled(x: Array, shift: int) -> Array:
+    """`jnp.roll` along the last axis, which explicit mesh axes may split: `x` is gathered along it, and split again."""
+    entries = explicit_entries(x)
+    if not entries[-1]:
+        return jnp.roll(x, shift, -1)
+    mesh = mesh_of([x])
+    whole = resharded(mesh, x, as_spec((*entries[:-1], ())))
+    return resharded(mesh, jnp.roll(whole, shift, -1), as_spec(entries))
+
+
+def taken(numbers: Array, index: Array) -> Array:
+    """`numbers[index]` of a list of numbers, which explicit mesh axes may split; the result is split like `index`."""
+    mesh = mesh_of([numbers, index])
+    if not mesh.explicit_axes:
+        return numbers[index]
+    whole, index = (
+        resharded(mesh, numbers, PartitionSpec(None)),
+        resharded(mesh, index, as_spec(explicit_entries(index))),
+    )
+    return whole.at[index].get(out_sharding=NamedSharding(mesh, as_spec(explicit_entries(index))))
+
+
+def without_reduced(name: str, x: Array) -> Array:
+    """`x` as an ordinary replicated array where its type is `reduced` over mesh axes, whose gradient is unreduced."""
+    sharding = jax.typeof(x).sharding
+    if sharding.spec.unreduced:
+        axes = ", ".join(map(repr, sorted(sharding.spec.unreduced)))
+        raise ValueError(
+            f"{name} is unreduced over the mesh axes {axes}: expected what it sums to; jax.sharding.reshard gives it"
+        )
+    if not sharding.spec.reduced:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec.partitions)))
 
 
 def on_explicit_axes(

@@ -42,6 +42,11 @@ def mesh(axis_type=AxisType.Auto, axes: tuple[str, ...] = ("d", "v")) -> jax.sha
     return jax.make_mesh(shape, ("d", "v"), axis_types=(axis_type,) * 2, devices=devices)
 
 
+def mesh_of_types(axis_types: tuple[AxisType, AxisType]) -> jax.sharding.Mesh:
+    """A mesh with the axes d and v, each of a type of its own."""
+    return jax.make_mesh(SHAPES[count()], ("d", "v"), axis_types=axis_types, devices=available()[: count()])
+
+
 def axes_of(*specs) -> tuple[str, ...]:
     """The mesh axes that occur in partition specs."""
     entries = (entry if isinstance(entry, tuple) else (entry,) for spec in specs for entry in spec)

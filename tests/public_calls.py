@@ -44,7 +44,7 @@ def _numbers(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).uniform(0.125, 0.875, shape).astype(np.float32)
 
 
-ROWS, CLASSES, WIDTH = 4, 5, 3
+ROWS, CLASSES, WIDTH = 4, 6, 3
 X, A, LABELS, MASK = (
     _numbers(ROWS, CLASSES),
     _numbers(ROWS, CLASSES)[::-1].copy(),
