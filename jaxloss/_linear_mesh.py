@@ -37,9 +37,12 @@ def on_mesh(
     def split_on(mesh, operands, specs) -> Split:
         return split_of(mesh, operand_roles, [operand.shape for operand in operands], specs, may_trade)
 
+    # `custom_partitioning` takes no constants, and those of `local` are arrays under `jax.ensure_compile_time_eval`.
+    with_constants = jax.jit(functools.partial(local, Split(), False))
+
     @custom_partitioning
     def automatic(*operands):
-        return local(Split(), False, *operands)
+        return with_constants(*operands)
 
     def partition(mesh, operands, results):
         del results

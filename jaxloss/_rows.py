@@ -53,9 +53,12 @@ def row_wise(
         told = (axes[: len(axes) - len(last)], last) if tells_last else (axes,)
         return functools.partial(split, *told)
 
+    # `custom_partitioning` takes no constants, and those of `local` are arrays under `jax.ensure_compile_time_eval`.
+    with_constants = jax.jit(local)
+
     @custom_partitioning
     def automatic(*operands):
-        return local(*operands)
+        return with_constants(*operands)
 
     def partition(mesh, operands, results):
         spec = common_spec(operands, axes_of(operands))
