@@ -56,7 +56,7 @@ def _encoded(x) -> Any:
             return {"items": [[_encoded(key), _encoded(value)] for key, value in x.items()]}
         case functools.partial() if not x.args:
             return {**_encoded(x.func), "with": {key: _encoded(value) for key, value in x.keywords.items()}}
-        case types.FunctionType() if getattr(formulas, x.__name__, None) is x:
+        case _ if callable(x) and getattr(formulas, getattr(x, "__name__", ""), None) is x:
             return {"formula": x.__name__, "with": {}}
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         fields = {field.name: _encoded(getattr(x, field.name)) for field in dataclasses.fields(x)}
@@ -80,7 +80,7 @@ def _decoded(x) -> Any:
             return dict(map(_decoded, items))
         case {"formula": name, "with": given}:
             formula = getattr(formulas, name)
-            if not isinstance(formula, types.FunctionType):
+            if not callable(formula) or not formula.__module__.startswith(formulas.__name__):
                 raise ValueError(f"{name} is not a formula")
             return functools.partial(formula, **{k: _decoded(v) for k, v in given.items()}) if given else formula
         case {"class": [module, name], "fields": fields}:

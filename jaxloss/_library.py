@@ -28,14 +28,17 @@ class Backends:
 
     Attributes:
         cpu: the instruction set of the CPU kernels in use: `"avx512"`, `"avx2"` or `"baseline"` (SSE2 or NEON).
-        cuda: the GPU architectures with kernels, such as `("80", "90a")`; empty for a build without CUDA.
+        cuda: the GPU architectures with kernels, such as `("80", "90a")`; empty for a build without CUDA, whose
+            exports for `cuda` hold the plain formulas.
     """
 
     cpu: str
     cuda: tuple[str, ...]
 
     def __str__(self) -> str:
-        cuda = ", ".join(f"sm_{architecture}" for architecture in self.cuda) or "none in this build"
+        cuda = ", ".join(f"sm_{architecture}" for architecture in self.cuda) or (
+            "none in this build, so the plain formulas run on a GPU, and are what an export for it holds"
+        )
         return f"CPU kernels: {self.cpu}; CUDA kernels: {cuda}"
 
 
@@ -130,7 +133,9 @@ def backends() -> Backends:
     """Which kernels this build of jaxloss holds.
 
     On a platform that has none (a TPU, or a GPU where the build had no CUDA compiler) the losses are computed by their
-    plain formulas, with the same results.
+    plain formulas, with the same results. `jax.export` for such a platform gives the plain formula too, for good: an
+    artefact for `cuda` that is to call kernels must be exported by a build that holds CUDA kernels, with a GPU or
+    without.
 
     Returns:
         A `Backends` with the CPU's instruction set and the GPU architectures.

@@ -57,6 +57,38 @@ the gradient is that of the local slice.
 """
 
 
+KEPT = """## Export, and programs that are kept
+
+`jax.export` asks that custom calls be allowed by name: `disabled_checks=jaxloss.export_checks()`. Sizes of any axis may be
+symbolic, that of the classes too; with `num_classes=` the symbol must be known to be as large (`constraints=("v >= 50257",)`
+of `jax.export.symbolic_shape`). JAX itself runs no exported program with a symbolic axis that `shard_map` splits.
+
+An artefact holds, for each platform that it is exported for, the kernel's custom call if this build of jaxloss has kernels for
+it, else the plain formula. So an artefact for cuda that is exported by a build without CUDA kernels holds the plain formula,
+wherever it is run later; `print(jaxloss.backends())` says which build it is. No GPU is needed to export for one.
+
+The name of a custom call ends with the number of its calling convention, `jaxloss_mse_value_v1`. A program that was kept by a
+release with another number is never run with the wrong buffers: the compilation cache does not hit, for its key is made of the
+program, and an artefact or a serialized executable is an error of JAX's that names the custom call it does not find.
+
+## Strict settings
+
+| | |
+|---|---|
+| `jax.numpy_rank_promotion("raise")`, `jax.numpy_dtype_promotion("strict")` | nothing is promoted by accident. The logits of a linear loss still have the type that hidden states and kernel promote to, and results of `jaxloss.optax` the type that optax gives them. |
+| `jax.transfer_guard("disallow")` | an eager call copies nothing from the host; Python's numbers are put on the device, which the guard allows. Eager `jax.grad` copies its cotangent 1 by itself, of any function, and JAX may copy constants when it transposes: a jitted gradient copies nothing. |
+| `jax_debug_infs` | value and gradient of masked logits (−Inf) are quiet where the classes are the last axis, eager and jitted. Eager calls with another `axis`, eager second derivatives, and the eager gradients of `entropy` and of a teacher's masked logits give back intermediate arrays that hold −Inf: jit these. |
+| `jax.ensure_compile_time_eval` | gives numbers |
+
+## What a compiler knows of a call
+
+`cost_analysis()` of a compiled program counts nothing of a custom call, neither bytes nor operations: `jax.ffi.ffi_call` takes no
+estimate, and XLA's analysis looks at no attribute of a custom call (tried: `frontend_attributes` of the names that XLA uses for
+costs). By hand: a value reads the logits once, value and gradient read and write them once. The operations are those of the
+plain formula, of which `cost_analysis()` tells: `jax.jit(jaxloss.formulas.categorical_cross_entropy).lower(...)`.
+"""
+
+
 def table(heads: list[str], lines: list[tuple[str, list[bool]]]) -> str:
     """A Markdown table with a dot where true."""
     rows = [f"| `{name}` | {' | '.join('●' if cell else '' for cell in cells)} |" for name, cells in lines]
@@ -89,6 +121,7 @@ def page() -> str:
             table([split.replace("_", " ") for split in test_shard_map.SPLITS], inside),
             AXIS_NAME,
             table([split.replace("_", " ") for split in splits], by_hand),
+            KEPT,
             EXCEPTIONS,
         ]
     )

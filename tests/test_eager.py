@@ -7,7 +7,8 @@ import pytest
 
 import jaxloss
 import jaxloss.optax
-from public_calls import CALLS, IDS
+import tolerance
+from public_calls import CALLS, IDS, total
 
 
 @pytest.mark.parametrize("call", CALLS, ids=IDS)
@@ -88,3 +89,20 @@ def test_masked_logits_are_no_infinite_results(loss):
 def test_an_infinite_loss_is_seen():
     with jax.debug_infs(True), pytest.raises(FloatingPointError):
         jaxloss.categorical_cross_entropy(X, np.array([1, 1]), clip=None)
+
+
+EVALUATED = (*PULLED_BACK, "linear_cross_entropy, none", "linear_log_prob", "linear_cross_entropy_with_stats, options")
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_compile_time_evaluation(name):
+    """Numbers, value and gradient, although every constant is an array there."""
+    call = CALLS[IDS.index(name)]
+    operands = {name: jnp.asarray(x) for name, x in call.operands.items()}
+    first = next(iter(operands))
+    gradient = jax.value_and_grad(lambda x: total(call({**operands, first: x})))
+    with jax.ensure_compile_time_eval():
+        evaluated = gradient(operands[first])
+    assert all(isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) for x in evaluated)
+    for result, expected in zip(evaluated, gradient(operands[first]), strict=True):
+        tolerance.assert_close(result, expected, name, terms=operands[first].size, magnitude=1)

@@ -1,5 +1,6 @@
 """The shared object: what it says of itself, what is said when it is missing, every instruction set, every size of work."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -38,6 +39,12 @@ def test_backends():
     assert isinstance(backends.cuda, tuple)
     assert ("cuda" in _library.PLATFORMS) == bool(backends.cuda)
     assert backends.cpu in str(backends)
+    assert ("export" in str(backends)) == (not backends.cuda)
+    without_cuda = str(dataclasses.replace(backends, cuda=()))
+    assert "none in this build" in without_cuda
+    assert "plain formulas" in without_cuda
+    with_cuda = str(dataclasses.replace(backends, cuda=("80", "90a")))
+    assert with_cuda.endswith("CUDA kernels: sm_80, sm_90a")
     with pytest.raises(AttributeError):
         backends.cpu = "other"
 
