@@ -192,7 +192,9 @@ def _whole_ranks(objective: Objective, axes, logits, target, options) -> Array:
     of_label = jax.lax.psum(jnp.where(here, z, 0), axes)[..., None]
     index = jax.lax.psum(jnp.where(here, target + begin, 0), axes)[..., None]
     z = formulas.scaled_logits(logits, options)
-    earlier = jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) + begin < index
-    before = jax.lax.psum(jnp.sum((z > of_label) | ((z == of_label) & earlier), -1, dtype=jnp.int32), axes)
+    classes = jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) + begin
+    # The label itself never counts: what is computed twice, here and above, may differ in its last bit.
+    ahead = ((z > of_label) | ((z == of_label) & (classes < index))) & (classes != index)
+    before = jax.lax.psum(jnp.sum(ahead, -1, dtype=jnp.int32), axes)
     has_label = jax.lax.psum(here.astype(jnp.int32), axes) > 0
     return jnp.where(has_label, before, objective.classes_of(logits.shape[-1])).astype(jnp.int32)

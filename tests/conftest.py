@@ -41,7 +41,10 @@ MANY_PROGRAMS = {
     "test_linear_sharding",
     "test_linear_transforms",
     "test_optax",
+    "test_public_calls_on_meshes",
     "test_regression",
+    "test_strict",
+    "test_symbolic_classes",
 }
 MATRICES = {"test_axis_name", "test_shard_map", "test_sharding", "test_transforms"}
 CATEGORICAL = losses.Case(losses.CATEGORICAL, "indices")
@@ -61,6 +64,8 @@ def is_for_gpus(item) -> bool:
     each where it splits one axis. What two axes split as one is left to the CPU.
     """
     params = item.callspec.params if hasattr(item, "callspec") else {}
+    if item.path.stem == "test_public_calls_on_meshes":
+        return params["kind"] == "mixed" and not params["name"].startswith(("optax", "d_"))
     case, program = params.get("case"), params.get("name", params.get("program", "value_and_grad"))
     placement, split = str(params.get("placement")), str(params.get("split"))
     is_gradient = program == "value_and_grad" and params.get("reduction", "mean") == "mean"

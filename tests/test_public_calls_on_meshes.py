@@ -1,8 +1,10 @@
-"""Every public call, with every option, on meshes whose axes are explicit, or explicit and automatic, with no mesh in context.
+"""Every public call, with every option, on a mesh of explicit axes, and on one whose axes differ in type; no mesh in context.
 
-What a call gives is what it gives of the same operands on one device, and what varies is a derivative of everything that has
-one. A loss is one program here: which placements there are is `test_sharding.py`'s.
+What a call gives, and the gradient with respect to everything that has one, are those of the same operands on one device.
+A call is one program here: which placements there are is `test_sharding.py`'s.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import meshes
+from modules import QUICKLY
 from public_calls import CALLS, CLASSES, IDS, ROWS, split_operands, total
 
 pytestmark = meshes.several_devices
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
-TYPES = {"explicit": (EXPLICIT, EXPLICIT), "explicit rows": (EXPLICIT, AUTO), "explicit classes": (AUTO, EXPLICIT)}
 
 
 def placed(mesh, x):
@@ -25,18 +27,35 @@ def placed(mesh, x):
     return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*(axes.get(size) for size in np.shape(x)))))
 
 
-@pytest.mark.parametrize("types", TYPES)
-@pytest.mark.parametrize("call", CALLS, ids=IDS)
-def test_results_are_those_of_one_device(call, types):
-    mesh = meshes.mesh_of_types(TYPES[types])
-    operands = {name: jnp.asarray(x) for name, x in call.operands.items()}
+@functools.cache
+def program(name: str):
+    """The results of a call and its gradients, of its operands by name."""
+    call = CALLS[IDS.index(name)]
 
-    def program(operands):
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def run(operands):
         real, others = split_operands(operands)
-        value = lambda real: total(call({**real, **others}))  # noqa: E731
+
+        def value(real):
+            return total(call({**real, **others}))
+
         return call(operands), jax.grad(value)(real) if call.differentiable else ()
 
-    expected = jax.jit(program)(operands)
-    actual = jax.jit(program)({name: placed(mesh, x) for name, x in operands.items()})
-    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6, err_msg=call.name)
+    return run
+
+
+@functools.cache
+def expected(name: str):
+    """On one device."""
+    return program(name)({key: jnp.asarray(x) for key, x in CALLS[IDS.index(name)].operands.items()})
+
+
+@pytest.mark.parametrize("kind", ["explicit", "mixed"])
+@pytest.mark.parametrize("name", IDS)
+def test_results_are_those_of_one_device(name, kind):
+    mixed = [(EXPLICIT, AUTO), (AUTO, EXPLICIT)][IDS.index(name) % 2]
+    mesh = meshes.mesh_of_types((EXPLICIT, EXPLICIT) if kind == "explicit" else mixed)
+    operands = {key: placed(mesh, x) for key, x in CALLS[IDS.index(name)].operands.items()}
+    actual = program(name)(operands)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected(name)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6, err_msg=name)
