@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from jaxloss._calls import Array, manual_axes, varying
 from jaxloss._linear_split import Roles, Split, is_sum, split_of, within
-from jaxloss._meshes import as_spec, explicit_entries, mesh_of, on_explicit_axes, resharded
+from jaxloss._meshes import as_spec, explicit_entries, mesh_of, on_explicit_axes, resharded, splitting_entries
 from jaxloss._partitioned import Call, Description, Partition
 from jaxloss._rows import sharding_rule
 
@@ -46,7 +46,8 @@ class OnMesh:
             return self._on_automatic_axes(own, *operands)
         specs = [as_spec(explicit_entries(operand)) for operand in operands]
         shapes = [operand.shape for operand in operands]
-        split = split_of(mesh, self.operand_roles, shapes, specs, self._may_trade and not mesh.auto_axes)
+        splitting = [as_spec(splitting_entries(mesh, explicit_entries(operand))) for operand in operands]
+        split = split_of(mesh, self.operand_roles, shapes, splitting, self._may_trade and not mesh.auto_axes)
         results = on_explicit_axes(
             mesh,
             functools.partial(self._on_automatic_axes, within(own, split)),

@@ -39,6 +39,11 @@ def explicit_entries(x: Array) -> tuple[Entry, ...]:
     return entries_of(jax.typeof(x).sharding.spec.partitions, x.ndim)
 
 
+def splitting_entries(mesh: AbstractMesh, entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The same without mesh axes of one device: XLA refuses collectives over such ones beside automatic axes."""
+    return tuple(tuple(axis for axis in entry if mesh.shape[axis] > 1) for entry in entries)
+
+
 def resharded(mesh: AbstractMesh, x: Array, spec: PartitionSpec) -> Array:
     """`x`, its explicit axes split so."""
     on_mesh = not jax.typeof(x).sharding.mesh.empty
@@ -100,12 +105,12 @@ def on_explicit_axes(
         result_specs: how the results then are split.
         check: whether JAX checks what the results vary over.
     """
-    mapped = jax.shard_map(
-        body,
-        mesh=mesh,
-        in_specs=tuple(specs),
-        out_specs=tuple(result_specs),
-        axis_names=set(mesh.explicit_axes),
-        check_vma=check,
-    )
-    return mapped(*(resharded(mesh, operand, spec) for operand, spec in zip(operands, specs, strict=True)))
+
+    def splitting(spec: PartitionSpec) -> PartitionSpec:
+        return as_spec(splitting_entries(mesh, entries_of(spec, len(spec))))
+
+    in_specs, out_specs = (tuple(map(splitting, of)) for of in (specs, result_specs))
+    axes = set(mesh.explicit_axes)
+    mapped = jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=check)
+    results = mapped(*(resharded(mesh, operand, spec) for operand, spec in zip(operands, in_specs, strict=True)))
+    return tuple(resharded(mesh, result, spec) for result, spec in zip(results, result_specs, strict=True))

@@ -20,7 +20,16 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import PartitionSpec
 
 from jaxloss._calls import Array
-from jaxloss._meshes import Entry, as_spec, entries_of, explicit_entries, mesh_axes, mesh_of, on_explicit_axes
+from jaxloss._meshes import (
+    Entry,
+    as_spec,
+    entries_of,
+    explicit_entries,
+    mesh_axes,
+    mesh_of,
+    on_explicit_axes,
+    splitting_entries,
+)
 from jaxloss._partitioned import Call, Description, Op, Partition
 
 
@@ -71,7 +80,7 @@ class RowWise:
         specs = [as_spec([entries[axis] for axis in axes]) for axes in self._axes_of([o.ndim for o in operands])]
         results = jax.eval_shape(self.local, *(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands))
         result_specs = [as_spec(entries[: result.ndim]) for result in results]
-        body = functools.partial(self._on_automatic_axes, entries)
+        body = functools.partial(self._on_automatic_axes, splitting_entries(mesh, entries))
         return on_explicit_axes(mesh, body, operands, specs, result_specs)
 
     def _on_automatic_axes(self, outer: tuple[Entry, ...], *operands: Array) -> tuple[Array, ...]:
