@@ -34,6 +34,7 @@ from jaxloss._partitioned import Call, primitive
 _callback_info = jax_partitioning._ShardingCallbackInfo
 _callbacks_of_jax = jax_partitioning._sharding_callbacks
 _module_of_one_device = jax_partitioning._custom_partitioning_partition
+_inferred_by_jax = jax_partitioning._custom_partitioning_infer_sharding_from_operands
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -60,9 +61,12 @@ def _call_named(name: str) -> Call:
 
 def _spec_of(sharding, mesh: AbstractMesh, rank: int) -> PartitionSpec:
     """The axes of the mesh that split each axis of an array; none where its tiles are not those of whole axes."""
+    whole = as_spec([()] * rank)
+    if sharding is None:  # GSPMD does not know it yet
+        return whole
     dimensions = sharding.tile_assignment_dimensions()
     if math.prod(dimensions) != math.prod(mesh.axis_sizes):  # replicated, too
-        return as_spec([()] * rank)
+        return whole
     # Where in the grid of tiles each device is, by the device's place in the mesh.
     tiles = np.empty((math.prod(dimensions), len(dimensions)), int)
     tiles[sharding.tile_assignment_devices()] = np.indices(dimensions).reshape(len(dimensions), -1).T
@@ -77,7 +81,7 @@ def _spec_of(sharding, mesh: AbstractMesh, rank: int) -> PartitionSpec:
     for dimension in range(rank):
         axes = [axis for axis, stride in strides.items() if stride[dimension] > 0]
         spec.append(tuple(sorted(axes, key=lambda axis: -strides[axis][dimension])))
-    return as_spec(spec if np.array_equal(tiles, _tiles(mesh, spec)) else [()] * rank)
+    return as_spec(spec) if np.array_equal(tiles, _tiles(mesh, spec)) else whole
 
 
 def _tiles(mesh: AbstractMesh, spec: Sequence[tuple[str, ...]]) -> np.ndarray:
@@ -151,8 +155,8 @@ def _result_shapes(ctx):
     ]
 
 
-def _partition(arg_shapes, arg_shardings, result_shape, result_sharding, backend_config: bytes):
-    """What the partitioner asks for: the module of one device, and how operands and results are split."""
+def _asked(backend_config: bytes, operands: int, result_shape):
+    """What JAX's own callbacks find by a name, while somebody holds it: how a call of so many operands is split."""
     name, platform, sizes, names, manual = json.loads(backend_config)
     mesh = AbstractMesh(tuple(sizes), tuple(names))
     automatic = _without(mesh, manual)
@@ -165,29 +169,41 @@ def _partition(arg_shapes, arg_shardings, result_shape, result_sharding, backend
     def tree_of(count: int):
         return jax.tree.structure((0,) * count)
 
-    callback = _callback_info(
+    asked = _callback_info(
         propagate_user_sharding=None,
         partition=partition,
         to_mesh_pspec_sharding=lambda sharding, rank: NamedSharding(automatic, _spec_of(sharding, automatic, rank)),
-        in_tree=tree_of(len(arg_shapes)),
+        in_tree=tree_of(operands),
         out_tree=tree_of(len(result_shape.tuple_shapes()) if result_shape.is_tuple() else 1),
-        infer_sharding_from_operands=None,
+        infer_sharding_from_operands=lambda _, operands, results: call.placed(automatic, operands, results)[2],
         module_context=types.SimpleNamespace(platforms=(platform,), backend=None),
         mesh=mesh,
         static_args=(),
     )
-    _callbacks_of_jax[backend_config] = callback  # which forgets it when nobody else holds it
+    _callbacks_of_jax[backend_config] = asked
+    return asked
+
+
+def _partition(arg_shapes, arg_shardings, result_shape, result_sharding, backend_config: bytes):
+    """What the partitioner asks for: the module of one device, and how operands and results are split."""
+    asked = _asked(backend_config, len(arg_shapes), result_shape)
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # one device's program knows nothing of explicit axes
-        return _module_of_one_device(arg_shapes, arg_shardings, result_shape, result_sharding, backend_config)
+        module = _module_of_one_device(arg_shapes, arg_shardings, result_shape, result_sharding, backend_config)
+    del asked
+    return module
+
+
+def _inferred(arg_shapes, arg_shardings, result_shape, backend_config: bytes):
+    """How results are split, which GSPMD asks for in place of a rule."""
+    asked = _asked(backend_config, len(arg_shapes), result_shape)
+    sharding = _inferred_by_jax(arg_shapes, arg_shardings, result_shape, backend_config)
+    del asked
+    return sharding
 
 
 def _unchanged(sharding, shape, backend_config):
     del shape, backend_config
     return sharding
-
-
-def _not_inferred(arg_shapes, arg_shardings, result_shape, backend_config):
-    raise NotImplementedError("jaxloss is partitioned by Shardy: set jax_use_shardy_partitioner, as is JAX's default")
 
 
 def registered() -> bool:
@@ -196,7 +212,7 @@ def registered() -> bool:
         "name": _library.PARTITIONED_TARGET,
         "prop_user_sharding": _unchanged,
         "partition": _partition,
-        "infer_sharding_from_operands": _not_inferred,
+        "infer_sharding_from_operands": _inferred,
         "can_side_effecting_have_replicated_sharding": True,
     }
     xla_client.register_custom_call_partitioner(**callbacks)

@@ -11,6 +11,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 import test_axis_name
+import test_mesh_axis_types
 import test_shard_map
 import test_sharding
 from losses import CASES, MATRIX
@@ -38,16 +39,37 @@ EXCEPTIONS = """## What cannot be
 | a third derivative in which reverse mode follows reverse mode, through a `scan` of checkpointed losses; the chunks of `linear_cross_entropy(reduction="none")` are such a scan, for both operands at once | JAX drops custom rules from what it transposes twice | JAX's own error; forward mode in between, or twice, works |
 | `axis_name=` under `shard_map(check_vma=False)` | without checked types nobody knows which axes split the classes | a `ValueError` that says so |
 | features that do not divide among the devices, under automatic sharding | the partitioner pads, and padding would count | they are gathered first; the result is right |
-| some axes of a mesh manual, the classes split over the others | the types inside do not say how | the classes are gathered over those; the result is right |
+| one axis of an array split by an automatic mesh axis and then, within its parts, by an explicit one: `P(("automatic", "explicit"))` | explicit axes are made manual first, and JAX's `shard_map` then wants them first | the array is re-sharded; the result is right |
+| the eager gradient of arrays on an explicit mesh, without `jax.set_mesh` | JAX makes the cotangent 1 on one device, for any function | JAX's own error; jit it, or set the mesh |
+| `jax.export` of arrays on a mesh with both explicit and automatic axes, serialized | JAX does not write such a sharding, for any function | JAX's own error |
 """
 
 SHARDING = """## Sharding
 
-On a mesh of 8 devices, d (4) × v (2), with automatic and with explicit axes. The gradient keeps the sharding of its operand,
+On a mesh of 8 devices, d (4) × v (2), with automatic and with explicit axes, the mesh in context. The gradient keeps the sharding of its operand,
 and the compiled module holds no all-gather, no all-to-all and no collective-permute; what is reduced is numbers of one a row.
 
 n is the global batch under `jit`. Inside `shard_map` it is what the device holds: give the global one as `normalizer=` and add
 the shares up with `jax.lax.psum`.
+"""
+
+AXIS_TYPES = """## Meshes of any axis types, with and without a context
+
+Each mesh axis is treated by its own type. Axes that an enclosing `shard_map` has made manual are the caller's. Explicit axes
+are in the operands' types, so they need no `jax.set_mesh`. Automatic axes are XLA's, whose partitioner asks when it has decided.
+A loss of each family (elementwise, rows, rows unreduced, divergence, linear) has the plain formula's value, gradient and
+shardings, and no collective that the formula does not have, but sums of one number a row; each cell is tested without a mesh in
+context and under `jax.set_mesh`:
+"""
+
+PARTLY_MANUAL = """Inside a `shard_map` over one axis (d, or v), which splits the rows, while the other axis, of whatever type,
+splits rows or classes:
+"""
+
+AUTO_AXES = """`jax.sharding.auto_axes` over d, v or both of an explicit mesh, operands split by rows, classes or both, is tested likewise;
+every public function with every option is called on an explicit and on a mixed mesh without a context
+(`tests/test_public_calls_on_meshes.py`). An operand whose sharding is `reduced` over a mesh axis is taken as the replicated
+array that it is, and its gradient is unreduced, as JAX has it; one that is `unreduced` is a `ValueError` that names the argument.
 """
 
 AXIS_NAME = """## A vocabulary that the caller has split
@@ -66,6 +88,11 @@ of `jax.export.symbolic_shape`). JAX itself runs no exported program with a symb
 An artefact holds, for each platform that it is exported for, the kernel's custom call if this build of jaxloss has kernels for
 it, else the plain formula. So an artefact for cuda that is exported by a build without CUDA kernels holds the plain formula,
 wherever it is run later; `print(jaxloss.backends())` says which build it is. No GPU is needed to export for one.
+
+A program on a mesh of automatic axes is kept like any other: the persistent compilation cache finds it in a second process,
+`jax.experimental.serialize_executable` and `jax.export` write it, and another process that imports jaxloss runs it, partitioned
+there with no all-gather. For XLA's partitioner finds what splits a call by a description that the program holds, not by an
+address. A platform without kernels gets the plain formula, with nothing for a partitioner to ask.
 
 The name of a custom call ends with the number of its calling convention, `jaxloss_mse_value_v1`. A program that was kept by a
 release with another number is never run with the wrong buffers: the compilation cache does not hit, for its key is made of the
@@ -105,7 +132,7 @@ def page() -> str:
     sharded = [(name, [True] * len(placements)) for name in test_sharding.PROGRAMS]
     sharded += [(name, [placement in stacked for placement in placements]) for name in test_sharding.STACKED_PROGRAMS]
     inside = [(name, [True] * len(test_shard_map.SPLITS)) for name in test_sharding.PROGRAMS]
-    splits = list(test_axis_name.SPLITS)
+    splits, types = list(test_axis_name.SPLITS), test_mesh_axis_types.TYPES
     by_hand = [(name, [True] * len(splits)) for name in (*test_axis_name.NAMES, *test_axis_name.NAMES_OF_TARGET)]
     return "\n".join(
         [
@@ -117,7 +144,12 @@ def page() -> str:
             "sizes, donated logits, `debug_nans`, and two processes under `jax.distributed`.\n",
             SHARDING,
             table([placement.replace("_", " ") for placement in placements], sharded),
-            "Inside `shard_map`, rows split over one axis or two:\n",
+            AXIS_TYPES,
+            table(list(types), [(name, [True] * len(types)) for name in test_mesh_axis_types.PLACEMENTS]),
+            PARTLY_MANUAL,
+            table(list(types), [(f"other axis: {rest}", [True] * len(types)) for rest in test_mesh_axis_types.RESTS]),
+            AUTO_AXES,
+            "Inside `shard_map` over all axes, rows split over one axis or two:\n",
             table([split.replace("_", " ") for split in test_shard_map.SPLITS], inside),
             AXIS_NAME,
             table([split.replace("_", " ") for split in splits], by_hand),

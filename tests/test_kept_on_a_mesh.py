@@ -77,6 +77,22 @@ def test_without_internals_of_jax_the_same_is_computed(placed, monkeypatch, retr
         np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.cpu_only
+@pytest.mark.several_devices
+@pytest.mark.skipif(meshes.count() == 0, reason="jax has fewer devices than a mesh needs")
+def test_the_partitioner_before_shardy(placed, retraced):
+    expected = jax.jit(kept_on_a_mesh.step)(*placed)
+    jax.clear_caches()
+    before = jax.config.jax_use_shardy_partitioner
+    jax.config.update("jax_use_shardy_partitioner", False)
+    try:
+        actual = jax.jit(kept_on_a_mesh.step)(*placed)
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", before)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 # ---- descriptions ----------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,8 @@ TYPES = {
 ROWS, CLASSES, WIDTH = 16, 32, 8
 PLACEMENTS = {"replicated": (None, None), "rows": ("d", None), "classes": (None, "v"), "both": ("d", "v")}
 
+RESTS = ("rows", "classes")
+
 contexts = pytest.mark.parametrize("context", ["no context", "set_mesh"])
 types = pytest.mark.parametrize("axis_types", TYPES)
 
@@ -119,7 +121,7 @@ def test_placements(placement, axis_types, context):
 @contexts
 @types
 @pytest.mark.parametrize("manual", ["d", "v"])
-@pytest.mark.parametrize("rest", ["rows", "classes"])
+@pytest.mark.parametrize("rest", RESTS)
 def test_partly_manual(rest, manual, axis_types, context):
     """A `shard_map` over one axis, which splits the rows; the other axis, of whatever type, splits rows or classes."""
     mesh = meshes.mesh_of_types(TYPES[axis_types])
