@@ -67,11 +67,9 @@ def taken(numbers: Array, index: Array) -> Array:
     mesh = mesh_of([numbers, index])
     if not mesh.explicit_axes:
         return numbers[index]
-    whole, index = (
-        resharded(mesh, numbers, PartitionSpec(None)),
-        resharded(mesh, index, as_spec(explicit_entries(index))),
-    )
-    return whole.at[index].get(out_sharding=NamedSharding(mesh, as_spec(explicit_entries(index))))
+    spec = as_spec(explicit_entries(index))
+    whole = resharded(mesh, numbers, PartitionSpec(None))
+    return whole.at[resharded(mesh, index, spec)].get(out_sharding=NamedSharding(mesh, spec))
 
 
 def without_reduced(name: str, x: Array) -> Array:

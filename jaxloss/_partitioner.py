@@ -9,8 +9,11 @@ There is no public way to name a callback, so internals of JAX are used here, an
 """
 
 import functools
+import hashlib
 import json
 import math
+import pathlib
+import threading
 import types
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -54,6 +57,13 @@ def _call_named(name: str) -> Call:
         module, arguments = made_of(name)
         _calls[name] = own_module(module).partitioned(*arguments)
     return _calls[name]
+
+
+@functools.cache
+def _release() -> str:
+    """What tells this code from any other: a program holds the name of a call, but not the code that splits it."""
+    files = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 # ---- shardings of devices as shardings of axes -----------------------------------------------------------------------
@@ -134,7 +144,7 @@ def _lowered(ctx, *values, call: Call, jaxpr, platform: str | None):
         _library.PARTITIONED_TARGET,
         result_types=result_types,
         operands=values,
-        backend_config=json.dumps([_name(call), platforms[0], mesh.axis_sizes, mesh.axis_names, manual]),
+        backend_config=json.dumps([_name(call), platforms[0], mesh.axis_sizes, mesh.axis_names, manual, _release()]),
         api_version=2,
         result_shapes=_result_shapes(ctx),
     )
@@ -155,9 +165,22 @@ def _result_shapes(ctx):
     ]
 
 
-def _asked(backend_config: bytes, operands: int, result_shape):
-    """What JAX's own callbacks find by a name, while somebody holds it: how a call of so many operands is split."""
-    name, platform, sizes, names, manual = json.loads(backend_config)
+_lock = threading.Lock()
+_known: dict[bytes, Any] = {}
+"""What JAX, which holds it weakly, finds by a name."""
+
+
+def _make_known(backend_config: bytes, operands: int, result_shape) -> None:
+    """Lets JAX's own callbacks find how a call of so many operands is split; programs are compiled in many threads."""
+    results = len(result_shape.tuple_shapes()) if result_shape.is_tuple() else 1
+    with _lock:
+        if backend_config not in _known:
+            _known[backend_config] = _callback(backend_config, operands, results)
+        _callbacks_of_jax[backend_config] = _known[backend_config]
+
+
+def _callback(backend_config: bytes, operands: int, results: int):
+    name, platform, sizes, names, manual, _ = json.loads(backend_config)
     mesh = AbstractMesh(tuple(sizes), tuple(names))
     automatic = _without(mesh, manual)
     call = _call_named(name)
@@ -166,39 +189,30 @@ def _asked(backend_config: bytes, operands: int, result_shape):
         op, of_operands, of_results = call.placed(automatic, operands, results)
         return mesh, op, of_results, of_operands
 
-    def tree_of(count: int):
-        return jax.tree.structure((0,) * count)
-
-    asked = _callback_info(
+    return _callback_info(
         propagate_user_sharding=None,
         partition=partition,
         to_mesh_pspec_sharding=lambda sharding, rank: NamedSharding(automatic, _spec_of(sharding, automatic, rank)),
-        in_tree=tree_of(operands),
-        out_tree=tree_of(len(result_shape.tuple_shapes()) if result_shape.is_tuple() else 1),
+        in_tree=jax.tree.structure((0,) * operands),
+        out_tree=jax.tree.structure((0,) * results),
         infer_sharding_from_operands=lambda _, operands, results: call.placed(automatic, operands, results)[2],
         module_context=types.SimpleNamespace(platforms=(platform,), backend=None),
         mesh=mesh,
         static_args=(),
     )
-    _callbacks_of_jax[backend_config] = asked
-    return asked
 
 
 def _partition(arg_shapes, arg_shardings, result_shape, result_sharding, backend_config: bytes):
     """What the partitioner asks for: the module of one device, and how operands and results are split."""
-    asked = _asked(backend_config, len(arg_shapes), result_shape)
+    _make_known(backend_config, len(arg_shapes), result_shape)
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # one device's program knows nothing of explicit axes
-        module = _module_of_one_device(arg_shapes, arg_shardings, result_shape, result_sharding, backend_config)
-    del asked
-    return module
+        return _module_of_one_device(arg_shapes, arg_shardings, result_shape, result_sharding, backend_config)
 
 
 def _inferred(arg_shapes, arg_shardings, result_shape, backend_config: bytes):
     """How results are split, which GSPMD asks for in place of a rule."""
-    asked = _asked(backend_config, len(arg_shapes), result_shape)
-    sharding = _inferred_by_jax(arg_shapes, arg_shardings, result_shape, backend_config)
-    del asked
-    return sharding
+    _make_known(backend_config, len(arg_shapes), result_shape)
+    return _inferred_by_jax(arg_shapes, arg_shardings, result_shape, backend_config)
 
 
 def _unchanged(sharding, shape, backend_config):

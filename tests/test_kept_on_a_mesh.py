@@ -16,7 +16,7 @@ import jaxloss
 import kept_on_a_mesh
 import meshes
 import modules
-from jaxloss import _cross_entropy, _descriptions, _elementwise, _linear, _partitioned, formulas
+from jaxloss import _cross_entropy, _descriptions, _elementwise, _linear, _partitioned, _partitioner, formulas
 from jaxloss._linear_split import Split
 from jaxloss._linear_work import Plan, Wanted
 from jaxloss._objective import Objective
@@ -76,6 +76,18 @@ def test_without_internals_of_jax_the_same_is_computed(placed, monkeypatch, retr
     assert modules.collectives(compiled) == modules.collectives(named)
     for actual, exact in zip(compiled(*placed), named(*placed), strict=True):
         np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.several_devices
+@pytest.mark.skipif(meshes.count() == 0, reason="jax has fewer devices than a mesh needs")
+def test_a_program_names_the_code_that_splits_it(placed, monkeypatch, retraced):
+    """Else a cache would give another release what this one compiled."""
+    first = jax.jit(kept_on_a_mesh.step).lower(*placed).as_text()
+    jax.clear_caches()
+    assert jax.jit(kept_on_a_mesh.step).lower(*placed).as_text() == first
+    jax.clear_caches()
+    monkeypatch.setattr(_partitioner, "_release", lambda: "another")
+    assert jax.jit(kept_on_a_mesh.step).lower(*placed).as_text() != first
 
 
 @pytest.mark.cpu_only
