@@ -155,3 +155,40 @@ def test_auto_axes_of_an_explicit_mesh(placement, axes):
         jax.sharding.auto_axes(program(losses), axes=axes, out_sharding=out) for losses in (by_jaxloss, by_formula)
     ]
     assert_as_the_formula(mesh, "set_mesh", programs, placed(mesh, rows, classes))
+
+
+@types
+def test_eager_values_and_gradients(axis_types):
+    """JAX itself makes an eager gradient of explicit axes with the mesh in context only."""
+    mesh = meshes.mesh_of_types(TYPES[axis_types])
+    operands = placed(mesh, "d", "v")
+    values, gradients = by_jaxloss(*operands), None
+    with jax.set_mesh(mesh):
+        gradients = program(by_jaxloss)(*operands)[1]
+    for actual, exact in zip(jax.tree.leaves((values, gradients)), jax.tree.leaves(expected()), strict=True):
+        np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-5)
+
+
+@types
+@pytest.mark.parametrize("options", ["shift", "weights of classes"])
+def test_a_split_sequence(options, axis_types):
+    """Labels roll over devices, and their weights are looked up, while the hidden states stay where they are."""
+    rng = np.random.default_rng(0)
+    hidden, kernel = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 64, WIDTH), (WIDTH, CLASSES)))
+    labels = rng.integers(0, CLASSES, hidden.shape[:2]).astype(np.int32)  # more than devices trade for classes
+    weights = np.linspace(0.5, 2, CLASSES, dtype=np.float32)
+    given = {"shift": 1} if options == "shift" else {"class_weights": weights, "normalizer": "weights"}
+    mesh = meshes.mesh_of_types(TYPES[axis_types])
+
+    def loss(hidden, kernel, labels):
+        return jaxloss.linear_cross_entropy(hidden, kernel, labels, chunk_size=16, **given)
+
+    operands = hidden, kernel, labels
+    specs = P(None, "d", None), P(), P(None, "d")
+    on_mesh = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(operands, specs, strict=True)]
+    run = jax.jit(jax.value_and_grad(loss, (0, 1)), compiler_options=QUICKLY)
+    compiled = run.lower(*on_mesh).compile()
+    for actual, exact in zip(jax.tree.leaves(compiled(*on_mesh)), jax.tree.leaves(run(*operands)), strict=True):
+        np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-6)
+    gathered = [size for kind, size in collectives(compiled) if kind == "all-gather"]
+    assert max(gathered, default=0) <= labels.size, gathered
