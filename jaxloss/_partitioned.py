@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxloss._calls import Array
@@ -70,12 +70,19 @@ class Call:
 primitive = Primitive("jaxloss_partitioned")
 primitive.multiple_results = True
 primitive.def_abstract_eval(lambda *_, jaxpr, **__: jaxpr.out_avals)
-primitive.def_impl(lambda *operands, call, **_: _compiled(call)(*operands))
+
+
+@primitive.def_impl
+def _evaluated(*operands: Array, call: Call, jaxpr, platform):
+    del platform
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        return jaxpr_as_fun(jaxpr)(*operands)  # what is not compiled nobody partitions
+    return _compiled(call)(*operands)
 
 
 @functools.cache
 def _compiled(call: Call) -> Op:
-    """For eager calls: what is not compiled nobody partitions."""
+    """For eager calls."""
     return jax.jit(call)
 
 

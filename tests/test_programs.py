@@ -173,3 +173,14 @@ def test_cost_analysis_knows_nothing_of_a_custom_call():
 
     assert bytes_accessed(told, jnp.asarray(x), labels) < x.nbytes
     assert bytes_accessed(jaxloss.formulas.categorical_cross_entropy, x, labels) > x.nbytes
+
+
+@cases
+def test_without_jit(case):
+    """As one debugs: every operation runs by itself."""
+    x, a = case.sample((4, 8))
+    expected = step_of(case)(x, a)
+    with jax.disable_jit():
+        actual = jax.value_and_grad(case.loss)(x, a)
+    for one, other in zip(actual, expected, strict=True):
+        tolerance.assert_close(one, other, "without jit")
