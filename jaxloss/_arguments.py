@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -76,12 +77,14 @@ def _out_of_range_marked(target: Array, classes: int) -> Array:
 
 
 def _differs(target: Array, ignore_index: int) -> Array | None:
-    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+    if not isinstance(ignore_index, numbers.Integral) or isinstance(ignore_index, bool):
         raise TypeError(f"ignore_index has type {type(ignore_index).__name__}: expected int")
-    info = jnp.iinfo(target.dtype)
-    if not info.min <= ignore_index <= info.max:
+    index, info = int(ignore_index), jnp.iinfo(target.dtype)
+    if target.dtype == jnp.int32:  # maybe of 64 bits before: what does not fit is the nearest that does, in both
+        index = min(max(index, info.min), info.max)
+    if not info.min <= index <= info.max:
         return None  # an index that the labels' type cannot hold marks nothing
-    return _is_not(target, ignore_index)
+    return _is_not(target, index)
 
 
 @functools.partial(jax.jit, static_argnums=1, inline=True)
@@ -112,7 +115,7 @@ def clip_value(clip: float | None, upper: float) -> float:
     """The clip as the kernels take it: 0 for none."""
     if clip is None:
         return 0.0
-    if not isinstance(clip, int | float) or not math.isfinite(clip) or not 0 < clip < upper:
+    if not isinstance(clip, numbers.Real) or isinstance(clip, bool) or not math.isfinite(clip) or not 0 < clip < upper:
         raise ValueError(f"clip is {clip!r}: expected a number between 0 and {upper}, or None")
     return float(clip)
 

@@ -80,6 +80,8 @@ def per_class(name: str, x, logits: Array, otherwise: str = "") -> Array:
 
 def real_array(name: str, x) -> Array:
     """`x` as an array of a floating-point or integer type."""
+    if isinstance(x, np.ndarray | np.generic) and x.dtype.name in ("int64", "uint64"):
+        x = x.astype(np.float64)  # a number, not an index: JAX may have 32 bits for integers only
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point or integer type")

@@ -37,7 +37,9 @@ def categorical_cross_entropy(
       \qquad \frac{\partial}{\partial x_i} = \frac{t_i - a_i}{n}$$
 
     An example is a row: everything but the axis of classes; $n$ is the number of rows. Where a target $a$ does not sum
-    to 1, the gradient is $t_i \sum_j a_j - a_i$.
+    to 1, the gradient is $t_i \sum_j a_j - a_i$. In the value, and not in the gradient, $t$ is at least `clip`, 1e-7 by
+    default, so a row's loss is at most 16.118 a unit of target; `clip=None` gives the exact value, which is the default
+    of `linear_cross_entropy`.
 
     With options the softmax is that of $z_i = s \tanh(x_i / s) / T$ (softcap $s$, temperature $T$), the target is
     $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$, smoothing $\varepsilon$ over $K$ classes),

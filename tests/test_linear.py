@@ -340,3 +340,18 @@ def test_errors_name_what_was_found(name):
     operands, options, kind, message = ERRORS[name]
     with pytest.raises(kind, match=message):
         jaxloss.linear_cross_entropy(*operands, **options)
+
+
+def test_the_clip_is_what_differs_from_whole_logits():
+    """By default this loss is exact, and that of whole logits is not above −log 1e-7; with the same clip they are one."""
+    hidden, kernel, labels = np.array([[30.0, 0.0]], np.float32), np.eye(2, dtype=np.float32), np.array([1])
+    losses = {
+        clip: (
+            jaxloss.linear_cross_entropy(hidden, kernel, labels, **clip_of),
+            jaxloss.categorical_cross_entropy(hidden @ kernel, labels, **clip_of),
+        )
+        for clip, clip_of in (("default", {}), ("none", {"clip": None}), ("1e-7", {"clip": 1e-7}))
+    }
+    np.testing.assert_allclose(losses["default"], (30.0, 16.118096), rtol=1e-6)
+    np.testing.assert_allclose(losses["none"], (30.0, 30.0), rtol=1e-6)
+    np.testing.assert_allclose(losses["1e-7"], (16.118096, 16.118096), rtol=1e-6)
