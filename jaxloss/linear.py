@@ -43,9 +43,8 @@ def linear_cross_entropy(
 
     The result is that of `categorical_cross_entropy` of the logits with the same `clip`, which is none by default here,
     and 1e-7 there: of a label whose probability is next to 0, this loss is exact, and that one 16.118. The gradients
-    are the same. With them it takes the three matrix
-    products that they need anyway, and the memory of one chunk's logits; with respect to `hidden` or `kernel` alone,
-    two products.
+    are the same. This loss with its gradients takes the three matrix products that they need anyway, and the memory of
+    one chunk's logits; with respect to `hidden` or `kernel` alone, two products.
 
     An example is a token: one index of all axes of `hidden` but the last. The options are those of
     `categorical_cross_entropy`, in the same pass. Logits and their gradients have the type that `hidden @ kernel` has,
