@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss._arrays import array, axis_moved, of_dtype
+from jaxloss._arrays import array, axis_moved, is_wide, of_dtype
 from jaxloss._calls import Array, manual_axes
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -76,12 +76,27 @@ def _out_of_range_marked(target: Array, classes: int) -> Array:
     return jnp.where((target >= 0) & (target < classes), target, -1)
 
 
+def indices(name: str, x, ignore_index: int | None) -> tuple[Array, int | None]:
+    """`x` as an array, and the index to ignore in it: in 32 bits what they are in 64, the same or not.
+
+    An index that does not fit is outside all classes, as is what takes its place here: int32's minimum if it is the
+    one to ignore, else another.
+    """
+    _check_ignored(ignore_index)
+    if not is_wide(x):
+        return array(name, x), ignore_index
+    info = np.iinfo(np.int32)
+    fits, held = (x > info.min) & (x <= info.max), ignore_index
+    if ignore_index is not None and not info.min < ignore_index <= info.max:
+        held = int(info.min)
+    narrow = np.where(fits, x.astype(np.int32), np.int32(-2 if held == -1 else -1))
+    if held is not None:
+        narrow = np.where(x == int(ignore_index), np.int32(held), narrow)
+    return array(name, narrow), held
+
+
 def _differs(target: Array, ignore_index: int) -> Array | None:
-    if not isinstance(ignore_index, numbers.Integral) or isinstance(ignore_index, bool):
-        raise TypeError(f"ignore_index has type {type(ignore_index).__name__}: expected int")
     index, info = int(ignore_index), jnp.iinfo(target.dtype)
-    if target.dtype == jnp.int32:  # maybe of 64 bits before: what does not fit is the nearest that does, in both
-        index = min(max(index, info.min), info.max)
     if not info.min <= index <= info.max:
         return None  # an index that the labels' type cannot hold marks nothing
     return _is_not(target, index)
@@ -92,16 +107,25 @@ def _is_not(target: Array, index: int) -> Array:
     return target != np.asarray(index, target.dtype)
 
 
-def elements_counted(target: Array, ignore_index: int | None) -> Array | None:
-    """Where a target of 0, 1 and `ignore_index` is not the latter; None without one."""
+def elements(name: str, x, ignore_index: int | None) -> tuple[Array, Array | None]:
+    """A target of 0, 1 and `ignore_index` as an array, and where it is not the latter; None without one."""
+    target = array(name, x)
     if ignore_index is None:
-        return None
+        return target, None
+    _check_ignored(ignore_index)
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise ValueError(
-            f"ignore_index is {ignore_index}, target has dtype {target.dtype}: expected an integer type (where= leaves "
+            f"ignore_index is {ignore_index}, {name} has dtype {target.dtype}: expected an integer type (where= leaves "
             f"elements of other targets out)"
         )
-    return _differs(target, ignore_index)
+    return target, array(name, np.asarray(x != int(ignore_index))) if is_wide(x) else _differs(target, ignore_index)
+
+
+def _check_ignored(ignore_index: int | None) -> None:
+    if ignore_index is None:
+        return
+    if not isinstance(ignore_index, numbers.Integral) or isinstance(ignore_index, bool):
+        raise TypeError(f"ignore_index has type {type(ignore_index).__name__}: expected int")
 
 
 def _class_shape_error(target: Array, logits: Array) -> ValueError:

@@ -1,6 +1,7 @@
 """What callers pass as arrays, as arrays: or at once an error that names the argument."""
 
 import numbers
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ def array(name: str, x) -> jax.Array:
         return without_reduced(name, x)
     if not _may_be_array(x):
         raise TypeError(f"{name} has type {_type_of(x)}: expected an array")
-    if isinstance(x, np.ndarray | np.generic) and x.dtype.name in ("int64", "uint64"):
-        x = _narrowed(x)
+    if is_wide(x):
+        x = narrowed(x)
     try:
         # A number is put on the device as such, which a transfer guard allows.
         return jax.device_put(x) if isinstance(x, numbers.Number) else jnp.asarray(x)
@@ -29,14 +30,23 @@ def array(name: str, x) -> jax.Array:
         raise TypeError(f"{name} has type {_type_of(x)}, which is no array ({error}): expected an array") from error
 
 
-def _narrowed(x: np.ndarray | np.generic) -> np.ndarray | np.generic:
-    """Integers of 64 bits in the type that JAX has for them: where that has 32, what does not fit becomes the nearest.
+def is_wide(x) -> TypeGuard[np.ndarray]:
+    """Whether these are integers of 64 bits outside JAX, which has 32 for them."""
+    return (
+        isinstance(x, np.ndarray | np.generic)
+        and x.dtype.kind in "iu"
+        and jax.dtypes.canonicalize_dtype(x.dtype).itemsize < x.dtype.itemsize
+    )
+
+
+def narrowed(x: np.ndarray) -> np.ndarray:
+    """Wide integers in the type that JAX has for them; what does not fit becomes the nearest.
 
     JAX itself drops the upper half, and the index 2³² + 3 would be class 3.
     """
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
     info = np.iinfo(dtype)
-    return x if dtype == x.dtype else np.clip(x, info.min, info.max).astype(dtype)
+    return np.clip(x, info.min, info.max).astype(dtype)
 
 
 def of_dtype(x: jax.Array, dtype) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloss import _arguments, _examples, formulas
-from jaxloss._arrays import array, axis_moved, real_dtype
+from jaxloss._arrays import axis_moved, real_dtype
 from jaxloss._calls import Array
 from jaxloss._cross_entropy import Operands
 from jaxloss._cross_entropy_calls import PARAMETERS
@@ -74,7 +74,8 @@ def checked(
         raise ValueError(f"ignore_index is {ignore_index}, target is mixed: expected None; leave rows out by where=")
     first, second, mix = target if mixed else (target, None, None)
 
-    first, shape = array("target", first), logits.shape
+    first, ignore_index = _arguments.indices("target", first, ignore_index)
+    shape = logits.shape
     if first.shape == shape and not jnp.issubdtype(first.dtype, jnp.integer):
         if mixed:
             raise ValueError(f"target mixes arrays of dtype {first.dtype}: expected class indices; mix probabilities")
@@ -87,7 +88,7 @@ def checked(
 
     parameters: dict[str, Array] = {}
     if mixed:
-        second = array("target", second)
+        second, _ = _arguments.indices("target", second, None)
         if not jnp.issubdtype(second.dtype, jnp.integer):
             raise TypeError(f"target mixes labels with an array of dtype {second.dtype}: expected class indices")
         parameters["second_label"] = _arguments.class_target(second, logits, width, None)[0]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _arguments, _class_arguments, _examples, formulas
-from jaxloss._arrays import array, promoted
+from jaxloss._arrays import promoted
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options
 from jaxloss._linear_work import Plan
@@ -47,7 +47,7 @@ def checked(
         raise ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]")
     classes = kernel.shape[0 if classes_first else 1]
     tokens, rank = hidden.shape[:-1], hidden.ndim - 1
-    labels = array("labels", labels)
+    labels, ignore_index = _arguments.indices("labels", labels, ignore_index)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
     if labels.shape != tokens:

@@ -183,9 +183,9 @@ def d_binary_cross_entropy(
 
 def _checked(logits, target, where, ignore_index, weights, reduction, normalizer):
     """Logits and target in types that have kernels, and the examples."""
-    logits, target = _arguments.prediction("logits", logits), array("target", target)
+    logits = _arguments.prediction("logits", logits)
+    target, counted = _arguments.elements("target", target, ignore_index)
     examples = _examples.checked(where, weights, reduction, normalizer)
-    counted = _arguments.elements_counted(target, ignore_index)
     target, logits = _arguments.probabilities(target, "logits", logits)
     if counted is not None:
         if examples.where is not None:

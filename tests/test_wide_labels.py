@@ -51,9 +51,8 @@ def test_a_label_beyond_32_bits_is_out_of_range(name, dtype):
     in_range, outside = np.array([0, 4, 2, 4], np.int32), np.array([0, -1, 2, -1], np.int32)
     rows = np.asarray(OF_ROWS[name](X, labels))
     np.testing.assert_array_equal(rows[[0, 2]], np.asarray(OF_ROWS[name](X, in_range))[[0, 2]])
-    if name != "optax":  # which has its own rule for what is out of range
-        np.testing.assert_array_equal(rows, OF_ROWS[name](X, outside))
-        assert np.isnan(rows[[1, 3]]).all()
+    np.testing.assert_array_equal(rows, OF_ROWS[name](X, outside))
+    assert np.isnan(rows[[1, 3]]).all()
 
 
 @pytest.mark.parametrize("name", IGNORING)
@@ -64,6 +63,31 @@ def test_an_ignored_index_of_64_bits(name, index):
     expected = np.asarray(OF_ROWS[name](X, np.array([0, 4, 2, 0], np.int32))).copy()
     expected[1] = 0
     np.testing.assert_array_equal(rows, expected)
+
+
+WHOLE = {np.int32: (0, 2**31 - 1, -(2**31)), np.int64: (BEYOND, 2**40, 2**31 - 1, MINIMUM), np.uint64: (2**64 - 1,)}
+
+
+@pytest.mark.parametrize("name", IGNORING)
+@pytest.mark.parametrize("dtype", WHOLE)
+@pytest.mark.parametrize("index", [2**31 - 1, 2**40, 2**64 - 1, -1, -2, -(2**31), MINIMUM])
+def test_only_the_ignored_index_is_ignored(name, dtype, index):
+    """Labels that 32 bits do not hold are not each other's, nor what 32 bits would make of them."""
+    others = [label for label in (*WHOLE[dtype], -1, -2) if label >= np.iinfo(dtype).min]
+    held = np.iinfo(dtype).min <= index <= np.iinfo(dtype).max
+    labels = np.array(others + [index] * held, dtype)
+    rows = np.asarray(OF_ROWS[name](np.tile(X[:1], (len(labels), 1)), labels, ignore_index=index))
+    expected = [0.0 if label == index else np.nan if not 0 <= label < 5 else rows[i] for i, label in enumerate(others)]
+    np.testing.assert_array_equal(rows, expected + [0.0] * held)
+
+
+@pytest.mark.parametrize(("dtype", "index"), [(np.uint64, 2**64 - 1), (np.int64, 2**31 - 1), (np.int32, 2**40)])
+def test_only_the_ignored_binary_target_is_ignored(dtype, index):
+    marked = index if index <= np.iinfo(dtype).max else np.iinfo(dtype).max
+    target = np.array([1, 0, marked, 1], dtype)
+    rows = np.asarray(jaxloss.binary_cross_entropy(X[:, 0], target, ignore_index=index, reduction="none"))
+    assert (rows[2] == 0) == (marked == index)
+    assert (rows[[0, 1, 3]] > 0).all()
 
 
 def test_a_binary_target_that_is_ignored():

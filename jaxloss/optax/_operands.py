@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._arrays import array, promoted
+from jaxloss._arrays import array, is_wide, narrowed, promoted
 from jaxloss._calls import Array
 
 
@@ -94,7 +94,7 @@ def one_program(function: Callable[..., Array]) -> Callable[..., Array]:
     @functools.wraps(function)
     def called(*args, **options):
         given = parameters.bind(*args, **options).arguments
-        arrays = {name: x for name, x in given.items() if _is_array(x)}
+        arrays = {name: narrowed(x) if is_wide(x) else x for name, x in given.items() if _is_array(x)}
         rest = tuple((name, type(x), x) for name, x in given.items() if name not in arrays)
         try:
             compiled = program(rest)
