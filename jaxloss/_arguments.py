@@ -86,13 +86,12 @@ def indices(name: str, x, ignore_index: int | None) -> tuple[Array, int | None]:
     if not is_wide(x):
         return array(name, x), ignore_index
     info = np.iinfo(np.int32)
-    fits, held = (x > info.min) & (x <= info.max), ignore_index
-    if ignore_index is not None and not info.min < ignore_index <= info.max:
-        held = int(info.min)
-    narrow = np.where(fits, x.astype(np.int32), np.int32(-2 if held == -1 else -1))
-    if held is not None:
-        narrow = np.where(x == int(ignore_index), np.int32(held), narrow)
-    return array(name, narrow), held
+    fits = (x > info.min) & (x <= info.max)
+    if ignore_index is None:
+        return array(name, np.where(fits, x.astype(np.int32), np.int32(-1))), None
+    held = int(ignore_index) if info.min < ignore_index <= info.max else int(info.min)
+    others = np.where(fits, x.astype(np.int32), np.int32(-2 if held == -1 else -1))
+    return array(name, np.where(x == int(ignore_index), np.int32(held), others)), held
 
 
 def _differs(target: Array, ignore_index: int) -> Array | None:
