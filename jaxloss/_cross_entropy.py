@@ -17,7 +17,7 @@ from jaxloss._pair import RowLoss
 from jaxloss._partitioned import Call, Op
 from jaxloss._rows import RowWise, rank_of_weight
 from jaxloss._split_classes import known_gradient, of_slice, of_split_rows, whole_targets
-from jaxloss._tangents import row_dot, totals, varying_like
+from jaxloss._tangents import BOUNDED, row_dot, totals, varying_like
 
 MANY_BYTES = 2**26
 """From so many of logits on, all of short rows, a GPU sums losses where it computes them: then all of it is at work."""
@@ -143,6 +143,7 @@ def row_loss(objective: Objective) -> RowLoss:
         total_and_grad=total("total_and_grad", "value_and_grad", ("losses", "gradient")) if sums_rows else None,
         features=features,
         split_axes=objective.axes,
+        float16_weight=BOUNDED,
     )
 
 

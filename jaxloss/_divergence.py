@@ -14,7 +14,7 @@ from jaxloss._meshes import Entry
 from jaxloss._pair import RowLoss
 from jaxloss._partitioned import Call, Op
 from jaxloss._rows import RowWise
-from jaxloss._tangents import row_dot, varying_like
+from jaxloss._tangents import BOUNDED, row_dot, varying_like
 from jaxloss.formulas import real
 
 
@@ -108,6 +108,7 @@ def row_loss(divergence: Divergence, axes: tuple[str, ...] = ()) -> RowLoss:
         tangents=functools.partial(_tangents, divergence),
         grad_gives_stats=True,
         split_axes=axes,
+        float16_weight=BOUNDED,
     )
 
 

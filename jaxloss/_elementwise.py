@@ -33,6 +33,7 @@ class Elementwise:
         constants: what the functor is made with.
         features: the positions of the parameters that have a number for each index of the prediction's last axis. The
             others are scalars.
+        float16_weight: as `RowLoss` has it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Elementwise:
     unclipped: Formula | None = None
     constants: tuple[float, ...] = ()
     features: tuple[int, ...] = ()
+    float16_weight: float = 0.5
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -88,6 +90,7 @@ def row_loss(loss: Elementwise) -> RowLoss:
         derivative=lambda operands, _: _of_operands(loss, loss.derivative, operands),
         tangents=functools.partial(_tangents, loss),
         features=value.features,
+        float16_weight=loss.float16_weight,
     )
 
 

@@ -23,11 +23,14 @@ from jaxloss._linear_split import Split
 from jaxloss._linear_work import HIDDEN, KERNEL, LABELS, REST, WEIGHT, Plan, Wanted
 from jaxloss._partitioned import Call
 from jaxloss._tangents import (
+    BOUNDED,
     contracted,
     counted,
     or_none,
     restricted_to_live,
     row_dot,
+    scale_beyond,
+    times,
     total_product,
     varying_like,
     zero_tangent,
@@ -189,10 +192,14 @@ def weighted_sum(plan: Plan) -> Op:
         operands, dots = _of_this_device(plan, primals, map(or_none, tangents))
         weight, weight_dot = operands[WEIGHT], dots[WEIGHT]
         wanted = Wanted(dots[HIDDEN] is not None, dots[KERNEL] is not None, plan.has_bias and dots[REST] is not None)
-        results = gradients(plan, wanted)(*operands) if wanted else losses(plan)(*operands)
+        scale, weighed = None, operands
+        if wanted and jnp.float16 in (operands[HIDDEN].dtype, operands[KERNEL].dtype) and not plan.sums_in_float16:
+            scale = scale_beyond(weight, BOUNDED)
+            weighed = (*operands[:WEIGHT], weight / scale, *operands[WEIGHT + 1 :])
+        results = gradients(plan, wanted)(*weighed) if wanted else losses(plan)(*operands)
         (of_tokens, *stats), of_operands = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
         out = contracted(weight, of_tokens)
-        terms = [total_product(g, dot) for g, dot in zip(of_operands, wanted.of(dots), strict=True)]
+        terms = [times(total_product(g, dot), scale) for g, dot in zip(of_operands, wanted.of(dots), strict=True)]
         if weight_dot is not None:
             terms.append(total_product(of_tokens, weight_dot))
         parameter_dots = (*(None,) * (REST + plan.has_bias), *dots[REST + plan.has_bias :])

@@ -68,6 +68,11 @@ class Plan:
         return self.objective.axes
 
     @property
+    def sums_in_float16(self) -> bool:
+        """Whether the gradient of the kernel is summed in a type that holds a mean of tokens, but no sum of them."""
+        return jnp.dtype(self.accumulate_dtype) == jnp.float16
+
+    @property
     def tokens(self) -> Roles:
         """The roles of the tokens' axes."""
         return tuple(f"t{axis}" for axis in range(self.token_rank))

@@ -25,6 +25,8 @@ from jaxloss._tangents import (
     losses_of_weights,
     or_none,
     restricted_to_live,
+    scale_beyond,
+    times,
     total_product,
     varying_like,
     zero_tangent,
@@ -54,6 +56,8 @@ class RowLoss:
         total_and_grad: to `(total, gradient)`.
         features: the positions of the operands whose last axis is that of `x`, and not its first ones'.
         split_axes: the mesh axes that an enclosing `shard_map` has split the features over.
+        float16_weight: a row weight that makes a gradient so large that float16 holds its small elements, too, and so
+            small that it holds the large ones.
     """
 
     row_rank: Callable[..., int]
@@ -70,6 +74,7 @@ class RowLoss:
     total_and_grad: Op | None = None
     features: tuple[int, ...] = ()
     split_axes: tuple[str, ...] = ()
+    float16_weight: float = 0.5
 
 
 def _kept(keep: Array, *arrays: Array, otherwise: float = 0) -> tuple[Array, ...]:
@@ -223,17 +228,21 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
         dots = tuple(None if dot is None else varying(axes, dot) for dot in map(or_none, tangents))
         x_dot, target_dot, weight_dot, *parameter_dots = dots
         others = (None, target_dot, None, *parameter_dots)
-        row_weight = operands[2]
+        row_weight, scale, weighed = operands[2], None, operands
+        if x_dot is not None and operands[0].dtype == jnp.float16:
+            scale = scale_beyond(row_weight, loss.float16_weight)
+            weighed = (*operands[:2], row_weight / scale, *operands[3:])
 
         of_others = any(dot is not None for dot in others)
         if x_dot is not None and not of_others and weight_dot is None and sums(True, operands):
-            out, gradient = total_and_grad(loss)(*operands)
-            return (out,), (varying_like(out, total_product(gradient, x_dot)),)
-        losses, stats, gradient = differentiated(operands, x_dot is not None, of_others)
+            out, gradient = total_and_grad(loss)(*weighed)
+            out = times(out, scale)
+            return (out,), (varying_like(out, times(total_product(gradient, x_dot), scale)),)
+        losses, stats, gradient = differentiated(weighed, x_dot is not None, of_others)
         out = contracted(row_weight, losses)
         terms = []
         if x_dot is not None:
-            terms.append(total_product(gradient, x_dot))
+            terms.append(times(total_product(gradient, x_dot), scale))
         if of_others:
             losses_dot = _tangents(loss, counted(row_weight, losses), operands, losses, stats, others)[0]
             terms.append(jnp.sum(along(row_weight, losses) * losses_dot))

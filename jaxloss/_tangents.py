@@ -13,6 +13,9 @@ from jaxloss._calls import Array, along, manual_axes, taken_out, weighted
 from jaxloss._meshes import as_spec, explicit_entries, mesh_of
 from jaxloss.formulas import real
 
+BOUNDED = 16.0
+"""The `float16_weight` of losses whose gradients are differences of probabilities, most of them small."""
+
 
 def or_none(tangent):
     """The tangent, None for one that is known to be zero."""
@@ -68,6 +71,23 @@ def varying_like(result: Array, x: Array) -> Array:
 def total_product(a: Array, b: Array) -> Array:
     # Not vdot: its reshape makes XLA gather an operand whose features are split over devices.
     return jnp.sum(real(a) * real(b))
+
+
+def scale_beyond(row_weight: Array, largest: float) -> Array:
+    """A power of two that brings weights up to `largest`, all by the same, when they are divided by it; at most 1.
+
+    Gradients of float16 are made with weights so large, and multiplied by the scale after the cotangent, in float32:
+    rounded with 1/n in them, and before the factor that losses of float16 are scaled by, most would be 0.
+    """
+    weight = jax.lax.stop_gradient(row_weight)
+    size = jnp.max(jnp.where(jnp.isfinite(weight), jnp.abs(weight), 0), initial=0)
+    exponent = jnp.clip(jnp.frexp(size / largest)[1], -100, 0)
+    return jnp.ldexp(jnp.ones_like(size), jnp.where(size == 0, 0, exponent))
+
+
+def times(x: Array, scale: Array | None) -> Array:
+    """`x` times a scale, None for 1."""
+    return x if scale is None else x * scale
 
 
 def contracted(row_weight: Array, losses: Array) -> Array:

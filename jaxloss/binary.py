@@ -10,6 +10,7 @@ import numpy as np
 from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
 from jaxloss._arrays import array, of_dtype
 from jaxloss._calls import Array
+from jaxloss._tangents import BOUNDED
 
 
 @functools.cache
@@ -20,6 +21,7 @@ def _plain(clip: float) -> _elementwise.Elementwise:
         derivative=formulas.d_binary_cross_entropy,
         target_derivative=lambda logits, target: -formulas.real(logits),
         constants=(clip,),
+        float16_weight=BOUNDED,
     )
 
 
@@ -33,6 +35,7 @@ def _weighted(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwis
         target_derivative=formulas.d_weighted_binary_cross_entropy_of_target,
         unclipped=functools.partial(formulas.weighted_binary_cross_entropy, clip=None),
         constants=(clip,),
+        float16_weight=BOUNDED,
         features=features,
     )
 
@@ -46,6 +49,7 @@ def _focal(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwise:
         derivative=formulas.d_focal_binary_cross_entropy,
         unclipped=functools.partial(formulas.focal_binary_cross_entropy, clip=None),
         constants=(clip,),
+        float16_weight=BOUNDED,
         features=features,
     )
 
