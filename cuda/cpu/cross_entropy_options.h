@@ -24,11 +24,12 @@ struct OptionRow {
 
   JAXLOSS_INLINE OptionRow(const Rows& rows_, int64_t row_, Real* buffer)
       : rows(rows_), row(row_), objective(rows_, row_), z(buffer) {
-    const Logit* logits = rows.logits + row * rows.classes;
     for_each_step<Logit>(objective.classes, [&](int64_t i, int64_t count) {
-      store_step(z + i, objective.logit(load_step(logits + i, count)), count);
+      store_step(z + i, objective.logit(load_step(logits() + i, count)), count);
     });
   }
+
+  JAXLOSS_INLINE const Logit* logits() const { return rows.logits + row * rows.classes; }
 
   JAXLOSS_INLINE Value class_weights(int64_t i, int64_t count) const {
     return objective.class_weights ? load_step(objective.class_weights + i, count) : Value(1);
@@ -112,20 +113,27 @@ struct OptionRow {
       std::memset(result, 0, rows.classes * sizeof(Logit));
       return;
     }
-    const auto derivative = [&](Value z_of, Value target) {
+    // The gradient may overwrite the logits.
+    Value label_slope[2] = {Value(0), Value(0)};
+    sum_of_labels([&](int which) {
+      label_slope[which] = objective.slope(load_step(logits() + objective.label[which], 1));
+      return Real(0);
+    });
+    const auto derivative = [&](Value z_of, Value slope, Value target) {
       const Value exponentials = exponential(z_of - Value(max));
-      return (exponentials * Value(softmax * total) - target) * Value(weight) * objective.slope(z_of);
+      return (exponentials * Value(softmax * total) - target) * Value(weight) * slope;
     };
     for_each_step<Logit>(objective.classes, [&](int64_t i, int64_t count) {
       const Value a = is_dense() ? target(i, count) : Value(0);
-      store_step(result + i, derivative(load_step(z + i, count), a), count);
+      const Value slope = objective.slope(load_step(logits() + i, count));
+      store_step(result + i, derivative(load_step(z + i, count), slope, a), count);
     });
     sum_of_labels([&](int which) {
       const int64_t i = objective.label[which];
       const Value added(sum_of_labels(
           [&](int other) { return objective.label[other] == i ? objective.label_target(other) : Real(0); }));
       const Value a = is_dense() ? target(i, 1) : Value(0);
-      store_step(result + i, derivative(Value(z[i]), a + added), 1);
+      store_step(result + i, derivative(Value(z[i]), label_slope[which], a + added), 1);
       return Real(0);
     });
     std::memset(result + objective.classes, 0, (rows.classes - objective.classes) * sizeof(Logit));

@@ -10,6 +10,7 @@ using jaxloss::absolute;
 using jaxloss::exponential;
 using jaxloss::exponential_minus_one;
 using jaxloss::hyperbolic_tangent;
+using jaxloss::is_negative;
 using jaxloss::log_one_plus;
 using jaxloss::logarithm;
 using jaxloss::select;
@@ -17,6 +18,7 @@ using jaxloss::select;
 JAXLOSS_INLINE Integers word(Vector x) { return bits<Integers>(x); }
 JAXLOSS_INLINE Vector float_of(Integers word) { return bits<Vector>(word); }
 
+JAXLOSS_INLINE Integers is_negative(Vector x) { return word(x) < Integers(0); }
 JAXLOSS_INLINE Vector absolute(Vector x) { return float_of(word(x) & Integers(0x7fffffff)); }
 
 // x = k log 2 + r, |r| ≤ ½ log 2. Adding 1.5 × 2^23 rounds to an integer, and leaves it in the lowest bits of the

@@ -77,8 +77,8 @@ __device__ __forceinline__ EntropySums<Real> across(const RowTeam& team, Entropy
   return {sums.max, team.across(sums.sum, Sum()), team.across(sums.dot, Sum())};
 }
 
-// A row as a team goes along it. `Body` is called with a Count<n>, the first of n classes, their logits as the options
-// make them, and their target without what labels add.
+// A row as a team goes along it. `Body` is called with a Count<n>, the first of n classes, their logits, these as the
+// options make them, and their target without what labels add.
 template <class Logit, class Target>
 struct TeamRow {
   using Real = Accumulator<Logit>;
@@ -144,7 +144,7 @@ struct TeamRow {
       target[j] = objective.smooth + objective.hard * a[j];
       if (dense && objective.class_weights) target[j] *= objective.class_weights[first + j];
     }
-    body(size, first, z, a, target);
+    body(size, first, x, z, a, target);
   }
 };
 
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kOptionThreads)
       Best<Real> best = Best<Real>::of_nothing();
       int before = 0;
       total = 0;
-      along.for_classes([&](auto count, int64_t i, const auto& z, const auto&, const auto& target) {
+      along.for_classes([&](auto count, int64_t i, const auto&, const auto& z, const auto&, const auto& target) {
         if (along.dense) {
 #pragma unroll
           for (int j = 0; j < count; j++) total += target[j];
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kOptionThreads)
     if (has_gradient || has_sums) {
       const Exponentials<Real> exponentials(max);
       const Real scale = total * exponential(-log_sum);
-      along.for_classes([&](auto count, int64_t i, const auto& z, const auto& a, const auto& target) {
+      along.for_classes([&](auto count, int64_t i, const auto& x, const auto& z, const auto& a, const auto& target) {
         if (has_sums) {
 #pragma unroll
           for (int j = 0; j < count; j++) {
@@ -283,15 +283,15 @@ __global__ void __launch_bounds__(kOptionThreads)
           }
         }
         if (!has_gradient) return;
-        Real x[count];
+        Real derivative[count];
 #pragma unroll
         for (int j = 0; j < count; j++) {
           Real b = along.dense ? target[j] : Real(0);
           if (by_index && i + j == objective.label[0]) b += label_target[0];
           if (by_index && i + j == objective.label[1]) b += label_target[1];
-          x[j] = (exponentials.term(z[j]) * scale - b) * weight * objective.slope(z[j]);
+          derivative[j] = (exponentials.term(z[j]) * scale - b) * weight * objective.slope(x[j]);
         }
-        store_numbers<Logit>(rows.gradient + offset + i, x);
+        store_numbers<Logit>(rows.gradient + offset + i, derivative);
       });
     }
     if (exists && has_gradient) zero_gradient(rows, team, row, objective.classes);

@@ -6,20 +6,32 @@
 
 namespace jaxloss {
 
-// −log t and −log(1 − t) of t = σ(x), in log space: −log σ(x) = max(−x, 0) + log(1 + e^−|x|), so that nothing
-// underflows before its logarithm is taken.
+// A logit x speaks for one of the two classes, with a probability of at least ½: for class 1 from 0 on, for class 0 up
+// to −0. All that follows is in terms of these two, and so the same to the bit for x and target a, and −x and 1 − a.
 template <class Value>
-struct BinaryNll {
+struct BinaryLogit {
+  decltype(is_negative(Value(0))) negative;
   Value decay;     // e^−|x|
-  Value softplus;  // log(1 + e^−|x|)
-  Value if_one;    // −log t
-  Value if_zero;   // −log(1 − t)
+  Value softplus;  // log(1 + e^−|x|), which is −log of the larger probability
+  Value unlikely;  // −log of the smaller one: in log space, so that nothing underflows before its logarithm is taken
 
-  JAXLOSS_INLINE explicit BinaryNll(Value logit)
-      : decay(exponential(-absolute(logit))),
+  JAXLOSS_INLINE explicit BinaryLogit(Value logit)
+      : negative(is_negative(logit)),
+        decay(exponential(-absolute(logit))),
         softplus(log_one_plus(decay)),
-        if_one(at_least(-logit, Value(0)) + softplus),
-        if_zero(at_least(logit, Value(0)) + softplus) {}
+        unlikely(absolute(logit) + softplus) {}
+
+  // Of what classes 1 and 0 have, what the class has that the logit speaks for, and what the other one has.
+  JAXLOSS_INLINE Value agreeing(Value one, Value zero) const { return select(negative, zero, one); }
+  JAXLOSS_INLINE Value other(Value one, Value zero) const { return select(negative, one, zero); }
+
+  // The derivative of Σ b nll: `sum` (1 − t) less the other class's b, t the larger probability, towards that class.
+  // Nothing but these two is subtracted: t − b would lose the digits of a small 1 − t.
+  JAXLOSS_INLINE Value derivative(Value sum_missing, Value of_other) const {
+    const Value missing = sum_missing - of_other;
+    return select(negative, missing, -missing);
+  }
+  JAXLOSS_INLINE Value missing() const { return decay / (Value(1) + decay); }  // 1 − t
 };
 
 // The value with t clipped to [clip, 1 − clip].
@@ -46,34 +58,39 @@ struct BinaryCrossEntropy {
 
   template <class Value>
   JAXLOSS_INLINE void operator()(Value logit, Value target, const Value*, Value& value, Value& derivative) const {
-    const Value zero(0), one(1);
-    const BinaryNll<Value> nll(logit);
-    value = weighted(target, clipped(nll.if_one)) + weighted(one - target, clipped(nll.if_zero));
-    derivative = select(logit < zero, nll.decay, one) / (one + nll.decay) - target;
+    const BinaryLogit<Value> x(logit);
+    const Value rest = Value(1) - target, agreeing = x.agreeing(target, rest), other = x.other(target, rest);
+    value = weighted(agreeing, clipped(x.softplus)) + weighted(other, clipped(x.unlikely));
+    derivative = x.derivative(x.missing(), other);
   }
 };
 
 // −u a′ log t − v (1 − a′) log(1 − t) of the smoothed target a′ = a + ε (½ − a).
 template <class Value>
-struct WeightedNll {
-  Value if_one, if_zero;  // the weights u and v
-  Value one, zero;        // a′ and 1 − a′
+struct WeightedTarget {
+  Value one, zero;              // a′ and 1 − a′
+  Value agreeing, other;        // the same of the class that the logit speaks for, and of the other one
+  Value of_agreeing, of_other;  // times their weights: 0 takes a class out, whatever the logit is
 
   // The first parameters of a loss: u, v, ε.
-  JAXLOSS_INLINE WeightedNll(Value target, const Value* parameter)
-      : if_one(parameter[0]),
-        if_zero(parameter[1]),
-        one(target + parameter[2] * (Value(0.5) - target)),
-        zero(Value(1) - one) {}
+  JAXLOSS_INLINE WeightedTarget(const BinaryLogit<Value>& x, Value target, const Value* parameter)
+      : one(smoothed(target, parameter[2])),
+        zero(smoothed(Value(1) - target, parameter[2])),
+        agreeing(x.agreeing(one, zero)),
+        other(x.other(one, zero)),
+        of_agreeing(x.agreeing(parameter[0], parameter[1]) * agreeing),
+        of_other(x.other(parameter[0], parameter[1]) * other) {}
 
-  JAXLOSS_INLINE Value of(Value nll_if_one, Value nll_if_zero) const {
-    return weighted(if_one, weighted(one, nll_if_one)) + weighted(if_zero, weighted(zero, nll_if_zero));
+  JAXLOSS_INLINE Value nll(Value likely, Value unlikely) const {
+    return weighted(of_agreeing, likely) + weighted(of_other, unlikely);
   }
-  JAXLOSS_INLINE Value derivative(Value logit, Value decay) const {
-    const Value scale = Value(1) / (Value(1) + decay);
-    const Value larger = scale, smaller = decay * scale;  // of t and 1 − t
-    const auto negative = logit < Value(0);
-    return if_zero * zero * select(negative, smaller, larger) - if_one * one * select(negative, larger, smaller);
+  JAXLOSS_INLINE Value derivative(const BinaryLogit<Value>& x) const {
+    return x.derivative(weighted(of_agreeing + of_other, x.missing()), of_other);
+  }
+
+ private:
+  JAXLOSS_INLINE static Value smoothed(Value share, Value smoothing) {
+    return share + smoothing * (Value(0.5) - share);
   }
 };
 
@@ -88,10 +105,10 @@ struct WeightedBinaryCrossEntropy {
   template <class Value>
   JAXLOSS_INLINE void operator()(Value logit, Value target, const Value* parameter, Value& value,
                                  Value& derivative) const {
-    const BinaryNll<Value> nll(logit);
-    const WeightedNll<Value> weights(target, parameter);
-    value = weights.of(clipped(nll.if_one), clipped(nll.if_zero));
-    derivative = weights.derivative(logit, nll.decay);
+    const BinaryLogit<Value> x(logit);
+    const WeightedTarget<Value> targets(x, target, parameter);
+    value = targets.nll(clipped(x.softplus), clipped(x.unlikely));
+    derivative = targets.derivative(x);
   }
 };
 
@@ -99,7 +116,8 @@ struct WeightedBinaryCrossEntropy {
 //
 // With b the target's share of the class that the logit speaks for, q = (1 − b + b e^−|x|) / (1 + e^−|x|). The
 // derivative is α q^γ times (γ q′/q nll + nll′), and q′/q stays finite where q and e^−|x| underflow: for b = 1 they
-// cancel. What is not finite in nll is taken out by a q′ of 0, and a q of 0 by a γ of 0.
+// cancel. What is not finite in nll is taken out by a q′ of 0, and a q of 0 by a γ of 0; what is not finite in any of
+// them by weights of 0.
 struct FocalBinaryCrossEntropy {
   static constexpr const char* name = "focal_binary_cross_entropy";
   static constexpr int constant_count = 1, parameter_count = 6;  // clip; u, v, ε, γ, α₁, α₀
@@ -111,22 +129,20 @@ struct FocalBinaryCrossEntropy {
   template <class Value>
   JAXLOSS_INLINE void operator()(Value logit, Value target, const Value* parameter, Value& value,
                                  Value& derivative) const {
-    const Value zero(0), one(1), gamma = parameter[3];
-    const BinaryNll<Value> nll(logit);
-    const WeightedNll<Value> weights(target, parameter);
-    const auto negative = logit < zero;
-    const Value agreeing = select(negative, weights.zero, weights.one);  // b
-    const Value other = select(negative, weights.one, weights.zero);     // 1 − b
-    const auto certain = other == zero;
-    const Value mixed = other + agreeing * nll.decay;
-    const Value log_q = select(certain, -absolute(logit), logarithm(mixed)) - nll.softplus;
-    const Value relative = select(certain, one, nll.decay / mixed) / (one + nll.decay);
-    const Value slope = select(negative, agreeing - other, other - agreeing) * relative;  // q′/q
-    const Value balance = parameter[4] * weights.one + parameter[5] * weights.zero;
+    const Value one(1), gamma = parameter[3];
+    const BinaryLogit<Value> x(logit);
+    const WeightedTarget<Value> targets(x, target, parameter);
+    const Value agreeing = targets.agreeing, other = targets.other;  // b and 1 − b
+    const auto certain = other == Value(0);
+    const Value mixed = other + agreeing * x.decay;
+    const Value log_q = select(certain, -absolute(logit), logarithm(mixed)) - x.softplus;
+    const Value relative = select(certain, one, x.decay / mixed) / (one + x.decay);
+    const Value slope = select(x.negative, agreeing - other, other - agreeing) * relative;  // q′/q
+    const Value balance = parameter[4] * targets.one + parameter[5] * targets.zero;
     const Value scale = balance * exponential(weighted(gamma, log_q));
-    value = weighted(scale, weights.of(clipped(nll.if_one), clipped(nll.if_zero)));
-    derivative =
-        scale * (weighted(gamma * slope, weights.of(nll.if_one, nll.if_zero)) + weights.derivative(logit, nll.decay));
+    value = product_or_zero(scale, targets.nll(clipped(x.softplus), clipped(x.unlikely)));
+    const Value focused = product_or_zero(gamma * slope, targets.nll(x.softplus, x.unlikely));
+    derivative = product_or_zero(scale, focused + targets.derivative(x));
   }
 };
 

@@ -54,12 +54,13 @@ struct RowObjective {
     return x * Value(inverse_temperature);
   }
 
-  // dz / dx
+  // dz / dx, of which 1 − tanh² would lose the digits of a small one.
   template <class Value>
-  JAXLOSS_INLINE Value slope(Value z) const {
+  JAXLOSS_INLINE Value slope(Value x) const {
     if (!capped) return Value(inverse_temperature);
-    const Value tangent = z * Value(temperature * inverse_softcap);
-    return (Value(1) - tangent * tangent) * Value(inverse_temperature);
+    const Value size = absolute(x * Value(inverse_softcap)), decay = exponential(-(size + size));
+    const Value inverse = Value(1) / (Value(1) + decay);
+    return Value(4) * decay * inverse * inverse * Value(inverse_temperature);
   }
 
   JAXLOSS_INLINE Real class_weight(int64_t i) const { return class_weights ? class_weights[i] : Real(1); }

@@ -14,6 +14,15 @@ JAXLOSS_INLINE double select(bool condition, double yes, double no) { return con
 JAXLOSS_INLINE float absolute(float x) { return fabsf(x); }
 JAXLOSS_INLINE double absolute(double x) { return fabs(x); }
 
+// Of −0 too.
+#ifdef __CUDA_ARCH__
+JAXLOSS_INLINE bool is_negative(float x) { return __float_as_int(x) < 0; }
+JAXLOSS_INLINE bool is_negative(double x) { return __double_as_longlong(x) < 0; }
+#else
+JAXLOSS_INLINE bool is_negative(float x) { return std::signbit(x); }
+JAXLOSS_INLINE bool is_negative(double x) { return std::signbit(x); }
+#endif
+
 JAXLOSS_INLINE float exponential(float x) { return expf(x); }
 JAXLOSS_INLINE double exponential(double x) { return exp(x); }
 
@@ -51,6 +60,12 @@ JAXLOSS_INLINE double hyperbolic_tangent(double x) { return tanh(x); }
 template <class Value>
 JAXLOSS_INLINE Value weighted(Value weight, Value value) {
   return select(weight == Value(0), Value(0), weight * value);
+}
+
+// A product that is 0 where either of its factors is.
+template <class Value>
+JAXLOSS_INLINE Value product_or_zero(Value a, Value b) {
+  return select(a == Value(0), Value(0), weighted(b, a));
 }
 
 // A NaN stays a NaN in all of these: it is never the bound that is returned for it.

@@ -14,3 +14,8 @@ def real(x: Array) -> Array:
 def product(weight: Array | float, value: Array) -> Array:
     """`weight * value`, where a weight of 0 takes the value out even if it is infinite."""
     return weight * jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)
+
+
+def product_or_zero(a: Array, b: Array) -> Array:
+    """`a * b`, where either of them, if it is 0, takes the other out even if that is infinite or NaN."""
+    return jnp.where((b == 0) & ~jnp.isfinite(a), 0, a) * jnp.where((a == 0) & ~jnp.isfinite(b), 0, b)

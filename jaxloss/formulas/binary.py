@@ -2,43 +2,89 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 
-from jaxloss.formulas.arithmetic import Array, product, real
+from jaxloss.formulas.arithmetic import Array, product, product_or_zero, real
 
 
 def binary_cross_entropy(logits: Array, target: Array, clip: float | None = 1e-7) -> Array:
     r"""$-a \log t - (1 - a) \log(1 - t)$ with $t = \sigma(x)$ clipped to $[\mathrm{clip}, 1 - \mathrm{clip}]$."""
-    a = real(target)
-    if_one, if_zero = binary_nll(logits, clip)
-    return product(a, if_one) + product(1 - a, if_zero)
+    agreeing, other = _by_side(logits, *_both(target))
+    likely, unlikely = _sides(logits, clip)
+    return product(agreeing, likely) + product(other, unlikely)
 
 
 def d_binary_cross_entropy(logits: Array, target: Array) -> Array:
     r"""The derivative with respect to the logits, $\sigma(x) - a$."""
-    return jax.nn.sigmoid(real(logits)) - real(target)
+    return _derivative(logits, _missing(logits), _by_side(logits, *_both(target))[1])
+
+
+# A logit speaks for one of the two classes, with a probability of at least ½: for class 1 from 0 on, for class 0 up to
+# −0. The formulas are in terms of these two, and so the same to the bit for x and target a, and for −x and 1 − a.
+
+
+def _both(target: Array) -> tuple[Array, Array]:
+    a = real(target)
+    return a, 1 - a
+
+
+def _by_side(logits: Array, one: Array | float, zero: Array | float) -> tuple[Array, Array]:
+    """Of what classes 1 and 0 have, what the class has that a logit speaks for, and what the other one has."""
+    negative = jnp.signbit(logits)
+    return jnp.where(negative, zero, one), jnp.where(negative, one, zero)
+
+
+def _size(logits: Array) -> Array:
+    """Not abs, whose derivative at 0 is neither side's."""
+    x = real(logits)
+    return jnp.where(jnp.signbit(x), -x, x)
+
+
+def _sides(logits: Array, clip: float | None = None) -> tuple[Array, Array]:
+    r"""$-\log$ of the probability of the class that a logit speaks for, clipped, and of the other one's.
+
+    They are $\log(1 + e^{-|x|})$ and $|x|$ more, so that nothing underflows before its logarithm is taken.
+    """
+    size = _size(logits)
+    likely = jnp.log1p(jnp.exp(-size))
+    unlikely = size + likely
+    if clip:
+        floor, ceiling = -math.log1p(-clip), -math.log(clip)
+        likely, unlikely = jnp.clip(likely, floor, ceiling), jnp.clip(unlikely, floor, ceiling)
+    return likely, unlikely
+
+
+def _missing(logits: Array) -> Array:
+    r"""The smaller of the probabilities, $\sigma(-|x|)$."""
+    decay = jnp.exp(-_size(logits))
+    return decay / (1 + decay)
+
+
+def _derivative(logits: Array, missing: Array, other: Array) -> Array:
+    """What is missing from the likely class less the other class's target, towards that class.
+
+    Nothing but these two is subtracted: the larger probability less a target would lose the digits of a small rest.
+    """
+    towards = missing - other
+    return jnp.where(jnp.signbit(logits), towards, -towards)
 
 
 def binary_nll(logits: Array, clip: float | None = None) -> tuple[Array, Array]:
-    r"""$-\log t$ and $-\log(1 - t)$ with $t = \sigma(x)$ clipped to $[\mathrm{clip}, 1 - \mathrm{clip}]$.
-
-    Computed as $-\log\sigma(x) = \max(-x, 0) + \log(1 + e^{-|x|})$, so that nothing underflows before its logarithm.
-    """
-    x = real(logits)
-    negative = x < 0
-    softplus = jnp.log1p(jnp.exp(-jnp.where(negative, -x, x)))  # not abs, whose derivative at 0 is neither side's
-    if_one, if_zero = jnp.where(negative, -x, 0) + softplus, jnp.where(negative, 0, x) + softplus
-    if clip:
-        floor, ceiling = -math.log1p(-clip), -math.log(clip)
-        if_one, if_zero = jnp.clip(if_one, floor, ceiling), jnp.clip(if_zero, floor, ceiling)
-    return if_one, if_zero
+    r"""$-\log t$ and $-\log(1 - t)$ with $t = \sigma(x)$ clipped to $[\mathrm{clip}, 1 - \mathrm{clip}]$."""
+    return _by_side(logits, *_sides(logits, clip))
 
 
-def smoothed(target: Array, label_smoothing: Array | float) -> Array:
-    r"""The smoothed target $a' = a (1 - \epsilon) + \epsilon / 2$."""
-    a = real(target)
-    return a + label_smoothing * (0.5 - a)
+def smoothed(target: Array, label_smoothing: Array | float) -> tuple[Array, Array]:
+    r"""The smoothed target $a' = a (1 - \epsilon) + \epsilon / 2$, and $1 - a'$."""
+    one, zero = (share + label_smoothing * (0.5 - share) for share in _both(target))
+    return one, zero
+
+
+def _weighted(logits: Array, target: Array, if_one, if_zero, label_smoothing) -> tuple[Array, Array]:
+    """The weighted target of the class that a logit speaks for, and of the other one."""
+    shares = _by_side(logits, *smoothed(target, label_smoothing))
+    agreeing, other = (w * share for w, share in zip(_by_side(logits, if_one, if_zero), shares, strict=True))
+    return agreeing, other
 
 
 def weighted_binary_cross_entropy(
@@ -50,9 +96,9 @@ def weighted_binary_cross_entropy(
     clip: float | None = 1e-7,
 ) -> Array:
     r"""$-u a' \log t - v (1 - a') \log(1 - t)$ with weights $u$ `if_one` and $v$ `if_zero`, and $t$ clipped."""
-    a = smoothed(target, label_smoothing)
-    nll_if_one, nll_if_zero = binary_nll(logits, clip)
-    return product(if_one, product(a, nll_if_one)) + product(if_zero, product(1 - a, nll_if_zero))
+    agreeing, other = _weighted(logits, target, if_one, if_zero, label_smoothing)
+    likely, unlikely = _sides(logits, clip)
+    return product(agreeing, likely) + product(other, unlikely)
 
 
 def d_weighted_binary_cross_entropy(
@@ -63,8 +109,8 @@ def d_weighted_binary_cross_entropy(
     label_smoothing: Array | float = 0.0,
 ) -> Array:
     r"""The derivative with respect to the logits, $v (1 - a') t - u a' (1 - t)$."""
-    a, x = smoothed(target, label_smoothing), real(logits)
-    return if_zero * (1 - a) * jax.nn.sigmoid(x) - if_one * a * jax.nn.sigmoid(-x)
+    agreeing, other = _weighted(logits, target, if_one, if_zero, label_smoothing)
+    return _derivative(logits, product(agreeing + other, _missing(logits)), other)
 
 
 def d_weighted_binary_cross_entropy_of_target(
@@ -96,9 +142,9 @@ def focal_binary_cross_entropy(
     $q$ is the probability that is missing, and $\alpha = \alpha_1 a' + \alpha_0 (1 - a')$. The clip is of the cross
     entropy alone.
     """
-    a = smoothed(target, label_smoothing)
-    scale = (alpha_if_one * a + alpha_if_zero * (1 - a)) * jnp.exp(product(gamma, _focus(logits, a)[0]))
-    return product(scale, weighted_binary_cross_entropy(logits, target, if_one, if_zero, label_smoothing, clip))
+    a, zero = smoothed(target, label_smoothing)
+    scale = (alpha_if_one * a + alpha_if_zero * zero) * jnp.exp(product(gamma, _focus(logits, a, zero)[0]))
+    return product_or_zero(scale, weighted_binary_cross_entropy(logits, target, if_one, if_zero, label_smoothing, clip))
 
 
 def d_focal_binary_cross_entropy(
@@ -113,27 +159,25 @@ def d_focal_binary_cross_entropy(
 ) -> Array:
     r"""The derivative with respect to the logits: $\alpha q^\gamma (\gamma q' \ell / q + \ell')$, $\ell$ weighted."""
     weighted = (logits, target, if_one, if_zero, label_smoothing)
-    a = smoothed(target, label_smoothing)
-    log_q, slope = _focus(logits, a)
-    scale = (alpha_if_one * a + alpha_if_zero * (1 - a)) * jnp.exp(product(gamma, log_q))
-    focused = product(gamma * slope, weighted_binary_cross_entropy(*weighted, clip=None))
-    return scale * (focused + d_weighted_binary_cross_entropy(*weighted))
+    a, zero = smoothed(target, label_smoothing)
+    log_q, slope = _focus(logits, a, zero)
+    scale = (alpha_if_one * a + alpha_if_zero * zero) * jnp.exp(product(gamma, log_q))
+    focused = product_or_zero(gamma * slope, weighted_binary_cross_entropy(*weighted, clip=None))
+    return product_or_zero(scale, focused + d_weighted_binary_cross_entropy(*weighted))
 
 
-def _focus(logits: Array, a: Array) -> tuple[Array, Array]:
+def _focus(logits: Array, a: Array, zero: Array) -> tuple[Array, Array]:
     """Log q of the focal loss, and its derivative with respect to the logits.
 
     With b the target's share of the class that a logit speaks for, q = (1 - b + b r) / (1 + r), r = e^-|x|. Where b is
     1, q is r / (1 + r), which must not underflow before its logarithm is taken, and r cancels in the derivative. JAX
     differentiates this once more, also with respect to b, so no branch of it may forget that it depends on b.
     """
-    x = real(logits)
-    negative = x < 0
-    size = jnp.where(negative, -x, x)
-    share, other = jnp.where(negative, 1 - a, a), jnp.where(negative, a, 1 - a)
+    negative, size = jnp.signbit(logits), _size(logits)
+    share, other = _by_side(logits, a, zero)
     certain = other == 0
     r = jnp.exp(-size)
-    most = jnp.minimum(size, 700.0 if x.dtype == jnp.float64 else 80.0)  # so that e^size is a number
+    most = jnp.minimum(size, 700.0 if size.dtype == jnp.float64 else 80.0)  # so that e^size is a number
     log_q = jnp.log(other + share * jnp.exp(-most)) + jnp.where(certain, most - size, 0) - jnp.log1p(r)
     of_certain = 1 / (share + other * jnp.exp(most))
     relative = jnp.where(certain, of_certain, r / jnp.where(certain, 1, other + share * r)) / (1 + r)

@@ -1,0 +1,181 @@
+"""Small numbers are right relative to themselves: losses, gradients and slopes, by kernels and by formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxloss
+from jaxloss import _calls
+from jaxloss.formulas import categorical
+
+PATHS = {"kernel": 0, "formula": 2**31}
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """Whether kernels are called or the formulas that stand in for them where elements are few."""
+    monkeypatch.setattr(_calls, "FEW", PATHS[request.param])
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()
+
+
+def ulp_errors(found, expected, scale=None) -> np.ndarray:
+    """The errors, in units in the last place of `scale`, the expected number itself if None: of normal ones."""
+    found, expected = np.asarray(found), np.asarray(expected, np.longdouble)
+    floor = np.finfo(found.dtype).tiny
+    unit = np.spacing(np.maximum(np.abs(expected if scale is None else scale), floor).astype(found.dtype))
+    error = np.abs(found.astype(np.longdouble) - expected) / unit
+    return np.where(np.abs(expected) < floor, np.minimum(error, np.abs(found - expected) / floor), error)
+
+
+# ---- binary cross entropy --------------------------------------------------------------------------------------------
+
+LOGITS = np.concatenate([-np.geomspace(87, 1e-6, 4000), [0.0], np.geomspace(1e-6, 87, 4000)])
+NEUTRAL = {
+    "pos_weight": {"pos_weight": 1.0},
+    "class_weights": {"class_weights": np.ones(1, np.float32)},
+    "label_smoothing": {"label_smoothing": jnp.zeros(())},
+    "focal_gamma": {"focal_gamma": jnp.zeros(())},
+    "all": {"pos_weight": np.ones(1, np.float32), "label_smoothing": jnp.zeros(()), "focal_gamma": jnp.zeros(())},
+}
+
+
+def binary(x, a, **given):
+    """Losses of rows of one element, and the gradient of their sum."""
+    x, a = jnp.asarray(x)[:, None], jnp.asarray(a)[:, None]
+
+    def total(x):
+        return jaxloss.binary_cross_entropy(x, a, reduction="sum", weights=jnp.ones(len(x)), **given)
+
+    gradient = jax.jit(jax.grad(total))(x)[:, 0]
+    derivative = jaxloss.d_binary_cross_entropy(
+        x, a, reduction="sum", **{k: v for k, v in given.items() if k != "clip"}
+    )
+    np.testing.assert_array_equal(gradient, derivative[:, 0])
+    return jaxloss.binary_cross_entropy(x, a, reduction="none", **given)[:, 0], gradient
+
+
+def binary_references(x, a):
+    x, a = np.asarray(x, np.longdouble), np.asarray(a, np.longdouble)
+    decay = np.exp(-np.abs(x))
+    smaller = decay / (1 + decay)
+    value = np.log1p(decay) + a * np.maximum(-x, 0) + (1 - a) * np.maximum(x, 0)
+    return value, np.where(x < 0, smaller - a, (1 - a) - smaller), np.maximum(smaller, np.where(x < 0, a, 1 - a))
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_gradients_of_hard_binary_targets(target, path):
+    x = LOGITS.astype(np.float32)
+    value, gradient = binary(x, np.full_like(x, target), clip=None)
+    expected, derivative, _ = binary_references(x, np.full_like(x, target))
+    assert ulp_errors(gradient, derivative).max() <= 4
+    assert ulp_errors(value, expected).max() <= 4
+
+
+def test_gradients_of_soft_binary_targets(path):
+    """In units of the larger of the two terms that the derivative is the difference of."""
+    random = np.random.default_rng(3)
+    x = np.tile(LOGITS[::8], 4).astype(np.float32)
+    a = np.concatenate([random.random(len(x) // 2), 1 - 10 ** random.uniform(-9, 0, len(x) - len(x) // 2)])
+    a = np.concatenate([a[:-1], [0.9999999]]).astype(np.float32)
+    x[-1] = 16
+    _, derivative, scale = binary_references(x, a)
+    assert ulp_errors(binary(x, a)[1], derivative, scale).max() <= 4
+
+
+@pytest.mark.parametrize("options", [{}, {"clip": None}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}], ids=str)
+def test_binary_targets_mirror_each_other(options, path):
+    if path == "formula" and "clip" not in options and options:
+        pytest.skip("XLA is free to round a product of the options or not")
+    random = np.random.default_rng(5)
+    x = np.concatenate([LOGITS[::8], random.normal(0, 5, 999)]).astype(np.float32)
+    a = random.integers(0, 2**12, len(x)).astype(np.float32) / 2**12
+    a[::3] = np.round(a[::3])
+    (value, gradient), (mirrored, of_mirror) = binary(x, a, **options), binary(-x, 1 - a, **options)
+    np.testing.assert_array_equal(value, mirrored)
+    np.testing.assert_array_equal(gradient, -of_mirror)
+
+
+@pytest.mark.parametrize("options", NEUTRAL.values(), ids=NEUTRAL)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_neutral_options_change_no_bit(options, dtype, path):
+    random = np.random.default_rng(6)
+    x = jnp.asarray(np.concatenate([LOGITS[::8], random.normal(0, 5, 999)]), dtype)
+    a = jnp.asarray(random.random(len(x)).round(random.integers(0, 9)), dtype)
+    for plain, neutral in zip(binary(x, a), binary(x, a, **options), strict=True):
+        np.testing.assert_array_equal(plain, neutral)
+
+
+@pytest.mark.parametrize("options", [{}, {"focal_gamma": 2.0}], ids=str)
+def test_a_class_of_weight_zero_takes_no_part(options, path):
+    """Whatever its logit is, in value and gradient."""
+    x = np.array([[np.nan, 1.0], [np.inf, -2.0], [-np.inf, 3.0]], np.float32)
+    a = np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]], np.float32)
+    weights = np.array([0.0, 1.0], np.float32)
+
+    def of(x, **given):
+        return jaxloss.binary_cross_entropy(x, a, reduction="sum", class_weights=weights, **options, **given)
+
+    finite = np.where(np.isfinite(x), x, 0)
+    (value, gradient), expected = jax.value_and_grad(of)(x), jax.value_and_grad(of)(finite)
+    np.testing.assert_array_equal(value, expected[0])
+    np.testing.assert_array_equal(gradient, np.where(np.isfinite(x), expected[1], 0))
+
+
+# ---- softcap ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", [1.0, 3.0, 30.0])
+def test_slopes_under_a_softcap(cap, path):
+    """Relative to themselves, up to what x / s loses by its own rounding."""
+    u = np.concatenate([-np.geomspace(40, 1, 500), np.geomspace(1, 40, 500)])
+    x = jnp.asarray((u * cap).astype(np.float32))[:, None]
+
+    def of(x):
+        # With a second class that is never there, the derivative of z² with respect to x is 2 z dz/dx.
+        return jaxloss.categorical_cross_entropy(
+            jnp.concatenate([x, jnp.zeros_like(x)], 1), jnp.zeros(len(x), int), z_loss=1.0, num_classes=1,
+            softcap=cap, reduction="sum", clip=None,
+        )  # fmt: skip
+
+    exact = np.asarray(x[:, 0], np.longdouble) / cap
+    expected = 2 * cap * np.tanh(exact) / np.cosh(exact) ** 2
+    errors = ulp_errors(jax.jit(jax.grad(of))(x)[:, 0], expected)
+    bad = errors > 8 + 4 * np.abs(exact)
+    assert not bad.any(), (exact[bad], errors[bad])
+    of_formula = jax.vmap(jax.grad(lambda x: categorical.capped(x, jnp.float32(cap))))(x[:, 0])
+    assert (ulp_errors(of_formula, 1 / np.cosh(exact) ** 2) <= 8 + 4 * np.abs(exact)).all()
+
+
+def test_the_derivative_with_respect_to_a_softcap():
+    u = np.concatenate([np.geomspace(1e-5, 40, 2000), [0.0]]) * np.array([[1], [-1]])
+    x = (u.ravel() * 3).astype(np.float32)
+    found = jax.vmap(jax.grad(categorical.capped, 1), (0, None))(jnp.asarray(x), jnp.float32(3))
+    exact = x.astype(np.longdouble) / 3
+    series = sum(c * exact ** (2 * k + 3) for k, c in enumerate((2 / 3, -8 / 15, 34 / 105, -496 / 2835)))
+    expected = np.where(np.abs(exact) < 0.01, series, np.tanh(exact) - exact / np.cosh(exact) ** 2)
+    assert ulp_errors(found, expected).max() <= 48
+    second = jax.grad(jax.grad(categorical.capped, 1), 1)(jnp.float32(2), jnp.float32(3))
+    np.testing.assert_allclose(second, -8 / 27 / np.cosh(2 / 3) ** 2 * np.tanh(2 / 3), rtol=1e-5)
+
+
+CAPPED = {
+    "value": lambda x, cap: jaxloss.categorical_cross_entropy(x, jnp.array([0, 1]), softcap=cap, clip=None),
+    "log_prob": lambda x, cap: jaxloss.log_prob(x, jnp.array([0, 1]), softcap=cap).sum(),
+    "entropy": lambda x, cap: jaxloss.entropy(x, softcap=cap).sum(),
+    "linear": lambda x, cap: jaxloss.linear_cross_entropy(
+        jnp.eye(2), jnp.zeros((2, 4)), jnp.array([0, 1]), bias=x[0], softcap=cap
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CAPPED)
+def test_a_softcap_beside_an_infinite_logit(name, path):
+    """Which a cap makes as finite as any."""
+    x = jnp.array([[1.0, -jnp.inf, 2.0, 0.5], [3.0, 0.0, 2.0, jnp.inf]])
+    found = jax.grad(CAPPED[name], 1)(x, 2.0)
+    expected = jax.grad(CAPPED[name], 1)(jnp.where(jnp.isinf(x), jnp.sign(x) * 1e4, x), 2.0)
+    assert jnp.isfinite(found)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
