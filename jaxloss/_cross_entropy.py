@@ -174,7 +174,8 @@ def _z_derivative(objective: Objective, operands, stats) -> Array:
         z_loss, lse = along(options["z_loss"], maximum), maximum + log_sum
         total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * lse)
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
-    difference = _softmax(objective, operands, stats) * total[..., None] - targets
+    z = formulas.scaled_logits(logits, options)
+    difference = formulas.softmax_minus_target(z, maximum, log_sum, total, targets)
     return jnp.where(valid[..., None], difference, 0)
 
 
@@ -278,7 +279,8 @@ def _tangents(objective: Objective, operands, losses, stats, dots):
         entropy_dot = summed((of_entropy, z_dot))
         given = formulas.given_targets(logits, target, options)
         total = varying_like(losses, given.sum(-1))
-        terms.append((jnp.where(valid[..., None], softmax * total[..., None] - given, 0), z_dot))
+        of_nll = formulas.softmax_minus_target(z, maximum, log_sum, total, given)
+        terms.append((jnp.where(valid[..., None], of_nll, 0), z_dot))
     if a_dot is not None:
         terms.append((given_nll, jnp.where(valid[..., None], a_dot, 0)))
     nll_dot = summed(*terms) if terms else None

@@ -47,12 +47,14 @@ def results(
 ) -> tuple[Array, ...]:
     """The results that are named, of `losses`, `maximum`, `log_sum` and `gradient`, of rows cut into `each` slices."""
     parts = logits.reshape(*labels.shape, each, -1)
-    no_labels = jnp.zeros(parts.shape[:-1], labels.dtype)  # for losses that nobody reads
-    weight = jnp.broadcast_to(along(row_weight, no_labels), no_labels.shape)
-    _, maxima, log_sums = calls.cross_entropy_value_and_stats(parts, no_labels, weight, clip=0.0)
+    # Of slices without the label, losses that nobody reads. Of the one with it, a log_sum that is right however small.
+    own_labels = labels[..., None] - parts.shape[-1] * jnp.arange(each, dtype=labels.dtype)
+    own_labels = jnp.where(formulas.in_range(own_labels, parts.shape[-1]), own_labels, 0)
+    weight = jnp.broadcast_to(along(row_weight, own_labels), own_labels.shape)
+    _, maxima, log_sums = calls.cross_entropy_value_and_stats(parts, own_labels, weight, clip=0.0)
 
     maximum = maxima.max(-1)
-    log_sum = jnp.log(jnp.exp(maxima - maximum[..., None] + log_sums).sum(-1))
+    log_sum = formulas.log_of_sums(*(x.sum(-1) for x in formulas.sums_of_slice(maximum[..., None], maxima, log_sums)))
     at_label, valid = logits_at(logits, labels, {})
     losses = jnp.where(valid, formulas.nll(at_label - maximum, log_sum, objective.clip), jnp.nan)
     of_rows: dict[str, Array] = dict(

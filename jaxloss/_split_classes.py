@@ -43,19 +43,20 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
     options = objective.options(parameters)
     statistics, local = _local_statistics(objective, logits, target, row_weight, options)
     maximum = jax.lax.pmax(statistics["maximum"], axes)
-    share = jnp.exp(statistics["maximum"] - maximum + statistics["log_sum"])  # of the sum of exponentials
     add_up = functools.partial(jax.lax.psum, axis_name=axes)
     labels = _labels(target, options)
-    told = {"sum": share}
+    rest, leading = formulas.sums_of_slice(maximum, statistics["maximum"], statistics["log_sum"])
+    told = {"rest": rest, "leading": leading}
     for place, (label, _) in enumerate(labels):
         z, here = logits_at(logits, label, options)
-        told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(share.dtype)}
+        told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
     if not labels or "class_weights" in options:
         told["targets"] = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1])).sum(
             -1
         )
     told = dict(zip(told, add_up(tuple(told.values())), strict=True))
-    log_sum, total = jnp.log(told["sum"]), told.get("targets", jnp.ones_like(maximum))
+    log_sum = formulas.log_of_sums(told["rest"], told["leading"])
+    total = told.get("targets", jnp.ones_like(maximum))
     valid = jnp.ones(maximum.shape, bool)
     for place in range(len(labels)):
         valid = valid & (told[f"known {place}"] > 0)
@@ -82,7 +83,8 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
         exact = dataclasses.replace(objective, clip=0.0, parameters=tuple(given))
         nll = nll_of_labels(0.0) if labels else add_up(_slice_losses(exact, logits, target, given, maximum, log_sum))
         results["nll"] = jnp.where(valid, nll, jnp.nan)
-        results["entropy"] = add_up(_slice_entropy(share, log_sum, local["entropy"]))
+        log_share = statistics["maximum"] - maximum + statistics["log_sum"] - log_sum
+        results["entropy"] = add_up(_slice_entropy(log_share, local["entropy"]))
         begin = jax.lax.axis_index(axes) * logits.shape[-1]
         first = jnp.where(statistics["maximum"] == maximum, local["predicted"] + begin, jnp.iinfo(jnp.int32).max)
         results["predicted"] = jax.lax.pmin(first.astype(jnp.int32), axes)
@@ -177,10 +179,10 @@ def logits_at(logits, label, options) -> tuple[Array, Array]:
     return formulas.scaled_logits(at_label, _only(options, "softcap", "temperature"))[..., 0], here
 
 
-def _slice_entropy(share, log_sum, entropy) -> Array:
-    """What a slice adds to the entropy of its rows, of which it holds `share` of the exponentials."""
-    probability = share * jnp.exp(-log_sum)
-    return jnp.where(share == 0, 0, probability * (entropy - jnp.log(jnp.where(share == 0, 1, probability))))
+def _slice_entropy(log_share: Array, entropy: Array) -> Array:
+    """What a slice adds to the entropy of its rows, of whose probability it has a share with this logarithm."""
+    none = jnp.isneginf(log_share)
+    return jnp.where(none, 0, jnp.exp(log_share) * (entropy - jnp.where(none, 0, log_share)))
 
 
 def _whole_ranks(objective: Objective, axes, logits, target, options) -> Array:

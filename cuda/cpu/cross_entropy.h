@@ -26,6 +26,36 @@ JAXLOSS_INLINE Accumulator<Logit> row_max(const Logit* logits, int64_t classes) 
   return max_of_lanes(maxima);
 }
 
+// The largest logit of a row, and the first class that has it; −1 if none has.
+template <class Real>
+struct Largest {
+  Real max;
+  int64_t index;
+};
+template <class Logit>
+JAXLOSS_INLINE Largest<Accumulator<Logit>> largest(const Logit* logits, int64_t classes) {
+  using Value = ValueOf<Logit>;
+  constexpr int64_t block = Step<Logit>::width * kStepsPerSum;
+  Largest<Accumulator<Logit>> found{no_logits<Accumulator<Logit>>().max, -1};
+  int64_t in_block = -1;
+  for (int64_t first = 0; first < classes; first += block) {
+    const auto max = row_max(logits + first, classes - first < block ? classes - first : block);
+    if (max > found.max) {
+      found.max = max;
+      in_block = first;
+    }
+  }
+  if (in_block < 0) return found;
+  const Value none(2 * block);
+  Value places(none);
+  for_each_step<Logit>(classes - in_block < block ? classes - in_block : block, [&](int64_t i, int64_t count) {
+    const Value x = load_step(logits + in_block + i, count);
+    places = at_most(places, select(x == Value(found.max), places_of<Value>() + Value(i), none));
+  });
+  found.index = in_block + static_cast<int64_t>(-max_of_lanes(-places));
+  return found;
+}
+
 // exp(x − max) of a row: computed where they are needed, or kept.
 template <class Logit>
 struct ComputedExponentials {
@@ -36,35 +66,51 @@ struct ComputedExponentials {
   JAXLOSS_INLINE Value load(int64_t i, int64_t count) const {
     return exponential_of_negative(load_step(logits + i, count) - Value(max));
   }
-  JAXLOSS_INLINE Accumulator<Logit> at(int64_t i) const {
-    return lane(exponential_of_negative(Value(number(logits + i) - max)), 0);
-  }
 };
 template <class Logit>
 struct KeptExponentials {
   const Accumulator<Logit>* kept;
 
   JAXLOSS_INLINE ValueOf<Logit> load(int64_t i, int64_t count) const { return load_step(kept + i, count); }
-  JAXLOSS_INLINE Accumulator<Logit> at(int64_t i) const { return kept[i]; }
+};
+
+// Without the number of class `excluded`, if it is one of the step's.
+template <class Value>
+JAXLOSS_INLINE Value without(Value values, int64_t excluded, int64_t i, int64_t count) {
+  const auto lane = static_cast<uint64_t>(excluded - i);
+  return lane < static_cast<uint64_t>(count) ? without_lane(values, static_cast<int64_t>(lane)) : values;
+}
+
+// The sum of the exponentials of a row. If a class is left out of it, its exponential is 1.
+template <class Real>
+struct ExponentialSum {
+  Real rest;
+  bool apart;
+
+  JAXLOSS_INLINE Real whole() const { return apart ? 1 + rest : rest; }
+  JAXLOSS_INLINE Real log() const { return log_of_sum(whole(), rest, apart); }
 };
 
 template <class Logit>
-JAXLOSS_INLINE SoftmaxSums<Accumulator<Logit>> softmax_sums(const Logit* logits, int64_t classes) {
-  const ComputedExponentials<Logit> exponentials{logits, row_max(logits, classes)};
-  const double sum =
-      sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) { return exponentials.load(i, count); });
-  return {exponentials.max, static_cast<Accumulator<Logit>>(sum)};
+JAXLOSS_INLINE ExponentialSum<Accumulator<Logit>> sum_of_exponentials(const Logit* logits, int64_t classes,
+                                                                      Largest<Accumulator<Logit>> largest) {
+  const ComputedExponentials<Logit> exponentials{logits, largest.max};
+  const double sum = sum_over_steps<Logit>(
+      classes, [&](int64_t i, int64_t count) { return without(exponentials.load(i, count), largest.index, i, count); });
+  return {static_cast<Accumulator<Logit>>(sum), largest.index >= 0};
 }
 
 // What is added up over a row.
 template <class Real>
 struct RowSums {
-  Real max, sum;   // sum of exp(x − max)
-  Real target;     // of the target t: 1 for a class index, 0 for one that is out of range
-  Real below_max;  // of t · (max − x)
+  Real max;
+  ExponentialSum<Real> exponentials;
+  Real target;       // of the target t: 1 for a class index, 0 for one that is out of range
+  Real below_max;    // of t · (max − x)
+  int64_t excluded;  // the class that is left out of the sum: the label, or the first of the largest logits; or −1
 };
 
-// `store(i, count, values)` is given the exponentials as the first of the values.
+// `store(i, count, values)` is given the exponentials as the first of the values, 0 for that which is left out.
 template <class Logit, class Store>
 JAXLOSS_INLINE RowSums<Accumulator<Logit>> row_sums(ClassIndices target, int64_t row, const Logit* logits,
                                                     int64_t classes, Store store) {
@@ -73,11 +119,15 @@ JAXLOSS_INLINE RowSums<Accumulator<Logit>> row_sums(ClassIndices target, int64_t
   const int32_t index = target.index[row];
   const bool valid = index >= 0 && index < classes;
   const Real below_max = valid ? exponentials.max - number(logits + index) : Real(0);  // before anything is stored
+  const int64_t excluded = valid && below_max == 0 ? index : -1;
   double total[1];
   sums_over_steps<Logit>(
       classes, total,
-      [&](int64_t i, int64_t count, ValueOf<Logit>(&value)[1]) { value[0] = exponentials.load(i, count); }, store);
-  return {exponentials.max, static_cast<Real>(total[0]), Real(valid), below_max};
+      [&](int64_t i, int64_t count, ValueOf<Logit>(&value)[1]) {
+        value[0] = without(exponentials.load(i, count), excluded, i, count);
+      },
+      store);
+  return {exponentials.max, {static_cast<Real>(total[0]), excluded >= 0}, Real(valid), below_max, excluded};
 }
 template <class Logit, class Stored, class Store>
 JAXLOSS_INLINE RowSums<Accumulator<Logit>> row_sums(ClassProbabilities<Stored> target, int64_t row, const Logit* logits,
@@ -85,18 +135,20 @@ JAXLOSS_INLINE RowSums<Accumulator<Logit>> row_sums(ClassProbabilities<Stored> t
   using Real = Accumulator<Logit>;
   using Value = ValueOf<Logit>;
   const Stored* probability = target.probability + row * classes;
-  const Real max = row_max(logits, classes);
+  const Largest<Real> first = largest(logits, classes);
+  const Real max = first.max;
   double total[3];
   sums_over_steps<Logit>(
       classes, total,
       [&](int64_t i, int64_t count, Value(&values)[3]) {
         const Value x_minus_max = load_step(logits + i, count) - Value(max);
-        values[0] = exponential_of_negative(x_minus_max);
+        values[0] = without(exponential_of_negative(x_minus_max), first.index, i, count);
         values[1] = load_step(probability + i, count);
         values[2] = weighted(values[1], -x_minus_max);
       },
       store);
-  return {max, static_cast<Real>(total[0]), static_cast<Real>(total[1]), static_cast<Real>(total[2])};
+  const ExponentialSum<Real> exponentials{static_cast<Real>(total[0]), first.index >= 0};
+  return {max, exponentials, static_cast<Real>(total[1]), static_cast<Real>(total[2]), first.index};
 }
 
 template <class Logit>
@@ -128,26 +180,24 @@ JAXLOSS_INLINE auto row_loss(ClassProbabilities<Stored> target, int64_t row, con
 template <class Real>
 struct RowScale {
   Real softmax, target_sum, weight;  // the softmax is exp(x − max) · softmax
+  // A class whose exponentials do not tell its gradient: the label, or the first of the largest logits; −1 for none.
+  int64_t apart;
+  Real missing;  // its softmax − 1
 };
 
 // gradient = (softmax · target_sum − target) · weight
 template <class Logit, class Exponentials>
-JAXLOSS_INLINE void row_gradient(ClassIndices target, int64_t row, Exponentials exponentials, int64_t classes,
+JAXLOSS_INLINE void row_gradient(ClassIndices, int64_t, Exponentials exponentials, int64_t classes,
                                  RowScale<Accumulator<Logit>> scale, Logit* gradient) {
   using Value = ValueOf<Logit>;
-  using Real = Accumulator<Logit>;
   if (scale.weight == 0 || scale.target_sum == 0) {
     std::memset(gradient, 0, classes * sizeof(Logit));
     return;
   }
-  const int32_t index = target.index[row];
-  const bool here = index >= 0 && index < classes;  // else it belongs to another slice of the vocabulary
-  // Read now: the gradient may overwrite the logits, or the exponentials.
-  const Real probability = here ? exponentials.at(index) * scale.softmax : Real(0);
   store_steps(gradient, classes, [&](int64_t i, int64_t count) {
     return exponentials.load(i, count) * Value(scale.softmax * scale.weight);
   });
-  if (here) store_step(gradient + index, Value((probability - 1) * scale.weight), 1);
+  if (scale.apart >= 0) store_step(gradient + scale.apart, Value(scale.missing * scale.weight), 1);
 }
 template <class Logit, class Exponentials, class Stored>
 JAXLOSS_INLINE void row_gradient(ClassProbabilities<Stored> target, int64_t row, Exponentials exponentials,
@@ -162,11 +212,28 @@ JAXLOSS_INLINE void row_gradient(ClassProbabilities<Stored> target, int64_t row,
     const Value softmax = exponentials.load(i, count) * Value(scale.softmax * scale.target_sum);
     return (softmax - load_step(probability + i, count)) * Value(scale.weight);
   });
+  if (scale.apart >= 0) {
+    const Value rest = Value(scale.target_sum) - load_step(probability + scale.apart, 1);
+    const Value of_apart = Value(scale.target_sum * scale.missing) + rest;
+    store_step(gradient + scale.apart, of_apart * Value(scale.weight), 1);
+  }
 }
 
 // The exponentials of float32 and float64 are kept in the memory of the gradient, those of 16-bit logits apart.
 template <class Logit>
 constexpr bool in_gradient = std::is_same_v<Logit, Accumulator<Logit>>;
+
+JAXLOSS_INLINE int64_t label_of(ClassIndices target, int64_t row) { return target.index[row]; }
+template <class Stored>
+JAXLOSS_INLINE int64_t label_of(ClassProbabilities<Stored>, int64_t) {
+  return -1;
+}
+
+// exp(x − max) / s − 1, in which nothing cancels.
+template <class Real>
+JAXLOSS_INLINE Real probability_less_one(Real x_minus_max, Real log_sum) {
+  return lane(exponential_minus_one(ValueOf<Real>(x_minus_max - log_sum)), 0);
+}
 
 // One row that is not taken out. `buffer` has room for its exponentials where that is not in the gradient.
 template <class Logit, class Target>
@@ -193,10 +260,12 @@ JAXLOSS_INLINE void cross_entropy_row(const CrossEntropyRows<Logit, Target>& row
   } else {
     sums = row_sums(rows.target, row, logits, classes, [](int64_t, int64_t, const auto&) {});
   }
-  const Real log_sum = logarithm(sums.sum);
+  const Real log_sum = sums.exponentials.log();
   const Real loss = row_loss(rows.target, row, logits, classes, sums, log_sum, rows.ceiling);
   rows.store_results(row, loss, sums.max, log_sum);
-  const RowScale<Real> scale{1 / sums.sum, sums.target, weight};
+  RowScale<Real> scale{1 / sums.exponentials.whole(), sums.target, weight, sums.excluded, Real(0)};
+  if (by_index && sums.target != 0) scale.apart = label_of(rows.target, row);
+  if (gradient && scale.apart >= 0) scale.missing = probability_less_one(by_index ? -sums.below_max : Real(0), log_sum);
   if (kept) {
     row_gradient(rows.target, row, KeptExponentials<Logit>{kept}, classes, scale, gradient);
   } else if (gradient) {
@@ -228,7 +297,19 @@ void cross_entropy_gradient_rows(const CrossEntropyGradientRows<Logit, Target>& 
   int64_t row = all_narrow_rows(rows, begin, end);
   for (RowWeights<Real> weights(rows, row); row < end; row++) {
     const Logit* logits = rows.logits + row * rows.classes;
-    const RowScale<Real> scale{exponential(-rows.log_sum[row]), rows.target_sum[row], weights.next()};
+    const Real max = rows.max[row], log_sum = rows.log_sum[row];
+    RowScale<Real> scale{exponential(-log_sum), rows.target_sum[row], weights.next(), -1, Real(0)};
+    // Read now: the gradient may overwrite the logits.
+    if constexpr (std::is_same_v<Target, ClassIndices>) {
+      const int64_t index = rows.target.index[row];
+      const bool here = index >= 0 && index < rows.classes;  // else it belongs to another slice of the vocabulary
+      if (here) scale.apart = index;
+      if (here) scale.missing = probability_less_one(number(logits + index) - max, log_sum);
+    } else {
+      const Largest<Real> first = largest(logits, rows.classes);
+      if (first.max == max) scale.apart = first.index;
+      scale.missing = probability_less_one(Real(0), log_sum);
+    }
     row_gradient(rows.target, row, ComputedExponentials<Logit>{logits, rows.max[row]}, rows.classes, scale,
                  rows.gradient + row * rows.classes);
   }

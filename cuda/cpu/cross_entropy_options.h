@@ -85,15 +85,6 @@ struct OptionRow {
     return log_sum - dot / sum_of_exponentials;
   }
 
-  // The first class of the largest logit; NaNs are passed over.
-  JAXLOSS_INLINE int32_t predicted() const {
-    int64_t best = -1;
-    for (int64_t i = 0; i < objective.classes; i++) {
-      if (best < 0 ? z[i] == z[i] : z[i] > z[best]) best = i;
-    }
-    return static_cast<int32_t>(best < 0 ? 0 : best);
-  }
-
   // How many classes come before the label in order of logits, of equal ones the first.
   JAXLOSS_INLINE int32_t rank() const {
     const int64_t label = objective.label[0], after = label + 1;
@@ -108,37 +99,54 @@ struct OptionRow {
     return static_cast<int32_t>(before_label + after_label);
   }
 
-  JAXLOSS_INLINE void gradient(Real max, Real softmax, Real total, Real weight, Logit* result) const {
+  // Of the labels, or of the `first` of the largest logits, the softmax times its total less the target in a form in
+  // which nothing cancels.
+  JAXLOSS_INLINE void gradient(Largest<Real> first, Real softmax, Real log_sum, Real total, Real weight,
+                               Logit* result) const {
     if (weight == 0 || !(objective.valid || rows.known_max)) {
       std::memset(result, 0, rows.classes * sizeof(Logit));
       return;
     }
-    // The gradient may overwrite the logits.
-    Value label_slope[2] = {Value(0), Value(0)};
-    sum_of_labels([&](int which) {
-      label_slope[which] = objective.slope(load_step(logits() + objective.label[which], 1));
-      return Real(0);
-    });
-    const auto derivative = [&](Value z_of, Value slope, Value target) {
-      const Value exponentials = exponential(z_of - Value(max));
-      return (exponentials * Value(softmax * total) - target) * Value(weight) * slope;
+    const auto exactly = [&](int64_t i, Real target_of_class) {
+      const Real missing = probability_less_one(z[i] - first.max, log_sum);
+      const Value slope = objective.slope(load_step(logits() + i, 1));
+      return Value((total * missing + (total - target_of_class)) * weight) * slope;
     };
-    for_each_step<Logit>(objective.classes, [&](int64_t i, int64_t count) {
-      const Value a = is_dense() ? target(i, count) : Value(0);
-      const Value slope = objective.slope(load_step(logits() + i, count));
-      store_step(result + i, derivative(load_step(z + i, count), slope, a), count);
-    });
+    Value of_label[2] = {Value(0), Value(0)},
+          of_first(0);  // before anything is stored: the gradient may overwrite the logits
     sum_of_labels([&](int which) {
       const int64_t i = objective.label[which];
-      const Value added(sum_of_labels(
-          [&](int other) { return objective.label[other] == i ? objective.label_target(other) : Real(0); }));
-      const Value a = is_dense() ? target(i, 1) : Value(0);
-      store_step(result + i, derivative(Value(z[i]), label_slope[which], a + added), 1);
+      const Real added = sum_of_labels(
+          [&](int other) { return objective.label[other] == i ? objective.label_target(other) : Real(0); });
+      of_label[which] = exactly(i, added + (is_dense() ? lane(target(i, 1), 0) : Real(0)));
       return Real(0);
     });
+    if (!by_index && first.index >= 0) of_first = exactly(first.index, lane(target(first.index, 1), 0));
+    store_steps(result, objective.classes, [&](int64_t i, int64_t count) {
+      const Value a = is_dense() ? target(i, count) : Value(0);
+      const Value exponentials = exponential(load_step(z + i, count) - Value(first.max));
+      const Value slope = objective.slope(load_step(logits() + i, count));
+      return (exponentials * Value(softmax * total) - a) * Value(weight) * slope;
+    });
+    sum_of_labels([&](int which) {
+      store_step(result + objective.label[which], of_label[which], 1);
+      return Real(0);
+    });
+    if (!by_index && first.index >= 0) store_step(result + first.index, of_first, 1);
     std::memset(result + objective.classes, 0, (rows.classes - objective.classes) * sizeof(Logit));
   }
 };
+
+// The first class of the largest logit; NaNs are passed over, and no finite logit is below all.
+template <class Real>
+JAXLOSS_INLINE int32_t predicted(const Real* z, int64_t classes, Largest<Real> first) {
+  if (first.index >= 0) return static_cast<int32_t>(first.index);
+  int64_t best = -1;
+  for (int64_t i = 0; i < classes; i++) {
+    if (best < 0 ? z[i] == z[i] : z[i] > z[best]) best = i;
+  }
+  return static_cast<int32_t>(best < 0 ? 0 : best);
+}
 
 template <class Logit, class Target>
 JAXLOSS_INLINE void write_taken_out(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t row) {
@@ -166,12 +174,19 @@ void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows
     const OptionRow<Logit, Target> of(rows, row, buffer.numbers);
     const auto& objective = of.objective;
     if (rows.known_max) {
-      of.gradient(rows.known_max[row], exponential(-rows.known_log_sum[row]), rows.known_total[row], weight,
+      const Real log_sum = rows.known_log_sum[row];
+      Largest<Real> first{rows.known_max[row], -1};
+      if (!by_index) {
+        const Largest<Real> here = largest(of.z, objective.classes);
+        if (here.max == first.max) first.index = here.index;
+      }
+      of.gradient(first, exponential(-log_sum), log_sum, rows.known_total[row], weight,
                   rows.gradient + row * rows.classes);
       continue;
     }
-    const SoftmaxSums<Real> sums = softmax_sums(of.z, objective.classes);
-    const Real max = sums.max, log_sum = logarithm(sums.sum), lse = max + log_sum;
+    const Largest<Real> first = largest(of.z, objective.classes);
+    const ExponentialSum<Real> exponentials = sum_of_exponentials(of.z, objective.classes, first);
+    const Real max = first.max, sum = exponentials.whole(), log_sum = exponentials.log(), lse = max + log_sum;
     if (rows.loss) {
       const Real loss = of.loss(
           max, log_sum, rows.ceiling, of.is_dense(), [&](int64_t i, int64_t count) { return of.target(i, count); },
@@ -192,15 +207,15 @@ void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows
           [&](int which) { return objective.share[which]; });
       rows.nll[row] = objective.valid ? nll : nan;
     }
-    if (rows.entropy) rows.entropy[row] = of.entropy(max, sums.sum, log_sum);
-    if (rows.predicted) rows.predicted[row] = of.predicted();
+    if (rows.entropy) rows.entropy[row] = of.entropy(max, sum, log_sum);
+    if (rows.predicted) rows.predicted[row] = predicted(of.z, objective.classes, first);
     if (rows.rank) {
       const bool has_label = by_index && objective.holds(0);
       rows.rank[row] = has_label ? of.rank() : static_cast<int32_t>(rows.smoothed_classes);
     }
     if (rows.gradient) {
       const Real total = of.total() + 2 * weighted(objective.z_loss, lse);
-      of.gradient(max, 1 / sums.sum, total, weight, rows.gradient + row * rows.classes);
+      of.gradient(first, 1 / sum, log_sum, total, weight, rows.gradient + row * rows.classes);
     }
   }
 }

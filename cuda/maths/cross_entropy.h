@@ -26,6 +26,14 @@ JAXLOSS_INLINE SoftmaxSums<double> no_logits<double>() {
   return {-1.7976931348623157e+308, 0.0};
 }
 
+// log s. Of a row whose label, or another class that is alone in it, has the largest logit, s is 1 + `rest`, and
+// `apart` is true: log s is then right relative to itself, however small, which the logarithm of a rounded s would not
+// be.
+template <class Value, class Condition>
+JAXLOSS_INLINE Value log_of_sum(Value s, Value rest, Condition apart) {
+  return logarithm(s) + select(apart, (rest - (s - Value(1))) / s, Value(0));
+}
+
 // −log max(t_y, clip) = min(log s − (x_y − m), −log clip)
 template <class Real>
 JAXLOSS_INLINE Real negative_log_likelihood(Real log_sum, Real logit_minus_max, Real ceiling) {

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxloss.formulas.arithmetic import Array, product, real
+from jaxloss.formulas.arithmetic import Array, product, real, with_derivatives_of
 
 
 def categorical_cross_entropy(logits: Array, target, clip: float | None = 1e-7, **options) -> Array:
@@ -195,8 +195,18 @@ def d_cross_entropy_with_options(
     `total` is what the softmax is multiplied by.
     """
     z, b = scaled_logits(logits, options), class_targets(logits, target, options, classes)
+    return softmax_minus_target(z, maximum, log_sum, total, b) * logit_slopes(logits, options)
+
+
+def softmax_minus_target(z: Array, maximum: Array, log_sum: Array, total: Array, target: Array) -> Array:
+    r"""$T t_i - b_i$ of rows whose `softmax_stats` are known, with $t = \mathrm{softmax}(z)$ and a `total` $T$.
+
+    Of the largest logits as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near 1, $T t_i - b_i$ would lose the digits.
+    """
     softmax = jnp.exp(z - maximum[..., None] - log_sum[..., None])
-    return (softmax * total[..., None] - b) * logit_slopes(logits, options)
+    difference = softmax * total[..., None] - target
+    of_largest = (total * jnp.expm1(-log_sum))[..., None] + (total[..., None] - target)
+    return with_derivatives_of(difference, jnp.where(z == maximum[..., None], of_largest, difference))
 
 
 def predicted_classes(z: Array) -> Array:
@@ -227,9 +237,33 @@ def softmax_stats(logits: Array) -> tuple[Array, Array]:
     Their sum is the log-sum-exp, but it is left to cancel against $x - m$: an offset of all logits then costs no
     digits.
     """
+    return tempered_softmax_stats(logits, 1)
+
+
+def tempered_softmax_stats(logits: Array, scale: float | Array) -> tuple[Array, Array]:
+    r"""The maximum $m$ of each row, and $\log \sum_i e^{(x_i - m) \cdot \mathrm{scale}}$.
+
+    A scale is 1 over a temperature; an array broadcasts along the logits.
+    """
     x = real(logits)
     maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1, initial=jnp.finfo(x.dtype).min))
-    return maximum, jnp.log(jnp.sum(jnp.exp(x - maximum[..., None]), axis=-1))
+    exponentials, largest = jnp.exp((x - maximum[..., None]) * scale), x == maximum[..., None]
+    # One of the largest, a term of 1, is left out: a sum that has it loses the digits of what is small beside it.
+    others = jnp.sum(jnp.where(largest, exponentials - 1, exponentials), axis=-1)
+    rest = others + (jnp.sum(largest, axis=-1, dtype=x.dtype) - 1)
+    return maximum, with_derivatives_of(jnp.log(jnp.sum(exponentials, axis=-1)), jnp.log1p(rest))
+
+
+def sums_of_slice(maximum: Array, of_slice: Array, log_sum: Array) -> tuple[Array, Array]:
+    """What a slice of rows, with these `softmax_stats`, adds to `log_of_sums`, given the maximum of the whole rows."""
+    leads = of_slice == maximum
+    rest = jnp.where(leads, jnp.expm1(log_sum), jnp.exp(of_slice - maximum + log_sum))
+    return rest, leads.astype(rest.dtype)
+
+
+def log_of_sums(rest: Array, leading: Array) -> Array:
+    """The log of the `softmax_stats` of whole rows; as there, a term of 1 is left out of the sum."""
+    return jnp.log1p(rest + (leading - 1))
 
 
 def nll(logit_minus_maximum: Array, log_sum: Array, clip: float | None) -> Array:

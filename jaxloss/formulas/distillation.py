@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxloss.formulas.arithmetic import Array, product, real
+from jaxloss.formulas.categorical import tempered_softmax_stats
 
 
 def kl_divergence(
@@ -62,16 +63,6 @@ def d_jensen_shannon(
     stats = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
     total = jnp.sum(divergence_terms(js_terms, student_logits, teacher_logits, stats, scale, beta)[1], axis=-1)
     return d_divergence(js_terms, student_logits, teacher_logits, stats, total, scale, beta)
-
-
-def tempered_softmax_stats(logits: Array, scale: float | Array) -> tuple[Array, Array]:
-    r"""The maximum $m$ of each row, and $\log \sum_i e^{(x_i - m) \cdot \mathrm{scale}}$.
-
-    A scale, here and below, is 1 over a temperature; an array broadcasts along the logits.
-    """
-    x = real(logits)
-    maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1, initial=jnp.finfo(x.dtype).min))
-    return maximum, jnp.log(jnp.sum(jnp.exp((x - maximum[..., None]) * scale), axis=-1))
 
 
 def divergence_stats(logits: Array, target: Array, of_logits: bool, scale: float | Array) -> tuple[Array, ...]:

@@ -1,0 +1,180 @@
+"""Cross entropies of confident rows: losses, gradients and entropies are right relative to themselves, however small."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jaxloss
+import meshes
+from test_relative_accuracy import path, ulp_errors  # noqa: F401, a fixture
+
+GAPS = np.array([0, 0.5, 1, 2, 4, 8, 12, 16, 17, 20, 24, 32, 48, 64, 80])
+WIDTHS = (2, 7, 17, 33, 100, 1000)
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+TARGETS = ("labels", "probabilities")
+
+
+def confident_rows(classes: int, dtype, seed: int = 0):
+    """Rows whose label leads by each gap; the same gap at several places. One row has two that lead."""
+    random = np.random.default_rng(seed)
+    gaps = np.repeat(GAPS, 3)
+    labels = random.integers(0, classes, len(gaps))
+    x = random.uniform(-3, 0, (len(gaps), classes))
+    x[np.arange(len(gaps)), labels] = gaps
+    x[-1, (labels[-1] + 1) % classes] = x[-1, labels[-1]]
+    return jnp.asarray(x, dtype), jnp.asarray(labels)
+
+
+def target_of(labels, classes: int, kind: str):
+    return labels if kind == "labels" else jax.nn.one_hot(labels, classes)
+
+
+def references(x, labels):
+    """Losses, gradients of their sum, and entropies."""
+    x = np.asarray(x, np.longdouble)
+    rows = np.arange(len(x))
+    below = x - x[rows, labels][:, None]
+    terms = np.exp(below)
+    terms[rows, labels] = 0
+    rest = terms.sum(1)
+    gradient = terms / (1 + rest)[:, None]
+    gradient[rows, labels] = -(rest / (1 + rest))
+    loss = np.log1p(rest)
+    entropy = loss - (terms * below).sum(1) / (1 + rest)
+    return loss, gradient, entropy
+
+
+def summed(x, target, **options):
+    return jaxloss.categorical_cross_entropy(x, target, clip=None, reduction="sum", **options)
+
+
+def allowed(x, labels, ulps: float = 16) -> np.ndarray:
+    """In ulp, of each row: besides, the difference of two logits loses by its rounding up to as many as it is."""
+    wide = np.asarray(x, np.float64)
+    return ulps + np.abs(wide[np.arange(len(wide)), labels] - wide.min(1))
+
+
+def assert_right(values, gradient, x, labels, ulps: float = 16):
+    loss, expected, _ = references(x, labels)
+    limit = allowed(x, labels, ulps)
+    assert (ulp_errors(values, loss) <= limit).all()
+    dtype, wide = gradient.dtype, np.asarray(gradient, np.float32)
+    unit = np.spacing(np.maximum(np.abs(expected), float(jnp.finfo(dtype).tiny)).astype(np.float32))
+    rounding = np.zeros_like(expected)
+    if dtype != jnp.float32:  # rounded to the type of the logits; float16 once more, where it was scaled
+        rounding = np.maximum(np.abs(expected) * float(jnp.finfo(dtype).eps), _least(dtype))
+    errors = np.abs(wide - expected) - rounding
+    assert (errors <= limit[:, None] * unit).all(), (errors / unit).max()
+    if dtype == jnp.float32:
+        assert (np.abs(wide.astype(np.longdouble).sum(1)) <= limit * np.spacing(np.abs(wide).max(1))).all()
+
+
+def _least(dtype) -> float:
+    return float(jnp.finfo(dtype).smallest_subnormal)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", WIDTHS)
+def test_losses_and_gradients(classes, dtype, kind, path):  # noqa: F811
+    x, labels = confident_rows(classes, dtype)
+    target = target_of(labels, classes, kind)
+    values = jaxloss.categorical_cross_entropy(x, target, clip=None, reduction="none")
+    assert_right(values, jax.grad(summed)(x, target), x, labels)
+    assert_right(values, jaxloss.d_categorical_cross_entropy(x, target, reduction="sum"), x, labels)
+    of_rows = jax.grad(lambda x: jaxloss.categorical_cross_entropy(x, target, clip=None, reduction="none").sum())(x)
+    assert_right(values, of_rows, x, labels)
+
+
+OPTIONS = {
+    "statistics": {},
+    "class_weights": {"class_weights": 1.0},
+    "temperature": {"temperature": jnp.ones(())},
+    "z_loss": {"z_loss": jnp.zeros(())},
+    "label_smoothing": {"label_smoothing": jnp.zeros(())},
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("classes", [2, 17, 1000])
+def test_with_options(classes, name, kind, path):  # noqa: F811
+    x, labels = confident_rows(classes, jnp.float32)
+    target, options = target_of(labels, classes, kind), dict(OPTIONS[name])
+    if "class_weights" in options:
+        options["class_weights"] = jnp.ones(classes)
+
+    def of(x):
+        value, stats = jaxloss.categorical_cross_entropy_with_stats(x, target, clip=None, reduction="none", **options)
+        return value.sum(), (value, stats)
+
+    gradient, (values, stats) = jax.grad(of, has_aux=True)(x)
+    assert_right(values, gradient, x, labels)
+    loss, _, entropy = references(x, labels)
+    limit = allowed(x, labels)
+    assert (ulp_errors(stats.nll, loss) <= limit).all()
+    assert (ulp_errors(stats.entropy, entropy) <= limit).all()
+
+
+@pytest.mark.parametrize("classes", [2, 17, 1000])
+def test_log_prob_and_entropy(classes, path):  # noqa: F811
+    x, labels = confident_rows(classes, jnp.float32)
+    assert (ulp_errors(jaxloss.entropy(x), references(x, labels)[2]) <= allowed(x, labels)).all()
+    of_log_prob = jax.grad(lambda x: -jaxloss.log_prob(x, labels).sum())(x)
+    assert_right(-jaxloss.log_prob(x, labels), of_log_prob, x, labels)
+
+
+@pytest.mark.parametrize("name", ["plain", "statistics"])
+def test_split_classes(name):
+    x, labels = confident_rows(64, jnp.float32)
+    mesh = jax.sharding.Mesh(np.array(meshes.available()[:2]), ("model",))
+
+    def of(x, labels):
+        if name == "plain":
+            return jaxloss.categorical_cross_entropy(x, labels, clip=None, reduction="none", axis_name="model")
+        value, stats = jaxloss.categorical_cross_entropy_with_stats(
+            x, labels, clip=None, reduction="none", axis_name="model"
+        )
+        return value, stats.entropy
+
+    split = jax.shard_map(of, mesh=mesh, in_specs=(P(None, "model"), P()), out_specs=P())
+    results = jax.jit(split)(x, labels)
+    gradient = jax.jit(jax.grad(lambda x: jax.tree.leaves(split(x, labels))[0].sum()))(x)
+    assert_right(jax.tree.leaves(results)[0], gradient, x, labels, ulps=24)
+    if name == "statistics":
+        assert (ulp_errors(results[1], references(x, labels)[2]) <= allowed(x, labels, 24)).all()
+
+
+def test_a_long_row(monkeypatch):
+    from jaxloss import _long_rows
+
+    monkeypatch.setattr(_long_rows, "LONG_ROW", 2**8)
+    monkeypatch.setattr(_long_rows, "SLICE", 2**6)
+    jax.clear_caches()
+    x, labels = confident_rows(256, jnp.float32)
+    values = jaxloss.categorical_cross_entropy(x, labels, clip=None, reduction="none")
+    assert_right(values, jax.grad(summed)(x, labels), x, labels)
+    jax.clear_caches()
+
+
+def test_float64(path):  # noqa: F811
+    with jax.enable_x64(True):
+        for classes in (3, 50):
+            x, labels = confident_rows(classes, jnp.float64)
+            loss, gradient, entropy = references(x, labels)
+            limit = allowed(x, labels)
+            values = jaxloss.categorical_cross_entropy(x, labels, clip=None, reduction="none")
+            assert (ulp_errors(values, loss) <= limit).all()
+            assert (ulp_errors(jax.grad(summed)(x, labels), gradient) <= 2 * limit[:, None]).all()
+            assert (ulp_errors(jaxloss.entropy(x), entropy) <= limit).all()
+
+
+def test_identical_rows_are_identical():
+    """Wherever they stand: the label leads by 12."""
+    x = np.zeros((17, 16), np.float32)
+    x[:, 3] = 12
+    losses = np.asarray(jaxloss.categorical_cross_entropy(x, np.full(17, 3), clip=None, reduction="none"))
+    assert np.unique(losses).size == 1
+    assert ulp_errors(losses, np.log1p(15 * np.exp(np.longdouble(-12)))).max() <= 4
