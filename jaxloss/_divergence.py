@@ -127,8 +127,8 @@ def _losses_and_stats(divergence: Divergence, axes: tuple[str, ...], logits, tar
         if not axes:
             return maximum, log_sum
         whole = jax.lax.pmax(maximum, axes)
-        of_slice = jnp.exp((maximum - whole) * along(scale, maximum) + log_sum)
-        return whole, jnp.log(jax.lax.psum(of_slice, axes))
+        sums = formulas.sums_of_slice(whole, maximum, log_sum, along(scale, maximum))
+        return whole, formulas.log_of_sums(*jax.lax.psum(sums, axes))
 
     of_classes = along(scale, logits)
     stats = of_rows(*formulas.tempered_softmax_stats(logits, of_classes))

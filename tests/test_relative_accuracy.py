@@ -179,3 +179,69 @@ def test_a_softcap_beside_an_infinite_logit(name, path):
     expected = jax.grad(CAPPED[name], 1)(jnp.where(jnp.isinf(x), jnp.sign(x) * 1e4, x), 2.0)
     assert jnp.isfinite(found)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# ---- divergences -----------------------------------------------------------------------------------------------------
+
+
+def close_rows(distance: float, classes: int = 50, rows: int = 64, offset: float = 0.0):
+    """A student's and a teacher's logits that differ by about so much, as float32 holds them."""
+    random = np.random.default_rng(11)
+    y = random.normal(0, 3, (rows, classes)).astype(np.float32) + np.float32(offset)
+    x = (y + distance * random.normal(0, 1, y.shape)).astype(np.float32)
+    return x, y
+
+
+def exact_divergences(x, y, beta: float | None):
+    """KL, or Jensen-Shannon with this beta."""
+
+    def log_softmax(z):
+        z = np.asarray(z, np.longdouble)
+        z = z - z.max(1, keepdims=True)
+        return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+    log_p, log_q = log_softmax(x), log_softmax(y)
+    p, q = np.exp(log_p), np.exp(log_q)
+    if beta is None:
+        return (q * (np.expm1(log_p - log_q) - (log_p - log_q))).sum(1)
+    u = np.expm1(log_p - log_q)
+    a = 1 - np.longdouble(beta)
+    small = a * beta * (u**2 / 2 - (1 + a) * u**3 / 6 + (1 + a + a**2) * u**4 / 12 - (1 + a + a**2 + a**3) * u**5 / 20)
+    m = beta * q + a * p
+    direct = beta * q * (log_q - np.log(m)) + a * p * (log_p - np.log(m))
+    return np.where(np.abs(u) < 1e-4, q * small, direct).sum(1)
+
+
+@pytest.mark.parametrize("beta", [None, 0.5, 0.1, 0.9])
+@pytest.mark.parametrize("distance", [1e-5, 4.5e-5, 1e-4, 1e-2, 0.1, 1.0, 10.0])
+def test_divergences_of_close_distributions(beta, distance, path):
+    x, y = close_rows(distance)
+    if beta is None:
+        found = jaxloss.kl_divergence(x, y, target_type="logits", reduction="none")
+    else:
+        found = jaxloss.jensen_shannon(x, y, beta=beta, reduction="none")
+    expected = exact_divergences(x, y, beta)
+    assert (np.asarray(found) >= 0).all()
+    np.testing.assert_allclose(found, expected.astype(np.float64), rtol=1e-4 if distance > 2e-5 else 2e-3)
+
+
+@pytest.mark.parametrize("name", ["kl", "jensen_shannon"])
+def test_a_student_without_classes_has_no_divergence(name, path):
+    """Nor a gradient: both are NaN, of its row alone, whichever way they are asked for."""
+    x = np.zeros((3, 5), np.float32)
+    x[1] = -np.inf
+    y = np.ones((3, 5), np.float32)
+
+    def of(x, reduction):
+        loss = jaxloss.kl_divergence if name == "kl" else jaxloss.jensen_shannon
+        return loss(x, y, target_type="logits", reduction=reduction)
+
+    derivative = jaxloss.d_kl_divergence if name == "kl" else jaxloss.d_jensen_shannon
+    gradients = (
+        jax.grad(of)(x, "sum"),
+        jax.grad(lambda x: of(x, "none").sum())(x),
+        derivative(x, y, target_type="logits", reduction="sum"),
+    )
+    for rows in (of(x, "none")[:, None], *gradients):
+        np.testing.assert_array_equal(np.isnan(rows).all(1), [False, True, False])
+        np.testing.assert_allclose(np.asarray(rows)[[0, 2]], 0, atol=1e-6)

@@ -16,17 +16,20 @@ JAXLOSS_INLINE TemperedSoftmax<Accumulator<Logit>> tempered_softmax(const Logit*
                                                                     Accumulator<Logit> scale) {
   using Real = Accumulator<Logit>;
   using Value = ValueOf<Logit>;
-  const Real max = row_max(logits, classes);
+  const Largest<Real> first = largest(logits, classes);
   const double sum = sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) {
-    return exponential((load_step(logits + i, count) - Value(max)) * Value(scale));
+    const Value below_max = load_step(logits + i, count) - Value(first.max);
+    return without(exponential(below_max * Value(scale)), first.index, i, count);
   });
-  return {max, logarithm(static_cast<Real>(sum)), scale};
+  const ExponentialSum<Real> exponentials{static_cast<Real>(sum), first.index >= 0};
+  return {first.max, exponentials.log(), scale};
 }
 
 // The teacher's distribution in one row: the logarithm of the probability of each class, and the probability.
 template <class Stored>
 struct TeacherOfLogits {
   using Real = Accumulator<Stored>;
+  static constexpr std::bool_constant<true> normalised{};
   const Stored* logits;
   TemperedSoftmax<Real> softmax;
 
@@ -34,8 +37,11 @@ struct TeacherOfLogits {
       : logits(teacher.logits + row * classes), softmax(tempered_softmax(logits, classes, scale)) {}
 
   template <class Value>
-  JAXLOSS_INLINE void load(int64_t i, int64_t count, Value& log_q, Value& q) const {
-    log_q = softmax.log_probability(load_step(logits + i, count));
+  JAXLOSS_INLINE void load(const TemperedSoftmax<Real>& student, int64_t i, int64_t count, Value x, Value, Value& log_q,
+                           Value& d, Value& q) const {
+    const Value y = load_step(logits + i, count);
+    log_q = softmax.log_probability(y);
+    d = Ratio<Real>(student, softmax).log(x, y);
     q = exponential(log_q);
   }
   JAXLOSS_INLINE Real sum(int64_t) const { return 1; }
@@ -48,15 +54,18 @@ struct TeacherOfLogits {
 template <class Stored>
 struct TeacherOfProbabilities {
   using Real = Accumulator<Stored>;
+  static constexpr std::bool_constant<false> normalised{};
   const Stored* probabilities;
 
   JAXLOSS_INLINE TeacherOfProbabilities(ClassProbabilities<Stored> teacher, int64_t row, int64_t classes, Real)
       : probabilities(teacher.probability + row * classes) {}
 
   template <class Value>
-  JAXLOSS_INLINE void load(int64_t i, int64_t count, Value& log_q, Value& q) const {
+  JAXLOSS_INLINE void load(const TemperedSoftmax<Real>&, int64_t i, int64_t count, Value, Value log_p, Value& log_q,
+                           Value& d, Value& q) const {
     q = load_step(probabilities + i, count);
     log_q = logarithm(q);
+    d = log_p - log_q;
   }
   JAXLOSS_INLINE Real sum(int64_t classes) const {
     return static_cast<Real>(
@@ -90,11 +99,11 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
   const auto teacher = teacher_of(rows.teacher, row, classes, scale);
 
   const auto terms = [&](int64_t i, int64_t count, Value& p, Value& value, Value& of_student) {
-    Value log_q, q;
-    teacher.load(i, count, log_q, q);
-    const Value log_p = student.log_probability(load_step(logits + i, count));
+    const Value x = load_step(logits + i, count), log_p = student.log_probability(x);
+    Value log_q, d, q;
+    teacher.load(student, i, count, x, log_p, log_q, d, q);
     p = exponential(log_p);
-    divergence(StandardFunctions{}, log_p, log_q, p, q, value, of_student);
+    divergence(teacher.normalised, StandardFunctions{}, log_p, log_q, d, p, q, value, of_student);
   };
   const auto store_gradient = [&](int64_t i, int64_t count, Value p, Value of_student, Real total) {
     store_step(gradient + i, (of_student - p * Value(total)) * Value(scale * weight), count);

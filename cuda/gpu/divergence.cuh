@@ -181,12 +181,14 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   Real total = -1;
   if constexpr (Divergence::total_is_of_teacher && !of_logits) total = -team.combined(teacher_sum, Sum());
   const Real factor = scale * weight;
+  const Ratio<Real> ratio(student, teacher_softmax);
   const auto terms = [&](Real x, Real y, Real& p, Real& value, Real& derivative) {
     const Real log_p = student.log_probability(x);
     p = Functions::exp(log_p);
     const Real log_q = of_logits ? teacher_softmax.log_probability(y) : Functions::log(y);
     const Real q = of_logits ? Functions::exp(log_q) : y;
-    divergence(Functions{}, log_p, log_q, p, q, value, derivative);
+    const Real d = of_logits ? ratio.log(x, y) : log_p - log_q;
+    divergence(std::bool_constant<of_logits>(), Functions{}, log_p, log_q, d, p, q, value, derivative);
   };
   // Not `weighted`: a weight of 0 takes out a derivative that is infinite, and leaves no −0.
   const auto gradient_of = [&](Real p, Real derivative) {

@@ -5,9 +5,16 @@
 //
 //   scale · (φ′ − p Σ φ′)
 //
-// so a divergence is a functor that gives φ and φ′ of one class, from both probabilities and their logarithms. (φ is
-// homogeneous in p and q, so the teacher's q ∂φ/∂q is φ − φ′.) `Value` is a float, a double or a vector of floats.
+// so a divergence is a functor that gives φ and φ′ of one class, from both probabilities and their logarithms, and
+// d = log p − log q. (φ is homogeneous in p and q, so the teacher's q ∂φ/∂q is φ − φ′.) `Value` is a float, a double or
+// a vector of floats.
+//
+// Of close distributions φ is made of d, which is then small, for it is of second order in it: made of the logarithms
+// it would be their rounding. Where d is the difference of two rounded logarithms it is not so exact, though: see
+// `Ratio`.
 #pragma once
+
+#include <type_traits>
 
 #include "maths/scalar.h"
 
@@ -37,6 +44,23 @@ struct TemperedSoftmax {
   }
 };
 
+// d of the classes of a row. The difference of the logits comes first, in which nothing is rounded where they are
+// close; what is subtracted from it has one rounding for all classes, and that is of no consequence: Σ q d is of second
+// order.
+template <class Real>
+struct Ratio {
+  Real shift, scale;
+
+  JAXLOSS_INLINE Ratio(const TemperedSoftmax<Real>& student, const TemperedSoftmax<Real>& teacher)
+      : shift((student.max - teacher.max) * student.scale + (student.log_sum - teacher.log_sum)),
+        scale(student.scale) {}
+
+  template <class Value>
+  JAXLOSS_INLINE Value log(Value x, Value y) const {
+    return (x - y) * Value(scale) - Value(shift);
+  }
+};
+
 // q log(q / p), the Kullback–Leibler divergence of the student from the teacher.
 struct KullbackLeibler {
   static constexpr const char* name = "kl_divergence";
@@ -48,11 +72,20 @@ struct KullbackLeibler {
   struct OfRow {
     JAXLOSS_INLINE explicit OfRow(Real) {}
 
-    template <class Functions, class Value>
-    JAXLOSS_INLINE void operator()(Functions, Value log_p, Value log_q, Value, Value q, Value& value,
-                                   Value& of_student) const {
-      value = weighted(q, log_q - log_p);
+    // Of teachers that are given as logits, both distributions sum to 1, and Σ q log(q / p) = Σ q (e^d − 1 − d), in
+    // which no term is negative.
+    template <bool normalised, class Functions, class Value>
+    JAXLOSS_INLINE void operator()(std::bool_constant<normalised>, Functions, Value, Value, Value d, Value p, Value q,
+                                   Value& value, Value& of_student) const {
       of_student = -q;
+      value = -weighted(q, d);
+      if constexpr (normalised) {
+        Value of_close(1.0 / 120);
+        of_close = of_close * d + Value(1.0 / 24);
+        of_close = of_close * d + Value(1.0 / 6);
+        of_close = of_close * d + Value(0.5);
+        value = select(absolute(d) < Value(0.125), q * (d * d) * of_close, (p - q) + value);
+      }
     }
   };
 };
@@ -66,23 +99,35 @@ struct JensenShannon {
 
   template <class Real>
   struct OfRow {
-    Real beta, rest;
+    Real beta, rest, of_close[4];
 
-    JAXLOSS_INLINE explicit OfRow(Real beta_) : beta(beta_), rest(1 - beta_) {}
+    // With a = 1 − β and u = e^d − 1, φ / q = a (1 + u) log(1 + u) − (1 + a u) log(1 + a u), of which both linear terms
+    // are a u. The series of the rest is a β u² (1/2 − (1 + a) u/6 + (1 + a + a²) u²/12 − (1 + a + a² + a³) u³/20 …).
+    JAXLOSS_INLINE explicit OfRow(Real beta_) : beta(beta_), rest(1 - beta_) {
+      const Real both = beta * rest, two = 1 + rest, three = 1 + rest * two, four = 1 + rest * three;
+      of_close[0] = both / 2;
+      of_close[1] = -both * two / 6;
+      of_close[2] = both * three / 12;
+      of_close[3] = -both * four / 20;
+    }
 
-    template <class Functions, class Value>
-    JAXLOSS_INLINE void operator()(Functions, Value log_p, Value log_q, Value p, Value q, Value& value,
-                                   Value& of_student) const {
+    template <class Normalised, class Functions, class Value>
+    JAXLOSS_INLINE void operator()(Normalised, Functions, Value log_p, Value log_q, Value d, Value p, Value q,
+                                   Value& value, Value& of_student) const {
       // m over the larger of the two, so that nothing overflows. Where both are 0 the difference is NaN, and is taken
       // out by weight; where one is, the ratio of the smaller to the larger is 0.
-      const Value difference = log_q - log_p;
-      const Value ratio = Functions::exp(-absolute(difference));
+      const Value ratio = Functions::exp(-absolute(d));
       const auto teacher_larger = log_q > log_p;
       const Value of_larger = select(teacher_larger, Value(beta), Value(rest));
       const Value of_smaller = select(teacher_larger, Value(rest), Value(beta));
       const Value log_mixture = Functions::log(of_larger + of_smaller * ratio);
-      of_student = Value(rest) * weighted(p, select(teacher_larger, -difference, Value(0)) - log_mixture);
-      value = of_student + Value(beta) * weighted(q, select(teacher_larger, Value(0), difference) - log_mixture);
+      of_student = Value(rest) * weighted(p, select(teacher_larger, d, Value(0)) - log_mixture);
+      value = of_student + Value(beta) * weighted(q, select(teacher_larger, Value(0), -d) - log_mixture);
+
+      const Value u = d + d * d * (Value(0.5) + d * (Value(1.0 / 6) + d * Value(1.0 / 24)));
+      Value series(of_close[3]);
+      for (int k = 2; k >= 0; k--) series = series * u + Value(of_close[k]);
+      value = select(absolute(d) < Value(0.0625), q * (u * u) * series, value);
     }
   };
 };

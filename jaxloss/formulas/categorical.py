@@ -254,10 +254,13 @@ def tempered_softmax_stats(logits: Array, scale: float | Array) -> tuple[Array, 
     return maximum, with_derivatives_of(jnp.log(jnp.sum(exponentials, axis=-1)), jnp.log1p(rest))
 
 
-def sums_of_slice(maximum: Array, of_slice: Array, log_sum: Array) -> tuple[Array, Array]:
-    """What a slice of rows, with these `softmax_stats`, adds to `log_of_sums`, given the maximum of the whole rows."""
+def sums_of_slice(maximum: Array, of_slice: Array, log_sum: Array, scale: float | Array = 1) -> tuple[Array, Array]:
+    """What a slice of rows, with these `tempered_softmax_stats`, adds to `log_of_sums`.
+
+    `maximum` is that of the whole rows.
+    """
     leads = of_slice == maximum
-    rest = jnp.where(leads, jnp.expm1(log_sum), jnp.exp(of_slice - maximum + log_sum))
+    rest = jnp.where(leads, jnp.expm1(log_sum), jnp.exp((of_slice - maximum) * scale + log_sum))
     return rest, leads.astype(rest.dtype)
 
 

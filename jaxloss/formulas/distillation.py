@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss.formulas.arithmetic import Array, product, real
+from jaxloss.formulas.arithmetic import Array, product, real, with_derivatives_of
 from jaxloss.formulas.categorical import tempered_softmax_stats
 
 
@@ -80,7 +80,9 @@ def above_maximum(logits: Array, maximum: Array) -> Array:
 def log_probabilities(logits: Array, maximum: Array, log_sum: Array, scale: float | Array) -> Array:
     """The logarithm of the softmax of rows whose `tempered_softmax_stats` are known; -Inf for a masked class."""
     masked = real(logits) == -jnp.inf
-    return jnp.where(masked, -jnp.inf, scale * above_maximum(logits, maximum) - log_sum[..., None])
+    # Of a row without any class there is no softmax.
+    of_masked = jnp.where(log_sum == -jnp.inf, jnp.nan, -jnp.inf)[..., None]
+    return jnp.where(masked, of_masked, scale * above_maximum(logits, maximum) - log_sum[..., None])
 
 
 def log_of_probabilities(probabilities: Array) -> Array:
@@ -98,11 +100,48 @@ def divergence_terms(
     """
     maximum, log_sum, *of_teacher = stats
     log_p = log_probabilities(logits, maximum, log_sum, scale)
-    if of_teacher:
-        log_q = log_probabilities(target, of_teacher[0], of_teacher[1], scale)
-        return terms(log_p, log_q, jnp.exp(log_q), *parameters)
-    q = real(target)
-    return terms(log_p, log_of_probabilities(q), q, *parameters)
+    if not of_teacher:
+        q = real(target)
+        return terms(log_p, log_of_probabilities(q), q, *parameters)
+    log_q = log_probabilities(target, of_teacher[0], of_teacher[1], scale)
+    q = jnp.exp(log_q)
+    value, of_student = terms(log_p, log_q, q, *parameters)
+    ratio = log_ratios(logits, target, stats, scale, log_p - log_q)
+    return with_derivatives_of(value, _OF_RATIOS[terms](value, ratio, jnp.exp(log_p), q, *parameters)), of_student
+
+
+def log_ratios(logits: Array, target: Array, stats, scale, of_masked: Array) -> Array:
+    r"""$\log(p / q)$ of a teacher's logits, right relative to itself up to what is the same for all classes of a row.
+
+    In the difference of the logits, which comes first, nothing is rounded where they are close.
+    """
+    maximum, log_sum, teacher_maximum, teacher_log_sum = (numbers[..., None] for numbers in stats)
+    x, y = real(logits), real(target)
+    masked = (x == -jnp.inf) | (y == -jnp.inf)
+    x, y = jnp.where(masked, 0, x), jnp.where(masked, 0, y)
+    ratio = scale * (x - y) - (scale * (maximum - teacher_maximum) + (log_sum - teacher_log_sum))
+    return jnp.where(masked, of_masked, ratio)
+
+
+def _kl_of_ratios(value: Array, ratio: Array, p: Array, q: Array) -> Array:
+    r"""$q (e^d - 1 - d)$ with $d = \log(p / q)$: the sum is that of $q \log(q / p)$, and no term is negative."""
+    close = jnp.abs(ratio) < 0.125
+    d = jnp.where(close, ratio, 0)
+    series = 1 / 2 + d * (1 / 6 + d * (1 / 24 + d / 120))
+    return jnp.where(close, q * (d * d) * series, (p - q) + value)
+
+
+def _js_of_ratios(value: Array, ratio: Array, p: Array, q: Array, beta: float | Array) -> Array:
+    r"""The same value; of a small $d$ by its series in $u = e^d - 1$, whose linear terms cancel.
+
+    With $a = 1 - \beta$, it is $q (a (1 + u) \log(1 + u) - (1 + a u) \log(1 + a u))$.
+    """
+    del p
+    close = jnp.abs(ratio) < 0.0625
+    d, a = jnp.where(close, ratio, 0), 1 - beta
+    u = d + d * d * (1 / 2 + d * (1 / 6 + d / 24))
+    series = 1 / 2 - u * ((1 + a) / 6 - u * ((1 + a + a**2) / 12 - u * (1 + a + a**2 + a**3) / 20))
+    return jnp.where(close, q * a * beta * (u * u) * series, value)
 
 
 def d_divergence(
@@ -155,6 +194,9 @@ def _js_terms_jvp(primals, tangents):
         value_dot += (product(q, log_q_m) - q - of_p + p) * beta_dot
         of_student_dot -= (of_p + (1 - beta) * p * (q_m - p_m)) * beta_dot
     return (value, of_student), (value_dot, of_student_dot)
+
+
+_OF_RATIOS = {kl_terms: _kl_of_ratios, js_terms: _js_of_ratios}
 
 
 def mixture_ratios(log_p: Array, log_q: Array, beta: float | Array) -> tuple[Array, Array]:
