@@ -7,6 +7,7 @@
 namespace jaxloss::JAXLOSS_ISA {
 
 using jaxloss::absolute;
+using jaxloss::decay_of;
 using jaxloss::exponential;
 using jaxloss::exponential_minus_one;
 using jaxloss::hyperbolic_tangent;
@@ -14,6 +15,7 @@ using jaxloss::is_negative;
 using jaxloss::log_one_plus;
 using jaxloss::logarithm;
 using jaxloss::select;
+using jaxloss::share_of_one_plus;
 
 JAXLOSS_INLINE Integers word(Vector x) { return bits<Integers>(x); }
 JAXLOSS_INLINE Vector float_of(Integers word) { return bits<Vector>(word); }
@@ -64,6 +66,9 @@ JAXLOSS_INLINE Vector exponential_of_negative(Vector x) {
   return p * float_of(power.biased << 23);
 }
 JAXLOSS_INLINE double exponential_of_negative(double x) { return exponential(x); }
+
+JAXLOSS_INLINE Vector decay_of(Vector x) { return exponential(-x); }
+JAXLOSS_INLINE Vector share_of_one_plus(Vector x) { return x / (Vector(1.0) + x); }
 
 // e^x − 1 for x ≤ 0 within 2 ulp: 2^k (e^r − 1) + (2^k − 1), in which nothing cancels.
 JAXLOSS_INLINE Vector exponential_minus_one(Vector x) {

@@ -55,6 +55,13 @@ class Share {
       if (i >= 0 && i < end_) body(k, head_ + i * step);
     }
   }
+  // Of a number that this thread holds in a step: which of its steps that is, and where in it the number is. −1 for the
+  // number of the edges.
+  __device__ __forceinline__ int step_of(int number) const {
+    const int i = (number - head_) / step;
+    return number < head_ || i >= steps_ ? -1 : (i - first_) / kWarp;
+  }
+  __device__ __forceinline__ int place_of(int number) const { return (number - head_) % step; }
   __device__ __forceinline__ bool holds(int number) const {
     const int i = (number - head_) / step;
     if (number < head_ || i >= steps_) return has_edge && edge == number;

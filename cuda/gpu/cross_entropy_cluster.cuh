@@ -7,8 +7,8 @@
 namespace jaxloss::gpu {
 
 // Cluster r has row r; its blocks share it in slices of `slice_steps` steps, at most `held` a thread. Of a row
-// that is not taken out the logits are read once (that of the label twice); the gradient is written once. Logits and
-// gradient must be aligned alike.
+// that is not taken out the logits are read once (that of the label by all threads); the gradient is written once.
+// Logits and gradient must be aligned alike.
 template <bool kGradient, int held, class Logit>
 __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
     cross_entropy_cluster(CrossEntropyRows<Logit, ClassIndices> rows, int slice_steps) {
@@ -27,26 +27,31 @@ __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
   const bool has_label = wanted && valid && share.holds(index);
 
   Packed<Logit, step> packed[held];
-  float edge = -INFINITY, label_logit = 0;
-  SoftmaxSums<float> sums = {0, 0};
+  float edge = -INFINITY, label_logit = -INFINITY;
+  SoftmaxSums<float> others = {0, 0};
   if (wanted) {
 #pragma unroll
     for (int k = 0; k < held; k++) packed[k] = minus_infinities<Logit>();
     share.for_steps([&](int k, int i) { packed[k] = load<step, kReadOnce<kGradient>>(logits + i); });
     if (share.has_edge) edge = number(logits[share.edge]);
-    if (has_label) label_logit = number(logits[index]);
-    sums = across_lanes(softmax_sums(packed, edge), kWarp, Merged());
+    if (valid) label_logit = number(logits[index]);
+    if (has_label) {
+      leave_out(packed, share.step_of(index), share.place_of(index));
+      if (share.step_of(index) < 0) edge = -INFINITY;
+    }
+    // Relative to a maximum that has the label: so its logit is there before any thread may write in its place.
+    others = across_lanes(softmax_sums(packed, edge, label_logit), kWarp, Merged());
   }
   cluster_wait();
   if (wanted) {
-    exchange.tell(sums, cluster_size());
-    sums = exchange.all(no_logits<float>(), Merged());
+    exchange.tell(others, cluster_size());
+    others = exchange.all(no_logits<float>(), Merged());
   }
+  const LabelledSums<float> sums(others, wanted && valid, label_logit);
 
   if (wanted && valid ? has_label : threadIdx.x == 0 && cluster_rank() == 0) {
-    const float log_sum = wanted ? logarithm(sums.sum) : 0;
-    const float nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling);
-    rows.store_results(row, !wanted ? 0.0f : valid ? nll : NAN, sums.max, log_sum);
+    const float nll = negative_log_likelihood(sums.log_sum, label_logit - sums.max, rows.ceiling);
+    rows.store_results(row, !wanted ? 0.0f : valid ? nll : NAN, sums.max, wanted ? sums.log_sum : 0.0f);
   }
 
   if constexpr (kGradient) {
@@ -67,7 +72,7 @@ __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
       store<Logit, Caching::normal>(gradient + i, x);
     });
     if (share.has_edge) gradient[share.edge] = stored<Logit>(exponentials.term(edge) * scale);
-    if (has_label) gradient[index] = stored<Logit>(exponentials.term(label_logit) * scale - weight);
+    if (has_label) gradient[index] = stored<Logit>(sums.label_derivative(label_logit) * weight);
   }
 #endif
 }

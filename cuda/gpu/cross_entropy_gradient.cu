@@ -90,21 +90,29 @@ __global__ void __launch_bounds__(kGradientThreads, (kGradientBlocks<Logit, Targ
   Packed<Logit, step> packed[most];
   if constexpr (by_index) {
     const int64_t index = rows.target.index[row];  // may be none here: the label is of another slice of the classes
+    const Real max = rows.max[row], log_sum = rows.log_sum[row];
+    const auto of_label = [&](Real x) { return exponential_minus_one((x - max) - log_sum) * weight; };
     go_along(
         Span<Logit>(rows.classes, logits, gradient),
         [&](int k, int64_t i) { packed[k] = load<step, Caching::evict_first>(logits + i); },
         [&](int64_t i) {
-          const Real softmax = exponentials.term(number(logits[i])) * scale;
-          gradient[i] = stored<Logit>((i == index ? softmax - 1 : softmax) * weight);
+          const Real x = number(logits[i]);
+          gradient[i] = stored<Logit>(i == index ? of_label(x) : exponentials.term(x) * (scale * weight));
         },
         [&](int k, int64_t i) {
-          Real x[step];
+          Real x[step], label_logit = 0;
           packed[k].numbers(x);
+          const bool has_label = index >= i && index < i + step;
+          if (has_label) {
+#pragma unroll
+            for (int j = 0; j < step; j++) label_logit = index == i + j ? x[j] : label_logit;
+          }
 #pragma unroll
           for (int j = 0; j < step; j++) x[j] = exponentials.term(x[j]) * (scale * weight);
-          if (index >= i && index < i + step) {
+          if (has_label) {
+            const Real own = of_label(label_logit);
 #pragma unroll
-            for (int j = 0; j < step; j++) x[j] -= index == i + j ? weight : Real(0);
+            for (int j = 0; j < step; j++) x[j] = index == i + j ? own : x[j];
           }
           store<Logit>(gradient + i, x);
         });

@@ -190,7 +190,7 @@ __device__ __forceinline__ void write_results(const Rows& rows, const RowTeam& t
 // Teams take rows in turn; threads of a warp go round equally often, for they shuffle. Of a row taken out nothing is
 // read.
 template <class Logit, class Target>
-__global__ void __launch_bounds__(kOptionThreads)
+__global__ void __launch_bounds__(kOptionThreads, 2)
     cross_entropy_with_options(CrossEntropyOptionRows<Logit, Target> rows, int lanes) {
   using Real = Accumulator<Logit>;
   constexpr bool by_index = std::is_same_v<Target, ClassIndices>;

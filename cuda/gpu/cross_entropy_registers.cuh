@@ -83,8 +83,12 @@ struct SoftmaxInRegisters {
     place.for_slots([&](int k, int i) { logits[k] = gpu::load<step, Caching::normal>(row + i); });
   }
 
-  __device__ __forceinline__ void reduce(const Place<slots, Logit>& place, const Logit* row) {
-    exponentials = Exponentials<Real>(across_lanes(highest(place, row), place.lanes, Maximum()));
+  // Of all classes but `left_out`, which may be none, relative to a maximum that has its logit.
+  __device__ __forceinline__ void reduce(const Place<slots, Logit>& place, const Logit* row, int left_out = -1,
+                                         Real logit = -static_cast<Real>(INFINITY)) {
+    const auto edge = [&](int i) { return i == left_out ? -static_cast<Real>(INFINITY) : number(row[i]); };
+    const Real max = Maximum()(highest(place, edge), logit);
+    exponentials = Exponentials<Real>(across_lanes(max, place.lanes, Maximum()));
     Real sums[kPairs ? 4 : 1] = {};  // several, where all slots count: each waits for its last addition
     for_counted(place, [&](int k) {
       Real x[step];
@@ -92,7 +96,7 @@ struct SoftmaxInRegisters {
 #pragma unroll
       for (int j = 0; j < step; j++) sums[kPairs ? j % 4 : 0] += exponentials.term(x[j]);
     });
-    if (place.wanted) place.for_edges([&](int i) { sums[0] += exponentials.term(number(row[i])); });
+    if (place.wanted) place.for_edges([&](int i) { sums[0] += exponentials.term(edge(i)); });
     sum = across_lanes(kPairs ? (sums[0] + sums[kPairs]) + (sums[2 * kPairs] + sums[3 * kPairs]) : sums[0], place.lanes,
                        Sum());
   }
@@ -110,7 +114,8 @@ struct SoftmaxInRegisters {
     }
   }
 
-  __device__ __forceinline__ Real highest(const Place<slots, Logit>& place, const Logit* row) const {
+  template <class Edge>
+  __device__ __forceinline__ Real highest(const Place<slots, Logit>& place, Edge edge) const {
     Real max = no_logits<Real>().max;
     if constexpr (kPairs) {
       max = Maximum()(max, largest(logits));
@@ -122,7 +127,7 @@ struct SoftmaxInRegisters {
         for (int j = 0; j < step; j++) max = Maximum()(max, x[j]);
       });
     }
-    if (place.wanted) place.for_edges([&](int i) { max = Maximum()(max, number(row[i])); });
+    if (place.wanted) place.for_edges([&](int i) { max = Maximum()(max, edge(i)); });
     return max;
   }
 };
@@ -141,33 +146,39 @@ __global__ void __launch_bounds__(kRegistersThreads, (kRegistersBlocks<kGradient
   softmax.load(place, logits);
   const int index = place.wanted ? rows.target.index[place.row] : -1;
   const bool valid = index >= 0 && index < rows.classes;
-  const Real label_logit = valid && place.lane == 0 ? number(logits[index]) : Real(0);
-  softmax.reduce(place, logits);
+  const Real label_logit = valid ? number(logits[index]) : -static_cast<Real>(INFINITY);
+  if (valid) {
+    place.for_slots([&](int k, int i) {
+      if (static_cast<unsigned>(index - i) < step) leave_out(softmax.logits[k], index - i);
+    });
+  }
+  softmax.reduce(place, logits, valid ? index : -1, label_logit);
 
-  const Real max = softmax.exponentials.max, log_sum = softmax.log_sum();
-  const Real nll = negative_log_likelihood(log_sum, label_logit - max, rows.ceiling);
-  place.store_results(rows, valid ? nll : static_cast<Real>(NAN), max, log_sum);
+  const LabelledSums<Real> sums({softmax.exponentials.max, softmax.sum}, valid, label_logit);
+  const Real nll = negative_log_likelihood(sums.log_sum, label_logit - sums.max, rows.ceiling);
+  place.store_results(rows, valid ? nll : static_cast<Real>(NAN), sums.max, sums.log_sum);
   if (!kGradient || !place.exists) return;
 
   Logit* gradient = rows.gradient + place.offset;
   const bool zero = !valid || place.weight == 0;
-  const Real scale = place.weight / softmax.sum;
+  const Exponentials<Real> exponentials(sums.max);
+  const Real scale = place.weight / sums.sum, of_label = sums.label_derivative(label_logit) * place.weight;
   place.for_slots([&](int k, int i) {
     Real x[step] = {};
     if (!zero) {
       softmax.logits[k].numbers(x);
 #pragma unroll
-      for (int j = 0; j < step; j++) x[j] = softmax.exponentials.term(x[j]) * scale;
-      if (index >= i && index < i + step) {
+      for (int j = 0; j < step; j++) x[j] = exponentials.term(x[j]) * scale;
+      if (static_cast<unsigned>(index - i) < step) {
 #pragma unroll
-        for (int j = 0; j < step; j++) x[j] -= i + j == index ? place.weight : Real(0);
+        for (int j = 0; j < step; j++) x[j] = i + j == index ? of_label : x[j];
       }
     }
     store<Logit>(gradient + i, x);
   });
   place.for_edges([&](int i) {
-    const Real x = zero ? Real(0) : softmax.exponentials.term(number(logits[i])) * scale;
-    gradient[i] = stored<Logit>(!zero && i == index ? x - place.weight : x);
+    const Real x = zero ? Real(0) : i == index ? of_label : exponentials.term(number(logits[i])) * scale;
+    gradient[i] = stored<Logit>(x);
   });
 }
 

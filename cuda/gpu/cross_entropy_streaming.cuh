@@ -89,12 +89,13 @@ __global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads,
       continue;
     }
     const int index = rows.target.index[row];
+    const bool valid = index >= 0 && index < rows.classes;
     const bool has_edge = threadIdx.x < span.edges;
     const Real edge = has_edge ? number(logits[span.edge(threadIdx.x)]) : -static_cast<Real>(INFINITY);
     Real label_logit = 0;
-    bool wants_label = threadIdx.x == 0;
+    bool wants_label = valid;
     const auto load_label = [&] {
-      if (wants_label && index >= 0 && index < rows.classes) label_logit = number(logits[index]);
+      if (wants_label) label_logit = number(logits[index]);
       wants_label = false;
     };
 
@@ -103,18 +104,22 @@ __global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads,
       Packed<Logit, step> packed[batch];
       load_steps<threads, kGradient ? Caching::normal : Caching::evict_first, Logit>(logits + span.start_of(i), packed);
       load_label();
+#pragma unroll
+      for (int k = 0; k < batch; k++) {
+        const int64_t j = index - span.start_of(i) - k * kRound<threads, Logit>;
+        if (static_cast<uint64_t>(j) < step) leave_out(packed[k], static_cast<int>(j));
+      }
       running.add(packed);
     });
     load_label();
     for (int64_t i = threadIdx.x; i < span.edges; i += threads) {
-      const Real x[1] = {i < threads ? edge : number(logits[span.edge(i)])};
+      const bool is_label = span.edge(i) == index;
+      const Real x[1] = {is_label ? -static_cast<Real>(INFINITY) : i < threads ? edge : number(logits[span.edge(i)])};
       running.add(x);
     }
-    const bool valid = index >= 0 && index < rows.classes;
-    const SoftmaxSums<Real> sums = across_block<threads>(running.sums(), Merged());
-    const Real log_sum = logarithm(sums.sum);
-    const Real nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows.ceiling);
-    store_results(rows, row, valid ? nll : static_cast<Real>(NAN), sums.max, log_sum);
+    const LabelledSums<Real> sums(across_block<threads>(running.sums(), Merged()), valid, label_logit);
+    const Real nll = negative_log_likelihood(sums.log_sum, label_logit - sums.max, rows.ceiling);
+    store_results(rows, row, valid ? nll : static_cast<Real>(NAN), sums.max, sums.log_sum);
 
     if constexpr (kGradient) {
       if (!valid || weight == 0) {
@@ -122,13 +127,13 @@ __global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads,
         continue;
       }
       const Exponentials<Real> exponentials(sums.max);
-      const Real scale = weight / sums.sum;
+      const Real scale = weight / sums.sum, of_label = sums.label_derivative(label_logit) * weight;
       along_row<threads, Direction::backwards, most>(
           span,
           [&](int64_t i) {
             const bool first = i == span.edge(threadIdx.x);
             const Real softmax = exponentials.term(first ? edge : number(logits[i])) * scale;
-            gradient[i] = stored<Logit>(i == index ? softmax - weight : softmax);
+            gradient[i] = stored<Logit>(i == index ? of_label : softmax);
           },
           [&](auto batch, int64_t i) {
             Packed<Logit, step> packed[batch];
@@ -142,7 +147,7 @@ __global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads,
               for (int j = 0; j < step; j++) x[j] = exponentials.term(x[j]) * scale;
               if (index >= first && index < first + step) {
 #pragma unroll
-                for (int j = 0; j < step; j++) x[j] -= index == first + j ? weight : Real(0);
+                for (int j = 0; j < step; j++) x[j] = index == first + j ? of_label : x[j];
               }
               store<Logit>(gradient + first, x);
             }

@@ -12,7 +12,7 @@ constexpr int64_t kLongestRowOfThread = 16;
 // Block b has part b of the sums, of the rows that its threads take, `lanes` of them (1 or 32) each, then those as many
 // further on as all blocks take. A row's logits are read once, and again where a gradient is wanted.
 template <class Logit>
-__global__ void __launch_bounds__(kSumsThreads)
+__global__ void __launch_bounds__(kSumsThreads, 4)
     cross_entropy_sums(CrossEntropyRows<Logit, ClassIndices> rows, int lanes) {
   using Real = Accumulator<Logit>;
   const int64_t rows_a_block = kSumsThreads / lanes;
@@ -28,23 +28,23 @@ __global__ void __launch_bounds__(kSumsThreads)
     RunningSoftmax<Real> running;
     if (wanted) {
       for (int64_t i = lane; i < rows.classes; i += lanes) {
-        const Real x[1] = {number(logits[i])};
+        const Real x[1] = {valid && i == index ? -static_cast<Real>(INFINITY) : number(logits[i])};
         running.add(x);
       }
     }
-    const SoftmaxSums<Real> sums = across_lanes(running.sums(), lanes, Merged());
+    const LabelledSums<Real> sums(across_lanes(running.sums(), lanes, Merged()), valid, label_logit);
     if (lane == 0) {
-      if (valid) sum += negative_log_likelihood(logarithm(sums.sum), label_logit - sums.max, rows.ceiling);
+      if (valid) sum += negative_log_likelihood(sums.log_sum, label_logit - sums.max, rows.ceiling);
       if (wanted && !valid) sum = NAN;
     }
     if (!rows.gradient) continue;
     const bool zero = !valid || weight == 0;
     const Exponentials<Real> exponentials(sums.max);
-    const Real scale = weight / sums.sum;
+    const Real scale = weight / sums.sum, of_label = sums.label_derivative(label_logit) * weight;
     Logit* gradient = rows.gradient + row * rows.classes;
     for (int64_t i = lane; i < rows.classes; i += lanes) {
       const Real softmax = zero ? Real(0) : exponentials.term(number(logits[i])) * scale;
-      gradient[i] = stored<Logit>(!zero && i == index ? softmax - weight : softmax);
+      gradient[i] = stored<Logit>(!zero && i == index ? of_label : softmax);
     }
   }
   sum = across_block<kSumsThreads>(sum, Sum());

@@ -219,6 +219,7 @@ class TileWarp {
       const int index = labels[r];
       const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
       const float label_logit = valid ? number(x[index]) : 0.0f;
+      leave_out_label(x, index, valid && leads);
       RunningSoftmax<float> running;
       for_units([&](auto batch, const int* place) {
         float values[batch * per_unit];
@@ -226,17 +227,16 @@ class TileWarp {
         for (int k = 0; k < batch; k++) Unit<unit, Logit>::load(x + place[k] * per_unit, values + k * per_unit);
         running.add(values);
       });
-      const SoftmaxSums<float> sums = teams_ == kWarp ? running.sums() : across_members(running.sums());
+      const SoftmaxSums<float> others = teams_ == kWarp ? running.sums() : across_members(running.sums());
+      const LabelledSums<float> sums(others, valid, label_logit);
       if (leads) {
-        const float log_sum = logarithm(sums.sum);
-        const float nll = negative_log_likelihood(log_sum, label_logit - sums.max, rows_.ceiling);
-        account(first_row + r, wanted, valid, nll, sums.max, log_sum, sum);
+        const float nll = negative_log_likelihood(sums.log_sum, label_logit - sums.max, rows_.ceiling);
+        account(first_row + r, wanted, valid, nll, sums.max, sums.log_sum, sum);
       }
       if constexpr (kGradient) {
         const bool zero = !valid || weight == 0;
         const Exponentials<float> exponentials(sums.max);
         const float scale = __fdividef(weight, sums.sum);
-        __syncwarp();  // the label's logit has been read
         for_units([&](auto batch, const int* place) {
           float values[batch * per_unit];
 #pragma unroll
@@ -249,9 +249,17 @@ class TileWarp {
           for (int k = 0; k < batch; k++) Unit<unit, Logit>::store(x + place[k] * per_unit, values + k * per_unit);
         });
         __syncwarp();
-        if (leads && !zero) x[index] = stored<Logit>(exponentials.term(label_logit) * scale - weight);
+        if (leads && !zero) x[index] = stored<Logit>(sums.label_derivative(label_logit) * weight);
       }
     }
+  }
+
+  // The label's place in its row, once every thread of the row has read it.
+  __device__ __forceinline__ void leave_out_label(Logit* row, int index, bool writes) const {
+    constexpr float none = -INFINITY;
+    if (teams_ < kWarp) __syncwarp();
+    if (writes) row[index] = stored<Logit>(none);
+    if (teams_ < kWarp) __syncwarp();
   }
 
   // The same by one thread a row, which it holds: an exponential for each of its numbers is all.
@@ -266,19 +274,25 @@ class TileWarp {
       const int index = labels[r];
       const bool wanted = !taken_out(weight);
       const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
+      float label_logit = 0;
+      if (!kLabelInRegisters && valid) {
+        label_logit = number(row[index]);
+        row[index] = stored<Logit>(-INFINITY);
+      }
       float x[held * per_unit], max = no_logits<float>().max, sum = 0;
       for_held([&](int k, int place) {
         Unit<unit, Logit>::load(row + place * per_unit, x + k * per_unit);
 #pragma unroll
-        for (int j = 0; j < per_unit; j++) max = Maximum()(max, x[k * per_unit + j]);
+        for (int j = 0; j < per_unit; j++) {
+          float& of_class = x[k * per_unit + j];
+          if constexpr (kLabelInRegisters) {
+            label_logit = if_equal(index, k * per_unit + j, of_class, label_logit);
+            of_class = if_equal(index, k * per_unit + j, -INFINITY, of_class);
+          }
+          max = Maximum()(max, of_class);
+        }
       });
-      float label_logit = 0;
-      if constexpr (kLabelInRegisters) {
-#pragma unroll
-        for (int j = 0; j < held * per_unit; j++) label_logit = if_equal(index, j, x[j], label_logit);
-      } else if (valid) {
-        label_logit = number(row[index]);
-      }
+      if (valid) max = Maximum()(max, label_logit);
       const Exponentials<float> exponentials(max);
       for_held([&](int k, int) {
 #pragma unroll
@@ -288,25 +302,23 @@ class TileWarp {
           sum += of_class;
         }
       });
-      const float log_sum = logarithm(sum);
-      account(first_row + r, wanted, valid, negative_log_likelihood(log_sum, label_logit - max, rows_.ceiling), max,
-              log_sum, tile_sum);
+      const LabelledSums<float> sums({max, sum}, valid, label_logit);
+      account(first_row + r, wanted, valid, negative_log_likelihood(sums.log_sum, label_logit - max, rows_.ceiling),
+              max, sums.log_sum, tile_sum);
       if constexpr (kGradient) {
         const bool zero = !valid || weight == 0;
-        const float scale = __fdividef(weight, sum);
+        const float scale = __fdividef(weight, sums.sum), of_label = sums.label_derivative(label_logit) * weight;
         for_held([&](int k, int place) {
           float of_unit[per_unit];
 #pragma unroll
           for (int j = 0; j < per_unit; j++) {
             float derivative = x[k * per_unit + j] * scale;
-            if constexpr (kLabelInRegisters) derivative -= index == k * per_unit + j ? weight : 0.0f;
+            if constexpr (kLabelInRegisters) derivative = if_equal(index, k * per_unit + j, of_label, derivative);
             of_unit[j] = zero ? 0.0f : derivative;
           }
           Unit<unit, Logit>::store(row + place * per_unit, of_unit);
         });
-        if (!kLabelInRegisters && !zero) {
-          row[index] = stored<Logit>(exponentials.term(label_logit) * scale - weight);
-        }
+        if (!kLabelInRegisters && !zero) row[index] = stored<Logit>(of_label);
       }
     }
   }

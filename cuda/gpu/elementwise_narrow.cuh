@@ -140,9 +140,9 @@ __global__ void __launch_bounds__(kNarrowThreads)
 }
 
 // The same of a loss with parameters, which may differ from row to row, or with long code: one row at a time. (4
-// blocks: else the compiler would rather spill a register than give a thread more of them.)
+// blocks: else the compiler would rather spill a register than give a thread more of them. In double it needs more.)
 template <class Loss, class Prediction, class Target>
-__global__ void __launch_bounds__(kNarrowThreads, 4)
+__global__ void __launch_bounds__(kNarrowThreads, sizeof(Accumulator<Prediction>) == 8 ? 2 : 4)
     elementwise_singles_in_turn(Loss loss, ElementwiseRows<Prediction, Target, Loss::parameter_count> rows) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kNarrowThreads + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kNarrowThreads;

@@ -31,6 +31,52 @@ __device__ __forceinline__ Packed<Logit, kPerVector<Logit>> minus_infinities() {
   return {{make_uint4(word, word, word, word)}};
 }
 
+// A vector without its j-th logit, which is then one that is not there: of all vectors, the k-th.
+template <class Logit, int steps>
+__device__ __forceinline__ void leave_out(Packed<Logit, kPerVector<Logit>> (&packed)[steps], int k, int j) {
+  const uint32_t none = minus_infinities<Logit>().vector[0].x;
+  const int word = sizeof(Logit) == 2 ? j / 2 : j;
+  const uint32_t mask = sizeof(Logit) == 4 ? 0xffffffffu : j % 2 == 0 ? 0x0000ffffu : 0xffff0000u;
+  const uint4 masks =
+      make_uint4(word == 0 ? mask : 0, word == 1 ? mask : 0, word == 2 ? mask : 0, word == 3 ? mask : 0);
+#pragma unroll
+  for (int i = 0; i < steps; i++) {
+    if (i != k) continue;
+    uint4& all = packed[i].vector[0];
+    all = make_uint4((all.x & ~masks.x) | (none & masks.x), (all.y & ~masks.y) | (none & masks.y),
+                     (all.z & ~masks.z) | (none & masks.z), (all.w & ~masks.w) | (none & masks.w));
+  }
+}
+template <class Logit>
+__device__ __forceinline__ void leave_out(Packed<Logit, kPerVector<Logit>>& packed, int j) {
+  leave_out(reinterpret_cast<Packed<Logit, kPerVector<Logit>>(&)[1]>(packed), 0, j);
+}
+__device__ __forceinline__ void leave_out(Packed<double, kPerVector<double>>& packed, int j) {
+  uint4& all = packed.vector[0];
+  all = j == 0 ? make_uint4(0, 0xfff00000u, all.z, all.w) : make_uint4(all.x, all.y, 0, 0xfff00000u);
+}
+
+// What a row's sums are together with the logit of its label, which they are without. Where the label leads, all else
+// that is in the sum is small beside its term, 1, and is never added to it before its logarithm is taken.
+template <class Real>
+struct LabelledSums {
+  Real max, sum, log_sum;
+
+  __device__ __forceinline__ LabelledSums(const SoftmaxSums<Real>& others, bool has_label, Real label_logit) {
+    const bool leads = has_label && label_logit >= others.max;
+    max = leads ? label_logit : others.max;
+    const Exponentials<Real> exponentials(max);
+    const Real rest = leads ? others.sum * exponentials.term(others.max) : others.sum;
+    sum = rest + (leads ? Real(1) : has_label ? exponentials.term(label_logit) : Real(0));
+    log_sum = log_of_sum(sum, rest, leads);
+  }
+
+  // The softmax of the label less 1, in which nothing cancels.
+  __device__ __forceinline__ Real label_derivative(Real label_logit) const {
+    return exponential_minus_one((label_logit - max) - log_sum);
+  }
+};
+
 __device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, float) {
   return __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
 }
@@ -130,11 +176,11 @@ class RunningSoftmax {
   Real sum_;
 };
 
-// Of logits in registers, and one more.
+// Of logits in registers, and one more, relative to a maximum that has a further one.
 template <class Logit, int steps>
 __device__ __forceinline__ SoftmaxSums<float> softmax_sums(const Packed<Logit, kPerVector<Logit>> (&packed)[steps],
-                                                           float one_more) {
-  const float max = fmaxf(fmaxf(largest(packed), one_more), no_logits<float>().max);
+                                                           float one_more, float further = -INFINITY) {
+  const float max = fmaxf(fmaxf(largest(packed), fmaxf(one_more, further)), no_logits<float>().max);
   const Exponentials<float> exponentials(max);
   return {max, sum_of_terms(exponentials, exponentials.term(one_more), packed)};
 }

@@ -11,15 +11,13 @@ namespace jaxloss {
 template <class Value>
 struct BinaryLogit {
   decltype(is_negative(Value(0))) negative;
+  Value size;      // |x|
   Value decay;     // e^−|x|
-  Value softplus;  // log(1 + e^−|x|), which is −log of the larger probability
-  Value unlikely;  // −log of the smaller one: in log space, so that nothing underflows before its logarithm is taken
+  Value softplus;  // log(1 + e^−|x|), −log of the larger probability; that of the smaller one is |x| more. In log
+                   // space, so that nothing underflows before its logarithm is taken.
 
   JAXLOSS_INLINE explicit BinaryLogit(Value logit)
-      : negative(is_negative(logit)),
-        decay(exponential(-absolute(logit))),
-        softplus(log_one_plus(decay)),
-        unlikely(absolute(logit) + softplus) {}
+      : negative(is_negative(logit)), size(absolute(logit)), decay(decay_of(size)), softplus(log_one_plus(decay)) {}
 
   // Of what classes 1 and 0 have, what the class has that the logit speaks for, and what the other one has.
   JAXLOSS_INLINE Value agreeing(Value one, Value zero) const { return select(negative, zero, one); }
@@ -31,19 +29,24 @@ struct BinaryLogit {
     const Value missing = sum_missing - of_other;
     return select(negative, missing, -missing);
   }
-  JAXLOSS_INLINE Value missing() const { return decay / (Value(1) + decay); }  // 1 − t
+  JAXLOSS_INLINE Value missing() const { return share_of_one_plus(decay); }  // 1 − t
 };
 
-// The value with t clipped to [clip, 1 − clip].
+// With t clipped to [clip, 1 − clip], the two −log: the smaller is at least `floor`, and at most `most` below the
+// other.
 struct NllClip {
-  double floor;    // −log(1 − clip)
-  double ceiling;  // −log(clip)
+  double floor;  // −log(1 − clip)
+  double most;   // log(1 − clip) − log(clip)
 
-  explicit NllClip(double clip) : floor(-std::log1p(-clip)), ceiling(-std::log(clip)) {}
+  explicit NllClip(double clip) : floor(-std::log1p(-clip)), most(std::log1p(-clip) - std::log(clip)) {}
 
   template <class Value>
-  JAXLOSS_INLINE Value operator()(Value nll) const {
-    return at_most(at_least(nll, Value(floor)), Value(ceiling));
+  JAXLOSS_INLINE Value likely(const BinaryLogit<Value>& x) const {
+    return at_least(x.softplus, Value(floor));
+  }
+  template <class Value>
+  JAXLOSS_INLINE Value distance(const BinaryLogit<Value>& x) const {
+    return at_most(x.size, Value(most));
   }
 };
 
@@ -59,8 +62,8 @@ struct BinaryCrossEntropy {
   template <class Value>
   JAXLOSS_INLINE void operator()(Value logit, Value target, const Value*, Value& value, Value& derivative) const {
     const BinaryLogit<Value> x(logit);
-    const Value rest = Value(1) - target, agreeing = x.agreeing(target, rest), other = x.other(target, rest);
-    value = weighted(agreeing, clipped(x.softplus)) + weighted(other, clipped(x.unlikely));
+    const Value other = x.other(target, Value(1) - target);
+    value = clipped.likely(x) + weighted(other, clipped.distance(x));
     derivative = x.derivative(x.missing(), other);
   }
 };
@@ -68,21 +71,21 @@ struct BinaryCrossEntropy {
 // −u a′ log t − v (1 − a′) log(1 − t) of the smoothed target a′ = a + ε (½ − a).
 template <class Value>
 struct WeightedTarget {
-  Value one, zero;              // a′ and 1 − a′
-  Value agreeing, other;        // the same of the class that the logit speaks for, and of the other one
+  Value agreeing, other;        // what of a′ and 1 − a′ is of the class that the logit speaks for, and of the other one
   Value of_agreeing, of_other;  // times their weights: 0 takes a class out, whatever the logit is
 
   // The first parameters of a loss: u, v, ε.
-  JAXLOSS_INLINE WeightedTarget(const BinaryLogit<Value>& x, Value target, const Value* parameter)
-      : one(smoothed(target, parameter[2])),
-        zero(smoothed(Value(1) - target, parameter[2])),
-        agreeing(x.agreeing(one, zero)),
-        other(x.other(one, zero)),
-        of_agreeing(x.agreeing(parameter[0], parameter[1]) * agreeing),
-        of_other(x.other(parameter[0], parameter[1]) * other) {}
+  JAXLOSS_INLINE WeightedTarget(const BinaryLogit<Value>& x, Value target, const Value* parameter) {
+    const Value one = smoothed(target, parameter[2]), zero = smoothed(Value(1) - target, parameter[2]);
+    agreeing = x.agreeing(one, zero);
+    other = x.other(one, zero);
+    of_agreeing = x.agreeing(parameter[0], parameter[1]) * agreeing;
+    of_other = x.other(parameter[0], parameter[1]) * other;
+  }
 
-  JAXLOSS_INLINE Value nll(Value likely, Value unlikely) const {
-    return weighted(of_agreeing, likely) + weighted(of_other, unlikely);
+  // Where the weights are 1, this is the loss without them to the bit.
+  JAXLOSS_INLINE Value nll(Value likely, Value distance) const {
+    return weighted(of_agreeing + of_other, likely) + weighted(of_other, distance);
   }
   JAXLOSS_INLINE Value derivative(const BinaryLogit<Value>& x) const {
     return x.derivative(weighted(of_agreeing + of_other, x.missing()), of_other);
@@ -107,7 +110,7 @@ struct WeightedBinaryCrossEntropy {
                                  Value& derivative) const {
     const BinaryLogit<Value> x(logit);
     const WeightedTarget<Value> targets(x, target, parameter);
-    value = targets.nll(clipped(x.softplus), clipped(x.unlikely));
+    value = targets.nll(clipped.likely(x), clipped.distance(x));
     derivative = targets.derivative(x);
   }
 };
@@ -132,17 +135,22 @@ struct FocalBinaryCrossEntropy {
     const Value one(1), gamma = parameter[3];
     const BinaryLogit<Value> x(logit);
     const WeightedTarget<Value> targets(x, target, parameter);
+    const Value nll = targets.nll(x.softplus, x.size);
+    value = targets.nll(clipped.likely(x), clipped.distance(x));
+    derivative = targets.derivative(x);
+
     const Value agreeing = targets.agreeing, other = targets.other;  // b and 1 − b
     const auto certain = other == Value(0);
     const Value mixed = other + agreeing * x.decay;
-    const Value log_q = select(certain, -absolute(logit), logarithm(mixed)) - x.softplus;
     const Value relative = select(certain, one, x.decay / mixed) / (one + x.decay);
     const Value slope = select(x.negative, agreeing - other, other - agreeing) * relative;  // q′/q
-    const Value balance = parameter[4] * targets.one + parameter[5] * targets.zero;
+    derivative = product_or_zero(gamma * slope, nll) + derivative;
+    const Value log_q = select(certain, -x.size, logarithm(mixed)) - x.softplus;
+    const Value balance =
+        x.agreeing(parameter[4], parameter[5]) * agreeing + x.other(parameter[4], parameter[5]) * other;
     const Value scale = balance * exponential(weighted(gamma, log_q));
-    value = product_or_zero(scale, targets.nll(clipped(x.softplus), clipped(x.unlikely)));
-    const Value focused = product_or_zero(gamma * slope, targets.nll(x.softplus, x.unlikely));
-    derivative = product_or_zero(scale, focused + targets.derivative(x));
+    value = product_or_zero(scale, value);
+    derivative = product_or_zero(scale, derivative);
   }
 };
 

@@ -26,6 +26,35 @@ JAXLOSS_INLINE bool is_negative(double x) { return std::signbit(x); }
 JAXLOSS_INLINE float exponential(float x) { return expf(x); }
 JAXLOSS_INLINE double exponential(double x) { return exp(x); }
 
+// e^−x for x ≥ 0. On a GPU by one instruction, 0 where the result is subnormal: the exponent of 2 is rounded, by more
+// than the result may be for a large x; what e^−x is beyond the power of 2 that was taken is so near 1 that 1 + its
+// logarithm is all of it.
+JAXLOSS_INLINE float decay_of(float x) {
+#ifdef __CUDA_ARCH__
+  float bounded, power;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(bounded) : "f"(x), "f"(104.0f));  // of an infinite one only a NaN would come
+  const float exponent = bounded * -1.44269504088896341f;
+  const float beyond = fmaf(exponent, -0.693147180559945309f, -bounded);
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  return fmaf(power, beyond, power);
+#else
+  return expf(-x);
+#endif
+}
+JAXLOSS_INLINE double decay_of(double x) { return exp(-x); }
+
+// x / (1 + x) for x in [0, 1]; on a GPU by its reciprocal within 1 ulp.
+JAXLOSS_INLINE float share_of_one_plus(float x) {
+#ifdef __CUDA_ARCH__
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(1 + x));
+  return __fmul_rn(x, reciprocal);
+#else
+  return x / (1 + x);
+#endif
+}
+JAXLOSS_INLINE double share_of_one_plus(double x) { return x / (1 + x); }
+
 // log(1 + x) for x in [0, 1], where 1 + x itself would lose the digits of a small x. On a GPU: x + x² q(x), within 1.1
 // ulp, with the q of degree 7 whose largest error relative to the logarithm is least; the library's function, which is
 // right for every x, is twice as long.
