@@ -31,16 +31,16 @@ def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
             0-D array is an example.
         target: $a$, of the same shape; any real type.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
 
     Raises:
         TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
@@ -100,16 +100,16 @@ def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
             0-D array is an example.
         target: $a$, of the same shape; any real type.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
 
     Raises:
         TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
@@ -168,17 +168,17 @@ def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean"
         target: $a$, of the same shape; any real type.
         delta: a number $\delta > 0$, from which error on the loss is linear; it may be traced.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `delta`, `weights` and `normalizer`; a mean over no example is
-        0.
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `delta`, `weights` and `normalizer`; a mean over no example
+        is 0.
 
     Raises:
         TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
@@ -236,16 +236,16 @@ def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normal
             0-D array is an example.
         target: $a$, of the same shape; any real type.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
 
     Raises:
         TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
@@ -304,16 +304,16 @@ def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", nor
         target: $a$, of the same shape; any real type.
         q: a number between 0 and 1, the quantile that is predicted; ½ for the median. It may be traced.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `q`, `weights` and `normalizer`; a mean over no example is
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `q`, `weights` and `normalizer`; a mean over no example is
         0.
 
     Raises:
