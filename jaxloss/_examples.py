@@ -11,6 +11,7 @@ from jaxloss import _arguments
 from jaxloss._arrays import array
 from jaxloss._calls import TAKEN_OUT, Array, taken_out
 from jaxloss._parameters import real_array
+from jaxloss.formulas import real
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -58,6 +59,17 @@ def checked(where, weights, reduction, normalizer) -> Examples:
         if normalizer.shape:
             raise ValueError(f"normalizer has shape {normalizer.shape}: expected a scalar")
     return Examples(where, weights, reduction, normalizer)
+
+
+def undefined_with(examples: Examples, number: Array) -> Examples:
+    """The same whose weights are NaN if `number`, an option of the loss, is: for losses that may not depend on it."""
+    return dataclasses.replace(examples, weights=_nan_with(number, examples.weights))
+
+
+@functools.partial(jax.jit, inline=True)
+def _nan_with(number: Array, weights: Array | None) -> Array:
+    weights = jnp.ones((), number.dtype) if weights is None else weights
+    return jnp.where(jnp.isnan(number), jnp.nan, weights if weights.dtype == number.dtype else real(weights))
 
 
 def classes_last(examples: Examples, axis: int, ndim: int) -> Examples:

@@ -192,7 +192,8 @@ def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean"
     Source: P. J. Huber, *Robust Estimation of a Location Parameter* (1964).
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return _elementwise.value(_HUBER, x, a, examples, (_delta(delta),))
+    examples, delta = _with_number(examples, delta, _delta(delta))
+    return _elementwise.value(_HUBER, x, a, examples, (delta,))
 
 
 def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
@@ -220,7 +221,8 @@ def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mea
     [-0.25  0.5 ]
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return of_dtype(_elementwise.gradient(_HUBER, x, a, examples, (_delta(delta),)), array("pred", pred).dtype)
+    examples, delta = _with_number(examples, delta, _delta(delta))
+    return of_dtype(_elementwise.gradient(_HUBER, x, a, examples, (delta,)), array("pred", pred).dtype)
 
 
 def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
@@ -328,7 +330,8 @@ def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", nor
     Source: R. Koenker and G. Bassett, *Regression Quantiles* (1978), Econometrica 46.
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return _elementwise.value(_QUANTILE, x, a, examples, (_q(q),))
+    examples, q = _with_number(examples, q, _q(q))
+    return _elementwise.value(_QUANTILE, x, a, examples, (q,))
 
 
 def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
@@ -358,13 +361,19 @@ def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", n
     [-0.375  0.125]
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return of_dtype(_elementwise.gradient(_QUANTILE, x, a, examples, (_q(q),)), array("pred", pred).dtype)
+    examples, q = _with_number(examples, q, _q(q))
+    return of_dtype(_elementwise.gradient(_QUANTILE, x, a, examples, (q,)), array("pred", pred).dtype)
 
 
 def _checked(pred, target, where, weights, reduction, normalizer):
     pred = _arguments.prediction("pred", pred)
     target, pred = _arguments.probabilities(target, "pred", pred)
     return pred, target, _examples.checked(where, weights, reduction, normalizer)
+
+
+def _with_number(examples: _examples.Examples, given, number: Array) -> tuple[_examples.Examples, Array]:
+    """Examples and number; where the number is out of range, also those that do not depend on it are NaN."""
+    return examples if _parameters.is_known(given) else _examples.undefined_with(examples, number), number
 
 
 def _delta(delta) -> Array:
