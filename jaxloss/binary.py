@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
+from jaxloss import _arguments, _debug, _elementwise, _examples, _parameters, formulas
 from jaxloss._arrays import array, of_dtype
 from jaxloss._calls import Array
+from jaxloss._debug import watched
 
 
 @functools.cache
@@ -50,6 +51,7 @@ def _focal(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwise:
     )
 
 
+@watched(_debug.binary)
 def binary_cross_entropy(
     logits,
     target,
@@ -129,6 +131,7 @@ def binary_cross_entropy(
     return _elementwise.value(loss, x, a, examples, parameters)
 
 
+@watched(_debug.binary)
 def d_binary_cross_entropy(
     logits,
     target,

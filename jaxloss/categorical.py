@@ -6,12 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxloss import _arguments, _cross_entropy
+from jaxloss import _arguments, _cross_entropy, _debug
 from jaxloss._arrays import array, axis_moved, of_dtype
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options, checked
+from jaxloss._debug import watched
 
 
+@watched(_debug.categorical)
 def categorical_cross_entropy(
     logits,
     target,
@@ -122,6 +124,7 @@ def categorical_cross_entropy(
     return _cross_entropy.value(classes.objective, classes.operands, classes.examples)
 
 
+@watched(_debug.categorical)
 def d_categorical_cross_entropy(
     logits,
     target,
@@ -217,6 +220,7 @@ class CrossEntropyStats(NamedTuple):
     target_probability: Array
 
 
+@watched(_debug.categorical)
 def categorical_cross_entropy_with_stats(
     logits,
     target,
@@ -309,6 +313,7 @@ def public_stats(objective: _cross_entropy.Objective, parameters, stats: dict[st
     )
 
 
+@watched(_debug.categorical)
 def log_prob(
     logits,
     labels,
@@ -357,6 +362,7 @@ def log_prob(
     return -_cross_entropy.value(classes.objective, classes.operands, classes.examples)
 
 
+@watched(_debug.categorical)
 def entropy(
     logits,
     *,

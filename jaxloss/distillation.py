@@ -1,10 +1,12 @@
 """Losses of a student that is to give the probabilities of a teacher."""
 
-from jaxloss import _divergence, _teacher, formulas
+from jaxloss import _debug, _divergence, _teacher, formulas
 from jaxloss._calls import Array
+from jaxloss._debug import watched
 from jaxloss._divergence import Divergence
 
 
+@watched(_debug.divergence)
 def kl_divergence(
     logits,
     target,
@@ -90,6 +92,7 @@ def kl_divergence(
     return _divergence.value(divergence, *checked.all)
 
 
+@watched(_debug.divergence)
 def d_kl_divergence(
     logits,
     target,
@@ -147,6 +150,7 @@ def d_kl_divergence(
     return checked.like_logits(_divergence.gradient(divergence, *checked.all))
 
 
+@watched(_debug.divergence)
 def jensen_shannon(
     student_logits,
     teacher_logits,
@@ -241,6 +245,7 @@ def jensen_shannon(
     return _divergence.value(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
 
 
+@watched(_debug.divergence)
 def d_jensen_shannon(
     student_logits,
     teacher_logits,

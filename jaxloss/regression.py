@@ -1,8 +1,9 @@
 """Losses of predictions of numbers."""
 
-from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
+from jaxloss import _arguments, _debug, _elementwise, _examples, _parameters, formulas
 from jaxloss._arrays import array, of_dtype
 from jaxloss._calls import Array, Formula
+from jaxloss._debug import watched
 
 
 def _of_error(name: str, value: Formula, derivative: Formula) -> _elementwise.Elementwise:
@@ -19,6 +20,7 @@ _LOG_COSH = _of_error("log_cosh", formulas.log_cosh, formulas.d_log_cosh)
 _QUANTILE = _of_error("quantile", formulas.quantile, formulas.d_quantile)
 
 
+@watched(_debug.regression)
 def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""Mean squared error.
 
@@ -60,6 +62,7 @@ def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
     return _elementwise.value(_SQUARED_ERROR, x, a, examples)
 
 
+@watched(_debug.regression)
 def d_mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     """The gradient of `mse` with respect to `pred`: $(x - a) / n$.
 
@@ -87,6 +90,7 @@ def d_mse(pred, target, *, where=None, weights=None, reduction="mean", normalize
     return of_dtype(_elementwise.gradient(_SQUARED_ERROR, x, a, examples), array("pred", pred).dtype)
 
 
+@watched(_debug.regression)
 def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""Mean absolute error.
 
@@ -126,6 +130,7 @@ def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
     return _elementwise.value(_ABSOLUTE_ERROR, x, a, examples)
 
 
+@watched(_debug.regression)
 def d_mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The gradient of `mae` with respect to `pred`: $\mathrm{sign}(x - a) / n$, where the sign of 0 is 0.
 
@@ -153,6 +158,7 @@ def d_mae(pred, target, *, where=None, weights=None, reduction="mean", normalize
     return of_dtype(_elementwise.gradient(_ABSOLUTE_ERROR, x, a, examples), array("pred", pred).dtype)
 
 
+@watched(_debug.regression)
 def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The Huber loss: a squared error near the target, an absolute error far from it.
 
@@ -196,6 +202,7 @@ def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean"
     return _elementwise.value(_HUBER, x, a, examples, (delta,))
 
 
+@watched(_debug.regression)
 def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The gradient of `huber` with respect to `pred`: $\max(-\delta, \min(x - a, \delta)) / n$.
 
@@ -225,6 +232,7 @@ def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mea
     return of_dtype(_elementwise.gradient(_HUBER, x, a, examples, (delta,)), array("pred", pred).dtype)
 
 
+@watched(_debug.regression)
 def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The logarithm of the hyperbolic cosine of the error: a Huber loss without a corner.
 
@@ -264,6 +272,7 @@ def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normal
     return _elementwise.value(_LOG_COSH, x, a, examples)
 
 
+@watched(_debug.regression)
 def d_log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The gradient of `log_cosh` with respect to `pred`: $\tanh(x - a) / n$.
 
@@ -291,6 +300,7 @@ def d_log_cosh(pred, target, *, where=None, weights=None, reduction="mean", norm
     return of_dtype(_elementwise.gradient(_LOG_COSH, x, a, examples), array("pred", pred).dtype)
 
 
+@watched(_debug.regression)
 def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The pinball loss, whose least value is reached at a quantile of the target.
 
@@ -334,6 +344,7 @@ def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", nor
     return _elementwise.value(_QUANTILE, x, a, examples, (q,))
 
 
+@watched(_debug.regression)
 def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The gradient of `quantile` with respect to `pred`: $-q / n$ below the target, $(1 - q) / n$ above it.
 
