@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -36,12 +37,16 @@ _NUMBERS = {
 }
 _SUM_TOLERANCE = 1e-3
 
+# What the running contexts have found, each once: a callback does not know in which of them its program runs.
+_found: dict[str, None] = {}
+_log = logging.getLogger("jaxloss")
+
 Parameters, Result = ParamSpec("Parameters"), TypeVar("Result")
 
 
 @contextlib.contextmanager
 def debug_checks(enabled: bool = True) -> Iterator[None]:
-    """A context in which every loss checks its numbers as it runs, and raises an error that says what is wrong.
+    """A context in which every loss checks its numbers as it runs, and that ends with an error if one is wrong.
 
     The error names function, argument, row, value and range: a label that is no class, a binary target beyond [0, 1],
     probabilities that are negative or do not sum to 1, a normalizer of 0, a traced option out of its range, and NaN in
@@ -52,11 +57,16 @@ def debug_checks(enabled: bool = True) -> Iterator[None]:
     of a jitted function: one that was traced outside is traced again within, and outside runs without checks. A program
     that was compiled ahead of time or exported stays as it was made. Outside, a call costs nothing.
 
-    An eager call raises ValueError. A jitted one raises `jax.errors.JaxRuntimeError`, whose text ends with the same
-    message, when its result is waited for (`jax.block_until_ready`, `jax.effects_barrier`).
+    An eager call raises at once. Of a traced one, the error is logged at once, by the logger `jaxloss`, and raised when
+    the context ends, which waits for all that runs: a callback that raised would leave the other devices of a mesh
+    waiting for its own. Around one training step, the context stops at the step. Under `jax.shard_map` rows are counted
+    from the first of the device's own, under `jax.vmap` from that of each batch.
 
     Args:
         enabled: False for a part of such a context that is not checked.
+
+    Raises:
+        ValueError: at its end, with all that is wrong, one a line.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -66,8 +76,19 @@ def debug_checks(enabled: bool = True) -> Iterator[None]:
         ...
     ValueError: jaxloss.categorical_cross_entropy: target of row 1 is 3: expected a class index from 0 to 2
     """
-    with _checking(bool(enabled)):
-        yield
+    if not enabled:
+        with _checking(False):
+            yield
+        return
+    try:
+        with _checking(True):
+            yield
+        jax.effects_barrier()
+        messages = "\n".join(_found)
+    finally:
+        _found.clear()
+    if messages:
+        raise ValueError(messages)
 
 
 @dataclasses.dataclass
@@ -116,12 +137,13 @@ class _Watch:
 
     def rows(self, what: str, x, axis: int, axes: tuple[str, ...] = ()) -> None:
         """Logits: one number a row tells whether there is a softmax."""
-        largest = jnp.max(x, axis, initial=-jnp.inf)
+        largest = jnp.max(jax.lax.stop_gradient(x), axis, initial=-jnp.inf)
         largest = jax.lax.pmax(largest, axes) if axes else largest
         self.add(f"the largest of {what}", largest, "a finite number", np.isfinite, "row")
 
     def distributions(self, what: str, x, axis: int, axes: tuple[str, ...]) -> None:
         """Probabilities."""
+        x = jax.lax.stop_gradient(x)
         least, total = jnp.min(x, axis, initial=jnp.inf), jnp.sum(x, axis, dtype=jnp.promote_types(x.dtype, "float32"))
         if axes:
             least, total = jax.lax.pmin(least, axes), jax.lax.psum(total, axes)
@@ -133,7 +155,11 @@ class _Watch:
         """The callback that looks at all of it."""
         masks = [mask for mask in self.masks if mask is not None]
         look = functools.partial(_look, function, axis, len(masks), tuple(self.checks))
-        jax.debug.callback(look, *masks, *self.arrays)
+        operands = (*masks, *self.arrays)
+        if any(isinstance(x, jax.core.Tracer) for x in operands):
+            jax.debug.callback(lambda *operands: _report(look(*operands)), *operands)
+        elif errors := look(*operands):
+            raise ValueError("\n".join(errors))
 
 
 def watched(watch: Callable[[dict[str, Any], _Watch], int | None]):
@@ -253,8 +279,15 @@ def _is_divisor(x: np.ndarray) -> np.ndarray:
     return _is_number(x) & (x != 0)
 
 
-def _look(function: str, axis: int | None, masks: int, checks: tuple, *arrays) -> None:
-    """On the host: the error that names all that is wrong."""
+def _report(errors: list[str]) -> None:
+    for error in errors:
+        if error not in _found:
+            _found[error] = None
+            _log.error(error)
+
+
+def _look(function: str, axis: int | None, masks: int, checks: tuple, *arrays) -> list[str]:
+    """On the host: what is wrong."""
     arrays = tuple(map(np.asarray, arrays))
     errors = []
     for (what, expected, is_right, unit), x in zip(checks, arrays[masks:], strict=True):
@@ -268,8 +301,7 @@ def _look(function: str, axis: int | None, masks: int, checks: tuple, *arrays) -
             at = f" of {unit or 'index'} {', '.join(map(str, place))}" if place else ""
             more = f" ({wrong.sum() - 1} more)" if wrong.sum() > 1 else ""
             errors.append(f"jaxloss.{function}: {what}{at} is {x[place]}: expected {expected}{more}")
-    if errors:
-        raise ValueError("\n".join(errors))
+    return errors
 
 
 def _aligned(mask: np.ndarray, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
