@@ -5,6 +5,7 @@ The losses expect predictions or logits and a target, divide by the batch size, 
 """
 
 from jaxloss import formulas
+from jaxloss._debug import debug_checks
 from jaxloss._library import Backends, backends, export_checks
 from jaxloss._version import __version__
 from jaxloss.binary import binary_cross_entropy, d_binary_cross_entropy
@@ -37,6 +38,7 @@ __all__ = [
     "d_mae",
     "d_mse",
     "d_quantile",
+    "debug_checks",
     "entropy",
     "export_checks",
     "formulas",

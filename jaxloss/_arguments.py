@@ -64,7 +64,7 @@ def class_target(
         raise _class_shape_error(target, logits)
     if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
         raise ValueError(f"logits has {classes} classes: expected at most {jnp.iinfo(jnp.int32).max}")
-    counted = None if ignore_index is None else _differs(target, ignore_index)
+    counted = None if ignore_index is None else differs(target, ignore_index)
     if jnp.iinfo(target.dtype).bits >= 32 and target.dtype != jnp.int32:
         # Narrowed only when in range: 2³² + 3 must not become class 3.
         target = _out_of_range_marked(target, classes)
@@ -94,7 +94,7 @@ def indices(name: str, x, ignore_index: int | None) -> tuple[Array, int | None]:
     return array(name, np.where(x == int(ignore_index), np.int32(held), others)), held
 
 
-def _differs(target: Array, ignore_index: int) -> Array | None:
+def differs(target: Array, ignore_index: int) -> Array | None:
     index, info = int(ignore_index), jnp.iinfo(target.dtype)
     if not info.min <= index <= info.max:
         return None  # an index that the labels' type cannot hold marks nothing
@@ -117,7 +117,7 @@ def elements(name: str, x, ignore_index: int | None) -> tuple[Array, Array | Non
             f"ignore_index is {ignore_index}, {name} has dtype {target.dtype}: expected an integer type (where= leaves "
             f"elements of other targets out)"
         )
-    return target, array(name, np.asarray(x != int(ignore_index))) if is_wide(x) else _differs(target, ignore_index)
+    return target, array(name, np.asarray(x != int(ignore_index))) if is_wide(x) else differs(target, ignore_index)
 
 
 def _check_ignored(ignore_index: int | None) -> None:

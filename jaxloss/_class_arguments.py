@@ -177,7 +177,7 @@ def _share(mix, logits: Array, axis: int, dtype) -> Array:
     """The share of the first of two labels, of all rows or of each."""
     name, rank = "the share of the first label in target", logits.ndim - 1
     mix = _arguments.classes_last(number(name, mix, FROM_0_TO_1, scalar=False), axis, logits.ndim)
-    return _examples.leading(name, mix, logits.shape, rank, rank).astype(dtype)
+    return _examples.leading(name, mix, logits.shape, rank, rank, "share").astype(dtype)
 
 
 def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: tuple[str, ...]) -> Array:

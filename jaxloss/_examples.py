@@ -11,6 +11,7 @@ from jaxloss import _arguments
 from jaxloss._arrays import array
 from jaxloss._calls import TAKEN_OUT, Array, taken_out
 from jaxloss._parameters import real_array
+from jaxloss.formulas import real
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -60,6 +61,17 @@ def checked(where, weights, reduction, normalizer) -> Examples:
     return Examples(where, weights, reduction, normalizer)
 
 
+def undefined_with(examples: Examples, number: Array) -> Examples:
+    """The same whose weights are NaN if `number`, an option of the loss, is: for losses that may not depend on it."""
+    return dataclasses.replace(examples, weights=_nan_with(number, examples.weights))
+
+
+@functools.partial(jax.jit, inline=True)
+def _nan_with(number: Array, weights: Array | None) -> Array:
+    weights = jnp.ones((), number.dtype) if weights is None else weights
+    return jnp.where(jnp.isnan(number), jnp.nan, weights if weights.dtype == number.dtype else real(weights))
+
+
 def classes_last(examples: Examples, axis: int, ndim: int) -> Examples:
     """The same for a prediction of `ndim` axes whose axis of classes went last."""
     where, weights = (
@@ -68,30 +80,54 @@ def classes_last(examples: Examples, axis: int, ndim: int) -> Examples:
     return dataclasses.replace(examples, where=where, weights=weights)
 
 
-def leading(name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_rank: int) -> Array:
+def leading(name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_rank: int, written: str = "") -> Array:
     """`x` with the first axes of `shape` and no others, as far as it varies along them.
+
+    Axes are never aligned to the right, as NumPy aligns them: an array of fewer axes than the prediction has would be
+    about examples or about features, as their numbers happen to be.
 
     Args:
         name: the argument's name.
-        x: an array of the shape of the examples (the first `example_rank` axes of `shape`) or one that broadcasts to
-            `shape`, constant beyond its first `row_rank` axes.
+        x: an array of the shape of the examples (the first `example_rank` axes of `shape`); or one of as many axes as
+            `shape`, each as long or 1, and 1 beyond the first `row_rank`; or a scalar.
         shape: the prediction's.
         example_rank: how many axes the examples have.
         row_rank: how many axes may be told apart.
+        written: what an error calls the argument in the expression that it advises, if that is not its name.
     """
-    examples = shape[:example_rank]
-    if x.shape == examples:
+    if x.shape == shape[:example_rank]:
         return x
-    expected = f"{name} has shape {x.shape}, the prediction {shape}: expected the shape of the examples {examples}"
-    if x.ndim > len(shape) or any(
-        have not in (1, want) for have, want in zip(x.shape[::-1], shape[::-1], strict=False)
+    if x.ndim and not _broadcasts(x.shape, shape, row_rank):
+        raise _shape_error(name, x, shape, example_rank, row_rank, written or name)
+    rank = max((axis + 1 for axis, size in enumerate(x.shape) if size != 1), default=0)
+    return jnp.broadcast_to(x.reshape(x.shape[:rank]), shape[:rank])
+
+
+def _broadcasts(found: tuple[int, ...], shape: tuple[int, ...], row_rank: int) -> bool:
+    """Whether an array of this shape has every axis of the prediction, each as long or 1, and 1 beyond the rows."""
+    return len(found) == len(shape) and all(
+        have == 1 or (have == want and axis < row_rank)
+        for axis, (have, want) in enumerate(zip(found, shape, strict=True))
+    )
+
+
+def _shape_error(name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_rank: int, written: str):
+    """The error, which says what to write where missing axes are all that is wrong."""
+    missing = len(shape) - x.ndim
+    advice = []
+    for index, axes in (
+        (", ".join(["...", *["None"] * missing]), ("first", x.shape + (1,) * missing)),
+        (", ".join(["None"] * missing), ("last", (1,) * missing + x.shape)),
     ):
-        raise ValueError(f"{expected}, or one that broadcasts to the prediction")
-    whole = (1,) * (len(shape) - x.ndim) + x.shape
-    if any(size != 1 for size in whole[row_rank:]):
-        raise ValueError(f"{expected}, or one that broadcasts to the prediction and is 1 along the classes")
-    rank = max((axis + 1 for axis, size in enumerate(whole) if size != 1), default=0)
-    return jnp.broadcast_to(x.reshape(whole[:rank]), shape[:rank])
+        which, whole = axes
+        if missing > 0 and _broadcasts(whole, shape, row_rank):
+            advice.append(f"{written}[{index}] if its axes are the prediction's {which}")
+    return ValueError(
+        f"{name} has shape {x.shape}, the prediction {shape}: expected the shape of the examples "
+        f"{shape[:example_rank]}, or an axis for each of the prediction's, as long or 1"
+        + (" and 1 along the classes" if row_rank < len(shape) else "")
+        + (f"; write {', or '.join(advice)}" if advice else "")
+    )
 
 
 def along_rows(x: Array, rows: tuple[int, ...]) -> Array:

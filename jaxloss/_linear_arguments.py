@@ -62,7 +62,7 @@ def checked(
     logits: Any = jax.ShapeDtypeStruct((*tokens, classes), promoted(hidden.dtype, kernel.dtype))
     by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
-    labels, labelled = _shifted(labels, integer("shift", shift))
+    labels, labelled = shifted(labels, integer("shift", shift))
     width = _class_arguments.whole_width(logits, axes)
     labels, _, not_ignored = _arguments.class_target(labels, logits, width, ignore_index)
     parameters, num_classes = _class_arguments.parameters_of(options, logits, axes)
@@ -97,7 +97,7 @@ def _classes_first(kernel_axis: int, kernel: Array) -> bool:
     return kernel_axis % 2 == 0
 
 
-def _shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
+def shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
     """The label that each token is to predict, and which tokens have one (None for all)."""
     if shift < 0:
         raise ValueError(f"shift is {shift}: expected 0 or more")

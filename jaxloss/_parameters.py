@@ -1,9 +1,11 @@
 """Numbers that a loss itself is made with: what is known is checked, what a JAX array holds may be traced."""
 
 import dataclasses
+import functools
 import math
 import numbers
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -43,7 +45,8 @@ FROM_0_TO_1 = Interval("a number from 0 to 1", 0, 1, has_ends=True)
 def number(name: str, x, interval: Interval, otherwise: str = "", *, scalar: bool = True) -> Array:
     """An option that is a number of the interval, `otherwise` says what else; of any shape if it need not be a scalar.
 
-    A number of Python or NumPy is checked. What a JAX array holds, which may be traced, is taken as it is.
+    A number of Python or NumPy is checked. What else an array holds, which may be traced, becomes NaN where it is not
+    of the interval: the loss may look sound there.
     """
     expected = f"{interval.words}{otherwise}"
     is_number = isinstance(x, int | float | np.generic) and not isinstance(x, bool)
@@ -52,10 +55,20 @@ def number(name: str, x, interval: Interval, otherwise: str = "", *, scalar: boo
     array = real_array(name, x)
     if scalar and array.shape:
         raise ValueError(f"{name} has shape {array.shape}: expected a scalar, {expected}")
-    is_known = is_number or (isinstance(x, np.ndarray) and not x.shape)
-    if is_known and not interval.contains(x):
+    if is_known(x) and not interval.contains(x):
         raise ValueError(f"{name} is {x}: expected {expected}")
-    return array
+    return array if is_known(x) else _nan_outside(interval, array)
+
+
+def is_known(x) -> bool:
+    """Whether `x` is a number of Python or NumPy, which is checked before anything is traced."""
+    return isinstance(x, int | float | np.generic) or (isinstance(x, np.ndarray) and not x.shape)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _nan_outside(interval: Interval, x: Array) -> Array:
+    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+    return jnp.where(interval.contains(x), x, jnp.nan)
 
 
 def integer(name: str, x) -> int:

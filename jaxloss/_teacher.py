@@ -4,13 +4,12 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxloss import _arguments, _examples
 from jaxloss._arrays import axis_moved, of_dtype, real_dtype
 from jaxloss._calls import Array
-from jaxloss._parameters import BETWEEN_0_AND_1, POSITIVE, Interval, number
+from jaxloss._parameters import BETWEEN_0_AND_1, POSITIVE, number
 
 TYPES = ("probabilities", "logits")
 
@@ -57,7 +56,7 @@ def checked(
     axes = _arguments.mesh_axes(axis_name, logits)
     examples = _examples.checked(where, weights, reduction, normalizer)
     teacher, student = _arguments.probabilities(target, name, logits, target_name)
-    temperature = _number_or_nan("temperature", temperature, POSITIVE, real_dtype(student))
+    temperature = number("temperature", temperature, POSITIVE).astype(real_dtype(student))
     return Operands(
         axes=axes,
         student=axis_moved(student, axis, -1),
@@ -79,17 +78,7 @@ def beta_array(beta, dtype) -> Array:
             f"beta is {beta!r}: expected a number between 0 and 1, at which the divergence is 0; for the {way} "
             f'divergence, which others return there, call kl_divergence({student}, {teacher}, target_type="logits")'
         )
-    return _number_or_nan("beta", beta, BETWEEN_0_AND_1, dtype)
-
-
-def _number_or_nan(name: str, x, interval: Interval, dtype) -> Array:
-    """`x` as an array; NaN where it is traced and not of the interval, beyond which a divergence may look sound."""
-    return _nan_outside(interval, number(name, x, interval).astype(dtype))
-
-
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def _nan_outside(interval: Interval, x: Array) -> Array:
-    return jnp.where(interval.contains(x), x, jnp.nan)
+    return number("beta", beta, BETWEEN_0_AND_1).astype(dtype)
 
 
 @functools.partial(jax.jit, inline=True)

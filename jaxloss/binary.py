@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
+from jaxloss import _arguments, _debug, _elementwise, _examples, _parameters, formulas
 from jaxloss._arrays import array, of_dtype
 from jaxloss._calls import Array
+from jaxloss._debug import watched
 from jaxloss._tangents import BOUNDED
 
 
@@ -54,6 +55,7 @@ def _focal(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwise:
     )
 
 
+@watched(_debug.binary)
 def binary_cross_entropy(
     logits,
     target,
@@ -88,11 +90,11 @@ def binary_cross_entropy(
             is an example. Infinite logits that agree with the target are fine.
         target: probabilities $a$, of the same shape; integers and booleans are probabilities 0 and 1.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `logits`. $n$ counts the examples of which any element is left in. Default:
-            all count.
+            `[n]`, or an axis for each of `logits`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
         ignore_index: elements whose target, of an integer type, is this number are left out as by `where`.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `logits`; $n$ stays. Default:
-            1.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         class_weights: `[C]` numbers $c$ for the indices of the last axis of `logits`; $n$ stays. Default: 1.
         pos_weight: a number $p$, or `[C]` of them, that the loss of the positive class is multiplied by. Default: 1.
         label_smoothing: a number $\epsilon$ in [0, 1], how far the target is moved to ½. Default: 0.
@@ -105,9 +107,9 @@ def binary_cross_entropy(
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `logits`; float64 for float64 logits, else float32. A mean over no
-        example is 0. The loss is differentiable with respect to `logits`, `target` and every number among the options
-        but `clip`. Numbers may be traced: another value compiles nothing.
+        A scalar, or for `"none"` an array like `logits`; float64 where logits or target are, else float32. A mean over
+        no example is 0. The loss is differentiable with respect to `logits`, `target` and every number among the
+        options but `clip`. Numbers may be traced: another value compiles nothing.
 
     Raises:
         TypeError: `logits` is not floating-point, or another argument is of the wrong kind.
@@ -133,6 +135,7 @@ def binary_cross_entropy(
     return _elementwise.value(loss, x, a, examples, parameters)
 
 
+@watched(_debug.binary)
 def d_binary_cross_entropy(
     logits,
     target,

@@ -6,12 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxloss import _arguments, _cross_entropy
+from jaxloss import _arguments, _cross_entropy, _debug
 from jaxloss._arrays import array, axis_moved, of_dtype
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options, checked
+from jaxloss._debug import watched
 
 
+@watched(_debug.categorical)
 def categorical_cross_entropy(
     logits,
     target,
@@ -56,8 +58,8 @@ def categorical_cross_entropy(
             `[...]`.
         axis: the axis of classes of `logits`, and of a target of probabilities.
         where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
-            NaN. Shape `[...]`, or the same with a 1 for the axis of classes. $n$ counts the rows left in. Default: all
-            count.
+            NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`; nothing
+            else broadcasts. $n$ counts the rows left in. Default: all count.
         ignore_index: rows whose class index is this are left out, as by `where`.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
@@ -80,9 +82,9 @@ def categorical_cross_entropy(
             the slice; only numbers of one a row are exchanged.
 
     Returns:
-        A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
-        with respect to `logits`, a target of probabilities, the share of a mixed one, `weights`, `class_weights`,
-        `normalizer` and every option that is a number; a mean over no row is 0.
+        A scalar, or for `"none"` an array `[...]`; float64 where logits or probabilities are, else float32. The loss is
+        differentiable with respect to `logits`, a target of probabilities, the share of a mixed one, `weights`,
+        `class_weights`, `normalizer` and every option that is a number; a mean over no row is 0.
 
     Raises:
         TypeError: `logits` is not floating-point, or another argument is of the wrong kind.
@@ -122,6 +124,7 @@ def categorical_cross_entropy(
     return _cross_entropy.value(classes.objective, classes.operands, classes.examples)
 
 
+@watched(_debug.categorical)
 def d_categorical_cross_entropy(
     logits,
     target,
@@ -217,6 +220,7 @@ class CrossEntropyStats(NamedTuple):
     target_probability: Array
 
 
+@watched(_debug.categorical)
 def categorical_cross_entropy_with_stats(
     logits,
     target,
@@ -309,6 +313,7 @@ def public_stats(objective: _cross_entropy.Objective, parameters, stats: dict[st
     )
 
 
+@watched(_debug.categorical)
 def log_prob(
     logits,
     labels,
@@ -357,6 +362,7 @@ def log_prob(
     return -_cross_entropy.value(classes.objective, classes.operands, classes.examples)
 
 
+@watched(_debug.categorical)
 def entropy(
     logits,
     *,

@@ -1,10 +1,12 @@
 """Losses of a student that is to give the probabilities of a teacher."""
 
-from jaxloss import _divergence, _teacher, formulas
+from jaxloss import _debug, _divergence, _teacher, formulas
 from jaxloss._calls import Array
+from jaxloss._debug import watched
 from jaxloss._divergence import Divergence
 
 
+@watched(_debug.divergence)
 def kl_divergence(
     logits,
     target,
@@ -38,8 +40,8 @@ def kl_divergence(
         target_type: which of the two, `"probabilities"` or `"logits"`.
         axis: the axis of classes of `logits` and `target`.
         where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
-            NaN. Shape `[...]`, or the same with a 1 for the axis of classes. $n$ counts the rows left in. Default: all
-            count.
+            NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`; nothing
+            else broadcasts. $n$ counts the rows left in. Default: all count.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
         temperature: $T$, a number or scalar array greater than 0, which divides `logits`, and a target of logits. A
@@ -51,9 +53,9 @@ def kl_divergence(
             the gradient that of the slice; only numbers of one a row are exchanged.
 
     Returns:
-        A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
-        with respect to `logits`, `target`, `weights`, `normalizer` and `temperature`; the derivative with respect to a
-        probability that is 0 is given as 0. A mean over no row is 0.
+        A scalar, or for `"none"` an array `[...]`; float64 where logits or target are, else float32. The loss is
+        differentiable with respect to `logits`, `target`, `weights`, `normalizer` and `temperature`; the derivative
+        with respect to a probability that is 0 is given as 0. A mean over no row is 0.
 
     Raises:
         TypeError: `logits` is not floating-point, or another argument is of the wrong kind.
@@ -90,6 +92,7 @@ def kl_divergence(
     return _divergence.value(divergence, *checked.all)
 
 
+@watched(_debug.divergence)
 def d_kl_divergence(
     logits,
     target,
@@ -147,6 +150,7 @@ def d_kl_divergence(
     return checked.like_logits(_divergence.gradient(divergence, *checked.all))
 
 
+@watched(_debug.divergence)
 def jensen_shannon(
     student_logits,
     teacher_logits,
@@ -188,8 +192,8 @@ def jensen_shannon(
         target_type: `"logits"` or `"probabilities"`: what the teacher is given as.
         axis: the axis of classes of both.
         where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
-            NaN. Shape `[...]`, or the same with a 1 for the axis of classes. $n$ counts the rows left in. Default: all
-            count.
+            NaN. Shape `[...]`, or an axis for each of `student_logits`, as long or 1 and 1 for the classes, or `()`;
+            nothing else broadcasts. $n$ counts the rows left in. Default: all count.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
         temperature: $T$, a number or scalar array greater than 0, which divides the student's logits, and the
@@ -201,9 +205,9 @@ def jensen_shannon(
             the gradient that of the slice; only numbers of one a row are exchanged.
 
     Returns:
-        A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
-        with respect to student, teacher, `weights`, `normalizer`, `temperature` and `beta`; the derivative with respect
-        to a probability that is 0 is given as 0. A mean over no row is 0.
+        A scalar, or for `"none"` an array `[...]`; float64 where student or teacher are, else float32. The loss is
+        differentiable with respect to student, teacher, `weights`, `normalizer`, `temperature` and `beta`; the
+        derivative with respect to a probability that is 0 is given as 0. A mean over no row is 0.
 
     Raises:
         TypeError: `student_logits` is not floating-point, or another argument is of the wrong kind.
@@ -241,6 +245,7 @@ def jensen_shannon(
     return _divergence.value(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
 
 
+@watched(_debug.divergence)
 def d_jensen_shannon(
     student_logits,
     teacher_logits,

@@ -5,13 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxloss import _linear
+from jaxloss import _debug, _linear
 from jaxloss._calls import Array
 from jaxloss._class_arguments import Options
+from jaxloss._debug import watched
 from jaxloss._linear_arguments import checked
 from jaxloss.categorical import CrossEntropyStats, public_stats
 
 
+@watched(_debug.linear)
 def linear_cross_entropy(
     hidden,
     kernel,
@@ -129,6 +131,7 @@ def linear_cross_entropy(
     return _linear.value(plan, operands, examples, *rest)[0]
 
 
+@watched(_debug.linear)
 def linear_cross_entropy_with_stats(
     hidden,
     kernel,
@@ -220,6 +223,7 @@ def linear_cross_entropy_with_stats(
     return loss, public_stats(plan.objective, rest[plan.has_bias :], named)
 
 
+@watched(_debug.linear)
 def linear_log_prob(
     hidden,
     kernel,

@@ -1,8 +1,9 @@
 """Losses of predictions of numbers."""
 
-from jaxloss import _arguments, _elementwise, _examples, _parameters, formulas
+from jaxloss import _arguments, _debug, _elementwise, _examples, _parameters, formulas
 from jaxloss._arrays import array, of_dtype
 from jaxloss._calls import Array, Formula
+from jaxloss._debug import watched
 
 
 def _of_error(name: str, value: Formula, derivative: Formula) -> _elementwise.Elementwise:
@@ -19,6 +20,7 @@ _LOG_COSH = _of_error("log_cosh", formulas.log_cosh, formulas.d_log_cosh)
 _QUANTILE = _of_error("quantile", formulas.quantile, formulas.d_quantile)
 
 
+@watched(_debug.regression)
 def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""Mean squared error.
 
@@ -31,16 +33,16 @@ def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
             0-D array is an example.
         target: $a$, of the same shape; any real type.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
 
     Raises:
         TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
@@ -60,6 +62,7 @@ def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
     return _elementwise.value(_SQUARED_ERROR, x, a, examples)
 
 
+@watched(_debug.regression)
 def d_mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     """The gradient of `mse` with respect to `pred`: $(x - a) / n$.
 
@@ -87,6 +90,7 @@ def d_mse(pred, target, *, where=None, weights=None, reduction="mean", normalize
     return of_dtype(_elementwise.gradient(_SQUARED_ERROR, x, a, examples), array("pred", pred).dtype)
 
 
+@watched(_debug.regression)
 def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""Mean absolute error.
 
@@ -100,16 +104,16 @@ def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
             0-D array is an example.
         target: $a$, of the same shape; any real type.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
 
     Raises:
         TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
@@ -126,6 +130,7 @@ def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
     return _elementwise.value(_ABSOLUTE_ERROR, x, a, examples)
 
 
+@watched(_debug.regression)
 def d_mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The gradient of `mae` with respect to `pred`: $\mathrm{sign}(x - a) / n$, where the sign of 0 is 0.
 
@@ -153,6 +158,7 @@ def d_mae(pred, target, *, where=None, weights=None, reduction="mean", normalize
     return of_dtype(_elementwise.gradient(_ABSOLUTE_ERROR, x, a, examples), array("pred", pred).dtype)
 
 
+@watched(_debug.regression)
 def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The Huber loss: a squared error near the target, an absolute error far from it.
 
@@ -168,17 +174,17 @@ def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean"
         target: $a$, of the same shape; any real type.
         delta: a number $\delta > 0$, from which error on the loss is linear; it may be traced.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `delta`, `weights` and `normalizer`; a mean over no example is
-        0.
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `delta`, `weights` and `normalizer`; a mean over no example
+        is 0.
 
     Raises:
         TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
@@ -192,9 +198,11 @@ def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean"
     Source: P. J. Huber, *Robust Estimation of a Location Parameter* (1964).
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return _elementwise.value(_HUBER, x, a, examples, (_delta(delta),))
+    examples, delta = _with_number(examples, delta, _delta(delta))
+    return _elementwise.value(_HUBER, x, a, examples, (delta,))
 
 
+@watched(_debug.regression)
 def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The gradient of `huber` with respect to `pred`: $\max(-\delta, \min(x - a, \delta)) / n$.
 
@@ -220,9 +228,11 @@ def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mea
     [-0.25  0.5 ]
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return of_dtype(_elementwise.gradient(_HUBER, x, a, examples, (_delta(delta),)), array("pred", pred).dtype)
+    examples, delta = _with_number(examples, delta, _delta(delta))
+    return of_dtype(_elementwise.gradient(_HUBER, x, a, examples, (delta,)), array("pred", pred).dtype)
 
 
+@watched(_debug.regression)
 def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The logarithm of the hyperbolic cosine of the error: a Huber loss without a corner.
 
@@ -236,16 +246,16 @@ def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normal
             0-D array is an example.
         target: $a$, of the same shape; any real type.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
 
     Raises:
         TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
@@ -262,6 +272,7 @@ def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normal
     return _elementwise.value(_LOG_COSH, x, a, examples)
 
 
+@watched(_debug.regression)
 def d_log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The gradient of `log_cosh` with respect to `pred`: $\tanh(x - a) / n$.
 
@@ -289,6 +300,7 @@ def d_log_cosh(pred, target, *, where=None, weights=None, reduction="mean", norm
     return of_dtype(_elementwise.gradient(_LOG_COSH, x, a, examples), array("pred", pred).dtype)
 
 
+@watched(_debug.regression)
 def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The pinball loss, whose least value is reached at a quantile of the target.
 
@@ -304,16 +316,16 @@ def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", nor
         target: $a$, of the same shape; any real type.
         q: a number between 0 and 1, the quantile that is predicted; ½ for the median. It may be traced.
         where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or one that broadcasts to `pred`. $n$ counts the examples of which any element is left in. Default:
-            all count.
-        weights: numbers that examples' losses are multiplied by, `[n]` or broadcasting to `pred`; $n$ stays. Default:
-            1.
+            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is left in. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 for float64 predictions, else float32. The loss is
-        differentiable with respect to `pred`, `target`, `q`, `weights` and `normalizer`; a mean over no example is
+        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
+        is differentiable with respect to `pred`, `target`, `q`, `weights` and `normalizer`; a mean over no example is
         0.
 
     Raises:
@@ -328,9 +340,11 @@ def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", nor
     Source: R. Koenker and G. Bassett, *Regression Quantiles* (1978), Econometrica 46.
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return _elementwise.value(_QUANTILE, x, a, examples, (_q(q),))
+    examples, q = _with_number(examples, q, _q(q))
+    return _elementwise.value(_QUANTILE, x, a, examples, (q,))
 
 
+@watched(_debug.regression)
 def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
     r"""The gradient of `quantile` with respect to `pred`: $-q / n$ below the target, $(1 - q) / n$ above it.
 
@@ -358,13 +372,19 @@ def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", n
     [-0.375  0.125]
     """
     x, a, examples = _checked(pred, target, where, weights, reduction, normalizer)
-    return of_dtype(_elementwise.gradient(_QUANTILE, x, a, examples, (_q(q),)), array("pred", pred).dtype)
+    examples, q = _with_number(examples, q, _q(q))
+    return of_dtype(_elementwise.gradient(_QUANTILE, x, a, examples, (q,)), array("pred", pred).dtype)
 
 
 def _checked(pred, target, where, weights, reduction, normalizer):
     pred = _arguments.prediction("pred", pred)
     target, pred = _arguments.probabilities(target, "pred", pred)
     return pred, target, _examples.checked(where, weights, reduction, normalizer)
+
+
+def _with_number(examples: _examples.Examples, given, number: Array) -> tuple[_examples.Examples, Array]:
+    """Examples and number; where the number is out of range, also those that do not depend on it are NaN."""
+    return examples if _parameters.is_known(given) else _examples.undefined_with(examples, number), number
 
 
 def _delta(delta) -> Array:

@@ -45,6 +45,7 @@ MANY_PROGRAMS = {
     "test_regression",
     "test_strict",
     "test_symbolic_classes",
+    "test_traced_options",
 }
 MATRICES = {"test_axis_name", "test_shard_map", "test_sharding", "test_transforms"}
 CATEGORICAL = losses.Case(losses.CATEGORICAL, "indices")

@@ -89,6 +89,44 @@ def test_option_of_another_shape(loss, option, gradient):
 
 @both_functions
 @pytest.mark.parametrize("option", ["where", "weights"])
+@pytest.mark.parametrize(
+    ("by_rows", "size", "shape", "advice"),
+    [
+        # The first would have been about features, and the last two about positions, where as long as the examples.
+        (False, (2, 3, 4), (2, 3), ["[..., None]"]),
+        (False, (3, 3, 3), (3, 3), ["[..., None]", "[None]"]),
+        (False, (2, 3, 4), (3, 4), ["[None]"]),
+        (False, (2, 3, 4), (4,), ["[None, None]"]),
+        (False, (2, 3), (3,), ["[None]"]),
+        (False, (2, 3), (1,), ["[..., None]", "[None]"]),
+        (True, (2, 3, 4), (2,), ["[..., None, None]"]),
+        (True, (2, 3, 4), (2, 1), ["[..., None]"]),
+        (True, (3, 3, 4), (3, 1), ["[..., None]", "[None]"]),
+        (True, (2, 3, 4), (1, 3), ["[..., None]"]),
+        (True, (2, 3, 4), (3, 1), ["[None]"]),
+        (True, (2, 3, 4), (3,), []),
+    ],
+    ids=str,
+)
+def test_an_option_of_other_axes_is_no_guess(option, by_rows, size, shape, advice, gradient):
+    """Not the shape of the examples and not one axis for each: the error says what to write."""
+    loss, x = CATEGORICAL if by_rows else LOSSES[0], np.zeros(size, np.float32)
+    given = np.ones(shape, bool if option == "where" else np.float32)
+    examples = size[:-1] if by_rows else size[:1]
+    target = np.zeros(examples, np.int32) if by_rows else x
+    words = (f"{option} has shape {shape}", str(size), str(examples), *(option + index for index in advice))
+    assert_raises(ValueError, words, loss, x, target, **{option: given}, gradient=gradient)
+    function = loss.gradient if gradient else loss
+    for index in advice:  # and what it says is taken
+        function(x, target, **{option: eval("x" + index, {}, {"x": given})})
+    if not advice:
+        with pytest.raises(ValueError, match=option) as raised:
+            function(x, target, **{option: given})
+        assert "write" not in str(raised.value)
+
+
+@both_functions
+@pytest.mark.parametrize("option", ["where", "weights"])
 def test_option_that_tells_classes_apart(option, gradient):
     for shape in ((8, 4), (4,), (1, 4)):
         options = {option: np.ones(shape, bool if option == "where" else np.float32)}

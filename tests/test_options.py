@@ -16,7 +16,7 @@ INDICES = [case for case in CASES if case.target == "indices"]
 SHAPE = (4, 3, 5)
 EXAMPLES = {False: (4,), True: (4, 3)}  # of elementwise losses, and of those by rows
 OPTION_SHAPES = {
-    False: ((4,), (4, 1, 1), (4, 3, 5), (4, 3, 1), (1, 3, 5), (5,), (3, 1), (1, 1, 1), ()),
+    False: ((4,), (4, 1, 1), (4, 3, 5), (4, 3, 1), (1, 3, 5), (1, 1, 5), (1, 3, 1), (1, 1, 1), ()),
     True: ((4, 3), (4, 3, 1), (4, 1, 1), (1, 3, 1), (1, 1, 1), ()),
 }
 
