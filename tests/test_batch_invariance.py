@@ -11,6 +11,8 @@ import pytest
 
 import jaxloss
 
+pytestmark = pytest.mark.cpu_only  # a GPU promises it of each family of kernels, which the number of rows chooses
+
 ROWS = 40
 WIDTHS = (3, 20, 65, 700)
 DTYPES = (jnp.float32, jnp.bfloat16)

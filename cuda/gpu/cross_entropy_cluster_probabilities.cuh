@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiproce
   });
   const float edge = share.has_edge ? number(logits[share.edge]) : -INFINITY;
   const float edge_target = share.has_edge ? number(target[share.edge]) : 0.0f;
-  SoftmaxSums<float> sums = across_lanes(softmax_sums(packed, edge), kWarp, Merged());
+  SoftmaxSums<float> others = across_lanes(sums_without_largest(packed, edge), kWarp, MergedWithoutLargest());
   float target_sum = edge_target;
   if constexpr (kGradient) {
 #pragma unroll
@@ -72,22 +72,24 @@ __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiproce
     target_sum = across_lanes(target_sum, kWarp, Sum());
   }
   cluster_wait();
-  exchange.tell(sums, cluster_size());
+  exchange.tell(others, cluster_size());
   if constexpr (kGradient) {
     targets_exchange.tell(target_sum, cluster_size());
     target_sum = targets_exchange.all(0, Sum());
   }
-  sums = exchange.all(no_logits<float>(), Merged());
-  const float log_sum = logarithm(sums.sum);
+  others = exchange.all(SoftmaxSums<float>{no_logits<float>().max, -1.0f}, MergedWithoutLargest());
+  const float max = others.max, rest = others.sum, sum = 1 + rest;
+  const float log_sum = log_of_sum(sum, rest, sum > 0);
 
-  const Exponentials<float> exponentials(sums.max);
-  const float scale = target_sum / sums.sum;
+  const Exponentials<float> exponentials(max);
+  const float scale = target_sum / sum;
   const auto add_loss = [&](float& sum, float x, float a) {
-    const float nll = smaller_or_nan(log_sum - (x - sums.max), rows.ceiling);
+    const float nll = smaller_or_nan(log_sum - (x - max), rows.ceiling);
     if (a != 0) sum += a * nll;  // where it is 0 even an infinite one is no loss
   };
   const auto derivative = [&](float x, float a) {
-    return weight == 0 ? 0.0f : (exponentials.term(x) * scale - a) * weight;
+    const float of_class = exponentials.term(x) * scale - a;
+    return weight == 0 ? 0.0f : (x == max ? (target_sum - a) - rest * scale : of_class) * weight;
   };
   float loss = 0;
   add_loss(loss, edge, edge_target);
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiproce
   losses.tell(across_lanes(loss, kWarp, Sum()), 1);
   if (cluster_rank() == 0 && threadIdx.x < kWarp) {
     loss = losses.all(0, Sum());
-    if (writes) rows.store_results(row, loss, sums.max, log_sum);
+    if (writes) rows.store_results(row, loss, max, log_sum);
   }
 #endif
 }

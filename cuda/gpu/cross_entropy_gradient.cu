@@ -119,6 +119,11 @@ __global__ void __launch_bounds__(kGradientThreads, (kGradientBlocks<Logit, Targ
   } else {
     const auto* target = rows.target.probability + offset;
     using Stored = std::remove_cv_t<std::remove_pointer_t<decltype(target)>>;
+    const Real of_largest = exponential_minus_one(-rows.log_sum[row]) * target_sum;
+    const auto derivative = [&](Real x, Real a) {
+      const Real of_class = exponentials.term(x) * scale - a;
+      return (x == exponentials.max ? of_largest + (target_sum - a) : of_class) * weight;
+    };
     Packed<Stored, step> targets[most];
     go_along(
         Span<Logit>(rows.classes, logits, gradient, target),
@@ -126,16 +131,13 @@ __global__ void __launch_bounds__(kGradientThreads, (kGradientBlocks<Logit, Targ
           packed[k] = load<step, Caching::evict_first>(logits + i);
           targets[k] = load<step, Caching::evict_first>(target + i);
         },
-        [&](int64_t i) {
-          const Real softmax = exponentials.term(number(logits[i])) * scale;
-          gradient[i] = stored<Logit>((softmax - number(target[i])) * weight);
-        },
+        [&](int64_t i) { gradient[i] = stored<Logit>(derivative(number(logits[i]), number(target[i]))); },
         [&](int k, int64_t i) {
           Real x[step], a[step];
           packed[k].numbers(x);
           targets[k].numbers(a);
 #pragma unroll
-          for (int j = 0; j < step; j++) x[j] = (exponentials.term(x[j]) * scale - a[j]) * weight;
+          for (int j = 0; j < step; j++) x[j] = derivative(x[j], a[j]);
           store<Logit>(gradient + i, x);
         });
   }

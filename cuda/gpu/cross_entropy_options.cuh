@@ -43,17 +43,22 @@ __device__ __forceinline__ Best<Real> across_lanes(Best<Real> best, int lanes, F
   return best;
 }
 
-// Σ e^(z − max) and Σ e^(z − max) (z − max) of the logits seen so far.
+// Σ e^(z − max) and Σ e^(z − max) (z − max) of the logits seen so far, without the first of the largest, whose terms
+// are 1 and 0: what is small beside them keeps its digits.
 template <class Real>
 struct EntropySums {
-  Real max = no_logits<Real>().max, sum = 0, dot = 0;
+  Real max = no_logits<Real>().max, rest = 0, dot = 0;
+  bool leads = false;  // one of the logits is left out
 
+  // Relative to a maximum that is another logit, or none that was seen here.
   __device__ __forceinline__ void relative_to(Real higher) {
+    const Real sum = leads ? rest + 1 : rest;
     if (sum != 0) {
       const Real ratio = Exponentials<Real>(higher).term(max);
       dot = (dot + (max - higher) * sum) * ratio;
-      sum *= ratio;
+      rest = sum * ratio;
     }
+    leads = false;
     max = higher;
   }
   template <int count>
@@ -61,20 +66,29 @@ struct EntropySums {
     Real highest = z[0];
 #pragma unroll
     for (int i = 1; i < count; i++) highest = Maximum()(highest, z[i]);
-    if (highest > max) relative_to(highest);
+    bool found = true;
+    if (highest > max) {
+      relative_to(highest);
+      leads = true;
+      found = false;
+    }
     const Exponentials<Real> exponentials(max);
 #pragma unroll
     for (int i = 0; i < count; i++) {
-      const Real term = exponentials.term(z[i]);
-      sum += term;
+      const bool left_out = !found && z[i] == max;
+      found |= left_out;
+      const Real term = left_out ? Real(0) : exponentials.term(z[i]);
+      rest += term;
       dot += weighted(term, z[i] - max);
     }
   }
 };
+// `has_first`: the logit that is left out here is the first of the largest of the row.
 template <class Real>
-__device__ __forceinline__ EntropySums<Real> across(const RowTeam& team, EntropySums<Real> sums) {
-  sums.relative_to(team.across(sums.max, Maximum()));
-  return {sums.max, team.across(sums.sum, Sum()), team.across(sums.dot, Sum())};
+__device__ __forceinline__ EntropySums<Real> across(const RowTeam& team, EntropySums<Real> sums, bool has_first) {
+  const Real max = team.across(sums.max, Maximum());
+  if (!has_first) sums.relative_to(max);
+  return {max, team.across(sums.rest, Sum()), team.across(sums.dot, Sum()), max > no_logits<Real>().max};
 }
 
 // A row as a team goes along it. `Body` is called with a Count<n>, the first of n classes, their logits, these as the
@@ -225,6 +239,7 @@ __global__ void __launch_bounds__(kOptionThreads, 2)
       log_sum = reads ? rows.known_log_sum[row] : Real(0);
       total = reads ? rows.known_total[row] : Real(0);
     } else {
+      const bool tracks_largest = !by_index || rows.entropy;
       EntropySums<Real> sums;
       RunningSoftmax<Real> running;
       Best<Real> best = Best<Real>::of_nothing();
@@ -235,8 +250,17 @@ __global__ void __launch_bounds__(kOptionThreads, 2)
 #pragma unroll
           for (int j = 0; j < count; j++) total += target[j];
         }
-        if (!rows.entropy) {
-          running.add(z);
+        if (!tracks_largest) {
+          Real others[count];
+#pragma unroll
+          for (int j = 0; j < count; j++) others[j] = z[j];
+          if (static_cast<uint64_t>(objective.label[0] - i) < count) {
+#pragma unroll
+            for (int j = 0; j < count; j++) {
+              if (i + j == objective.label[0]) others[j] = -static_cast<Real>(INFINITY);
+            }
+          }
+          running.add(others);
           return;
         }
         sums.add(z);
@@ -247,22 +271,27 @@ __global__ void __launch_bounds__(kOptionThreads, 2)
           before += z[j] > label_logit[0] || (z[j] == label_logit[0] && index < objective.label[0]);
         }
       });
-      if (rows.entropy) {
-        sums = across(team, sums);
+      Real sum;
+      if (tracks_largest) {
+        const int own = best.index;
         best = team.across(best, First());
         before = team.across(before, Sum());
+        sums = across(team, sums, sums.leads && own == best.index);
+        max = sums.max;
+        sum = sums.leads ? sums.rest + 1 : sums.rest;
+        log_sum = log_of_sum(sum, sums.rest, sums.leads);
       } else {
-        const SoftmaxSums<Real> merged = team.across(running.sums(), Merged());
-        sums.max = merged.max;
-        sums.sum = merged.sum;
+        const LabelledSums<Real> labelled(team.across(running.sums(), Merged()), reads && objective.holds(0),
+                                          label_logit[0]);
+        max = labelled.max;
+        sum = labelled.sum;
+        log_sum = labelled.log_sum;
       }
       if (along.dense) total = team.across(total, Sum());
-      max = sums.max;
-      log_sum = logarithm(sums.sum);
       const Real lse = max + log_sum;
       total += label_target[0] + label_target[1] + 2 * weighted(objective.z_loss, lse);
       results.loss = weighted(objective.z_loss, lse * lse);
-      results.entropy = log_sum - sums.dot / sums.sum;
+      results.entropy = log_sum - sums.dot / sum;
       results.predicted = best.index < rows.classes ? best.index : 0;
       results.rank = by_index && objective.holds(0) ? before : no_rank;
     }
@@ -273,6 +302,8 @@ __global__ void __launch_bounds__(kOptionThreads, 2)
     if (has_gradient || has_sums) {
       const Exponentials<Real> exponentials(max);
       const Real scale = total * exponential(-log_sum);
+      // Where the softmax is near 1: its total (softmax − 1) + (total − target), in which nothing cancels.
+      const Real of_largest = total * exponential_minus_one(-log_sum);
       along.for_classes([&](auto count, int64_t i, const auto& x, const auto& z, const auto& a, const auto& target) {
         if (has_sums) {
 #pragma unroll
@@ -286,11 +317,26 @@ __global__ void __launch_bounds__(kOptionThreads, 2)
         Real derivative[count];
 #pragma unroll
         for (int j = 0; j < count; j++) {
-          Real b = along.dense ? target[j] : Real(0);
-          if (by_index && i + j == objective.label[0]) b += label_target[0];
-          if (by_index && i + j == objective.label[1]) b += label_target[1];
-          derivative[j] = (exponentials.term(z[j]) * scale - b) * weight * objective.slope(x[j]);
+          const Real b = along.dense ? target[j] : Real(0);
+          derivative[j] = exponentials.term(z[j]) * scale - b;
+          if (!by_index) derivative[j] = z[j] == max ? of_largest + (total - b) : derivative[j];
         }
+        if constexpr (by_index) {
+#pragma unroll
+          for (int which = 0; which < 2; which++) {
+            if (static_cast<uint64_t>(objective.label[which] - i) >= count) continue;
+            const bool same = objective.label[0] == objective.label[1];
+            const Real of_labels = same ? label_target[0] + label_target[1] : label_target[which];
+            const Real missing = exponential_minus_one((label_logit[which] - max) - log_sum);
+#pragma unroll
+            for (int j = 0; j < count; j++) {
+              const Real b = (along.dense ? target[j] : Real(0)) + of_labels;
+              if (i + j == objective.label[which]) derivative[j] = total * missing + (total - b);
+            }
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < count; j++) derivative[j] *= weight * objective.slope(x[j]);
         store_numbers<Logit>(rows.gradient + offset + i, derivative);
       });
     }

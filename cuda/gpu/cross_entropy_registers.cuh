@@ -101,7 +101,22 @@ struct SoftmaxInRegisters {
                        Sum());
   }
 
-  __device__ __forceinline__ Real log_sum() const { return logarithm(sum); }
+  // The sum without the term of the largest, of rows where it is worth that. By all lanes of the warp.
+  __device__ __forceinline__ Real rest(const Place<slots, Logit>& place, const Logit* row) const {
+    const bool sure = is_sure(sum);
+    if (!__any_sync(kAllLanes, sure)) return sum - 1;
+    Real below = 0;
+    const auto add = [&](Real x) { below += x == exponentials.max ? Real(0) : exponentials.term(x); };
+    for_counted(place, [&](int k) {
+      Real x[step];
+      logits[k].numbers(x);
+#pragma unroll
+      for (int j = 0; j < step; j++) add(x[j]);
+    });
+    if (place.wanted) place.for_edges([&](int i) { add(number(row[i])); });
+    below = across_lanes(below, place.lanes, Sum());
+    return sure ? below : sum - 1;
+  }
 
  private:
   template <class Body>
@@ -199,7 +214,8 @@ __global__ void __launch_bounds__(kRegistersThreads, 4)
   }
   softmax.reduce(place, logits);
 
-  const Real max = softmax.exponentials.max, log_sum = softmax.log_sum();
+  const Real max = softmax.exponentials.max, rest = softmax.rest(place, logits);
+  const Real log_sum = log_of_sum(softmax.sum, rest, is_sure(softmax.sum));
   Real loss = 0, target_sum = 0;
   const auto add = [&](Real x, Real a) {
     loss += weighted(a, negative_log_likelihood(log_sum, x - max, rows.ceiling));
@@ -223,7 +239,10 @@ __global__ void __launch_bounds__(kRegistersThreads, 4)
   Logit* gradient = rows.gradient + place.offset;
   const bool zero = place.weight == 0;
   const Real scale = target_sum / softmax.sum;
-  const auto derivative = [&](Real x, Real a) { return (softmax.exponentials.term(x) * scale - a) * place.weight; };
+  const auto derivative = [&](Real x, Real a) {
+    const Real of_class = softmax.exponentials.term(x) * scale - a;
+    return (x == max ? (target_sum - a) - rest * scale : of_class) * place.weight;
+  };
   place.for_slots([&](int k, int i) {
     Real x[step] = {};
     if (!zero) {

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads,
 
 // The same with probabilities. They are read once, and where a gradient is wanted, which needs their sum first, twice.
 template <class Logit, class Stored>
-__global__ void __launch_bounds__(kStreamingThreads)
+__global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
     cross_entropy_streaming(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows) {
   using Real = Accumulator<Logit>;
   constexpr int threads = kStreamingThreads, step = kPerVector<Logit>, most = sizeof(Real) == 8 ? 1 : 2;
@@ -205,13 +205,33 @@ __global__ void __launch_bounds__(kStreamingThreads)
         });
     const SoftmaxSums<Real> sums = across_block<threads>(running.sums(), Merged());
     if (gradient) target_sum = across_block<threads>(target_sum, Sum());
-    const Real log_sum = logarithm(sums.sum);
-
     const Exponentials<Real> exponentials(sums.max);
-    const Real scale = target_sum / sums.sum;
+    Real rest = sums.sum - 1;
+    if (is_sure(sums.sum)) {
+      const auto below_max = [&](Real x) { return x == sums.max ? Real(0) : exponentials.term(x); };
+      rest = 0;
+      along_row<threads, Direction::backwards, most>(
+          span, [&](int64_t i) { rest += below_max(number(logits[i])); },
+          [&](auto batch, int64_t i) {
+            Packed<Logit, step> packed[batch];
+            load_steps<threads, Caching::normal, Logit>(logits + i, packed);
+#pragma unroll
+            for (int k = 0; k < batch; k++) {
+              Real x[step], sum = 0;
+              packed[k].numbers(x);
+#pragma unroll
+              for (int j = 0; j < step; j++) sum += below_max(x[j]);
+              rest += sum;
+            }
+          });
+      rest = across_block<threads>(rest, Sum());
+    }
+    const Real log_sum = log_of_sum(sums.sum, rest, is_sure(sums.sum));
+    const Real scale = target_sum / sums.sum, of_rest = rest * scale;
     const auto nll = [&](Real x) { return negative_log_likelihood(log_sum, x - sums.max, rows.ceiling); };
     const auto derivative = [&](Real x, Real a) {
-      return weight == 0 ? Real(0) : (exponentials.term(x) * scale - a) * weight;
+      const Real of_class = exponentials.term(x) * scale - a;
+      return weight == 0 ? Real(0) : (x == sums.max ? (target_sum - a) - of_rest : of_class) * weight;
     };
     Real loss = 0;
     along_row<threads, Direction::backwards, most>(

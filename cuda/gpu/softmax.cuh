@@ -56,6 +56,13 @@ __device__ __forceinline__ void leave_out(Packed<double, kPerVector<double>>& pa
   all = j == 0 ? make_uint4(0, 0xfff00000u, all.z, all.w) : make_uint4(all.x, all.y, 0, 0xfff00000u);
 }
 
+// Whether the largest logit, without a label to tell which it is, has more than half of the softmax: the terms of all
+// others are then worth being summed once more, without its own. It is alone.
+template <class Real>
+__device__ __forceinline__ bool is_sure(Real sum) {
+  return sum > 0 && sum < 2;
+}
+
 // What a row's sums are together with the logit of its label, which they are without. Where the label leads, all else
 // that is in the sum is small beside its term, 1, and is never added to it before its logarithm is taken.
 template <class Real>
@@ -183,6 +190,43 @@ __device__ __forceinline__ SoftmaxSums<float> softmax_sums(const Packed<Logit, k
   const float max = fmaxf(fmaxf(largest(packed), fmaxf(one_more, further)), no_logits<float>().max);
   const Exponentials<float> exponentials(max);
   return {max, sum_of_terms(exponentials, exponentials.term(one_more), packed)};
+}
+
+// The same without one of the largest, whose term is 1: −1 of no logits.
+template <class Logit, int steps>
+__device__ __forceinline__ SoftmaxSums<float> sums_without_largest(
+    const Packed<Logit, kPerVector<Logit>> (&packed)[steps], float one_more) {
+  const float max = fmaxf(fmaxf(largest(packed), one_more), no_logits<float>().max);
+  const Exponentials<float> exponentials(max);
+  float below = 0, largest_ones = -1;
+  const auto add = [&](float term) {
+    below += term == 1 ? 0.0f : term;
+    largest_ones += term == 1 ? 1.0f : 0.0f;
+  };
+  add(exponentials.term(one_more));
+#pragma unroll
+  for (int k = 0; k < steps; k++) {
+    float x[kPerVector<Logit>];
+    packed[k].numbers(x);
+#pragma unroll
+    for (int j = 0; j < kPerVector<Logit>; j++) add(exponentials.term(x[j]));
+  }
+  return {max, below + largest_ones};
+}
+
+struct MergedWithoutLargest {
+  __device__ __forceinline__ SoftmaxSums<float> operator()(SoftmaxSums<float> a, SoftmaxSums<float> b) const {
+    const bool first = a.max >= b.max;
+    const SoftmaxSums<float> higher = first ? a : b, lower = first ? b : a;
+    return {higher.max, higher.sum + (1 + lower.sum) * exponential(lower.max - higher.max)};
+  }
+};
+// One exponential a lane, as of `Merged`.
+__device__ __forceinline__ SoftmaxSums<float> across_lanes(SoftmaxSums<float> sums, int lanes, MergedWithoutLargest) {
+  const float max = across_lanes(sums.max, lanes, Maximum());
+  const unsigned lanes_with_it = __ballot_sync(kAllLanes, sums.max == max);
+  const bool first = static_cast<int>(threadIdx.x % kWarp) == __ffs(lanes_with_it) - 1;
+  return {max, across_lanes(first ? sums.sum : (1 + sums.sum) * exponential(sums.max - max), lanes, Sum())};
 }
 
 }  // namespace jaxloss::gpu
