@@ -50,7 +50,7 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
     for place, (label, _) in enumerate(labels):
         z, here = logits_at(logits, label, options)
         told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
-    if not labels or "class_weights" in options:
+    if not labels or _only(options, "class_weights", "label_smoothing"):
         told["targets"] = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1])).sum(
             -1
         )
@@ -143,7 +143,7 @@ def whole_targets(objective: Objective, axes, logits, target, options) -> tuple[
     for label in labels:
         here = formulas.valid_rows(logits, label, _only(options, "num_classes"))
         valid = valid & (add_up(here.astype(jnp.int32)) > 0 if axes else here)
-    if labels and "class_weights" not in options:
+    if labels and not _only(options, "class_weights", "label_smoothing"):
         return valid, jnp.ones(valid.shape, formulas.real(logits).dtype)  # without going along the classes
     return valid, add_up(
         formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1])).sum(-1)

@@ -51,7 +51,8 @@ def categorical_cross_entropy(
 
     Args:
         logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked: its
-            probability and gradient are 0.
+            probability is 0, it takes no smoothing, and its gradient is 0, less what of the target it has. So a label
+            on a masked class has the loss $-\log \mathrm{clip}$, infinite without a clip, and there gradient -1.
         target: class indices `[...]` of an integer type, or probabilities `[..., V]` of a floating-point type. A row
             whose index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`. Or, for mixup,
             `(labels, other_labels, share)`: two arrays of class indices and the share of the first, a scalar or
@@ -65,7 +66,7 @@ def categorical_cross_entropy(
             1.
         class_weights: $w$, `[V]`: what each class's part of the target is multiplied by; $n$ stays, unless
             `normalizer` says otherwise. Default: 1.
-        label_smoothing: $\varepsilon$, from 0 to 1.
+        label_smoothing: $\varepsilon$, from 0 to 1. What of it would fall on masked classes falls on none.
         z_loss: $\zeta$, 0 or more; the term is not multiplied by class weights.
         softcap: $s$, above 0; None for none. It bounds masked logits too, to $-s$.
         temperature: $T$, above 0; it divides the logits after the softcap.

@@ -37,9 +37,10 @@ struct OptionRow {
   JAXLOSS_INLINE Value probabilities(int64_t i, int64_t count) const {
     return load_step(rows.target.probability + row * rows.classes + i, count);
   }
-  // The target without what the labels add to it.
+  // The target without what the labels add to it. Masked classes are not smoothed over.
   JAXLOSS_INLINE Value target(int64_t i, int64_t count) const {
-    Value a(objective.smooth);
+    const Value masked(-__builtin_inf());
+    Value a = select(load_step(z + i, count) == masked, Value(0), Value(objective.smooth));
     if constexpr (!by_index) a = a + Value(objective.hard) * probabilities(i, count);
     return a * class_weights(i, count);
   }

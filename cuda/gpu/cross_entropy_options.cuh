@@ -155,7 +155,7 @@ struct TeamRow {
 #pragma unroll
     for (int j = 0; j < count; j++) {
       z[j] = objective.logit(x[j]);
-      target[j] = objective.smooth + objective.hard * a[j];
+      target[j] = (z[j] == -static_cast<Real>(INFINITY) ? Real(0) : objective.smooth) + objective.hard * a[j];
       if (dense && objective.class_weights) target[j] *= objective.class_weights[first + j];
     }
     body(size, first, x, z, a, target);

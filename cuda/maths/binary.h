@@ -144,13 +144,14 @@ struct FocalBinaryCrossEntropy {
     const Value mixed = other + agreeing * x.decay;
     const Value relative = select(certain, one, x.decay / mixed) / (one + x.decay);
     const Value slope = select(x.negative, agreeing - other, other - agreeing) * relative;  // q′/q
-    derivative = product_or_zero(gamma * slope, nll) + derivative;
+    derivative = weighted(gamma * slope, nll) + derivative;
     const Value log_q = select(certain, -x.size, logarithm(mixed)) - x.softplus;
     const Value balance =
         x.agreeing(parameter[4], parameter[5]) * agreeing + x.other(parameter[4], parameter[5]) * other;
     const Value scale = balance * exponential(weighted(gamma, log_q));
-    value = product_or_zero(scale, value);
-    derivative = product_or_zero(scale, derivative);
+    const auto nothing = targets.of_agreeing + targets.of_other == Value(0);  // the class weighs nothing
+    value = select(nothing, Value(0), weighted(scale, value));
+    derivative = select(nothing, Value(0), weighted(scale, derivative));
   }
 };
 

@@ -2,9 +2,9 @@
 //
 // The logits that count are z = softcap · tanh(x / softcap) / temperature of the first `classes` classes; those beyond
 // are padding. The target b of a class is its target with smoothing, times the class's weight:
-// b = w · ((1 − ε) · a + ε / K). Of class indices, a is `mix` at the label and 1 − `mix` at the second one. The loss is
-// Σ b · min(lse(z) − z, −log clip) + z_loss · lse², and with p = softmax(z) its derivative with respect to z is
-// (Σ b + 2 · z_loss · lse) · p − b.
+// b = w · ((1 − ε) · a + ε / K), without ε / K where z is −∞: masked classes are not smoothed over. Of class indices, a
+// is `mix` at the label and 1 − `mix` at the second one. The loss is Σ b · min(lse(z) − z, −log clip) + z_loss · lse²,
+// and with p = softmax(z) its derivative with respect to z is (Σ b + 2 · z_loss · lse) · p − b.
 #pragma once
 
 #include "maths/cross_entropy.h"

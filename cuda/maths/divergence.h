@@ -44,22 +44,32 @@ struct TemperedSoftmax {
   }
 };
 
-// d of the classes of a row. The difference of the logits comes first, in which nothing is rounded where they are
-// close; what is subtracted from it has one rounding for all classes, and that is of no consequence: Σ q d is of second
-// order.
+// d of the classes of a row. Where student and teacher have about the same maximum, the difference of the logits comes
+// first, in which nothing is rounded where they are close; where they have not, the maxima are subtracted before, for
+// an offset must cancel. What is subtracted last is the same for all classes, and of no consequence where distributions
+// are close: Σ q d is of second order.
 template <class Real>
 struct Ratio {
-  Real shift, scale;
+  Real student_offset, teacher_offset, scale, shift;
 
-  JAXLOSS_INLINE Ratio(const TemperedSoftmax<Real>& student, const TemperedSoftmax<Real>& teacher)
-      : shift((student.max - teacher.max) * student.scale + (student.log_sum - teacher.log_sum)),
-        scale(student.scale) {}
+  JAXLOSS_INLINE Ratio(const TemperedSoftmax<Real>& student, const TemperedSoftmax<Real>& teacher) {
+    const Real between = (student.max - teacher.max) * student.scale;
+    const bool near = between > -1 && between < 1;
+    student_offset = near ? Real(0) : student.max;
+    teacher_offset = near ? Real(0) : teacher.max;
+    scale = student.scale;
+    shift = (near ? between : Real(0)) + (student.log_sum - teacher.log_sum);
+  }
 
   template <class Value>
   JAXLOSS_INLINE Value log(Value x, Value y) const {
-    return (x - y) * Value(scale) - Value(shift);
+    return ((x - Value(student_offset)) - (y - Value(teacher_offset))) * Value(scale) - Value(shift);
   }
 };
+
+// Below so much of |d| a series is more exact than the difference that it is of.
+template <class Real>
+constexpr double kClose = sizeof(Real) == 8 ? 1.0 / 512 : 1.0 / 16;
 
 // q log(q / p), the Kullback–Leibler divergence of the student from the teacher.
 struct KullbackLeibler {
@@ -84,7 +94,7 @@ struct KullbackLeibler {
         of_close = of_close * d + Value(1.0 / 24);
         of_close = of_close * d + Value(1.0 / 6);
         of_close = of_close * d + Value(0.5);
-        value = select(absolute(d) < Value(0.125), q * (d * d) * of_close, (p - q) + value);
+        value = select(absolute(d) < Value(2 * kClose<Real>), q * (d * d) * of_close, (p - q) + value);
       }
     }
   };
@@ -127,7 +137,7 @@ struct JensenShannon {
       const Value u = d + d * d * (Value(0.5) + d * (Value(1.0 / 6) + d * Value(1.0 / 24)));
       Value series(of_close[3]);
       for (int k = 2; k >= 0; k--) series = series * u + Value(of_close[k]);
-      value = select(absolute(d) < Value(0.0625), q * (u * u) * series, value);
+      value = select(absolute(d) < Value(kClose<Real>), q * (u * u) * series, value);
     }
   };
 };

@@ -91,12 +91,6 @@ JAXLOSS_INLINE Value weighted(Value weight, Value value) {
   return select(weight == Value(0), Value(0), weight * value);
 }
 
-// A product that is 0 where either of its factors is.
-template <class Value>
-JAXLOSS_INLINE Value product_or_zero(Value a, Value b) {
-  return select(a == Value(0), Value(0), weighted(b, a));
-}
-
 // A NaN stays a NaN in all of these: it is never the bound that is returned for it.
 template <class Value>
 JAXLOSS_INLINE Value at_least(Value x, Value bound) {

@@ -16,11 +16,6 @@ def product(weight: Array | float, value: Array) -> Array:
     return weight * jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)
 
 
-def product_or_zero(a: Array, b: Array) -> Array:
-    """`a * b`, where either of them, if it is 0, takes the other out even if that is infinite or NaN."""
-    return jnp.where((b == 0) & ~jnp.isfinite(a), 0, a) * jnp.where((a == 0) & ~jnp.isfinite(b), 0, b)
-
-
 @jax.custom_jvp
 def with_derivatives_of(x: Array, value: Array) -> Array:
     """`value`, of which `x` is a less exact form, and one that JAX differentiates."""

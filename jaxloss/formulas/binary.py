@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from jaxloss.formulas.arithmetic import Array, product, product_or_zero, real
+from jaxloss.formulas.arithmetic import Array, product, real
 
 
 def binary_cross_entropy(logits: Array, target: Array, clip: float | None = 1e-7) -> Array:
@@ -144,7 +144,14 @@ def focal_binary_cross_entropy(
     """
     a, zero = smoothed(target, label_smoothing)
     scale = (alpha_if_one * a + alpha_if_zero * zero) * jnp.exp(product(gamma, _focus(logits, a, zero)[0]))
-    return product_or_zero(scale, weighted_binary_cross_entropy(logits, target, if_one, if_zero, label_smoothing, clip))
+    scale = _taken_out(scale, logits, target, if_one, if_zero, label_smoothing)
+    return product(scale, weighted_binary_cross_entropy(logits, target, if_one, if_zero, label_smoothing, clip))
+
+
+def _taken_out(factor: Array, *weighted) -> Array:
+    """A factor, 0 where it is no number and the class weighs nothing: then no logit has a part in the loss."""
+    agreeing, other = _weighted(*weighted)
+    return jnp.where((agreeing + other == 0) & ~jnp.isfinite(factor), 0, factor)
 
 
 def d_focal_binary_cross_entropy(
@@ -162,8 +169,9 @@ def d_focal_binary_cross_entropy(
     a, zero = smoothed(target, label_smoothing)
     log_q, slope = _focus(logits, a, zero)
     scale = (alpha_if_one * a + alpha_if_zero * zero) * jnp.exp(product(gamma, log_q))
-    focused = product_or_zero(gamma * slope, weighted_binary_cross_entropy(*weighted, clip=None))
-    return product_or_zero(scale, focused + d_weighted_binary_cross_entropy(*weighted))
+    scale, slope = _taken_out(scale, *weighted), _taken_out(slope, *weighted)
+    focused = product(gamma * slope, weighted_binary_cross_entropy(*weighted, clip=None))
+    return product(scale, focused + d_weighted_binary_cross_entropy(*weighted))
 
 
 def _focus(logits: Array, a: Array, zero: Array) -> tuple[Array, Array]:

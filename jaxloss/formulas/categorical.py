@@ -82,8 +82,14 @@ def capped(x: Array, cap: Array) -> Array:
 @capped.defjvp
 def _capped_jvp(primals, tangents):
     (x, cap), (x_dot, cap_dot) = primals, tangents
-    u = x / cap
+    u = _in_caps(x, cap)
     return capped(x, cap), _cap_slope(u) * x_dot + _cap_slope_of_cap(u) * cap_dot
+
+
+def _in_caps(x: Array, cap: Array) -> Array:
+    """$x / s$, bounded: all that is made of it has its limit long before, and then so have its derivatives."""
+    bound = 500 * jax.lax.stop_gradient(cap)
+    return jnp.where(x > bound, bound, jnp.where(x < -bound, -bound, x)) / cap
 
 
 def _cap_slope(u: Array) -> Array:
@@ -94,15 +100,13 @@ def _cap_slope(u: Array) -> Array:
 
 def _cap_slope_of_cap(u: Array) -> Array:
     r"""$\tanh u - u \,\mathrm{sech}^2 u$: of a small $u$, where the two cancel, by its series."""
-    infinite, small = jnp.isinf(u), jnp.abs(u) < 0.25
-    finite = jnp.where(infinite, 0, u)
+    small = jnp.abs(u) < 0.25
     inside = jnp.where(small, u, 0)
     square = jnp.square(inside)
     series = jnp.zeros_like(square)
     for coefficient in (13820 / 155925, -496 / 2835, 34 / 105, -8 / 15, 2 / 3):
         series = series * square + coefficient
-    of_any = jnp.where(infinite, jnp.where(u < 0, -1.0, 1.0), jnp.tanh(finite) - finite * _cap_slope(finite))
-    return jnp.where(small, series * square * inside, of_any)
+    return jnp.where(small, series * square * inside, jnp.tanh(u) - u * _cap_slope(u))
 
 
 def logit_slopes(logits: Array, options) -> Array | float:
@@ -111,7 +115,7 @@ def logit_slopes(logits: Array, options) -> Array | float:
     if "softcap" in options:
         counted = counted_classes(logits, options)
         x = real(logits) if counted is True else jnp.where(counted, real(logits), 0)
-        slope = _cap_slope(x / _along(options["softcap"], x))
+        slope = _cap_slope(_in_caps(x, _along(options["softcap"], x)))
     if "temperature" in options:
         slope = slope / _along(options["temperature"], logits)
     return slope
@@ -131,11 +135,15 @@ def given_targets(logits: Array, target: Array, options) -> Array:
 
 
 def class_targets(logits: Array, target: Array, options, classes: int) -> Array:
-    r"""$b = w ((1 - \varepsilon) a + \varepsilon / K)$: with smoothing over the $K$ `classes`, times class weights."""
+    r"""$b = w ((1 - \varepsilon) a + \varepsilon / K)$: with smoothing over the $K$ `classes`, times class weights.
+
+    A masked class, of which $z$ is $-\infty$, has no $\varepsilon / K$.
+    """
     b = given_targets(logits, target, options)
     if "label_smoothing" in options:
         smoothing = _along(options["label_smoothing"], b)
-        b = (1 - smoothing) * b + smoothing / classes
+        masked = jax.lax.stop_gradient(scaled_logits(logits, options)) == -jnp.inf
+        b = (1 - smoothing) * b + jnp.where(masked, 0, smoothing / classes)
     if "class_weights" in options:
         weights = options["class_weights"]
         b = b * jax.lax.expand_dims(weights, range(weights.ndim - 1, b.ndim - 1))

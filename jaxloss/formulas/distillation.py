@@ -113,19 +113,28 @@ def divergence_terms(
 def log_ratios(logits: Array, target: Array, stats, scale, of_masked: Array) -> Array:
     r"""$\log(p / q)$ of a teacher's logits, right relative to itself up to what is the same for all classes of a row.
 
-    In the difference of the logits, which comes first, nothing is rounded where they are close.
+    Where student and teacher have about the same maximum, the difference of the logits comes first, in which nothing is
+    rounded where they are close. Where they have not, the maxima are subtracted before, for an offset must cancel.
     """
     maximum, log_sum, teacher_maximum, teacher_log_sum = (numbers[..., None] for numbers in stats)
     x, y = real(logits), real(target)
     masked = (x == -jnp.inf) | (y == -jnp.inf)
     x, y = jnp.where(masked, 0, x), jnp.where(masked, 0, y)
-    ratio = scale * (x - y) - (scale * (maximum - teacher_maximum) + (log_sum - teacher_log_sum))
+    between = scale * (maximum - teacher_maximum)
+    near = jnp.abs(between) < 1
+    x, y = x - jnp.where(near, 0, maximum), y - jnp.where(near, 0, teacher_maximum)
+    ratio = scale * (x - y) - (jnp.where(near, between, 0) + (log_sum - teacher_log_sum))
     return jnp.where(masked, of_masked, ratio)
+
+
+def _close(ratio: Array) -> float:
+    """Below so much of it a series is more exact than the difference that it is of."""
+    return 1 / 512 if ratio.dtype == jnp.float64 else 1 / 16
 
 
 def _kl_of_ratios(value: Array, ratio: Array, p: Array, q: Array) -> Array:
     r"""$q (e^d - 1 - d)$ with $d = \log(p / q)$: the sum is that of $q \log(q / p)$, and no term is negative."""
-    close = jnp.abs(ratio) < 0.125
+    close = jnp.abs(ratio) < 2 * _close(ratio)
     d = jnp.where(close, ratio, 0)
     series = 1 / 2 + d * (1 / 6 + d * (1 / 24 + d / 120))
     return jnp.where(close, q * (d * d) * series, (p - q) + value)
@@ -137,7 +146,7 @@ def _js_of_ratios(value: Array, ratio: Array, p: Array, q: Array, beta: float | 
     With $a = 1 - \beta$, it is $q (a (1 + u) \log(1 + u) - (1 + a u) \log(1 + a u))$.
     """
     del p
-    close = jnp.abs(ratio) < 0.0625
+    close = jnp.abs(ratio) < _close(ratio)
     d, a = jnp.where(close, ratio, 0), 1 - beta
     u = d + d * d * (1 / 2 + d * (1 / 6 + d / 24))
     series = 1 / 2 - u * ((1 + a) / 6 - u * ((1 + a + a**2) / 12 - u * (1 + a + a**2 + a**3) / 20))

@@ -1,0 +1,84 @@
+"""Classes whose logits are -Inf: what they take of a target, and what of a loss."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import jaxloss
+import meshes
+from test_relative_accuracy import path  # noqa: F401, a fixture
+
+CLASSES = 12
+RANDOM = np.random.default_rng(2)
+X = RANDOM.normal(0, 2, (6, CLASSES)).astype(np.float32)
+MASK = RANDOM.random(X.shape) < 0.4
+LABELS = np.array([np.flatnonzero(~row)[0] for row in MASK])
+MASKED = np.where(MASK, -np.inf, X).astype(np.float32)
+SMOOTHING = 0.2
+
+
+def expected(weights):
+    """Losses, gradients, and derivatives of the losses with respect to smoothing and class weights."""
+    z = np.where(MASK, -np.inf, X.astype(np.float64))
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    hard = np.eye(CLASSES)[LABELS]
+    soft = np.where(MASK, 0, 1 / CLASSES)
+    b = weights * ((1 - SMOOTHING) * hard + SMOOTHING * soft)
+    nll = np.where(MASK, 0, -log_p)
+    gradient = np.exp(log_p) * b.sum(1, keepdims=True) - b
+    return (b * nll).sum(1), gradient, (weights * (soft - hard) * nll).sum(), (b / weights * nll).sum(0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("clip", [None, 1e-7])
+def test_masked_classes_are_not_smoothed_over(clip, reduction, path):  # noqa: F811
+    def of(x, smoothing, weights):
+        loss = jaxloss.categorical_cross_entropy(
+            x, LABELS, label_smoothing=smoothing, class_weights=weights, clip=clip, reduction=reduction
+        )
+        return loss.sum(), loss
+
+    weights = np.linspace(0.5, 2, CLASSES)
+    operands = (MASKED, SMOOTHING, weights.astype(np.float32))
+    (_, losses), gradients = jax.value_and_grad(of, (0, 1, 2), has_aux=True)(*operands)
+    values, gradient, of_smoothing, of_weights = expected(weights)
+    np.testing.assert_allclose(losses, values if reduction == "none" else values.sum(), rtol=2e-6)
+    for found, reference in zip(gradients, (gradient, of_smoothing, of_weights), strict=True):
+        np.testing.assert_allclose(found, reference, rtol=2e-5, atol=2e-6)
+    alone = jaxloss.d_categorical_cross_entropy(
+        MASKED, LABELS, label_smoothing=SMOOTHING, class_weights=operands[2], reduction="sum"
+    )
+    np.testing.assert_allclose(alone, gradient, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["one device", "split"])
+def test_all_that_is_asked_for_together(name):
+    def of(x, axis_name=None):
+        loss, stats = jaxloss.categorical_cross_entropy_with_stats(
+            x, LABELS, label_smoothing=SMOOTHING, clip=None, reduction="none", axis_name=axis_name
+        )
+        return loss, stats.entropy
+
+    if name == "split":
+        mesh = Mesh(np.array(meshes.available()[:2]), ("v",))
+        of_all = jax.shard_map(lambda x: of(x, "v"), mesh=mesh, in_specs=P(None, "v"), out_specs=P())
+    else:
+        of_all = of
+    losses, entropy = jax.jit(of_all)(MASKED)
+    values, gradient, *_ = expected(np.ones(CLASSES))
+    np.testing.assert_allclose(losses, values, rtol=2e-6)
+    assert np.isfinite(entropy).all()
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: of_all(x)[0].sum()))(MASKED), gradient, rtol=2e-5, atol=2e-6)
+
+
+def test_a_label_on_a_masked_class(path):  # noqa: F811
+    x = np.where(np.arange(CLASSES) == 3, -np.inf, X[:1]).astype(np.float32)
+    label = np.array([3])
+    for clip, value in ((None, np.inf), (1e-7, -np.log(1e-7))):
+        loss, gradient = jax.value_and_grad(lambda x: jaxloss.categorical_cross_entropy(x, label, clip=clip))(x)  # noqa: B023
+        np.testing.assert_allclose(loss, value, rtol=1e-6)
+        probabilities = np.exp(x) / np.exp(x).sum()
+        np.testing.assert_allclose(gradient, probabilities - np.eye(CLASSES)[3], rtol=1e-5, atol=1e-7)
+        assert gradient[0, 3] == -1
