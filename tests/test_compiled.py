@@ -31,7 +31,9 @@ def test_value_and_gradient_are_one_custom_call(case, reduction, dtype):
     with jax.enable_x64(dtype == "float64"):
         module = compiled(lambda x, a: jax.value_and_grad(case.loss)(x, a, reduction=reduction), *operands(case, dtype))
     assert custom_call_targets(module) == [f"{case.loss.in_modules}_value_and_grad"]
-    assert of_size(module, SIZE) == ["custom-call"]
+    # In float16 the scale that 1/n and the cotangent are comes after the rounding; that of a sum of errors is 1.
+    is_scaled = dtype == "float16" and not (case.loss.in_modules == "jaxloss_mse" and reduction == "sum")
+    assert of_size(module, SIZE) == ["custom-call", *["fusion"] * is_scaled]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -81,7 +83,7 @@ def test_gradients_of_options_come_from_the_same_call(case):
 @pytest.mark.parametrize("case", [case for case in CASES if case.of_target])
 def test_float32_targets_of_16_bit_logits_are_read_as_they_are(case, dtype):
     module = compiled(jax.value_and_grad(case.loss), *operands(case, dtype, target_dtype="float32"))
-    assert of_size(module, SIZE) == ["custom-call"]
+    assert of_size(module, SIZE) == ["custom-call", *["fusion"] * (dtype == "float16")]
 
 
 @pytest.mark.parametrize("case", [Case(BINARY, "booleans"), Case(BINARY, "integers")])

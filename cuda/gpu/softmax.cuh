@@ -198,20 +198,24 @@ __device__ __forceinline__ SoftmaxSums<float> sums_without_largest(
     const Packed<Logit, kPerVector<Logit>> (&packed)[steps], float one_more) {
   const float max = fmaxf(fmaxf(largest(packed), one_more), no_logits<float>().max);
   const Exponentials<float> exponentials(max);
-  float below = 0, largest_ones = -1;
-  const auto add = [&](float term) {
-    below += term == 1 ? 0.0f : term;
-    largest_ones += term == 1 ? 1.0f : 0.0f;
+  // Four sums, for each waits for its last addition; one of the two additions is done.
+  float below[4] = {}, ones[2] = {-1, 0};
+  const auto add = [&](float term, int j) {
+    if (term == 1) {
+      ones[j % 2] += 1;
+    } else {
+      below[j % 4] += term;
+    }
   };
-  add(exponentials.term(one_more));
+  add(exponentials.term(one_more), 0);
 #pragma unroll
   for (int k = 0; k < steps; k++) {
     float x[kPerVector<Logit>];
     packed[k].numbers(x);
 #pragma unroll
-    for (int j = 0; j < kPerVector<Logit>; j++) add(exponentials.term(x[j]));
+    for (int j = 0; j < kPerVector<Logit>; j++) add(exponentials.term(x[j]), j);
   }
-  return {max, below + largest_ones};
+  return {max, ((below[0] + below[1]) + (below[2] + below[3])) + (ones[0] + ones[1])};
 }
 
 struct MergedWithoutLargest {

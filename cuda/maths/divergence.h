@@ -69,7 +69,7 @@ struct Ratio {
 
 // Below so much of |d| a series is more exact than the difference that it is of.
 template <class Real>
-constexpr double kClose = sizeof(Real) == 8 ? 1.0 / 512 : 1.0 / 16;
+constexpr double kClose = sizeof(Real) == 8 ? 1.0 / 512 : 1.0 / 8;
 
 // q log(q / p), the Kullback–Leibler divergence of the student from the teacher.
 struct KullbackLeibler {
@@ -94,7 +94,7 @@ struct KullbackLeibler {
         of_close = of_close * d + Value(1.0 / 24);
         of_close = of_close * d + Value(1.0 / 6);
         of_close = of_close * d + Value(0.5);
-        value = select(absolute(d) < Value(2 * kClose<Real>), q * (d * d) * of_close, (p - q) + value);
+        value = select(absolute(d) < Value(kClose<Real>), q * (d * d) * of_close, (p - q) + value);
       }
     }
   };
@@ -109,16 +109,18 @@ struct JensenShannon {
 
   template <class Real>
   struct OfRow {
-    Real beta, rest, of_close[4];
+    Real beta, rest, of_close[5];
 
     // With a = 1 − β and u = e^d − 1, φ / q = a (1 + u) log(1 + u) − (1 + a u) log(1 + a u), of which both linear terms
-    // are a u. The series of the rest is a β u² (1/2 − (1 + a) u/6 + (1 + a + a²) u²/12 − (1 + a + a² + a³) u³/20 …).
+    // are a u. The series of the rest is a β u² (1/2 − (1 + a) u/6 + (1 + a + a²) u²/12 − … u³/20 + … u⁴/30 …).
     JAXLOSS_INLINE explicit OfRow(Real beta_) : beta(beta_), rest(1 - beta_) {
-      const Real both = beta * rest, two = 1 + rest, three = 1 + rest * two, four = 1 + rest * three;
+      const Real both = beta * rest, two = 1 + rest, three = 1 + rest * two, four = 1 + rest * three,
+                 five = 1 + rest * four;
       of_close[0] = both / 2;
       of_close[1] = -both * two / 6;
       of_close[2] = both * three / 12;
       of_close[3] = -both * four / 20;
+      of_close[4] = both * five / 30;
     }
 
     template <class Normalised, class Functions, class Value>
@@ -135,8 +137,8 @@ struct JensenShannon {
       value = of_student + Value(beta) * weighted(q, select(teacher_larger, Value(0), -d) - log_mixture);
 
       const Value u = d + d * d * (Value(0.5) + d * (Value(1.0 / 6) + d * Value(1.0 / 24)));
-      Value series(of_close[3]);
-      for (int k = 2; k >= 0; k--) series = series * u + Value(of_close[k]);
+      Value series(of_close[4]);
+      for (int k = 3; k >= 0; k--) series = series * u + Value(of_close[k]);
       value = select(absolute(d) < Value(kClose<Real>), q * (u * u) * series, value);
     }
   };

@@ -129,12 +129,12 @@ def log_ratios(logits: Array, target: Array, stats, scale, of_masked: Array) -> 
 
 def _close(ratio: Array) -> float:
     """Below so much of it a series is more exact than the difference that it is of."""
-    return 1 / 512 if ratio.dtype == jnp.float64 else 1 / 16
+    return 1 / 512 if ratio.dtype == jnp.float64 else 1 / 8
 
 
 def _kl_of_ratios(value: Array, ratio: Array, p: Array, q: Array) -> Array:
     r"""$q (e^d - 1 - d)$ with $d = \log(p / q)$: the sum is that of $q \log(q / p)$, and no term is negative."""
-    close = jnp.abs(ratio) < 2 * _close(ratio)
+    close = jnp.abs(ratio) < _close(ratio)
     d = jnp.where(close, ratio, 0)
     series = 1 / 2 + d * (1 / 6 + d * (1 / 24 + d / 120))
     return jnp.where(close, q * (d * d) * series, (p - q) + value)
@@ -149,7 +149,11 @@ def _js_of_ratios(value: Array, ratio: Array, p: Array, q: Array, beta: float | 
     close = jnp.abs(ratio) < _close(ratio)
     d, a = jnp.where(close, ratio, 0), 1 - beta
     u = d + d * d * (1 / 2 + d * (1 / 6 + d / 24))
-    series = 1 / 2 - u * ((1 + a) / 6 - u * ((1 + a + a**2) / 12 - u * (1 + a + a**2 + a**3) / 20))
+    two = 1 + a
+    three = 1 + a * two
+    four = 1 + a * three
+    five = 1 + a * four
+    series = 1 / 2 - u * (two / 6 - u * (three / 12 - u * (four / 20 - u * five / 30)))
     return jnp.where(close, q * a * beta * (u * u) * series, value)
 
 
