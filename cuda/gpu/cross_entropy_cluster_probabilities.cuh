@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiproce
   });
   const float edge = share.has_edge ? number(logits[share.edge]) : -INFINITY;
   const float edge_target = share.has_edge ? number(target[share.edge]) : 0.0f;
-  SoftmaxSums<float> others = across_lanes(sums_without_largest(packed, edge), kWarp, MergedWithoutLargest());
+  SoftmaxSums<float> others = sums_without_largest(packed, edge);
   float target_sum = edge_target;
   if constexpr (kGradient) {
 #pragma unroll

@@ -192,30 +192,41 @@ __device__ __forceinline__ SoftmaxSums<float> softmax_sums(const Packed<Logit, k
   return {max, sum_of_terms(exponentials, exponentials.term(one_more), packed)};
 }
 
-// The same without one of the largest, whose term is 1: −1 of no logits.
+// The sums of a warp's logits, without one of the largest, whose term is 1: −1 of no logits. All lanes must call it.
+// One of those that hold it looks for it, in the vectors that it may be in, and sums that vector once more.
 template <class Logit, int steps>
 __device__ __forceinline__ SoftmaxSums<float> sums_without_largest(
     const Packed<Logit, kPerVector<Logit>> (&packed)[steps], float one_more) {
-  const float max = fmaxf(fmaxf(largest(packed), one_more), no_logits<float>().max);
+  const float own = fmaxf(largest(packed), one_more);
+  const float max = fmaxf(across_lanes(own, kWarp, Maximum()), no_logits<float>().max);
+  const unsigned holding = __ballot_sync(kAllLanes, own == max);
+  bool looks = static_cast<int>(threadIdx.x % kWarp) == __ffs(holding) - 1;
   const Exponentials<float> exponentials(max);
-  // Four sums, for each waits for its last addition; one of the two additions is done.
-  float below[4] = {}, ones[2] = {-1, 0};
-  const auto add = [&](float term, int j) {
-    if (term == 1) {
-      ones[j % 2] += 1;
-    } else {
-      below[j % 4] += term;
-    }
-  };
-  add(exponentials.term(one_more), 0);
+  float sum = exponentials.term(one_more);
+  if (looks && sum == 1) {
+    sum = 0;
+    looks = false;
+  }
 #pragma unroll
   for (int k = 0; k < steps; k++) {
-    float x[kPerVector<Logit>];
+    float x[kPerVector<Logit>], sums[2] = {};
     packed[k].numbers(x);
 #pragma unroll
-    for (int j = 0; j < kPerVector<Logit>; j++) add(exponentials.term(x[j]), j);
+    for (int j = 0; j < kPerVector<Logit>; j++) sums[j % 2] += exponentials.term(x[j]);
+    float of_vector = sums[0] + sums[1];
+    if (looks && of_vector >= 1) {
+      of_vector = 0;
+#pragma unroll
+      for (int j = 0; j < kPerVector<Logit>; j++) {
+        const float term = exponentials.term(x[j]);
+        const bool found = looks && term == 1;
+        of_vector += found ? 0.0f : term;
+        looks = looks && !found;
+      }
+    }
+    sum += of_vector;
   }
-  return {max, ((below[0] + below[1]) + (below[2] + below[3])) + (ones[0] + ones[1])};
+  return {max, across_lanes(sum, kWarp, Sum()) - (holding ? 0.0f : 1.0f)};
 }
 
 struct MergedWithoutLargest {
@@ -228,8 +239,8 @@ struct MergedWithoutLargest {
 // One exponential a lane, as of `Merged`.
 __device__ __forceinline__ SoftmaxSums<float> across_lanes(SoftmaxSums<float> sums, int lanes, MergedWithoutLargest) {
   const float max = across_lanes(sums.max, lanes, Maximum());
-  const unsigned lanes_with_it = __ballot_sync(kAllLanes, sums.max == max);
-  const bool first = static_cast<int>(threadIdx.x % kWarp) == __ffs(lanes_with_it) - 1;
+  const unsigned holding = __ballot_sync(kAllLanes, sums.max == max);
+  const bool first = static_cast<int>(threadIdx.x % kWarp) == __ffs(holding) - 1;
   return {max, across_lanes(first ? sums.sum : (1 + sums.sum) * exponential(sums.max - max), lanes, Sum())};
 }
 
