@@ -142,8 +142,8 @@ def class_targets(logits: Array, target: Array, options, classes: int) -> Array:
     b = given_targets(logits, target, options)
     if "label_smoothing" in options:
         smoothing = _along(options["label_smoothing"], b)
-        masked = jax.lax.stop_gradient(scaled_logits(logits, options)) == -jnp.inf
-        b = (1 - smoothing) * b + jnp.where(masked, 0, smoothing / classes)
+        unmasked = jax.lax.stop_gradient(scaled_logits(logits, options)) != -jnp.inf
+        b = (1 - smoothing) * b + smoothing / classes * unmasked.astype(b.dtype)
     if "class_weights" in options:
         weights = options["class_weights"]
         b = b * jax.lax.expand_dims(weights, range(weights.ndim - 1, b.ndim - 1))
@@ -214,7 +214,9 @@ def softmax_minus_target(z: Array, maximum: Array, log_sum: Array, total: Array,
     softmax = jnp.exp(z - maximum[..., None] - log_sum[..., None])
     difference = softmax * total[..., None] - target
     of_largest = (total * jnp.expm1(-log_sum))[..., None] + (total[..., None] - target)
-    return with_derivatives_of(difference, jnp.where(z == maximum[..., None], of_largest, difference))
+    # No choice between the two, whose shardings may differ where shardings are part of the types.
+    largest = (z == maximum[..., None]).astype(difference.dtype)
+    return with_derivatives_of(difference, difference + largest * (of_largest - difference))
 
 
 def predicted_classes(z: Array) -> Array:
