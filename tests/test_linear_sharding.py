@@ -42,7 +42,7 @@ PLACEMENTS = {
 
 
 def exchanges_of(placement, d, v) -> collections.Counter:
-    """What d × v devices exchange, by kind and size: once a step, and of each chunk four numbers a token."""
+    """What d × v devices exchange, by kind and size: once a step, and of each chunk five numbers a token."""
     both = d * v
     once = {
         "replicated": [],
@@ -62,7 +62,7 @@ def exchanges_of(placement, d, v) -> collections.Counter:
     found = collections.Counter((kind, size) for kind, size, devices in once[placement] if devices > 1)
     if "classes" in placement and "fsdp over" not in placement and v > 1:
         tokens = N if placement == "classes" else N // d
-        found["all-reduce", CHUNK] = 4 * tokens // CHUNK
+        found["all-reduce", CHUNK] = 5 * tokens // CHUNK
     return found
 
 

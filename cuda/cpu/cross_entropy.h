@@ -212,9 +212,10 @@ JAXLOSS_INLINE void row_gradient(ClassProbabilities<Stored> target, int64_t row,
     const Value softmax = exponentials.load(i, count) * Value(scale.softmax * scale.target_sum);
     return (softmax - load_step(probability + i, count)) * Value(scale.weight);
   });
-  if (scale.apart >= 0) {
-    const Value rest = Value(scale.target_sum) - load_step(probability + scale.apart, 1);
-    const Value of_apart = Value(scale.target_sum * scale.missing) + rest;
+  if (scale.apart >= 0) {  // the softmax of the largest logit: a small one would lose digits in its difference from 1
+    const Value a = load_step(probability + scale.apart, 1), total(scale.target_sum);
+    const bool sure = is_sure(1 / scale.softmax);
+    const Value of_apart = sure ? total * Value(scale.missing) + (total - a) : total * Value(scale.softmax) - a;
     store_step(gradient + scale.apart, of_apart * Value(scale.weight), 1);
   }
 }

@@ -140,10 +140,11 @@ JAXLOSS_INLINE void narrow_gradient(ClassColumns& columns, const ProbabilityColu
                                     Vector scale, Vector target_sum, Vector, Vector log_sum, Vector weight,
                                     Logit* gradient) {
   const Integers nothing = weight == Vector(0);
+  const Integers sure = exponential(log_sum) < Vector(2);
   const Vector one(1), of_all = target_sum * scale, of_largest = target_sum * exponential_minus_one(-log_sum);
   for (int64_t j = 0; j < classes; j++) {
     const Vector e = columns.column[j], t = target.columns.column[j];
-    const Vector difference = select(e == one, of_largest + (target_sum - t), e * of_all - t);
+    const Vector difference = select((e == one) & sure, of_largest + (target_sum - t), e * of_all - t);
     columns.column[j] = select(nothing, Vector(0), difference * weight);
   }
   columns.store(gradient, classes);

@@ -122,7 +122,8 @@ struct OptionRow {
       of_label[which] = exactly(i, added + (is_dense() ? lane(target(i, 1), 0) : Real(0)));
       return Real(0);
     });
-    if (!by_index && first.index >= 0) of_first = exactly(first.index, lane(target(first.index, 1), 0));
+    if (!by_index && first.index >= 0 && is_sure(exponential(log_sum)))
+      of_first = exactly(first.index, lane(target(first.index, 1), 0));
     store_steps(result, objective.classes, [&](int64_t i, int64_t count) {
       const Value a = is_dense() ? target(i, count) : Value(0);
       const Value exponentials = exponential(load_step(z + i, count) - Value(first.max));
@@ -133,7 +134,7 @@ struct OptionRow {
       store_step(result + objective.label[which], of_label[which], 1);
       return Real(0);
     });
-    if (!by_index && first.index >= 0) store_step(result + first.index, of_first, 1);
+    if (!by_index && first.index >= 0 && is_sure(exponential(log_sum))) store_step(result + first.index, of_first, 1);
     std::memset(result + objective.classes, 0, (rows.classes - objective.classes) * sizeof(Logit));
   }
 };

@@ -82,14 +82,14 @@ __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiproce
   const float log_sum = log_of_sum(sum, rest, sum > 0);
 
   const Exponentials<float> exponentials(max);
-  const float scale = target_sum / sum;
+  const float scale = target_sum / sum, largest = sure_maximum(max, sum);
   const auto add_loss = [&](float& sum, float x, float a) {
     const float nll = smaller_or_nan(log_sum - (x - max), rows.ceiling);
     if (a != 0) sum += a * nll;  // where it is 0 even an infinite one is no loss
   };
   const auto derivative = [&](float x, float a) {
     const float of_class = exponentials.term(x) * scale - a;
-    return weight == 0 ? 0.0f : (x == max ? (target_sum - a) - rest * scale : of_class) * weight;
+    return weight == 0 ? 0.0f : (x == largest ? (target_sum - a) - rest * scale : of_class) * weight;
   };
   float loss = 0;
   add_loss(loss, edge, edge_target);

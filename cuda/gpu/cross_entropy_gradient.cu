@@ -120,9 +120,10 @@ __global__ void __launch_bounds__(kGradientThreads, (kGradientBlocks<Logit, Targ
     const auto* target = rows.target.probability + offset;
     using Stored = std::remove_cv_t<std::remove_pointer_t<decltype(target)>>;
     const Real of_largest = exponential_minus_one(-rows.log_sum[row]) * target_sum;
+    const Real largest = sure_maximum(exponentials.max, exponential(rows.log_sum[row]));
     const auto derivative = [&](Real x, Real a) {
       const Real of_class = exponentials.term(x) * scale - a;
-      return (x == exponentials.max ? of_largest + (target_sum - a) : of_class) * weight;
+      return (x == largest ? of_largest + (target_sum - a) : of_class) * weight;
     };
     Packed<Stored, step> targets[most];
     go_along(

@@ -204,7 +204,7 @@ __device__ __forceinline__ void write_results(const Rows& rows, const RowTeam& t
 // Teams take rows in turn; threads of a warp go round equally often, for they shuffle. Of a row taken out nothing is
 // read.
 template <class Logit, class Target>
-__global__ void __launch_bounds__(kOptionThreads, 2)
+__global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
     cross_entropy_with_options(CrossEntropyOptionRows<Logit, Target> rows, int lanes) {
   using Real = Accumulator<Logit>;
   constexpr bool by_index = std::is_same_v<Target, ClassIndices>;
@@ -304,6 +304,7 @@ __global__ void __launch_bounds__(kOptionThreads, 2)
       const Real scale = total * exponential(-log_sum);
       // Where the softmax is near 1: its total (softmax − 1) + (total − target), in which nothing cancels.
       const Real of_largest = total * exponential_minus_one(-log_sum);
+      const Real largest = sure_maximum(max, exponential(log_sum));
       along.for_classes([&](auto count, int64_t i, const auto& x, const auto& z, const auto& a, const auto& target) {
         if (has_sums) {
 #pragma unroll
@@ -319,7 +320,7 @@ __global__ void __launch_bounds__(kOptionThreads, 2)
         for (int j = 0; j < count; j++) {
           const Real b = along.dense ? target[j] : Real(0);
           derivative[j] = exponentials.term(z[j]) * scale - b;
-          if (!by_index) derivative[j] = z[j] == max ? of_largest + (total - b) : derivative[j];
+          if (!by_index) derivative[j] = z[j] == largest ? of_largest + (total - b) : derivative[j];
         }
         if constexpr (by_index) {
 #pragma unroll

@@ -238,10 +238,10 @@ __global__ void __launch_bounds__(kRegistersThreads, 4)
 
   Logit* gradient = rows.gradient + place.offset;
   const bool zero = place.weight == 0;
-  const Real scale = target_sum / softmax.sum;
+  const Real scale = target_sum / softmax.sum, largest = sure_maximum(max, softmax.sum);
   const auto derivative = [&](Real x, Real a) {
     const Real of_class = softmax.exponentials.term(x) * scale - a;
-    return (x == max ? (target_sum - a) - rest * scale : of_class) * place.weight;
+    return (x == largest ? (target_sum - a) - rest * scale : of_class) * place.weight;
   };
   place.for_slots([&](int k, int i) {
     Real x[step] = {};

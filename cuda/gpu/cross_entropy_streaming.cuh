@@ -227,11 +227,11 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
       rest = across_block<threads>(rest, Sum());
     }
     const Real log_sum = log_of_sum(sums.sum, rest, is_sure(sums.sum));
-    const Real scale = target_sum / sums.sum, of_rest = rest * scale;
+    const Real scale = target_sum / sums.sum, of_rest = rest * scale, largest = sure_maximum(sums.max, sums.sum);
     const auto nll = [&](Real x) { return negative_log_likelihood(log_sum, x - sums.max, rows.ceiling); };
     const auto derivative = [&](Real x, Real a) {
       const Real of_class = exponentials.term(x) * scale - a;
-      return weight == 0 ? Real(0) : (x == sums.max ? (target_sum - a) - of_rest : of_class) * weight;
+      return weight == 0 ? Real(0) : (x == largest ? (target_sum - a) - of_rest : of_class) * weight;
     };
     Real loss = 0;
     along_row<threads, Direction::backwards, most>(

@@ -56,11 +56,11 @@ __device__ __forceinline__ void leave_out(Packed<double, kPerVector<double>>& pa
   all = j == 0 ? make_uint4(0, 0xfff00000u, all.z, all.w) : make_uint4(all.x, all.y, 0, 0xfff00000u);
 }
 
-// Whether the largest logit, without a label to tell which it is, has more than half of the softmax: the terms of all
-// others are then worth being summed once more, without its own. It is alone.
+// The largest logit of rows without a label to tell which it is, if it has more than half of the softmax; else NaN,
+// which no logit is equal to.
 template <class Real>
-__device__ __forceinline__ bool is_sure(Real sum) {
-  return sum > 0 && sum < 2;
+__device__ __forceinline__ Real sure_maximum(Real max, Real sum) {
+  return is_sure(sum) ? max : static_cast<Real>(NAN);
 }
 
 // What a row's sums are together with the logit of its label, which they are without. Where the label leads, all else

@@ -26,6 +26,13 @@ JAXLOSS_INLINE SoftmaxSums<double> no_logits<double>() {
   return {-1.7976931348623157e+308, 0.0};
 }
 
+// Of the sum of exponentials: whether the largest logit has more than half of the softmax, and is alone. Its softmax −
+// 1 is then what its gradient is made of; where the softmax is small that would lose the digits that it keeps.
+template <class Real>
+JAXLOSS_INLINE bool is_sure(Real sum) {
+  return sum > 0 && sum < 2;
+}
+
 // log s. Of a row whose label, or another class that is alone in it, has the largest logit, s is 1 + `rest`, and
 // `apart` is true: log s is then right relative to itself, however small, which the logarithm of a rounded s would not
 // be.

@@ -209,13 +209,14 @@ def d_cross_entropy_with_options(
 def softmax_minus_target(z: Array, maximum: Array, log_sum: Array, total: Array, target: Array) -> Array:
     r"""$T t_i - b_i$ of rows whose `softmax_stats` are known, with $t = \mathrm{softmax}(z)$ and a `total` $T$.
 
-    Of the largest logits as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near 1, $T t_i - b_i$ would lose the digits.
+    Of a logit with more than half of the softmax as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near 1, $T t_i - b_i$
+    would lose the digits.
     """
     softmax = jnp.exp(z - maximum[..., None] - log_sum[..., None])
     difference = softmax * total[..., None] - target
     of_largest = (total * jnp.expm1(-log_sum))[..., None] + (total[..., None] - target)
     # No choice between the two, whose shardings may differ where shardings are part of the types.
-    largest = (z == maximum[..., None]).astype(difference.dtype)
+    largest = ((z == maximum[..., None]) & (log_sum < math.log(2))[..., None]).astype(difference.dtype)
     return with_derivatives_of(difference, difference + largest * (of_largest - difference))
 
 
