@@ -183,7 +183,7 @@ def _softmax(objective: Objective, operands, stats) -> Array:
     logits, _, _, *parameters = operands
     maximum, log_sum, *_ = stats
     z = formulas.scaled_logits(logits, objective.options(parameters))
-    return jnp.exp(z - maximum[..., None] - log_sum[..., None])
+    return formulas.softmax_of(z, maximum, log_sum)
 
 
 def _derivative(objective: Objective, operands, stats) -> Array:

@@ -51,9 +51,7 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
         z, here = logits_at(logits, label, options)
         told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
     if not labels or _only(options, "class_weights", "label_smoothing"):
-        told["targets"] = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1])).sum(
-            -1
-        )
+        told["targets"] = formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1]))
     told = dict(zip(told, add_up(tuple(told.values())), strict=True))
     log_sum = formulas.log_of_sums(told["rest"], told["leading"])
     total = told.get("targets", jnp.ones_like(maximum))
@@ -145,9 +143,7 @@ def whole_targets(objective: Objective, axes, logits, target, options) -> tuple[
         valid = valid & (add_up(here.astype(jnp.int32)) > 0 if axes else here)
     if labels and not _only(options, "class_weights", "label_smoothing"):
         return valid, jnp.ones(valid.shape, formulas.real(logits).dtype)  # without going along the classes
-    return valid, add_up(
-        formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1])).sum(-1)
-    )
+    return valid, add_up(formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1])))
 
 
 def _only(options: Mapping[str, Array], *names: str) -> dict[str, Array]:

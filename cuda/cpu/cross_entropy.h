@@ -26,7 +26,8 @@ JAXLOSS_INLINE Accumulator<Logit> row_max(const Logit* logits, int64_t classes) 
   return max_of_lanes(maxima);
 }
 
-// The largest logit of a row, and the first class that has it; −1 if none has.
+// The largest logit of a row, and the first class that has it; −1 if none has, or its exponential is NaN for it is
+// infinite.
 template <class Real>
 struct Largest {
   Real max;
@@ -45,7 +46,7 @@ JAXLOSS_INLINE Largest<Accumulator<Logit>> largest(const Logit* logits, int64_t 
       in_block = first;
     }
   }
-  if (in_block < 0) return found;
+  if (in_block < 0 || !is_finite(found.max)) return found;
   const Value none(2 * block);
   Value places(none);
   for_each_step<Logit>(classes - in_block < block ? classes - in_block : block, [&](int64_t i, int64_t count) {
@@ -54,6 +55,13 @@ JAXLOSS_INLINE Largest<Accumulator<Logit>> largest(const Logit* logits, int64_t 
   });
   found.index = in_block + static_cast<int64_t>(-max_of_lanes(-places));
   return found;
+}
+
+// The same of a slice of a row whose largest logit is known: none has it here, if it is in another slice.
+template <class Logit>
+JAXLOSS_INLINE Largest<Accumulator<Logit>> largest(const Logit* logits, int64_t classes, Accumulator<Logit> max) {
+  const auto here = largest(logits, classes);
+  return {max, here.max == max ? here.index : -1};
 }
 
 // exp(x − max) of a row: computed where they are needed, or kept.
@@ -224,12 +232,6 @@ JAXLOSS_INLINE void row_gradient(ClassProbabilities<Stored> target, int64_t row,
 template <class Logit>
 constexpr bool in_gradient = std::is_same_v<Logit, Accumulator<Logit>>;
 
-JAXLOSS_INLINE int64_t label_of(ClassIndices target, int64_t row) { return target.index[row]; }
-template <class Stored>
-JAXLOSS_INLINE int64_t label_of(ClassProbabilities<Stored>, int64_t) {
-  return -1;
-}
-
 // exp(x − max) / s − 1, in which nothing cancels.
 template <class Real>
 JAXLOSS_INLINE Real probability_less_one(Real x_minus_max, Real log_sum) {
@@ -265,7 +267,9 @@ JAXLOSS_INLINE void cross_entropy_row(const CrossEntropyRows<Logit, Target>& row
   const Real loss = row_loss(rows.target, row, logits, classes, sums, log_sum, rows.ceiling);
   rows.store_results(row, loss, sums.max, log_sum);
   RowScale<Real> scale{1 / sums.exponentials.whole(), sums.target, weight, sums.excluded, Real(0)};
-  if (by_index && sums.target != 0) scale.apart = label_of(rows.target, row);
+  if constexpr (by_index) {
+    if (sums.target != 0) scale.apart = rows.target.index[row];
+  }
   if (gradient && scale.apart >= 0) scale.missing = probability_less_one(by_index ? -sums.below_max : Real(0), log_sum);
   if (kept) {
     row_gradient(rows.target, row, KeptExponentials<Logit>{kept}, classes, scale, gradient);
@@ -307,11 +311,10 @@ void cross_entropy_gradient_rows(const CrossEntropyGradientRows<Logit, Target>& 
       if (here) scale.apart = index;
       if (here) scale.missing = probability_less_one(number(logits + index) - max, log_sum);
     } else {
-      const Largest<Real> first = largest(logits, rows.classes);
-      if (first.max == max) scale.apart = first.index;
+      scale.apart = largest(logits, rows.classes, max).index;
       scale.missing = probability_less_one(Real(0), log_sum);
     }
-    row_gradient(rows.target, row, ComputedExponentials<Logit>{logits, rows.max[row]}, rows.classes, scale,
+    row_gradient(rows.target, row, ComputedExponentials<Logit>{logits, max}, rows.classes, scale,
                  rows.gradient + row * rows.classes);
   }
 }

@@ -101,7 +101,7 @@ JAXLOSS_INLINE NarrowSums narrow_sums(const IndexColumns& target, const ClassCol
   sums.loss = select(invalid, Vector(__builtin_nan("")), nll);
   return sums;
 }
-// The largest logit, if no other is as large.
+// The largest logit is left out, if no other is as large. An infinite one is not: its exponential is NaN.
 JAXLOSS_INLINE NarrowSums narrow_sums(const ProbabilityColumns& target, const ClassColumns& x, int64_t classes,
                                       Vector ceiling, ClassColumns& exponentials) {
   NarrowSums sums;
@@ -110,7 +110,7 @@ JAXLOSS_INLINE NarrowSums narrow_sums(const ProbabilityColumns& target, const Cl
   Vector largest(0);  // how many there are
   const Vector rest = sum_over_classes(classes, [&](int64_t j) {
     exponentials.column[j] = exponential_of_negative(x.column[j] - sums.max);
-    const Integers is_largest = x.column[j] == sums.max;
+    const Integers is_largest = exponentials.column[j] == Vector(1);
     largest = largest + select(is_largest, Vector(1), Vector(0));
     return select(is_largest, Vector(0), exponentials.column[j]);
   });
@@ -194,12 +194,10 @@ struct Padded {
   Number numbers[kLanes * a_row] = {};
 
   JAXLOSS_INLINE Number* filled(const Number* from, int64_t count) {
-    if (from) std::memcpy(numbers, from, count * sizeof(Number));
-    return from ? numbers : nullptr;
+    std::memcpy(numbers, from, count * sizeof(Number));
+    return numbers;
   }
-  JAXLOSS_INLINE void give_back(Number* to, int64_t count) const {
-    if (to) std::memcpy(to, numbers, count * sizeof(Number));
-  }
+  JAXLOSS_INLINE void give_back(Number* to, int64_t count) const { std::memcpy(to, numbers, count * sizeof(Number)); }
 };
 template <class Target>
 struct PaddedTarget;
@@ -219,49 +217,61 @@ struct PaddedTarget<ClassProbabilities<Stored>> {
   }
 };
 
+// What all rows have.
+template <class Rows>
+struct PaddedRows;
+template <template <class, class> class Rows, class Logit, class Target>
+struct PaddedRows<Rows<Logit, Target>> {
+  Padded<Logit, kNarrow> logits, gradient;
+  PaddedTarget<Target> target;
+
+  JAXLOSS_INLINE void fill(Rows<Logit, Target>& rows, int64_t row, int64_t count) {
+    rows.target = target.filled(rows.target, row, count, rows.classes);
+    rows.logits = logits.filled(rows.logits + row * rows.classes, count * rows.classes);
+    if (rows.gradient) rows.gradient = gradient.numbers;
+  }
+  JAXLOSS_INLINE void give_gradient_back(const Rows<Logit, Target>& rows, int64_t row, int64_t count) const {
+    if (rows.gradient) gradient.give_back(rows.gradient + row * rows.classes, count * rows.classes);
+  }
+};
+
 template <class Rows>
 struct LastRows;
 template <class Logit, class Target>
 struct LastRows<CrossEntropyRows<Logit, Target>> {
   using Rows = CrossEntropyRows<Logit, Target>;
-  Padded<Logit, kNarrow> logits, gradient;
-  PaddedTarget<Target> target;
+  PaddedRows<Rows> padded;
   Padded<float> loss, max, log_sum;
 
   JAXLOSS_INLINE Rows filled(Rows rows, int64_t row, int64_t count) {
-    rows.target = target.filled(rows.target, row, count, rows.classes);
-    rows.logits = logits.filled(rows.logits + row * rows.classes, count * rows.classes);
+    padded.fill(rows, row, count);
     rows.loss = loss.numbers;
     if (rows.max) rows.max = max.numbers;
     if (rows.log_sum) rows.log_sum = log_sum.numbers;
-    if (rows.gradient) rows.gradient = gradient.numbers;
     return rows;
   }
   JAXLOSS_INLINE void give_back(const Rows& rows, int64_t row, int64_t count) const {
     loss.give_back(rows.loss + row, count);
     if (rows.max) max.give_back(rows.max + row, count);
     if (rows.log_sum) log_sum.give_back(rows.log_sum + row, count);
-    if (rows.gradient) gradient.give_back(rows.gradient + row * rows.classes, count * rows.classes);
+    padded.give_gradient_back(rows, row, count);
   }
 };
 template <class Logit, class Target>
 struct LastRows<CrossEntropyGradientRows<Logit, Target>> {
   using Rows = CrossEntropyGradientRows<Logit, Target>;
-  Padded<Logit, kNarrow> logits, gradient;
-  PaddedTarget<Target> target;
+  PaddedRows<Rows> padded;
   Padded<float> max, log_sum, target_sum;
 
   JAXLOSS_INLINE Rows filled(Rows rows, int64_t row, int64_t count) {
-    rows.target = target.filled(rows.target, row, count, rows.classes);
-    rows.logits = logits.filled(rows.logits + row * rows.classes, count * rows.classes);
+    padded.fill(rows, row, count);
     rows.max = max.filled(rows.max + row, count);
     rows.log_sum = log_sum.filled(rows.log_sum + row, count);
     rows.target_sum = target_sum.filled(rows.target_sum + row, count);
-    rows.gradient = gradient.numbers;
     return rows;
   }
   JAXLOSS_INLINE void give_back(const Rows& rows, int64_t row, int64_t count) const {
-    gradient.give_back(rows.gradient + row * rows.classes, count * rows.classes);
+    padded.give_gradient_back(rows, row, count);
   }
 };
 

@@ -113,8 +113,9 @@ struct OptionRow {
       const Value slope = objective.slope(load_step(logits() + i, 1));
       return Value((total * missing + (total - target_of_class)) * weight) * slope;
     };
-    Value of_label[2] = {Value(0), Value(0)},
-          of_first(0);  // before anything is stored: the gradient may overwrite the logits
+    const bool has_first = !by_index && first.index >= 0 && is_sure(exponential(log_sum));
+    // Before anything is stored: the gradient may overwrite the logits.
+    Value of_label[2] = {Value(0), Value(0)}, of_first(0);
     sum_of_labels([&](int which) {
       const int64_t i = objective.label[which];
       const Real added = sum_of_labels(
@@ -122,8 +123,7 @@ struct OptionRow {
       of_label[which] = exactly(i, added + (is_dense() ? lane(target(i, 1), 0) : Real(0)));
       return Real(0);
     });
-    if (!by_index && first.index >= 0 && is_sure(exponential(log_sum)))
-      of_first = exactly(first.index, lane(target(first.index, 1), 0));
+    if (has_first) of_first = exactly(first.index, lane(target(first.index, 1), 0));
     store_steps(result, objective.classes, [&](int64_t i, int64_t count) {
       const Value a = is_dense() ? target(i, count) : Value(0);
       const Value exponentials = exponential(load_step(z + i, count) - Value(first.max));
@@ -134,7 +134,7 @@ struct OptionRow {
       store_step(result + objective.label[which], of_label[which], 1);
       return Real(0);
     });
-    if (!by_index && first.index >= 0 && is_sure(exponential(log_sum))) store_step(result + first.index, of_first, 1);
+    if (has_first) store_step(result + first.index, of_first, 1);
     std::memset(result + objective.classes, 0, (rows.classes - objective.classes) * sizeof(Logit));
   }
 };
@@ -177,11 +177,8 @@ void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows
     const auto& objective = of.objective;
     if (rows.known_max) {
       const Real log_sum = rows.known_log_sum[row];
-      Largest<Real> first{rows.known_max[row], -1};
-      if (!by_index) {
-        const Largest<Real> here = largest(of.z, objective.classes);
-        if (here.max == first.max) first.index = here.index;
-      }
+      const Real max = rows.known_max[row];
+      const Largest<Real> first = by_index ? Largest<Real>{max, -1} : largest(of.z, objective.classes, max);
       of.gradient(first, exponential(-log_sum), log_sum, rows.known_total[row], weight,
                   rows.gradient + row * rows.classes);
       continue;

@@ -106,14 +106,13 @@ struct SoftmaxInRegisters {
     const bool sure = is_sure(sum);
     if (!__any_sync(kAllLanes, sure)) return sum - 1;
     Real below = 0;
-    const auto add = [&](Real x) { below += x == exponentials.max ? Real(0) : exponentials.term(x); };
     for_counted(place, [&](int k) {
       Real x[step];
       logits[k].numbers(x);
 #pragma unroll
-      for (int j = 0; j < step; j++) add(x[j]);
+      for (int j = 0; j < step; j++) below += exponentials.term_of_others(x[j]);
     });
-    if (place.wanted) place.for_edges([&](int i) { add(number(row[i])); });
+    if (place.wanted) place.for_edges([&](int i) { below += exponentials.term_of_others(number(row[i])); });
     below = across_lanes(below, place.lanes, Sum());
     return sure ? below : sum - 1;
   }

@@ -208,10 +208,9 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
     const Exponentials<Real> exponentials(sums.max);
     Real rest = sums.sum - 1;
     if (is_sure(sums.sum)) {
-      const auto below_max = [&](Real x) { return x == sums.max ? Real(0) : exponentials.term(x); };
       rest = 0;
       along_row<threads, Direction::backwards, most>(
-          span, [&](int64_t i) { rest += below_max(number(logits[i])); },
+          span, [&](int64_t i) { rest += exponentials.term_of_others(number(logits[i])); },
           [&](auto batch, int64_t i) {
             Packed<Logit, step> packed[batch];
             load_steps<threads, Caching::normal, Logit>(logits + i, packed);
@@ -220,7 +219,7 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
               Real x[step], sum = 0;
               packed[k].numbers(x);
 #pragma unroll
-              for (int j = 0; j < step; j++) sum += below_max(x[j]);
+              for (int j = 0; j < step; j++) sum += exponentials.term_of_others(x[j]);
               rest += sum;
             }
           });

@@ -3,7 +3,6 @@
 // gradient is written too. These are 26 and 34; with functions of the CUDA library they were about 90.
 #pragma once
 
-#include "gpu/instructions.cuh"
 #include "maths/binary.h"
 
 namespace jaxloss::gpu {

@@ -1,9 +1,9 @@
 // Exponentials of logits relative to a maximum, with the hardware's exponential of base 2.
 #pragma once
 
-#include "gpu/instructions.cuh"
 #include "gpu/reduce.cuh"
 #include "gpu/vector.cuh"
+#include "maths/instructions.cuh"
 
 namespace jaxloss::gpu {
 
@@ -17,6 +17,8 @@ struct Exponentials {
   __device__ __forceinline__ explicit Exponentials(Real max_) : max(max_) {}
   __device__ __forceinline__ float term(float x) const { return power_of_two((x - max) * 1.44269504f); }
   __device__ __forceinline__ double term(double x) const { return exp(x - max); }
+  // The same, and nothing of the largest, to add up what is small beside it.
+  __device__ __forceinline__ Real term_of_others(Real x) const { return x == max ? Real(0) : term(x); }
 
   // What a sum of these terms is multiplied by to be one of `higher`'s.
   __device__ __forceinline__ Real as_terms_of(const Exponentials& higher) const { return higher.term(max); }
@@ -31,25 +33,32 @@ __device__ __forceinline__ Packed<Logit, kPerVector<Logit>> minus_infinities() {
   return {{make_uint4(word, word, word, word)}};
 }
 
-// A vector without its j-th logit, which is then one that is not there: of all vectors, the k-th.
-template <class Logit, int steps>
-__device__ __forceinline__ void leave_out(Packed<Logit, kPerVector<Logit>> (&packed)[steps], int k, int j) {
-  const uint32_t none = minus_infinities<Logit>().vector[0].x;
+// Which bits of a vector are its j-th logit.
+template <class Logit>
+__device__ __forceinline__ uint4 bits_of(int j) {
   const int word = sizeof(Logit) == 2 ? j / 2 : j;
   const uint32_t mask = sizeof(Logit) == 4 ? 0xffffffffu : j % 2 == 0 ? 0x0000ffffu : 0xffff0000u;
-  const uint4 masks =
-      make_uint4(word == 0 ? mask : 0, word == 1 ? mask : 0, word == 2 ? mask : 0, word == 3 ? mask : 0);
-#pragma unroll
-  for (int i = 0; i < steps; i++) {
-    if (i != k) continue;
-    uint4& all = packed[i].vector[0];
-    all = make_uint4((all.x & ~masks.x) | (none & masks.x), (all.y & ~masks.y) | (none & masks.y),
-                     (all.z & ~masks.z) | (none & masks.z), (all.w & ~masks.w) | (none & masks.w));
-  }
+  return make_uint4(word == 0 ? mask : 0, word == 1 ? mask : 0, word == 2 ? mask : 0, word == 3 ? mask : 0);
 }
 template <class Logit>
+__device__ __forceinline__ void leave_out(Packed<Logit, kPerVector<Logit>>& packed, uint4 bits) {
+  const uint32_t none = minus_infinities<Logit>().vector[0].x;
+  uint4& all = packed.vector[0];
+  all = make_uint4((all.x & ~bits.x) | (none & bits.x), (all.y & ~bits.y) | (none & bits.y),
+                   (all.z & ~bits.z) | (none & bits.z), (all.w & ~bits.w) | (none & bits.w));
+}
+// A vector without its j-th logit, which is then one that is not there: of several vectors, the k-th.
+template <class Logit>
 __device__ __forceinline__ void leave_out(Packed<Logit, kPerVector<Logit>>& packed, int j) {
-  leave_out(reinterpret_cast<Packed<Logit, kPerVector<Logit>>(&)[1]>(packed), 0, j);
+  leave_out(packed, bits_of<Logit>(j));
+}
+template <class Logit, int steps>
+__device__ __forceinline__ void leave_out(Packed<Logit, kPerVector<Logit>> (&packed)[steps], int k, int j) {
+  const uint4 bits = bits_of<Logit>(j);
+#pragma unroll
+  for (int i = 0; i < steps; i++) {
+    if (i == k) leave_out(packed[i], bits);
+  }
 }
 __device__ __forceinline__ void leave_out(Packed<double, kPerVector<double>>& packed, int j) {
   uint4& all = packed.vector[0];
@@ -74,7 +83,7 @@ struct LabelledSums {
     max = leads ? label_logit : others.max;
     const Exponentials<Real> exponentials(max);
     const Real rest = leads ? others.sum * exponentials.term(others.max) : others.sum;
-    sum = rest + (leads ? Real(1) : has_label ? exponentials.term(label_logit) : Real(0));
+    sum = rest + (has_label ? exponentials.term(label_logit) : Real(0));  // NaN of an infinite one, 1 if it leads
     log_sum = log_of_sum(sum, rest, leads);
   }
 

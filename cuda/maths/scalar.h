@@ -4,6 +4,9 @@
 
 #include <cmath>
 
+#ifdef __CUDACC__
+#include "maths/instructions.cuh"
+#endif
 #include "maths/types.h"
 
 namespace jaxloss {
@@ -31,11 +34,10 @@ JAXLOSS_INLINE double exponential(double x) { return exp(x); }
 // logarithm is all of it.
 JAXLOSS_INLINE float decay_of(float x) {
 #ifdef __CUDA_ARCH__
-  float bounded, power;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(bounded) : "f"(x), "f"(104.0f));  // of an infinite one only a NaN would come
+  const float bounded = gpu::smaller_or_nan(x, 104.0f);  // of an infinite one only a NaN would come
   const float exponent = bounded * -1.44269504088896341f;
   const float beyond = fmaf(exponent, -0.693147180559945309f, -bounded);
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  const float power = gpu::power_of_two(exponent);
   return fmaf(power, beyond, power);
 #else
   return expf(-x);
@@ -46,9 +48,7 @@ JAXLOSS_INLINE double decay_of(double x) { return exp(-x); }
 // x / (1 + x) for x in [0, 1]; on a GPU by its reciprocal within 1 ulp.
 JAXLOSS_INLINE float share_of_one_plus(float x) {
 #ifdef __CUDA_ARCH__
-  float reciprocal;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(1 + x));
-  return __fmul_rn(x, reciprocal);
+  return __fmul_rn(x, gpu::reciprocal(1 + x));
 #else
   return x / (1 + x);
 #endif

@@ -36,8 +36,10 @@ from jaxloss.formulas.categorical import (
     predicted_classes,
     scaled_logits,
     softmax_minus_target,
+    softmax_of,
     softmax_stats,
     sums_of_slice,
+    target_totals,
     valid_rows,
 )
 from jaxloss.formulas.distillation import (
@@ -117,9 +119,11 @@ __all__ = [
     "scaled_logits",
     "smoothed",
     "softmax_minus_target",
+    "softmax_of",
     "softmax_stats",
     "squared_error",
     "sums_of_slice",
+    "target_totals",
     "tempered_softmax_stats",
     "valid_rows",
     "weighted_binary_cross_entropy",

@@ -151,6 +151,31 @@ def class_targets(logits: Array, target: Array, options, classes: int) -> Array:
     return b if counted is True else jnp.where(counted, b, 0)
 
 
+def target_totals(logits: Array, target: Array, options, classes: int) -> Array:
+    """What the `class_targets` of each row sum to.
+
+    Of labels without class weights it is counted, not summed over the classes: nothing of their size is made, and a row
+    has the same bits whatever the order in which XLA would add up a batch of as many.
+    """
+    if not jnp.issubdtype(target.dtype, jnp.integer) or "class_weights" in options:
+        return class_targets(logits, target, options, classes).sum(axis=-1)
+    dtype = real(logits).dtype
+    padding = {name: option for name, option in options.items() if name == "num_classes"}
+
+    def counted(labels: Array) -> Array:
+        return valid_rows(logits, labels, padding).astype(dtype)
+
+    total = counted(target)
+    if "second_label" in options:
+        mix = _along(options["mix"], total)
+        total = mix * total + (1 - mix) * counted(options["second_label"])
+    if "label_smoothing" in options:
+        smoothing = _along(options["label_smoothing"], total)
+        unmasked = (scaled_logits(logits, options) != -jnp.inf).sum(axis=-1, dtype=jnp.int32)
+        total = (1 - smoothing) * total + smoothing * (unmasked.astype(dtype) / classes)
+    return total
+
+
 def valid_rows(logits: Array, target: Array, options) -> Array:
     """Whether the class indices of each row are indices of classes."""
     if not jnp.issubdtype(target.dtype, jnp.integer):
@@ -181,7 +206,7 @@ def cross_entropy_results(logits: Array, target: Array, options, clip: float | N
     if "z_loss" in options:
         z_loss = _along(options["z_loss"], lse)
         losses, total = losses + product(z_loss, lse * lse), total + product(2 * z_loss, lse)
-    softmax = jnp.exp(z_minus_maximum - log_sum[..., None])
+    softmax = softmax_of(z, maximum, log_sum)
     derivative = d_cross_entropy_with_options(logits, target, options, maximum, log_sum, total, classes)
     return {
         "losses": jnp.where(valid, losses, jnp.nan),
@@ -206,13 +231,18 @@ def d_cross_entropy_with_options(
     return softmax_minus_target(z, maximum, log_sum, total, b) * logit_slopes(logits, options)
 
 
+def softmax_of(z: Array, maximum: Array, log_sum: Array) -> Array:
+    """The softmax of rows whose `softmax_stats` are known: one exponential of both would round their difference."""
+    return jnp.exp(z - maximum[..., None]) * jnp.exp(-log_sum)[..., None]
+
+
 def softmax_minus_target(z: Array, maximum: Array, log_sum: Array, total: Array, target: Array) -> Array:
     r"""$T t_i - b_i$ of rows whose `softmax_stats` are known, with $t = \mathrm{softmax}(z)$ and a `total` $T$.
 
     Of a logit with more than half of the softmax as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near 1, $T t_i - b_i$
     would lose the digits.
     """
-    softmax = jnp.exp(z - maximum[..., None] - log_sum[..., None])
+    softmax = softmax_of(z, maximum, log_sum)
     difference = softmax * total[..., None] - target
     of_largest = (total * jnp.expm1(-log_sum))[..., None] + (total[..., None] - target)
     # No choice between the two, whose shardings may differ where shardings are part of the types.
@@ -265,6 +295,7 @@ def tempered_softmax_stats(logits: Array, scale: float | Array) -> tuple[Array, 
     return maximum, with_derivatives_of(jnp.log(jnp.sum(exponentials, axis=-1)), jnp.log1p(rest))
 
 
+@jax.custom_jvp
 def _summed_together(*of_classes: Array) -> list[Array]:
     """The sums over the last axis, by one reduction: a GPU launches one kernel for it."""
 
@@ -273,6 +304,12 @@ def _summed_together(*of_classes: Array) -> list[Array]:
 
     zeros = tuple(jnp.zeros((), x.dtype) for x in of_classes)
     return list(jax.lax.reduce(of_classes, zeros, added, (of_classes[0].ndim - 1,)))
+
+
+@_summed_together.defjvp
+def _summed_together_jvp(of_classes, dots):
+    # JAX's own rule for a reduction of several arrays fails where one of them has no tangent.
+    return _summed_together(*of_classes), [dot.sum(axis=-1) for dot in dots]
 
 
 def sums_of_slice(maximum: Array, of_slice: Array, log_sum: Array, scale: float | Array = 1) -> tuple[Array, Array]:
