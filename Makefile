@@ -10,7 +10,7 @@ WORKERS ?= 2
 python := .venv/bin/python
 sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks cuda clean
+.PHONY: help demo test test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks cuda wheel try-wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -63,7 +63,15 @@ cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills i
 	@tools/environment
 	$(python) tools/compile_cuda.py 80 90a
 
+wheel: ## the wheel of a release, into dist/; ARGS=--cpu-only without CUDA, in two minutes
+	@tools/environment release
+	$(python) tools/wheel.py $(ARGS)
+
+try-wheel: ## install the wheels of dist/ as users do, and let each check itself
+	@tools/environment
+	$(python) tools/try_wheel.py $(ARGS)
+
 clean: ## remove what these commands made
-	rm -rf .venv .venv-newest build demo/output
+	rm -rf .venv .venv-newest build dist demo/output
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .ruff_cache .hypothesis

@@ -44,11 +44,22 @@ JAXLOSS_EXPORT const char* jaxloss_version() { return JAXLOSS_VERSION; }
 
 JAXLOSS_EXPORT const char* jaxloss_cpu_instruction_set() { return jaxloss::cpu::instruction_set().name; }
 
+JAXLOSS_EXPORT const char* jaxloss_cpu_instruction_sets() { return jaxloss::cpu::instruction_sets(); }
+
 // The GPU architectures that kernels were compiled for, separated by commas; empty for a build without CUDA.
 JAXLOSS_EXPORT const char* jaxloss_cuda_architectures() {
 #if defined(JAXLOSS_CUDA_ARCHITECTURES)
   return JAXLOSS_CUDA_ARCHITECTURES;
 #else
   return "";
+#endif
+}
+
+// The version of the CUDA runtime in it, as 1000 · major + 10 · minor; 0 for a build without CUDA.
+JAXLOSS_EXPORT int64_t jaxloss_cuda_runtime() {
+#if defined(JAXLOSS_CUDA_RUNTIME)
+  return JAXLOSS_CUDA_RUNTIME;
+#else
+  return 0;
 #endif
 }

@@ -2,12 +2,14 @@
 
 import ctypes
 import dataclasses
+import os
 import pathlib
 import sys
 
 import jax
 import jax.export
 
+from jaxloss import _driver, _shared_object
 from jaxloss._version import __version__
 
 CALLING_CONVENTION = 1
@@ -16,6 +18,7 @@ together."""
 
 _FILE_NAME = "libjaxloss.so"
 _HOW_TO_BUILD = "build it with `pip install .` in a checkout of jaxloss, or reinstall the package"
+_INSTRUCTION_SET = "JAXLOSS_CPU_INSTRUCTION_SET"
 
 
 class _ExportedTarget(ctypes.Structure):
@@ -28,49 +31,88 @@ class Backends:
 
     Attributes:
         cpu: the instruction set of the CPU kernels in use: `"avx512"`, `"avx2"` or `"baseline"` (SSE2 or NEON).
-        cuda: the GPU architectures with kernels, such as `("80", "90a")`; empty for a build without CUDA, whose
-            exports for `cuda` hold the plain formulas.
+        cuda: the GPU architectures with kernels, such as `("80", "90a")`; empty for a build without CUDA and where the
+            driver is too old for its kernels: exports for `cuda` then hold the plain formulas.
+        without_cuda: why `cuda` is empty; `""` where it is not.
     """
 
     cpu: str
     cuda: tuple[str, ...]
+    without_cuda: str = ""
 
     def __str__(self) -> str:
         cuda = ", ".join(f"sm_{architecture}" for architecture in self.cuda) or (
-            "none in this build, so the plain formulas run on a GPU, and are what an export for it holds"
+            f"none, for {self.without_cuda}; so the plain formulas run on a GPU, and are what an export for it holds"
         )
         return f"CPU kernels: {self.cpu}; CUDA kernels: {cuda}"
 
 
-def _path() -> pathlib.Path:
-    directories = [pathlib.Path(directory) for directory in sys.modules["jaxloss"].__path__]
-    for directory in directories:
-        if (directory / _FILE_NAME).exists():
+def path() -> pathlib.Path:
+    """Where the compiled library is."""
+    # In a checkout the package's folder is found first and holds no library: the installed one does.
+    beside = [pathlib.Path(directory) for directory in sys.modules["jaxloss"].__path__]
+    installed = [pathlib.Path(entry or ".") / "jaxloss" for entry in sys.path]
+    for directory in (*beside, *installed):
+        if (directory / _FILE_NAME).is_file():
             return directory / _FILE_NAME
-    looked = ", ".join(map(str, directories))
-    raise ImportError(f"jaxloss's compiled library {_FILE_NAME} is not in {looked}: {_HOW_TO_BUILD}")
+    looked = ", ".join(map(str, beside))
+    raise ImportError(f"jaxloss's compiled library {_FILE_NAME} is neither in {looked} nor installed: {_HOW_TO_BUILD}")
 
 
 def _load() -> ctypes.CDLL:
-    path = _path()
+    file = path()
+    if why := _shared_object.fault(file):
+        raise ImportError(f"jaxloss's compiled library {file} does not load ({why}): {_HOW_TO_BUILD}")
+    if other := _shared_object.loaded_already(_FILE_NAME, file):
+        raise ImportError(
+            f"another copy of jaxloss's compiled library is loaded in this process: {other}, and {file} would be the "
+            "second. JAX takes custom calls of one copy only: start Python anew, with one copy on sys.path"
+        )
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(file))
     except OSError as error:
-        raise ImportError(f"jaxloss's compiled library {path} does not load ({error}): {_HOW_TO_BUILD}") from error
-    library.jaxloss_target_count.restype = ctypes.c_int64
-    library.jaxloss_target.restype = _ExportedTarget
-    library.jaxloss_target.argtypes = [ctypes.c_int64]
-    for text in ("version", "cpu_instruction_set", "cuda_architectures"):
-        getattr(library, f"jaxloss_{text}").restype = ctypes.c_char_p
+        raise ImportError(f"jaxloss's compiled library {file} does not load ({error}): {_HOW_TO_BUILD}") from error
+    try:
+        _declare(library)
+    except AttributeError as error:
+        raise ImportError(
+            f"jaxloss is version {__version__}, its compiled library {file} is of another ({error}): {_HOW_TO_BUILD}"
+        ) from error
     if (found := library.jaxloss_version().decode()) != __version__:
-        raise ImportError(f"jaxloss is version {__version__}, its compiled library {path} is {found}: {_HOW_TO_BUILD}")
-    library.jaxloss_calling_convention.restype = ctypes.c_int64
+        raise ImportError(f"jaxloss is version {__version__}, its compiled library {file} is {found}: {_HOW_TO_BUILD}")
     if (found := library.jaxloss_calling_convention()) != CALLING_CONVENTION:
         raise ImportError(
-            f"jaxloss calls its compiled library {path} by convention {CALLING_CONVENTION}, that is called by {found}: "
+            f"jaxloss calls its compiled library {file} by convention {CALLING_CONVENTION}, that is called by {found}: "
             f"{_HOW_TO_BUILD}"
         )
     return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    library.jaxloss_target_count.restype = ctypes.c_int64
+    library.jaxloss_target.restype = _ExportedTarget
+    library.jaxloss_target.argtypes = [ctypes.c_int64]
+    library.jaxloss_calling_convention.restype = ctypes.c_int64
+    library.jaxloss_cuda_runtime.restype = ctypes.c_int64
+    for text in ("version", "cpu_instruction_sets", "cpu_instruction_set", "cuda_architectures"):
+        getattr(library, f"jaxloss_{text}").restype = ctypes.c_char_p
+
+
+def _names(text: bytes) -> tuple[str, ...]:
+    return tuple(filter(None, text.decode().split(",")))
+
+
+def _backends_of(library: ctypes.CDLL) -> Backends:
+    wanted, usable = os.environ.get(_INSTRUCTION_SET), _names(library.jaxloss_cpu_instruction_sets())
+    if wanted and wanted not in usable:
+        raise ImportError(
+            f"{_INSTRUCTION_SET}={wanted}: expected one that this library has and this processor runs, "
+            f"{', '.join(usable)}, or nothing for the first of them"
+        )
+    cuda, without = _names(library.jaxloss_cuda_architectures()), "this build has none"
+    if cuda:
+        without = _driver.too_old(library.jaxloss_cuda_runtime()) or ""
+    return Backends(library.jaxloss_cpu_instruction_set().decode(), () if without else cuda, without)
 
 
 def target_name(name: str) -> str:
@@ -78,34 +120,32 @@ def target_name(name: str) -> str:
     return f"jaxloss_{name}_v{CALLING_CONVENTION}"
 
 
-def _register(library: ctypes.CDLL) -> frozenset[str]:
-    """Makes the library's targets known to JAX, and returns their names."""
+def _register(library: ctypes.CDLL, platforms: tuple[str, ...]) -> frozenset[str]:
+    """Makes the library's targets for those platforms known to JAX, and returns their names."""
     names = set()
     for i in range(library.jaxloss_target_count()):
         target = library.jaxloss_target(i)
-        name = target.name.decode()
+        name, platform = target.name.decode(), target.platform.decode()
+        if platform.lower() not in platforms:
+            continue
         # `jax.ffi.pycapsule` wants a ctypes function; the address of the handler is all it takes from it.
         handler = ctypes.CFUNCTYPE(ctypes.c_void_p)(target.handler)
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform=target.platform.decode())
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform=platform)
         names.add(name)
     return frozenset(names)
 
 
 _library = _load()
+_backends = _backends_of(_library)
 
-TARGETS = _register(_library)
+PLATFORMS = ("cpu", "cuda") if _backends.cuda else ("cpu",)
+"""The platforms that have kernels, as `jax.lax.platform_dependent` names them."""
+
+TARGETS = _register(_library, PLATFORMS)
 """The names of all custom call targets."""
 
 PARTITIONED_TARGET = target_name("partitioned")
 """What `_partitioned` calls, which no compiled program holds: XLA's partitioner replaces it."""
-
-_backends = Backends(
-    cpu=_library.jaxloss_cpu_instruction_set().decode(),
-    cuda=tuple(filter(None, _library.jaxloss_cuda_architectures().decode().split(","))),
-)
-
-PLATFORMS = ("cpu", "cuda") if _backends.cuda else ("cpu",)
-"""The platforms that have kernels, as `jax.lax.platform_dependent` names them."""
 
 
 def export_checks() -> list[jax.export.DisabledSafetyCheck]:

@@ -28,7 +28,7 @@ if convention != _library.CALLING_CONVENTION:
 
     own, register = _library.CALLING_CONVENTION, jax.ffi.register_ffi_target
     jax.ffi.register_ffi_target = lambda name, *rest, **options: register(named(name), *rest, **options)
-    _library._register(_library._library)
+    _library._register(_library._library, _library.PLATFORMS)
     _library.CALLING_CONVENTION, _library.TARGETS = convention, frozenset(map(named, _library.TARGETS))
 
 jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -17,20 +18,22 @@ import jaxloss
 import tolerance
 from agreement import assert_agrees
 from instruction_sets import processor_has
-from jaxloss import _library
+from jaxloss import __main__, _driver, _library
 from losses import CASES
 
 pytestmark = pytest.mark.cpu_only
 
 
-def python(code, *, path=None, **environment):
-    """Runs a program in a process of its own; the result has its output and its errors."""
+def python(code, *, path=None, folder=None, **environment):
+    """Runs a program in a process of its own; the result has its output and its errors.
+
+    Modules are not looked for in the folder that it runs in, unless it is named: that is what Python does by itself.
+    """
     variables = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
     if path:
         variables["PYTHONPATH"] = str(path)
-    # -P: the folder that this runs in is not where to import from.
-    command = [sys.executable, "-P", "-c", code]
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, *(() if folder else ("-P",)), "-c", code]
+    return subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 def test_backends():
@@ -40,10 +43,10 @@ def test_backends():
     assert ("cuda" in _library.PLATFORMS) == bool(backends.cuda)
     assert backends.cpu in str(backends)
     assert ("export" in str(backends)) == (not backends.cuda)
-    without_cuda = str(dataclasses.replace(backends, cuda=()))
-    assert "none in this build" in without_cuda
+    without_cuda = str(dataclasses.replace(backends, cuda=(), without_cuda="a reason"))
+    assert "CUDA kernels: none, for a reason" in without_cuda
     assert "plain formulas" in without_cuda
-    with_cuda = str(dataclasses.replace(backends, cuda=("80", "90a")))
+    with_cuda = str(dataclasses.replace(backends, cuda=("80", "90a"), without_cuda=""))
     assert with_cuda.endswith("CUDA kernels: sm_80, sm_90a")
     with pytest.raises(AttributeError):
         backends.cpu = "other"
@@ -70,7 +73,7 @@ def copied_package(tmp_path):
     shutil.copytree(
         pathlib.Path(jaxloss.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
-    shutil.copy(_library._path(), package)
+    shutil.copy(_library.path(), package)
     return package
 
 
@@ -82,10 +85,10 @@ print(jaxloss.__file__)
 """
 
 
-def import_error(package) -> str:
+def import_error(package, code=IMPORT_COPY, **environment) -> str:
     """The last line that importing the copy printed."""
-    ran = python(IMPORT_COPY, path=package.parent)
-    assert ran.returncode != 0
+    ran = python(code, path=package.parent, **environment)
+    assert ran.returncode == 1, ran.stderr
     return ran.stderr.strip().splitlines()[-1]
 
 
@@ -108,6 +111,158 @@ def test_a_library_that_does_not_load_is_one_clear_error(copied_package):
     assert message.startswith("ImportError: ")
     for word in ("libjaxloss.so", "does not load", "pip install"):
         assert word in message
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+def test_a_library_that_is_cut_off_is_one_clear_error(copied_package, share):
+    library = copied_package / "libjaxloss.so"
+    whole = library.read_bytes()
+    library.write_bytes(whole[: int(share * len(whole))])
+    message = import_error(copied_package)
+    assert message.startswith("ImportError: ")
+    for word in ("libjaxloss.so", "is cut off", f"{int(share * len(whole))} bytes of ", "pip install"):
+        assert word in message
+
+
+def test_a_library_of_another_processor_is_one_clear_error(copied_package):
+    library = copied_package / "libjaxloss.so"
+    of_file = bytearray(library.read_bytes())
+    of_file[18:20] = (62 if platform.machine() != "x86_64" else 183).to_bytes(2, "little")
+    library.write_bytes(of_file)
+    message = import_error(copied_package)
+    for word in ("ImportError: ", "is for another processor", platform.machine(), "pip install"):
+        assert word in message
+
+
+def test_a_library_of_another_kind_is_one_clear_error(copied_package):
+    """Of another program, or of a version of jaxloss that had fewer symbols."""
+    source = copied_package / "other.c"
+    source.write_text("int other(void) { return 1; }\n")
+    library = copied_package / "libjaxloss.so"
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library], check=True)
+    message = import_error(copied_package)
+    for word in ("ImportError: ", "is of another", "jaxloss_target_count", "pip install"):
+        assert word in message
+
+
+AGAIN = """
+for name in [name for name in sys.modules if name.split(".")[0] == "jaxloss"]:
+    del sys.modules[name]
+"""
+
+
+def test_a_second_copy_in_one_process_is_one_clear_error(copied_package, tmp_path):
+    second = tmp_path / "second"
+    shutil.copytree(copied_package, second / "jaxloss")
+    message = import_error(copied_package, f"{IMPORT_COPY}{AGAIN}sys.path.insert(0, {str(second)!r})\nimport jaxloss")
+    for word in ("ImportError: another copy", str(copied_package), str(second), "start Python anew"):
+        assert word in message
+
+
+def test_the_same_copy_can_be_imported_again(copied_package):
+    ran = python(f"{IMPORT_COPY}{AGAIN}import jaxloss\nprint(jaxloss.mse(1.0, 3.0))", path=copied_package.parent)
+    assert ran.stdout.splitlines()[1:] == ["2.0"], ran.stderr
+
+
+@pytest.mark.parametrize("name", ["avx3", "AVX2"])
+def test_an_unknown_instruction_set_is_one_clear_error(copied_package, name):
+    message = import_error(copied_package, JAXLOSS_CPU_INSTRUCTION_SET=name)
+    for word in (f"ImportError: JAXLOSS_CPU_INSTRUCTION_SET={name}: expected one", "baseline"):
+        assert word in message
+
+
+def test_in_a_checkout_the_installed_library_is_found(copied_package, tmp_path):
+    """Python finds the checkout's own folder first, which holds no library."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(copied_package, checkout / "jaxloss", ignore=shutil.ignore_patterns("*.so"))
+    code = f"{IMPORT_COPY}print(jaxloss._library.path())"
+    ran = python(code, path=copied_package.parent, folder=checkout)
+    expected = [str(checkout / "jaxloss" / "__init__.py"), str(copied_package / "libjaxloss.so")]
+    assert ran.stdout.splitlines() == expected, ran.stderr
+
+
+DRIVER = """
+#include <stdlib.h>
+int cuDriverGetVersion(int* version) {
+  *version = atoi(getenv("STUB_CUDA_VERSION"));
+  return *version == 0;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "runtime", "why"),
+    [
+        (12040, 13000, "runs CUDA 12.4, these kernels want 13.0"),
+        (11080, 12090, "runs CUDA 11.8, these kernels want 12.0"),
+        (13000, 13000, None),
+        (13010, 13000, None),
+        (14000, 13000, None),
+        (13000, 13020, None),  # of one major version, an older driver runs what a newer toolkit made
+        (0, 13000, None),  # the driver does not know
+    ],
+)
+def test_an_old_driver(tmp_path, version, runtime, why):
+    """A stub takes the place of NVIDIA's library."""
+    source = tmp_path / "driver.c"
+    source.write_text(DRIVER)
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", tmp_path / "libcuda.so.1"], check=True)
+    code = f"from jaxloss import _driver\nprint(_driver.too_old({runtime}))"
+    path = f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    ran = python(code, STUB_CUDA_VERSION=str(version), LD_LIBRARY_PATH=path)
+    assert ran.returncode == 0, ran.stderr
+    if why is None:
+        assert ran.stdout.strip() == "None"
+    else:
+        for word in (why, "update the driver"):
+            assert word in ran.stdout
+
+
+class LibraryWithCuda:
+    """What a library built with CUDA says of itself."""
+
+    jaxloss_cuda_architectures = staticmethod(lambda: b"80,90a")
+    jaxloss_cuda_runtime = staticmethod(lambda: 13000)
+    jaxloss_cpu_instruction_set = staticmethod(lambda: b"avx2")
+    jaxloss_cpu_instruction_sets = staticmethod(lambda: b"avx2,baseline")
+
+
+@pytest.mark.parametrize(("driver", "cuda"), [(12080, ()), (13000, ("80", "90a")), (None, ("80", "90a"))])
+def test_kernels_are_used_where_the_driver_runs_them(monkeypatch, driver, cuda):
+    monkeypatch.delenv("JAXLOSS_CPU_INSTRUCTION_SET", raising=False)
+    monkeypatch.setattr(_driver, "cuda_version", lambda: driver)
+    backends = _library._backends_of(LibraryWithCuda)
+    assert backends.cuda == cuda
+    assert ("runs CUDA 12.8" in str(backends)) == (not cuda)
+    assert ("plain formulas run" in str(backends)) == (not cuda)
+
+
+def test_the_self_check():
+    ran = python("import runpy; runpy.run_module('jaxloss', run_name='__main__', alter_sys=True)", XLA_FLAGS="")
+    assert ran.returncode == 0, ran.stderr
+    for word in (
+        jaxloss.__version__,
+        jax.__version__,
+        str(_library.path()),
+        jaxloss.backends().cpu,
+        "jaxloss works here",
+    ):
+        assert word in ran.stdout
+    checked = [
+        line.split()[0].rstrip(",") for line in ran.stdout.splitlines() if re.fullmatch(r"  \w.* \d\.\de.\d+", line)
+    ]
+    public = {name for name in jaxloss.__all__ if f"d_{name}" in jaxloss.__all__} | {"linear_cross_entropy"}
+    assert set(checked) == public
+
+
+def test_a_loss_that_is_wrong_fails_the_self_check(monkeypatch, capsys):
+    monkeypatch.setattr(jaxloss, "huber", lambda x, a: jaxloss.mae(x, a))
+    assert __main__.main() == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"  huber .* WRONG", printed)
+    assert "1 of " in printed.splitlines()[-1]
 
 
 def test_a_library_of_another_version_is_one_clear_error(copied_package):

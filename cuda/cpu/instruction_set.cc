@@ -1,6 +1,7 @@
 // Chooses, once, the instruction set that the CPU kernels run with.
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "cpu/kernels.h"
 
@@ -21,22 +22,37 @@ extern const cpu::Kernels kernels;
 namespace cpu {
 namespace {
 
-[[maybe_unused]] bool allowed(const char* name) {
-  const char* wanted = std::getenv("JAXLOSS_CPU_INSTRUCTION_SET");
-  return wanted == nullptr || *wanted == '\0' || std::strcmp(wanted, name) == 0;
-}
+struct Candidate {
+  InstructionSet set;
+  bool runs;  // on this processor
+};
+
+// The widest first.
+const Candidate kCandidates[] = {
+#if defined(JAXLOSS_X86)
+    {{"avx512", &avx512::kernels},
+     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl")},
+    {{"avx2", &avx2::kernels}, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+    {{"baseline", &baseline::kernels}, true},
+};
 
 InstructionSet chosen() {
-#if defined(JAXLOSS_X86)
-  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return {"avx512", &avx512::kernels};
+  const char* wanted = std::getenv("JAXLOSS_CPU_INSTRUCTION_SET");
+  const bool any = wanted == nullptr || *wanted == '\0';
+  for (const Candidate& candidate : kCandidates) {
+    if (candidate.runs && (any || std::strcmp(wanted, candidate.set.name) == 0)) return candidate.set;
   }
-  if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return {"avx2", &avx2::kernels};
-  }
-#endif
   return {"baseline", &baseline::kernels};
+}
+
+std::string usable_names() {
+  std::string names;
+  for (const Candidate& candidate : kCandidates) {
+    if (candidate.runs) names += (names.empty() ? "" : ",") + std::string(candidate.set.name);
+  }
+  return names;
 }
 
 }  // namespace
@@ -44,6 +60,11 @@ InstructionSet chosen() {
 const InstructionSet& instruction_set() {
   static const InstructionSet chosen_once = chosen();
   return chosen_once;
+}
+
+const char* instruction_sets() {
+  static const std::string names = usable_names();
+  return names.c_str();
 }
 
 }  // namespace cpu

@@ -33,4 +33,7 @@ struct InstructionSet {
 // The widest one that this processor has; JAXLOSS_CPU_INSTRUCTION_SET=baseline|avx2|avx512 asks for a narrower one.
 const InstructionSet& instruction_set();
 
+// The names of all that this processor has, the widest first, separated by commas.
+const char* instruction_sets();
+
 }  // namespace jaxloss::cpu

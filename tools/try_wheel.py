@@ -1,0 +1,100 @@
+"""Install wheels as their users do, each alone in an environment of its own, and see that they work or say why not.
+
+make try-wheel                                          the wheels of dist/ for this machine, with this Python
+make try-wheel ARGS="--python python3.13 --jax newest"  another Python; the oldest jax, the newest, or both
+make try-wheel ARGS=path/to/jaxloss.whl
+"""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+DIST = Path("dist")
+OLDEST = re.compile(r'"jax>=([\d.]+)"')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("wheels", nargs="*", type=Path, help="by default those of dist/ for this processor")
+    parser.add_argument("--python", action="append", help="an interpreter; several are tried in turn")
+    parser.add_argument("--jax", choices=("oldest", "newest", "both"), default="oldest")
+    asked = parser.parse_args()
+    wheels = asked.wheels or sorted(DIST.glob(f"*{platform.machine()}.whl"))
+    if not wheels:
+        sys.exit(f"error: {DIST}/ holds no wheel for {platform.machine()}: make wheel")
+    oldest = OLDEST.search(Path("pyproject.toml").read_text(encoding="utf-8"))[1]
+    versions = {"oldest": [f"jax=={oldest}"], "newest": ["jax"], "both": [f"jax=={oldest}", "jax"]}[asked.jax]
+    for wheel in wheels:
+        for python in asked.python or [sys.executable]:
+            for jax in versions:
+                walk(wheel.resolve(), python, jax)
+    print(f"tried: {', '.join(wheel.name for wheel in wheels)}")
+
+
+def walk(wheel: Path, python: str, jax: str) -> None:
+    """From an empty environment to a verdict, and then what goes wrong for users."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        user = Environment(Path(folder), python)
+        user.run("-m", "pip", "--quiet", "install", str(wheel), jax)
+        print(user.run("-m", "jaxloss"))
+        user.run("-m", "pip", "check")
+
+        checkout = Path(folder) / "checkout"
+        shutil.copytree("jaxloss", checkout / "jaxloss", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        user.run("-c", "import jaxloss; assert jaxloss.__path__[0].endswith('checkout/jaxloss')", folder=checkout)
+        print("in the folder of a checkout: found")
+
+        user.fails("JAXLOSS_CPU_INSTRUCTION_SET=none-such: expected one", JAXLOSS_CPU_INSTRUCTION_SET="none-such")
+        library = user.library()
+        whole = library.read_bytes()
+        library.write_bytes(whole[: len(whole) // 2])
+        user.fails("is cut off")
+        library.unlink()
+        user.fails("is neither in")
+    print(f"{wheel.name} with {python} and {jax}: works, in {time.monotonic() - start:.0f} s\n", flush=True)
+
+
+class Environment:
+    """A virtual environment of that interpreter, in which nothing is installed."""
+
+    def __init__(self, folder: Path, python: str) -> None:
+        subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True)
+        self._folder = folder
+        self._python = folder / "venv" / "bin" / "python"
+
+    def _ran(self, *arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JAXLOSS", "XLA"))}
+        command = [str(self._python), *arguments]
+        return subprocess.run(
+            command, cwd=folder or self._folder, env={**kept, **variables}, capture_output=True, text=True, check=False
+        )
+
+    def run(self, *arguments: str, folder: Path | None = None) -> str:
+        """What Python prints, which must not fail."""
+        ran = self._ran(*arguments, folder=folder)
+        if ran.returncode:
+            sys.exit(f"error: python {' '.join(arguments)} failed:\n{ran.stdout}{ran.stderr}")
+        return ran.stdout
+
+    def fails(self, words: str, **variables: str) -> None:
+        """Importing jaxloss must be an ImportError with these words."""
+        ran = self._ran("-c", "import jaxloss", **variables)
+        last = ran.stderr.strip().splitlines()[-1:]
+        if ran.returncode != 1 or not last or not last[0].startswith("ImportError: ") or words not in last[0]:
+            sys.exit(f"error: expected an ImportError with {words!r}, found status {ran.returncode}: {last}")
+        print(f"{last[0][:100]}…")
+
+    def library(self) -> Path:
+        return Path(self.run("-c", "import jaxloss; print(jaxloss._library.path())").strip())
+
+
+if __name__ == "__main__":
+    main()
