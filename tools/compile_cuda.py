@@ -28,7 +28,7 @@ MOST_MEGABYTES = 25
 # Compressed, cross_entropy_float.cu takes 46.7 KB for sm_80, 44.8 for 86, 62.8 for 90a, 68.2 for 100, 62.9 for 120 and
 # 63.1 as PTX (CUDA 13.0): all of a release, with 89 like 86, 3 % more than so many times the mean of 80 and 90a.
 MORE_THAN_MEAN = 1.03
-RELEASED = re.compile(r'set\(JAXLOSS_CUDA_ARCHITECTURES "(?P<architectures>[\w;]+)"')
+RELEASED = re.compile(r'set\(JAXLOSS_RELEASED_ARCHITECTURES "(?P<architectures>[\w;]+)"')
 
 
 def main(architectures: list[str]) -> None:
@@ -138,7 +138,7 @@ def check_size(library: Path, compiled: int) -> None:
 
 
 def released() -> list[str]:
-    """The architectures that CMakeLists.txt compiles for unless told otherwise."""
+    """The architectures that CMakeLists.txt compiles a release for."""
     found = RELEASED.search(Path("CMakeLists.txt").read_text())
     if not found:
         sys.exit("error: CMakeLists.txt does not name the architectures of a release")

@@ -44,7 +44,10 @@ def walk(wheel: Path, python: str, jax: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         user = Environment(Path(folder), python)
         user.run("-m", "pip", "--quiet", "install", str(wheel), jax)
-        print(user.run("-m", "jaxloss"))
+        report = user.run("-m", "jaxloss")
+        print(report)
+        if f"CPU kernels: {widest()};" not in report:
+            sys.exit(f"error: this processor runs {widest()}, which the library does not use")
         user.run("-m", "pip", "check")
 
         checkout = Path(folder) / "checkout"
@@ -60,6 +63,14 @@ def walk(wheel: Path, python: str, jax: str) -> None:
         library.unlink()
         user.fails("is neither in")
     print(f"{wheel.name} with {python} and {jax}: works, in {time.monotonic() - start:.0f} s\n", flush=True)
+
+
+def widest() -> str:
+    """The instruction set that kernels should use here."""
+    sys.path.insert(0, "tests")
+    import instruction_sets
+
+    return next(name for name in ("avx512", "avx2", "baseline") if instruction_sets.processor_has(name))
 
 
 class Environment:

