@@ -6,6 +6,7 @@ from typing import TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxloss._meshes import without_reduced
 
@@ -20,13 +21,15 @@ def array(name: str, x) -> jax.Array:
     if isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return without_reduced(name, x)
     if not _may_be_array(x):
-        raise TypeError(f"{name} has type {_type_of(x)}: expected an array")
+        raise TypeError(f"{name} {found(x)}: expected an array")
     if is_wide(x):
         x = narrowed(x)
     try:
         # A number is put on the device as such, which a transfer guard allows.
         return jax.device_put(x) if isinstance(x, numbers.Number) else jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(x, list | tuple) and _shape(x) is None:
+            raise TypeError(f"{name} has type {_type_of(x)}, of unequal lengths: expected an array") from error
         raise TypeError(f"{name} has type {_type_of(x)}, which is no array ({error}): expected an array") from error
 
 
@@ -70,9 +73,26 @@ def axis_moved(x: jax.Array, axis: int, to: int) -> jax.Array:
     return x if axis % x.ndim == to % x.ndim else jnp.moveaxis(x, axis, to)
 
 
+def found(x) -> str:
+    """What an error says of a value that is of the wrong type."""
+    if x is None:
+        return "is None"
+    return "is traced" if isinstance(x, Tracer) else f"has type {_type_of(x)}"
+
+
 def _type_of(x) -> str:
+    if isinstance(x, list | tuple) and (odd := [part for part in x if not _may_be_array(part)]):
+        return f"{type(x).__name__} with one of type {_type_of(odd[0])} in it"
     dtype = f" of dtype {x.dtype}" if isinstance(x, jax.Array | np.ndarray | np.generic) else ""
-    return f"{type(x).__name__}{dtype}"
+    return f"{'Array' if isinstance(x, jax.Array) else type(x).__name__}{dtype}"
+
+
+def _shape(x) -> tuple[int, ...] | None:
+    """The shape of nested lists; None if there is none."""
+    if not isinstance(x, list | tuple):
+        return np.shape(x)
+    first, *others = {_shape(part) for part in x} or {()}
+    return None if first is None or others else (len(x), *first)
 
 
 def _may_be_array(x) -> bool:

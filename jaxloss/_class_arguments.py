@@ -60,9 +60,10 @@ def checked(
     normalizer=None,
     axis_name: str | tuple[str, ...] | None = None,
     details: bool = False,
+    target_name: str = "target",
 ) -> Classes:
     """All of it, or the error that says what is wrong."""
-    logits = _arguments.prediction("logits", logits)
+    logits = _arguments.prediction("logits", logits, target_name, target)
     axis = _arguments.axis_index(axis, logits.ndim)
     axes = _arguments.mesh_axes(axis_name, logits)
     by_weights = divides_by_weights(normalizer, reduction)
@@ -74,7 +75,7 @@ def checked(
         raise ValueError(f"ignore_index is {ignore_index}, target is mixed: expected None; leave rows out by where=")
     first, second, mix = target if mixed else (target, None, None)
 
-    first, ignore_index = _arguments.indices("target", first, ignore_index)
+    first, ignore_index = _arguments.indices(target_name, first, ignore_index)
     shape = logits.shape
     if first.shape == shape and not jnp.issubdtype(first.dtype, jnp.integer):
         if mixed:
@@ -82,7 +83,7 @@ def checked(
         first = axis_moved(first, axis, -1)
     logits = axis_moved(logits, axis, -1)
     width = whole_width(logits, axes)
-    first, logits, counted = _arguments.class_target(first, logits, width, ignore_index)
+    first, logits, counted = _arguments.class_target(first, logits, width, ignore_index, target_name, axis)
     given, classes = parameters_of(options, logits, axes)
     dtype = real_dtype(logits)
 
@@ -91,7 +92,7 @@ def checked(
         second, _ = _arguments.indices("target", second, None)
         if not jnp.issubdtype(second.dtype, jnp.integer):
             raise TypeError(f"target mixes labels with an array of dtype {second.dtype}: expected class indices")
-        parameters["second_label"] = _arguments.class_target(second, logits, width, None)[0]
+        parameters["second_label"] = _arguments.class_target(second, logits, width, None, axis=axis)[0]
         parameters["mix"] = _share(mix, logits, axis, dtype)
     parameters |= given
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxloss import _arguments
 from jaxloss._arrays import array
 from jaxloss._calls import TAKEN_OUT, Array, taken_out
-from jaxloss._parameters import real_array
+from jaxloss._parameters import choice, real_array
 from jaxloss.formulas import real
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -44,8 +44,7 @@ class Examples:
 
 def checked(where, weights, reduction, normalizer) -> Examples:
     """The options as arrays of the right kinds."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(map(repr, REDUCTIONS))}")
+    choice("reduction", reduction, REDUCTIONS)
     if where is not None:
         where = array("where", where)
         if where.dtype != jnp.bool_:

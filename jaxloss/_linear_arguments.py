@@ -39,19 +39,19 @@ def checked(
     details: bool = False,
 ):
     """The plan, its operands (hidden states, kernel, labels), the examples, and further operands."""
-    hidden, kernel = _arguments.prediction("hidden", hidden), _arguments.prediction("kernel", kernel)
+    hidden = _arguments.prediction("hidden", hidden, "labels", labels)
+    kernel = _arguments.prediction("kernel", kernel, "labels", labels)
     classes_first = _classes_first(kernel_axis, kernel)
     axes = _arguments.mesh_axes(axis_name, kernel, "kernel")
     if hidden.ndim == 0 or hidden.shape[-1] != kernel.shape[1 if classes_first else 0]:
-        expected = "[V, D] with kernel_axis=0" if classes_first else "[D, V]"
-        raise ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]")
+        raise _kernel_shape_error(hidden, kernel, classes_first)
     classes = kernel.shape[0 if classes_first else 1]
     tokens, rank = hidden.shape[:-1], hidden.ndim - 1
     labels, ignore_index = _arguments.indices("labels", labels, ignore_index)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
+    labels = _arguments.class_indices("labels", labels)
     if labels.shape != tokens:
-        raise ValueError(f"labels has shape {labels.shape}, hidden {hidden.shape}: expected {tokens}")
+        hint = "; write labels.argmax(-1) if they are one-hot" if labels.shape == (*tokens, classes) else ""
+        raise ValueError(f"labels has shape {labels.shape}, hidden {hidden.shape}: expected {tokens}{hint}")
     if bias is not None:
         bias = _arguments.prediction("bias", bias)
         if bias.shape != (classes,):
@@ -95,6 +95,17 @@ def _classes_first(kernel_axis: int, kernel: Array) -> bool:
     if integer("kernel_axis", kernel_axis) not in (-2, -1, 0, 1):
         raise ValueError(f"kernel_axis is {kernel_axis}, kernel has 2 axes: expected one from -2 to 1")
     return kernel_axis % 2 == 0
+
+
+def _kernel_shape_error(hidden: Array, kernel: Array, classes_first: bool) -> ValueError:
+    """The error, which says what to write where the kernel is transposed."""
+    expected = "[V, D] with kernel_axis=0" if classes_first else "[D, V]"
+    hint = ""
+    if hidden.ndim and hidden.shape[-1] == kernel.shape[0 if classes_first else 1]:
+        hint = f"; write kernel_axis={-1 if classes_first else 0} for {'[D, V]' if classes_first else '[V, D]'}"
+    elif hidden.ndim == 2 and hidden.shape[0] == kernel.shape[1]:
+        hint = "; are the two swapped?"
+    return ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]{hint}")
 
 
 def shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:

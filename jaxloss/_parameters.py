@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import math
 import numbers
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from jaxloss._arrays import array
+from jaxloss._arrays import array, found
 from jaxloss._calls import Array
 
 
@@ -51,7 +53,7 @@ def number(name: str, x, interval: Interval, otherwise: str = "", *, scalar: boo
     expected = f"{interval.words}{otherwise}"
     is_number = isinstance(x, int | float | np.generic) and not isinstance(x, bool)
     if not is_number and not isinstance(x, np.ndarray | Array) and not hasattr(x, "__jax_array__"):
-        raise TypeError(f"{name} has type {type(x).__name__}: expected {expected}")
+        raise TypeError(f"{name} {found(x)}: expected {expected}")
     array = real_array(name, x)
     if scalar and array.shape:
         raise ValueError(f"{name} has shape {array.shape}: expected a scalar, {expected}")
@@ -74,8 +76,23 @@ def _nan_outside(interval: Interval, x: Array) -> Array:
 def integer(name: str, x) -> int:
     """An option that counts something, which is compiled in."""
     if not isinstance(x, numbers.Integral) or isinstance(x, bool):
-        raise TypeError(f"{name} has type {type(x).__name__}: expected int")
+        raise wrong_type(name, x, "int")
     return int(x)
+
+
+def choice(name: str, x, words: Sequence[str]) -> None:
+    """An option that is one of a few words."""
+    expected = f"one of {', '.join(map(repr, words))}"
+    if isinstance(x, Tracer):
+        raise wrong_type(name, x, expected)
+    if not isinstance(x, str) or x not in words:
+        raise ValueError(f"{name} is {x!r}: expected {expected}")
+
+
+def wrong_type(name: str, x, expected: str) -> TypeError:
+    """The error for an option that is compiled in."""
+    hint = "; name it in static_argnames of jax.jit" if isinstance(x, Tracer) else ""
+    return TypeError(f"{name} {found(x)}: expected {expected}{hint}")
 
 
 def per_class(name: str, x, logits: Array, otherwise: str = "") -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxloss import _arguments, _examples
 from jaxloss._arrays import axis_moved, of_dtype, real_dtype
 from jaxloss._calls import Array
-from jaxloss._parameters import BETWEEN_0_AND_1, POSITIVE, number
+from jaxloss._parameters import BETWEEN_0_AND_1, POSITIVE, choice, number
 
 TYPES = ("probabilities", "logits")
 
@@ -49,9 +49,8 @@ def checked(
     axis_name,
 ) -> Operands:
     """The arguments that both divergences have; two of them go by different names."""
-    logits = _arguments.prediction(name, logits)
-    if target_type not in TYPES:
-        raise ValueError(f"target_type is {target_type!r}: expected one of {', '.join(map(repr, TYPES))}")
+    logits = _arguments.prediction(name, logits, target_name, target)
+    choice("target_type", target_type, TYPES)
     axis = _arguments.axis_index(axis, logits.ndim)
     axes = _arguments.mesh_axes(axis_name, logits)
     examples = _examples.checked(where, weights, reduction, normalizer)

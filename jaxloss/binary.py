@@ -190,7 +190,7 @@ def d_binary_cross_entropy(
 
 def _checked(logits, target, where, ignore_index, weights, reduction, normalizer):
     """Logits and target in types that have kernels, and the examples."""
-    logits = _arguments.prediction("logits", logits)
+    logits = _arguments.prediction("logits", logits, "target", target)
     target, counted = _arguments.elements("target", target, ignore_index)
     examples = _examples.checked(where, weights, reduction, normalizer)
     target, logits = _arguments.probabilities(target, "logits", logits)

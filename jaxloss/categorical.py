@@ -355,11 +355,19 @@ def log_prob(
 
     Source: R. J. Williams, *Simple statistical gradient-following algorithms* (1992).
     """
-    labels = array("labels", labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
+    logits = _arguments.prediction("logits", logits, "labels", labels)
+    labels = _arguments.class_indices("labels", array("labels", labels))
     options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
-    classes = checked(logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name)
+    classes = checked(
+        logits,
+        labels,
+        options,
+        axis=axis,
+        where=where,
+        reduction="none",
+        axis_name=axis_name,
+        target_name="labels",
+    )
     return -_cross_entropy.value(classes.objective, classes.operands, classes.examples)
 
 

@@ -377,7 +377,7 @@ def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", n
 
 
 def _checked(pred, target, where, weights, reduction, normalizer):
-    pred = _arguments.prediction("pred", pred)
+    pred = _arguments.prediction("pred", pred, "target", target)
     target, pred = _arguments.probabilities(target, "pred", pred)
     return pred, target, _examples.checked(where, weights, reduction, normalizer)
 

@@ -11,6 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxloss._arrays import array, is_wide, narrowed, promoted
 from jaxloss._calls import Array
+from jaxloss._parameters import integer
 
 
 def floating(name: str, x) -> Array:
@@ -93,7 +94,13 @@ def one_program(function: Callable[..., Array]) -> Callable[..., Array]:
 
     @functools.wraps(function)
     def called(*args, **options):
-        given = parameters.bind(*args, **options).arguments
+        try:
+            given = parameters.bind(*args, **options).arguments
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}(): {error}") from None
+        axis = given.get("axis")
+        for one in axis if isinstance(axis, tuple | list) else () if axis is None else (axis,):
+            integer("axis", one)
         arrays = {name: narrowed(x) if is_wide(x) else x for name, x in given.items() if _is_array(x)}
         rest = tuple((name, type(x), x) for name, x in given.items() if name not in arrays)
         try:

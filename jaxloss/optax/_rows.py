@@ -65,8 +65,10 @@ def of_indices(logits: Array, labels: Array, axis: Axis, where) -> Rows:
     """Rows of logits and their class indices; indices of several axes count along them in the order of `axis`."""
     axes = class_axes(axis, logits.ndim)
     if labels.ndim != logits.ndim - len(axes):
+        hint = "; softmax_cross_entropy takes one-hot labels" if labels.shape == logits.shape else ""
         raise ValueError(
-            f"labels has shape {labels.shape}, logits {logits.shape}: expected {logits.ndim - len(axes)} axes of labels"
+            f"labels has shape {labels.shape}, logits {logits.shape}: expected {logits.ndim - len(axes)} axes of "
+            f"labels{hint}"
         )
     beside = jnp.expand_dims(labels, axes)
     where = _where(logits, axis, axes, where)
