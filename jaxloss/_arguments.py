@@ -1,21 +1,22 @@
 """Checks of predictions and targets, before anything is traced."""
 
-import functools
 import math
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxloss._arrays import array, axis_moved, is_wide, of_dtype
-from jaxloss._calls import Array, manual_axes
+from jaxloss._calls import Array, inlined, manual_axes
 from jaxloss._parameters import integer, wrong_type
+from jaxloss._types import AxisName
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 
-def prediction(name: str, x, target_name: str = "", target=None) -> Array:
+def prediction(name: str, x: Any, target_name: str = "", target: Any = None) -> Array:
     """`x` as an array of one of the floating-point types that have kernels.
 
     An error says if it is the target that has one.
@@ -36,7 +37,7 @@ def class_indices(name: str, labels: Array) -> Array:
     return labels
 
 
-def probabilities(target, name: str, x: Array, target_name: str = "target") -> tuple[Array, Array]:
+def probabilities(target: Any, name: str, x: Array, target_name: str = "target") -> tuple[Array, Array]:
     """A target with the shape of the prediction `x`, and `x`, in a pair of types that has kernels.
 
     The target keeps its type, or is widened, never narrowed.
@@ -89,12 +90,12 @@ def class_target(
     return of_dtype(target, jnp.int32), logits, counted
 
 
-@functools.partial(jax.jit, static_argnums=1, inline=True)
+@inlined(static_argnums=1)
 def _out_of_range_marked(target: Array, classes: int) -> Array:
     return jnp.where((target >= 0) & (target < classes), target, -1)
 
 
-def indices(name: str, x, ignore_index: int | None) -> tuple[Array, int | None]:
+def indices(name: str, x: Any, ignore_index: int | None) -> tuple[Array, int | None]:
     """`x` as an array, and the index to ignore in it: in 32 bits what they are in 64, the same or not.
 
     An index that does not fit is outside all classes, as is what takes its place here: int32's minimum if it is the
@@ -119,12 +120,12 @@ def differs(target: Array, ignore_index: int) -> Array | None:
     return _is_not(target, index)
 
 
-@functools.partial(jax.jit, static_argnums=1, inline=True)
+@inlined(static_argnums=1)
 def _is_not(target: Array, index: int) -> Array:
     return target != np.asarray(index, target.dtype)
 
 
-def elements(name: str, x, ignore_index: int | None) -> tuple[Array, Array | None]:
+def elements(name: str, x: Any, ignore_index: int | None) -> tuple[Array, Array | None]:
     """A target of 0, 1 and `ignore_index` as an array, and where it is not the latter; None without one."""
     target = array(name, x)
     if ignore_index is None:
@@ -196,7 +197,7 @@ def classes_last(x: Array, axis: int, ndim: int) -> Array:
     return axis_moved(x, axis, -1) if x.ndim == ndim else x
 
 
-def mesh_axes(axis_name: str | tuple[str, ...] | None, x: Array, name: str = "logits") -> tuple[str, ...]:
+def mesh_axes(axis_name: AxisName, x: Array, name: str = "logits") -> tuple[str, ...]:
     """The mesh axes that the classes of `x` are split over, none without `axis_name`."""
     if axis_name is None:
         return ()

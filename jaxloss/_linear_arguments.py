@@ -6,36 +6,38 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss import _arguments, _class_arguments, _examples, formulas
 from jaxloss._arrays import promoted
-from jaxloss._calls import Array
+from jaxloss._calls import Array, inlined
 from jaxloss._class_arguments import Options
 from jaxloss._linear_work import Plan
 from jaxloss._meshes import rolled, taken
 from jaxloss._objective import Objective
 from jaxloss._parameters import integer
+from jaxloss._types import AxisName, Normalizer, Reduction
 
 
 def checked(
-    hidden,
-    kernel,
-    labels,
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
     options: Options,
     *,
-    bias,
-    kernel_axis,
-    where,
-    ignore_index,
-    weights,
-    clip,
-    reduction,
-    normalizer,
-    shift,
-    chunk_size,
-    accumulate_dtype,
-    precision,
-    axis_name,
+    bias: ArrayLike | None,
+    kernel_axis: int,
+    where: ArrayLike | None,
+    ignore_index: int | None,
+    weights: ArrayLike | None,
+    clip: float | None,
+    reduction: Reduction,
+    normalizer: Normalizer,
+    shift: int,
+    chunk_size: int | None,
+    accumulate_dtype: DTypeLike,
+    precision: jax.lax.PrecisionLike,
+    axis_name: AxisName,
     details: bool = False,
 ):
     """The plan, its operands (hidden states, kernel, labels), the examples, and further operands."""
@@ -121,13 +123,13 @@ def shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
     return _next_labels(labels, shift)
 
 
-@functools.partial(jax.jit, static_argnums=1, inline=True)
+@inlined(static_argnums=1)
 def _next_labels(labels: Array, shift: int) -> tuple[Array, Array]:
     length = labels.shape[-1]
     return rolled(labels, -shift), jnp.arange(length) < length - shift
 
 
-@functools.partial(jax.jit, static_argnums=2, inline=True)
+@inlined(static_argnums=2)
 def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ...]) -> Array | None:
     """What a token counts in the sum of the weights: the weight of its label; None for 1."""
     if class_weights is None:

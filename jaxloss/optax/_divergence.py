@@ -6,13 +6,19 @@ A target of 0 contributes 0 whatever the prediction: 0 log 0 is the constant 0.
 import warnings
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss._calls import Array
 from jaxloss.optax._operands import broadcast, floating, mask, of_type, one_program, wide
 
 
 @one_program
-def kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
+def kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
+) -> Array:
     r"""The Kullback-Leibler divergence $\sum_i a_i (\log a_i - \log p_i)$.
 
     Args:
@@ -41,7 +47,10 @@ def kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None =
 
 @one_program
 def kl_divergence_with_log_targets(
-    log_predictions, log_targets, axis: int | tuple[int, ...] | None = -1, where=None
+    log_predictions: ArrayLike,
+    log_targets: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
 ) -> Array:
     r"""The Kullback-Leibler divergence $\sum_i a_i (\log a_i - \log p_i)$ from $\log a$.
 
@@ -71,7 +80,12 @@ def kl_divergence_with_log_targets(
 
 
 @one_program
-def generalized_kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
+def generalized_kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
+) -> Array:
     r"""The Kullback-Leibler divergence of unnormalized distributions, $\sum_i a_i (\log a_i - \log p_i) + p_i - a_i$.
 
     Args:
@@ -98,7 +112,12 @@ def generalized_kl_divergence(log_predictions, targets, axis: int | tuple[int, .
     return of_type(jnp.sum(_terms(log_p, a) + (jnp.exp(log_p) - a), axis), log_predictions, targets)
 
 
-def convex_kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
+def convex_kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
+) -> Array:
     """`generalized_kl_divergence` by the name that it once had; warns as optax does.
 
     Args:
@@ -120,7 +139,7 @@ def convex_kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] |
     return generalized_kl_divergence(log_predictions, targets, axis, where)
 
 
-def _operands(log_predictions, where, **targets) -> tuple[Array, Array]:
+def _operands(log_predictions: ArrayLike, where: ArrayLike | None, **targets: ArrayLike) -> tuple[Array, Array]:
     """Both operands in the type that is computed in; what `where` leaves out is a prediction and a target of 0."""
     ((name, target),) = targets.items()
     log_p, target = floating("log_predictions", log_predictions), floating(name, target)

@@ -6,6 +6,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss._calls import Array
 from jaxloss.optax._operands import broadcast, mask, wide
@@ -47,7 +48,7 @@ def class_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     return axes
 
 
-def of_probabilities(logits: Array, labels: Array, axis: Axis, where) -> Rows:
+def of_probabilities(logits: Array, labels: Array, axis: Axis, where: ArrayLike | None) -> Rows:
     """Rows of logits and of probabilities that broadcast with them."""
     axes = class_axes(axis, logits.ndim)
     if labels.ndim > logits.ndim and axis is not None and any(one >= 0 for one in _listed(axis)):
@@ -61,7 +62,7 @@ def of_probabilities(logits: Array, labels: Array, axis: Axis, where) -> Rows:
     return Rows(_flat(logits, shape, axes), _flat(labels, shape, axes), rows, included)
 
 
-def of_indices(logits: Array, labels: Array, axis: Axis, where) -> Rows:
+def of_indices(logits: Array, labels: Array, axis: Axis, where: ArrayLike | None) -> Rows:
     """Rows of logits and their class indices; indices of several axes count along them in the order of `axis`."""
     axes = class_axes(axis, logits.ndim)
     if labels.ndim != logits.ndim - len(axes):
@@ -97,7 +98,7 @@ def _listed(axis: int | tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis) if isinstance(axis, tuple | list) else (axis,)
 
 
-def _where(logits: Array, axis: Axis, axes: tuple[int, ...], where) -> Array | None:
+def _where(logits: Array, axis: Axis, axes: tuple[int, ...], where: ArrayLike | None) -> Array | None:
     """The mask with an axis for each of the logits', or fewer; one of rows gets axes of 1 for the classes."""
     if where is None:
         return None

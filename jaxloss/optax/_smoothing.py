@@ -1,13 +1,16 @@
 """optax's smoothing of labels."""
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss._calls import Array
 from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, wide
 
 
 @one_program
-def smooth_labels(labels, alpha, *, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
+def smooth_labels(
+    labels: ArrayLike, alpha: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, where: ArrayLike | None = None
+) -> Array:
     r"""Labels of which a part $\alpha$ is spread evenly over the classes, $(1 - \alpha) a_i + \alpha / V$.
 
     Args:
