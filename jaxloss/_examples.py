@@ -59,6 +59,8 @@ def checked(
     if normalizer is not None:
         if reduction != "mean":
             raise ValueError(f"normalizer replaces the batch size of reduction='mean': found reduction={reduction!r}")
+        if isinstance(normalizer, str):
+            raise TypeError(f"normalizer is {normalizer!r}: expected a number or a scalar array")
         normalizer = real_array("normalizer", normalizer)
         if normalizer.shape:
             raise ValueError(f"normalizer has shape {normalizer.shape}: expected a scalar")

@@ -143,7 +143,7 @@ def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ..
 
 def _accumulate_dtype(dtype):
     try:
-        found = jnp.dtype(dtype)
+        found = None if dtype is None else jnp.dtype(dtype)
     except TypeError:
         found = dtype
     if getattr(found, "name", None) not in ("bfloat16", "float16", "float32", "float64"):

@@ -301,6 +301,9 @@ WHOLE = {
     "a target type that is an array": ("kl_divergence", (X, X), {"target_type": np.zeros(2)}, "target_type is array([0., 0.]): expected one of 'probabilities', 'logits'"),
     "a clip that is an array": ("binary_cross_entropy", (X, X), {"clip": jnp.float32(0.1)}, "clip has type Array of dtype float32: expected a number between 0 and 0.5, or None"),
     "ignore_index": ("categorical_cross_entropy", (X, LABELS), {"ignore_index": "0"}, "ignore_index has type str: expected int"),
+    "a normalizer of other losses": ("mse", (X, X), {"normalizer": "weights"}, "normalizer is 'weights': expected a number or a scalar array"),
+    "no name of a type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": "flaot32"}, "accumulate_dtype is flaot32: expected a floating-point type"),
+    "no type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": None}, "accumulate_dtype is None: expected a floating-point type"),
 }  # fmt: skip
 
 
