@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from jaxloss._arrays import array, axis_moved, is_wide, of_dtype
 from jaxloss._calls import Array, inlined, manual_axes
 from jaxloss._parameters import integer, wrong_type
-from jaxloss._types import AxisName
+from jaxloss._types import AxisName, Reduction, TargetType
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
@@ -211,3 +211,25 @@ def mesh_axes(axis_name: AxisName, x: Array, name: str = "logits") -> tuple[str,
             f"axis of an enclosing shard_map with check_vma=True that splits the classes (found {varying or 'none'})"
         )
     return axes
+
+
+def positional_options(function: str, names: tuple[str, ...], operands: int, args: tuple[Any, ...]) -> TypeError:
+    """The error for options without their names, which says how to write them."""
+    keywords = [_keyword(x, names[operands:]) for x in args[operands:]]
+    written = [
+        f"{name}={x!r}" if isinstance(x, str | int | float) else f"{name}=..."
+        for name, x in zip(keywords, args[operands:], strict=True)
+    ]
+    advice = ", ".join(written) if all(keywords) else f"its options as keywords: {', '.join(names[operands:])}"
+    return TypeError(f"{function}() takes {operands} positional arguments but {len(args)} were given: write {advice}")
+
+
+def _keyword(x: Any, options: tuple[str, ...]) -> str | None:
+    """The option that a value is meant for, if its kind tells."""
+    if isinstance(x, str):
+        kinds = {"reduction": get_args(Reduction), "target_type": get_args(TargetType)}
+        return next((name for name, words in kinds.items() if name in options and x in words), None)
+    if getattr(x, "dtype", None) == np.bool_:
+        return "where" if "where" in options else None
+    number = isinstance(x, int | float) and not isinstance(x, bool)
+    return options[0] if number and options[0] in ("axis", "delta", "q", "beta") else None

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxloss import _arguments, _examples, _linear_arguments, _teacher
+from jaxloss import _arguments, _linear_arguments
 from jaxloss._arrays import array
 from jaxloss._parameters import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, is_known
 
@@ -176,7 +176,7 @@ def watched(watch: Callable[[dict[str, Any], _Watch], int | None]) -> Callable[[
         @functools.wraps(function)
         def called(*args, **kwargs):
             if len(args) > operands:
-                raise _positional_options(function.__name__, tuple(signature.parameters), operands, args)
+                raise _arguments.positional_options(function.__name__, tuple(signature.parameters), operands, args)
             if not _checking.value:
                 return function(*args, **kwargs)
             with _checking(False):  # one public function may call another
@@ -191,28 +191,6 @@ def watched(watch: Callable[[dict[str, Any], _Watch], int | None]) -> Callable[[
         return cast(Function, called)
 
     return decorate
-
-
-def _positional_options(function: str, names: tuple[str, ...], operands: int, args: tuple) -> TypeError:
-    """The error for options without their names, which says how to write them."""
-    keywords = [_keyword(x, names[operands:]) for x in args[operands:]]
-    written = [
-        f"{name}={x!r}" if isinstance(x, str | int | float) else f"{name}=..."
-        for name, x in zip(keywords, args[operands:], strict=True)
-    ]
-    advice = ", ".join(written) if all(keywords) else f"its options as keywords: {', '.join(names[operands:])}"
-    return TypeError(f"{function}() takes {operands} positional arguments but {len(args)} were given: write {advice}")
-
-
-def _keyword(x, options: tuple[str, ...]) -> str | None:
-    """The option that a value is meant for, if its kind tells."""
-    if isinstance(x, str):
-        kinds = {"reduction": _examples.REDUCTIONS, "target_type": _teacher.TYPES}
-        return next((name for name, words in kinds.items() if name in options and x in words), None)
-    if getattr(x, "dtype", None) == np.bool_:
-        return "where" if "where" in options else None
-    number = isinstance(x, int | float) and not isinstance(x, bool)
-    return options[0] if number and options[0] in ("axis", "delta", "q", "beta") else None
 
 
 def regression(given: dict[str, Any], watch: _Watch) -> None:
