@@ -220,16 +220,17 @@ def positional_options(function: str, names: tuple[str, ...], operands: int, arg
         f"{name}={x!r}" if isinstance(x, str | int | float) else f"{name}=..."
         for name, x in zip(keywords, args[operands:], strict=True)
     ]
-    advice = ", ".join(written) if all(keywords) else f"its options as keywords: {', '.join(names[operands:])}"
+    told = all(keywords) and len(set(keywords)) == len(keywords)
+    advice = ", ".join(written) if told else f"its options as keywords: {', '.join(names[operands:])}"
     return TypeError(f"{function}() takes {operands} positional arguments but {len(args)} were given: write {advice}")
 
 
 def _keyword(x: Any, options: tuple[str, ...]) -> str | None:
     """The option that a value is meant for, if its kind tells."""
     if isinstance(x, str):
-        kinds = {"reduction": get_args(Reduction), "target_type": get_args(TargetType)}
-        return next((name for name, words in kinds.items() if name in options and x in words), None)
+        words = {"reduction": get_args(Reduction), "target_type": get_args(TargetType)}
+        return next((name for name, among in words.items() if name in options and x in among), None)
     if getattr(x, "dtype", None) == np.bool_:
         return "where" if "where" in options else None
-    number = isinstance(x, int | float) and not isinstance(x, bool)
-    return options[0] if number and options[0] in ("axis", "delta", "q", "beta") else None
+    kinds = {"axis": int, "delta": int | float, "q": int | float, "beta": int | float}
+    return options[0] if isinstance(x, kinds.get(options[0], ())) and not isinstance(x, bool) else None

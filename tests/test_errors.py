@@ -210,6 +210,16 @@ POSITIONAL = {
         (X, True),
         "write its options as keywords: axis, where, softcap, temperature, num_classes, axis_name",
     ),
+    "float": (
+        "entropy",
+        (X, 2.0),
+        "write its options as keywords: axis, where, softcap, temperature, num_classes, axis_name",
+    ),
+    "two of one kind": (
+        "entropy",
+        (X, 0, 1),
+        "write its options as keywords: axis, where, softcap, temperature, num_classes, axis_name",
+    ),
 }
 
 
