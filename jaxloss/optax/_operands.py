@@ -42,6 +42,16 @@ def mask(where: ArrayLike) -> Array:
     return where
 
 
+def listed(axis: Any) -> tuple[int, ...]:
+    """One axis or several, as a tuple."""
+    return tuple(integer("axis", one) for one in (axis if isinstance(axis, tuple | list) else (axis,)))
+
+
+def reduced(axis: Any) -> tuple[int, ...] | None:
+    """The axes that a sum is over, None for all."""
+    return None if axis is None else listed(axis)
+
+
 def broadcast(**operands: Array | None) -> tuple[int, ...]:
     """The shape that the named operands broadcast to; None has no part in it."""
     shapes = {name: x.shape for name, x in operands.items() if x is not None}
@@ -102,10 +112,9 @@ def one_program(function: Callable[P, Array]) -> Callable[P, Array]:
             given = parameters.bind(*args, **options).arguments
         except TypeError as error:
             raise TypeError(f"{function.__name__}(): {error}") from None
-        axis = given.get("axis")
-        for one in axis if isinstance(axis, tuple | list) else () if axis is None else (axis,):
-            integer("axis", one)
-        arrays = {name: narrowed(x) if is_wide(x) else x for name, x in given.items() if _is_array(x)}
+        arrays = {
+            name: narrowed(x) if is_wide(x) else x for name, x in given.items() if name != "axis" and _is_array(x)
+        }
         rest = tuple((name, type(x), x) for name, x in given.items() if name not in arrays)
         try:
             compiled = program(rest)

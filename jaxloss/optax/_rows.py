@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._calls import Array
-from jaxloss.optax._operands import broadcast, mask, wide
+from jaxloss.optax._operands import broadcast, listed, mask, wide
 
 Axis = int | tuple[int, ...] | None
 
@@ -38,7 +37,7 @@ def class_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """The axes of classes, counted from the end, in their order."""
     if axis is None:
         return tuple(range(-ndim, 0))
-    axes = tuple(map(operator.index, axis if isinstance(axis, tuple | list) else (axis,)))
+    axes = listed(axis)
     for one in axes:
         if not -ndim <= one < ndim:
             raise ValueError(f"axis is {axis}, logits has {ndim} axes: expected one from {-ndim} to {ndim - 1}")
@@ -51,7 +50,7 @@ def class_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 def of_probabilities(logits: Array, labels: Array, axis: Axis, where: ArrayLike | None) -> Rows:
     """Rows of logits and of probabilities that broadcast with them."""
     axes = class_axes(axis, logits.ndim)
-    if labels.ndim > logits.ndim and axis is not None and any(one >= 0 for one in _listed(axis)):
+    if labels.ndim > logits.ndim and axis is not None and any(one >= 0 for one in listed(axis)):
         raise ValueError(
             f"axis is {axis}, labels has {labels.ndim} axes and logits {logits.ndim}: expected an axis counted from "
             "the end, which is the same of both"
@@ -92,10 +91,6 @@ def masked(rows: Rows, *, finite: bool) -> Array:
     largest = wide(jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, initial=-jnp.inf)))
     below = largest - jnp.abs(largest) - _MARGIN
     return jnp.where(rows.included, rows.logits, below.astype(logits.dtype))
-
-
-def _listed(axis: int | tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis) if isinstance(axis, tuple | list) else (axis,)
 
 
 def _where(logits: Array, axis: Axis, axes: tuple[int, ...], where: ArrayLike | None) -> Array | None:
