@@ -4,7 +4,10 @@ The losses expect predictions or logits and a target, divide by the batch size, 
 `jax.vmap`, forward mode, higher derivatives and sharding. `formulas` states each of them in `jax.numpy`.
 """
 
-from jaxloss import formulas
+import importlib
+from typing import TYPE_CHECKING
+
+from jaxloss import _other_names, formulas
 from jaxloss._debug import debug_checks
 from jaxloss._library import Backends, backends, export_checks
 from jaxloss._version import __version__
@@ -20,6 +23,20 @@ from jaxloss.categorical import (
 from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
 from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob
 from jaxloss.regression import d_huber, d_log_cosh, d_mae, d_mse, d_quantile, huber, log_cosh, mae, mse, quantile
+
+if TYPE_CHECKING:
+    from jaxloss import optax as optax
+else:
+
+    def __getattr__(name: str):
+        """`jaxloss.optax`, imported when it is asked for; or the error, which says what ours is called."""
+        if name == "optax":
+            return importlib.import_module("jaxloss.optax")
+        raise _other_names.no_attribute(name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), "optax"})
+
 
 __all__ = [
     "Backends",

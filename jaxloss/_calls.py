@@ -4,9 +4,10 @@ Everywhere: `x` is `[rows..., features...]`; `row_weight` has the first axes of 
 rows' axes. A row weight of `TAKEN_OUT` marks a row of which nothing is read and for which zeros are written.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.core
@@ -17,6 +18,7 @@ from jaxloss import _library
 
 Array = jax.Array
 Formula = Callable[..., Array]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 FEW = 4096
 """Of so few elements, a formula that XLA fuses with what is around it takes less time than starting a kernel."""
@@ -26,6 +28,11 @@ EVERYWHERE = ("cpu", "cuda")
 
 TAKEN_OUT = -0.0
 """The weight of a row that is taken out: an ordinary weight of 0 still wants its row's loss, for its own gradient."""
+
+
+def inlined(static_argnums: int | tuple[int, ...] = ()) -> Callable[[Function], Function]:
+    """Makes a function one program where it is called eagerly, and part of its caller's where that is traced."""
+    return cast(Any, functools.partial(jax.jit, static_argnums=static_argnums, inline=True))
 
 
 def taken_out(row_weight: Array) -> Array:

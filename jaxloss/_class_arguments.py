@@ -1,31 +1,32 @@
 """The arguments that every loss of classes has, checked and brought into the form that `_cross_entropy` takes."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxloss import _arguments, _examples, formulas
 from jaxloss._arrays import axis_moved, real_dtype
-from jaxloss._calls import Array
+from jaxloss._calls import Array, inlined
 from jaxloss._cross_entropy import Operands
 from jaxloss._cross_entropy_calls import PARAMETERS
 from jaxloss._examples import Examples
 from jaxloss._objective import Objective
 from jaxloss._parameters import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, integer, number, real_array
+from jaxloss._types import AxisName, ClassTarget, Normalizer, Reduction
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The options of a cross entropy as its caller gives them; the defaults are off."""
 
-    class_weights: object = None
-    label_smoothing: object = 0.0
-    z_loss: object = 0.0
-    softcap: object = None
-    temperature: object = 1.0
+    class_weights: ArrayLike | None = None
+    label_smoothing: ArrayLike = 0.0
+    z_loss: ArrayLike = 0.0
+    softcap: ArrayLike | None = None
+    temperature: ArrayLike = 1.0
     num_classes: int | None = None
 
 
@@ -47,22 +48,23 @@ class Classes:
 
 
 def checked(
-    logits,
-    target,
+    logits: ArrayLike,
+    target: ClassTarget,
     options: Options,
     *,
     axis: int = -1,
-    where=None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    weights=None,
+    weights: ArrayLike | None = None,
     clip: float | None = None,
-    reduction="mean",
-    normalizer=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Normalizer = None,
+    axis_name: AxisName = None,
     details: bool = False,
+    target_name: str = "target",
 ) -> Classes:
     """All of it, or the error that says what is wrong."""
-    logits = _arguments.prediction("logits", logits)
+    logits = _arguments.prediction("logits", logits, target_name, target)
     axis = _arguments.axis_index(axis, logits.ndim)
     axes = _arguments.mesh_axes(axis_name, logits)
     by_weights = divides_by_weights(normalizer, reduction)
@@ -74,7 +76,7 @@ def checked(
         raise ValueError(f"ignore_index is {ignore_index}, target is mixed: expected None; leave rows out by where=")
     first, second, mix = target if mixed else (target, None, None)
 
-    first, ignore_index = _arguments.indices("target", first, ignore_index)
+    first, ignore_index = _arguments.indices(target_name, first, ignore_index)
     shape = logits.shape
     if first.shape == shape and not jnp.issubdtype(first.dtype, jnp.integer):
         if mixed:
@@ -82,7 +84,7 @@ def checked(
         first = axis_moved(first, axis, -1)
     logits = axis_moved(logits, axis, -1)
     width = whole_width(logits, axes)
-    first, logits, counted = _arguments.class_target(first, logits, width, ignore_index)
+    first, logits, counted = _arguments.class_target(first, logits, width, ignore_index, target_name, axis)
     given, classes = parameters_of(options, logits, axes)
     dtype = real_dtype(logits)
 
@@ -91,7 +93,7 @@ def checked(
         second, _ = _arguments.indices("target", second, None)
         if not jnp.issubdtype(second.dtype, jnp.integer):
             raise TypeError(f"target mixes labels with an array of dtype {second.dtype}: expected class indices")
-        parameters["second_label"] = _arguments.class_target(second, logits, width, None)[0]
+        parameters["second_label"] = _arguments.class_target(second, logits, width, None, axis=axis)[0]
         parameters["mix"] = _share(mix, logits, axis, dtype)
     parameters |= given
 
@@ -103,7 +105,7 @@ def checked(
     return Classes(objective, (logits, first, tuple(parameters.values())), examples, axis)
 
 
-def divides_by_weights(normalizer, reduction: str) -> bool:
+def divides_by_weights(normalizer: Normalizer, reduction: Reduction) -> bool:
     """Whether the normalizer is the sum of the weights, and no number."""
     if not isinstance(normalizer, str):
         return False
@@ -193,7 +195,7 @@ def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: 
     return class_weights
 
 
-@functools.partial(jax.jit, static_argnums=1, inline=True)
+@inlined(static_argnums=1)
 def _padded(class_weights: Array, padding: int) -> Array:
     return jnp.pad(class_weights, (0, padding))
 
@@ -217,7 +219,7 @@ def _numbers(options: Options) -> dict[str, Array]:
     return found
 
 
-@functools.partial(jax.jit, static_argnums=3, inline=True)
+@inlined(static_argnums=3)
 def _class_share(target: Array, logits: Array, parameters: dict[str, Array], axes: tuple[str, ...]) -> Array | None:
     """What a row counts in the sum of the weights: its target's classes' weights; None for 1."""
     by_index = jnp.issubdtype(target.dtype, jnp.integer)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxloss import _cross_entropy_calls as calls
 from jaxloss import _long_rows, _pair, formulas
-from jaxloss._calls import Array, along, sizes_known
+from jaxloss._calls import Array, along, inlined, sizes_known
 from jaxloss._examples import Examples, row_weight
 from jaxloss._meshes import Entry
 from jaxloss._objective import Objective
@@ -32,14 +32,14 @@ Operands = tuple[Array, Array, tuple[Array, ...]]
 """Logits `[..., V]`, target, and the parameters that the objective names."""
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@inlined(static_argnums=0)
 def value(objective: Objective, operands: Operands, examples: Examples) -> Array:
     """The reduced loss; an example is a row."""
     reduced = _pair.weighted_rows if examples.reduction == "none" else _pair.weighted_sum
     return reduced(row_loss(objective))(*_weighed(objective, operands, examples))
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@inlined(static_argnums=0)
 def value_and_stats(objective: Objective, operands: Operands, examples: Examples) -> tuple[Array, dict[str, Array]]:
     """The reduced loss, and the statistics of each row by name."""
     reduced = _pair.weighted_rows if examples.reduction == "none" else _pair.weighted_sum
@@ -47,7 +47,7 @@ def value_and_stats(objective: Objective, operands: Operands, examples: Examples
     return loss, dict(zip(objective.stats, stats, strict=True))
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@inlined(static_argnums=0)
 def gradient(objective: Objective, operands: Operands, examples: Examples) -> Array:
     """The gradient of the reduced loss with respect to the logits, which no clip changes."""
     return _pair.value_and_grad(row_loss(objective))(*_weighed(objective, operands, examples))[-1]

@@ -164,16 +164,19 @@ class _Watch:
 
 
 def watched(watch: Callable[[dict[str, Any], _Watch], int | None]) -> Callable[[Function], Function]:
-    """A public function whose numbers are checked in `debug_checks`.
+    """A public function whose numbers are checked in `debug_checks`, and whose options are keywords.
 
     `watch` says what to check of its arguments, and which axis of a mask is that of classes.
     """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
+        operands = sum(x.kind is x.POSITIONAL_OR_KEYWORD for x in signature.parameters.values())
 
         @functools.wraps(function)
         def called(*args, **kwargs):
+            if len(args) > operands:
+                raise _arguments.positional_options(function.__name__, tuple(signature.parameters), operands, args)
             if not _checking.value:
                 return function(*args, **kwargs)
             with _checking(False):  # one public function may call another

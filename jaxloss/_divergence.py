@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import _calls, _pair, formulas
-from jaxloss._calls import Array, along, taken_out
+from jaxloss._calls import Array, along, inlined, taken_out
 from jaxloss._examples import Examples, row_weight
 from jaxloss._meshes import Entry
 from jaxloss._pair import RowLoss
@@ -41,7 +41,7 @@ class Divergence:
         return 5 if self.of_logits else 3
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+@inlined(static_argnums=(0, 1))
 def value(
     divergence: Divergence, axes: tuple[str, ...], logits: Array, target: Array, examples: Examples, *numbers: Array
 ) -> Array:
@@ -50,7 +50,7 @@ def value(
     return reduced(row_loss(divergence, axes))(logits, target, _weight(logits, examples), *numbers)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+@inlined(static_argnums=(0, 1))
 def gradient(
     divergence: Divergence, axes: tuple[str, ...], logits: Array, target: Array, examples: Examples, *numbers: Array
 ) -> Array:

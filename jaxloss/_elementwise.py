@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxloss import _calls, _pair
-from jaxloss._calls import Array, Formula
+from jaxloss._calls import Array, Formula, inlined
 from jaxloss._examples import Examples, row_weight
 from jaxloss._meshes import Entry, as_spec, explicit_entries, mesh_of, resharded
 from jaxloss._pair import RowLoss
@@ -46,7 +46,7 @@ class Elementwise:
     float16_weight: float = 0.5
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@inlined(static_argnums=0)
 def value(loss: Elementwise, x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...] = ()) -> Array:
     """The reduced loss; an example is one index of the first axis."""
     parameters = _computed(parameters, x)
@@ -56,7 +56,7 @@ def value(loss: Elementwise, x: Array, target: Array, examples: Examples, parame
     return _pair.weighted_sum(row_loss(loss))(x, target, _weight(x, examples), *parameters)
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@inlined(static_argnums=0)
 def gradient(
     loss: Elementwise, x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...] = ()
 ) -> Array:

@@ -3,17 +3,20 @@
 import dataclasses
 import functools
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss import _arguments
 from jaxloss._arrays import array
-from jaxloss._calls import TAKEN_OUT, Array, taken_out
-from jaxloss._parameters import real_array
+from jaxloss._calls import TAKEN_OUT, Array, inlined, taken_out
+from jaxloss._parameters import choice, real_array
+from jaxloss._types import Normalizer, Reduction
 from jaxloss.formulas import real
 
-REDUCTIONS = ("mean", "sum", "none")
+REDUCTIONS = get_args(Reduction)
 
 
 @functools.partial(
@@ -42,10 +45,11 @@ class Examples:
     share: Array | None = None
 
 
-def checked(where, weights, reduction, normalizer) -> Examples:
+def checked(
+    where: ArrayLike | None, weights: ArrayLike | None, reduction: Reduction, normalizer: Normalizer
+) -> Examples:
     """The options as arrays of the right kinds."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(map(repr, REDUCTIONS))}")
+    choice("reduction", reduction, REDUCTIONS)
     if where is not None:
         where = array("where", where)
         if where.dtype != jnp.bool_:
@@ -55,6 +59,8 @@ def checked(where, weights, reduction, normalizer) -> Examples:
     if normalizer is not None:
         if reduction != "mean":
             raise ValueError(f"normalizer replaces the batch size of reduction='mean': found reduction={reduction!r}")
+        if isinstance(normalizer, str):
+            raise TypeError(f"normalizer is {normalizer!r}: expected a number or a scalar array")
         normalizer = real_array("normalizer", normalizer)
         if normalizer.shape:
             raise ValueError(f"normalizer has shape {normalizer.shape}: expected a scalar")
@@ -66,7 +72,7 @@ def undefined_with(examples: Examples, number: Array) -> Examples:
     return dataclasses.replace(examples, weights=_nan_with(number, examples.weights))
 
 
-@functools.partial(jax.jit, inline=True)
+@inlined()
 def _nan_with(number: Array, weights: Array | None) -> Array:
     weights = jnp.ones((), number.dtype) if weights is None else weights
     return jnp.where(jnp.isnan(number), jnp.nan, weights if weights.dtype == number.dtype else real(weights))

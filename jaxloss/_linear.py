@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from jaxloss import _examples, _linear_work
-from jaxloss._calls import Array, manual_axes, varying, weighted
+from jaxloss._calls import Array, inlined, manual_axes, varying, weighted
 from jaxloss._examples import Examples
 from jaxloss._linear_mesh import OnMesh
 from jaxloss._linear_split import Split
@@ -39,7 +39,7 @@ from jaxloss._tangents import (
 Op = Callable[..., Any]
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@inlined(static_argnums=0)
 def value(plan: Plan, operands: tuple[Array, Array, Array], examples: Examples, *rest: Array) -> tuple[Array, ...]:
     """The reduced loss, and the statistics of tokens that are asked for.
 

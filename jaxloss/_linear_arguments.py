@@ -6,52 +6,54 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss import _arguments, _class_arguments, _examples, formulas
 from jaxloss._arrays import promoted
-from jaxloss._calls import Array
+from jaxloss._calls import Array, inlined
 from jaxloss._class_arguments import Options
 from jaxloss._linear_work import Plan
 from jaxloss._meshes import rolled, taken
 from jaxloss._objective import Objective
 from jaxloss._parameters import integer
+from jaxloss._types import AxisName, Normalizer, Reduction
 
 
 def checked(
-    hidden,
-    kernel,
-    labels,
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
     options: Options,
     *,
-    bias,
-    kernel_axis,
-    where,
-    ignore_index,
-    weights,
-    clip,
-    reduction,
-    normalizer,
-    shift,
-    chunk_size,
-    accumulate_dtype,
-    precision,
-    axis_name,
+    bias: ArrayLike | None,
+    kernel_axis: int,
+    where: ArrayLike | None,
+    ignore_index: int | None,
+    weights: ArrayLike | None,
+    clip: float | None,
+    reduction: Reduction,
+    normalizer: Normalizer,
+    shift: int,
+    chunk_size: int | None,
+    accumulate_dtype: DTypeLike,
+    precision: jax.lax.PrecisionLike,
+    axis_name: AxisName,
     details: bool = False,
 ):
     """The plan, its operands (hidden states, kernel, labels), the examples, and further operands."""
-    hidden, kernel = _arguments.prediction("hidden", hidden), _arguments.prediction("kernel", kernel)
+    hidden = _arguments.prediction("hidden", hidden, "labels", labels)
+    kernel = _arguments.prediction("kernel", kernel, "labels", labels)
     classes_first = _classes_first(kernel_axis, kernel)
     axes = _arguments.mesh_axes(axis_name, kernel, "kernel")
     if hidden.ndim == 0 or hidden.shape[-1] != kernel.shape[1 if classes_first else 0]:
-        expected = "[V, D] with kernel_axis=0" if classes_first else "[D, V]"
-        raise ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]")
+        raise _kernel_shape_error(hidden, kernel, classes_first)
     classes = kernel.shape[0 if classes_first else 1]
     tokens, rank = hidden.shape[:-1], hidden.ndim - 1
     labels, ignore_index = _arguments.indices("labels", labels, ignore_index)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
+    labels = _arguments.class_indices("labels", labels)
     if labels.shape != tokens:
-        raise ValueError(f"labels has shape {labels.shape}, hidden {hidden.shape}: expected {tokens}")
+        hint = "; write labels.argmax(-1) if they are one-hot" if labels.shape == (*tokens, classes) else ""
+        raise ValueError(f"labels has shape {labels.shape}, hidden {hidden.shape}: expected {tokens}{hint}")
     if bias is not None:
         bias = _arguments.prediction("bias", bias)
         if bias.shape != (classes,):
@@ -97,6 +99,17 @@ def _classes_first(kernel_axis: int, kernel: Array) -> bool:
     return kernel_axis % 2 == 0
 
 
+def _kernel_shape_error(hidden: Array, kernel: Array, classes_first: bool) -> ValueError:
+    """The error, which says what to write where the kernel is transposed."""
+    expected = "[V, D] with kernel_axis=0" if classes_first else "[D, V]"
+    hint = ""
+    if hidden.ndim and hidden.shape[-1] == kernel.shape[0 if classes_first else 1]:
+        hint = f"; write kernel_axis={-1 if classes_first else 0} for {'[D, V]' if classes_first else '[V, D]'}"
+    elif hidden.ndim == 2 and hidden.shape[0] == kernel.shape[1]:
+        hint = "; are the two swapped?"
+    return ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]{hint}")
+
+
 def shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
     """The label that each token is to predict, and which tokens have one (None for all)."""
     if shift < 0:
@@ -110,13 +123,13 @@ def shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
     return _next_labels(labels, shift)
 
 
-@functools.partial(jax.jit, static_argnums=1, inline=True)
+@inlined(static_argnums=1)
 def _next_labels(labels: Array, shift: int) -> tuple[Array, Array]:
     length = labels.shape[-1]
     return rolled(labels, -shift), jnp.arange(length) < length - shift
 
 
-@functools.partial(jax.jit, static_argnums=2, inline=True)
+@inlined(static_argnums=2)
 def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ...]) -> Array | None:
     """What a token counts in the sum of the weights: the weight of its label; None for 1."""
     if class_weights is None:
@@ -130,7 +143,7 @@ def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ..
 
 def _accumulate_dtype(dtype):
     try:
-        found = jnp.dtype(dtype)
+        found = None if dtype is None else jnp.dtype(dtype)
     except TypeError:
         found = dtype
     if getattr(found, "name", None) not in ("bfloat16", "float16", "float32", "float64"):

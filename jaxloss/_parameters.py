@@ -1,16 +1,17 @@
 """Numbers that a loss itself is made with: what is known is checked, what a JAX array holds may be traced."""
 
 import dataclasses
-import functools
 import math
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from jaxloss._arrays import array
-from jaxloss._calls import Array
+from jaxloss._arrays import array, found
+from jaxloss._calls import Array, inlined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Interval:
     most: float = math.inf
     has_ends: bool = False
 
-    def contains(self, x):
+    def contains(self, x: Any) -> Any:
         """Whether `x`, a number or each of an array, is one of them."""
         if self.has_ends:
             return (x >= self.least) & (x <= self.most) & (x < math.inf)
@@ -42,7 +43,7 @@ BETWEEN_0_AND_1 = Interval("a number between 0 and 1", 0, 1)
 FROM_0_TO_1 = Interval("a number from 0 to 1", 0, 1, has_ends=True)
 
 
-def number(name: str, x, interval: Interval, otherwise: str = "", *, scalar: bool = True) -> Array:
+def number(name: str, x: Any, interval: Interval, otherwise: str = "", *, scalar: bool = True) -> Array:
     """An option that is a number of the interval, `otherwise` says what else; of any shape if it need not be a scalar.
 
     A number of Python or NumPy is checked. What else an array holds, which may be traced, becomes NaN where it is not
@@ -51,7 +52,7 @@ def number(name: str, x, interval: Interval, otherwise: str = "", *, scalar: boo
     expected = f"{interval.words}{otherwise}"
     is_number = isinstance(x, int | float | np.generic) and not isinstance(x, bool)
     if not is_number and not isinstance(x, np.ndarray | Array) and not hasattr(x, "__jax_array__"):
-        raise TypeError(f"{name} has type {type(x).__name__}: expected {expected}")
+        raise TypeError(f"{name} {found(x)}: expected {expected}")
     array = real_array(name, x)
     if scalar and array.shape:
         raise ValueError(f"{name} has shape {array.shape}: expected a scalar, {expected}")
@@ -60,25 +61,40 @@ def number(name: str, x, interval: Interval, otherwise: str = "", *, scalar: boo
     return array if is_known(x) else _nan_outside(interval, array)
 
 
-def is_known(x) -> bool:
+def is_known(x: Any) -> bool:
     """Whether `x` is a number of Python or NumPy, which is checked before anything is traced."""
     return isinstance(x, int | float | np.generic) or (isinstance(x, np.ndarray) and not x.shape)
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@inlined(static_argnums=0)
 def _nan_outside(interval: Interval, x: Array) -> Array:
     x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
     return jnp.where(interval.contains(x), x, jnp.nan)
 
 
-def integer(name: str, x) -> int:
+def integer(name: str, x: Any) -> int:
     """An option that counts something, which is compiled in."""
     if not isinstance(x, numbers.Integral) or isinstance(x, bool):
-        raise TypeError(f"{name} has type {type(x).__name__}: expected int")
+        raise wrong_type(name, x, "int")
     return int(x)
 
 
-def per_class(name: str, x, logits: Array, otherwise: str = "") -> Array:
+def choice(name: str, x: Any, words: Sequence[str]) -> None:
+    """An option that is one of a few words."""
+    expected = f"one of {', '.join(map(repr, words))}"
+    if isinstance(x, Tracer):
+        raise wrong_type(name, x, expected)
+    if not isinstance(x, str) or x not in words:
+        raise ValueError(f"{name} is {x!r}: expected {expected}")
+
+
+def wrong_type(name: str, x: Any, expected: str) -> TypeError:
+    """The error for an option that is compiled in."""
+    hint = "; name it in static_argnames of jax.jit" if isinstance(x, Tracer) else ""
+    return TypeError(f"{name} {found(x)}: expected {expected}{hint}")
+
+
+def per_class(name: str, x: Any, logits: Array, otherwise: str = "") -> Array:
     """An option with one number for each index of the last axis of the logits, or `otherwise`."""
     x = real_array(name, x)
     if logits.ndim == 0:
@@ -91,7 +107,7 @@ def per_class(name: str, x, logits: Array, otherwise: str = "") -> Array:
     return x
 
 
-def real_array(name: str, x) -> Array:
+def real_array(name: str, x: Any) -> Array:
     """`x` as an array of a floating-point or integer type."""
     if isinstance(x, np.ndarray | np.generic) and x.dtype.name in ("int64", "uint64"):
         x = x.astype(np.float64)  # a number, not an index: JAX may have 32 bits for integers only

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from jaxloss._calls import TAKEN_OUT, Array, along, manual_axes, taken_out, varying
+from jaxloss._calls import TAKEN_OUT, Array, along, inlined, manual_axes, taken_out, varying
 from jaxloss._tangents import or_none, restricted_to_live, row_dot
 
 _primitive = Primitive("jaxloss_row_product")
@@ -66,7 +66,7 @@ def _transposed(cotangent, *arrays, gradient, **_):
     return (*(None for _ in residuals), _gradient(gradient, cotangent, *residuals))
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)  # one program where it is called eagerly
+@inlined(static_argnums=0)
 def _gradient(gradient, cotangent: Array, x: Array, target: Array, row_weight: Array, *rest: Array) -> Array:
     weight = along(row_weight, cotangent)
     weight = jnp.where(taken_out(weight), TAKEN_OUT, weight * cotangent)

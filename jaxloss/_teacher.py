@@ -1,17 +1,18 @@
 """Checks of a student, its teacher and the numbers of a divergence, before anything is traced."""
 
 import dataclasses
-import functools
+from typing import get_args
 
-import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxloss import _arguments, _examples
 from jaxloss._arrays import axis_moved, of_dtype, real_dtype
-from jaxloss._calls import Array
-from jaxloss._parameters import BETWEEN_0_AND_1, POSITIVE, number
+from jaxloss._calls import Array, inlined
+from jaxloss._parameters import BETWEEN_0_AND_1, POSITIVE, choice, number
+from jaxloss._types import AxisName, Reduction, TargetType
 
-TYPES = ("probabilities", "logits")
+TYPES = get_args(TargetType)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Operands:
     dtype: np.dtype
 
     @property
-    def all(self) -> tuple:
+    def all(self) -> tuple[tuple[str, ...], Array, Array, _examples.Examples, Array]:
         return self.axes, self.student, self.teacher, self.examples, self.scale
 
     def like_logits(self, gradient: Array) -> Array:
@@ -36,39 +37,38 @@ class Operands:
 
 def checked(
     name: str,
-    logits,
+    logits: ArrayLike,
     target_name: str,
-    target,
-    target_type: str,
+    target: ArrayLike,
+    target_type: TargetType,
     axis: int,
-    where,
-    weights,
-    temperature,
-    reduction,
-    normalizer,
-    axis_name,
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+    temperature: ArrayLike,
+    reduction: Reduction,
+    normalizer: ArrayLike | None,
+    axis_name: AxisName,
 ) -> Operands:
     """The arguments that both divergences have; two of them go by different names."""
-    logits = _arguments.prediction(name, logits)
-    if target_type not in TYPES:
-        raise ValueError(f"target_type is {target_type!r}: expected one of {', '.join(map(repr, TYPES))}")
-    axis = _arguments.axis_index(axis, logits.ndim)
-    axes = _arguments.mesh_axes(axis_name, logits)
+    x = _arguments.prediction(name, logits, target_name, target)
+    choice("target_type", target_type, TYPES)
+    axis = _arguments.axis_index(axis, x.ndim)
+    axes = _arguments.mesh_axes(axis_name, x)
     examples = _examples.checked(where, weights, reduction, normalizer)
-    teacher, student = _arguments.probabilities(target, name, logits, target_name)
-    temperature = number("temperature", temperature, POSITIVE).astype(real_dtype(student))
+    teacher, student = _arguments.probabilities(target, name, x, target_name)
+    scale = _reciprocal(number("temperature", temperature, POSITIVE).astype(real_dtype(student)))
     return Operands(
         axes=axes,
         student=axis_moved(student, axis, -1),
         teacher=axis_moved(teacher, axis, -1),
-        examples=_examples.classes_last(examples, axis, logits.ndim),
-        scale=_reciprocal(temperature),
+        examples=_examples.classes_last(examples, axis, x.ndim),
+        scale=scale,
         axis=axis,
-        dtype=logits.dtype,
+        dtype=x.dtype,
     )
 
 
-def beta_array(beta, dtype) -> Array:
+def beta_array(beta: ArrayLike, dtype: np.dtype) -> Array:
     """The teacher's share of the mixture as an array."""
     if isinstance(beta, int | float | np.generic) and not isinstance(beta, bool) and beta in (0, 1):
         way, student, teacher = "forward", "student_logits", "teacher_logits"
@@ -81,6 +81,6 @@ def beta_array(beta, dtype) -> Array:
     return number("beta", beta, BETWEEN_0_AND_1).astype(dtype)
 
 
-@functools.partial(jax.jit, inline=True)
+@inlined()
 def _reciprocal(x: Array) -> Array:
     return 1 / x

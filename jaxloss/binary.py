@@ -1,17 +1,26 @@
 """Losses of two classes, or of many that do not exclude each other."""
 
+# Some annotations of jax.numpy are partial.
+# pyright: reportUnknownMemberType=false
+
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxloss import _arguments, _debug, _elementwise, _examples, _parameters, formulas
 from jaxloss._arrays import array, of_dtype
-from jaxloss._calls import Array
+from jaxloss._calls import Array, inlined
 from jaxloss._debug import watched
 from jaxloss._tangents import BOUNDED
+from jaxloss._types import Reduction
+
+
+def _d_plain_of_target(logits: Array, target: Array) -> Array:
+    del target
+    return -formulas.real(logits)
 
 
 @functools.cache
@@ -20,7 +29,7 @@ def _plain(clip: float) -> _elementwise.Elementwise:
         name="binary_cross_entropy",
         value=functools.partial(formulas.binary_cross_entropy, clip=clip),
         derivative=formulas.d_binary_cross_entropy,
-        target_derivative=lambda logits, target: -formulas.real(logits),
+        target_derivative=_d_plain_of_target,
         constants=(clip,),
         float16_weight=BOUNDED,
     )
@@ -57,20 +66,20 @@ def _focal(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwise:
 
 @watched(_debug.binary)
 def binary_cross_entropy(
-    logits,
-    target,
+    logits: ArrayLike,
+    target: ArrayLike,
     *,
-    where=None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    weights=None,
-    class_weights=None,
-    pos_weight=None,
-    label_smoothing=0.0,
-    focal_gamma=None,
-    focal_alpha=None,
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    focal_gamma: ArrayLike | None = None,
+    focal_alpha: ArrayLike | None = None,
     clip: float | None = 1e-7,
-    reduction="mean",
-    normalizer=None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
 ) -> Array:
     r"""Binary cross entropy, with the sigmoid inside.
 
@@ -137,20 +146,20 @@ def binary_cross_entropy(
 
 @watched(_debug.binary)
 def d_binary_cross_entropy(
-    logits,
-    target,
+    logits: ArrayLike,
+    target: ArrayLike,
     *,
-    where=None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    weights=None,
-    class_weights=None,
-    pos_weight=None,
-    label_smoothing=0.0,
-    focal_gamma=None,
-    focal_alpha=None,
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    focal_gamma: ArrayLike | None = None,
+    focal_alpha: ArrayLike | None = None,
     clip: float | None = 1e-7,
-    reduction="mean",
-    normalizer=None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
 ) -> Array:
     r"""The gradient of `binary_cross_entropy` with respect to `logits`, without options $(\sigma(x) - a) / n$.
 
@@ -188,9 +197,17 @@ def d_binary_cross_entropy(
     return of_dtype(_elementwise.gradient(loss, x, a, examples, parameters), array("logits", logits).dtype)
 
 
-def _checked(logits, target, where, ignore_index, weights, reduction, normalizer):
+def _checked(
+    logits: ArrayLike,
+    target: ArrayLike,
+    where: ArrayLike | None,
+    ignore_index: int | None,
+    weights: ArrayLike | None,
+    reduction: Reduction,
+    normalizer: ArrayLike | None,
+):
     """Logits and target in types that have kernels, and the examples."""
-    logits = _arguments.prediction("logits", logits)
+    logits = _arguments.prediction("logits", logits, "target", target)
     target, counted = _arguments.elements("target", target, ignore_index)
     examples = _examples.checked(where, weights, reduction, normalizer)
     target, logits = _arguments.probabilities(target, "logits", logits)
@@ -202,7 +219,15 @@ def _checked(logits, target, where, ignore_index, weights, reduction, normalizer
     return logits, target, examples
 
 
-def _loss(clip: float, x: Array, class_weights, pos_weight, label_smoothing, focal_gamma, focal_alpha):
+def _loss(
+    clip: float,
+    x: Array,
+    class_weights: ArrayLike | None,
+    pos_weight: ArrayLike | None,
+    label_smoothing: ArrayLike,
+    focal_gamma: ArrayLike | None,
+    focal_alpha: ArrayLike | None,
+):
     """The loss that has what these options ask for, and its parameters."""
     smoothing = _parameters.number("label_smoothing", label_smoothing, _parameters.FROM_0_TO_1)
     smooth, focus = not _is_zero(label_smoothing), not (focal_gamma is None or _is_zero(focal_gamma))
@@ -221,12 +246,12 @@ def _loss(clip: float, x: Array, class_weights, pos_weight, label_smoothing, foc
     return _focal(clip, features), (if_one, if_zero, smoothing, gamma, *alphas)
 
 
-def _is_zero(option) -> bool:
+def _is_zero(option: object) -> bool:
     """Whether an option is a Python number that turns it off."""
     return isinstance(option, int | float) and option == 0
 
 
-@functools.partial(jax.jit, inline=True)
+@inlined()
 def _of_both_classes(of_class: Array | None, positive: Array | None, alpha: Array | None) -> tuple[Array, ...]:
     """What the losses of the positive and of the negative class are multiplied by; and alphas of the focal loss."""
     one = jnp.ones(())
@@ -235,7 +260,9 @@ def _of_both_classes(of_class: Array | None, positive: Array | None, alpha: Arra
     return if_one, of_class, *((one, one) if alpha is None else (alpha, 1 - alpha))
 
 
-def _weights(class_weights, pos_weight, x: Array) -> tuple[Array | None, Array | None]:
+def _weights(
+    class_weights: ArrayLike | None, pos_weight: ArrayLike | None, x: Array
+) -> tuple[Array | None, Array | None]:
     """The weights of all elements of a class, and of its positive ones, None for 1: scalars, or one for each class."""
     of_class = None if class_weights is None else _parameters.per_class("class_weights", class_weights, x)
     if pos_weight is None:

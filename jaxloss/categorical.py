@@ -1,37 +1,41 @@
 """Losses of classes that exclude each other."""
 
-import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
+# Some annotations of jax.numpy are partial.
+# pyright: reportUnknownMemberType=false
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss import _arguments, _cross_entropy, _debug
 from jaxloss._arrays import array, axis_moved, of_dtype
-from jaxloss._calls import Array
+from jaxloss._calls import Array, inlined
 from jaxloss._class_arguments import Options, checked
 from jaxloss._debug import watched
+from jaxloss._types import AxisName, ClassTarget, Normalizer, Reduction
 
 
 @watched(_debug.categorical)
 def categorical_cross_entropy(
-    logits,
-    target,
+    logits: ArrayLike,
+    target: ClassTarget,
     *,
     axis: int = -1,
-    where=None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    weights=None,
-    class_weights=None,
-    label_smoothing=0.0,
-    z_loss=0.0,
-    softcap=None,
-    temperature=1.0,
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = 1e-7,
-    reduction="mean",
-    normalizer=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Normalizer | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""Cross entropy of classes, with the softmax inside.
 
@@ -127,23 +131,23 @@ def categorical_cross_entropy(
 
 @watched(_debug.categorical)
 def d_categorical_cross_entropy(
-    logits,
-    target,
+    logits: ArrayLike,
+    target: ClassTarget,
     *,
     axis: int = -1,
-    where=None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    weights=None,
-    class_weights=None,
-    label_smoothing=0.0,
-    z_loss=0.0,
-    softcap=None,
-    temperature=1.0,
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = 1e-7,
-    reduction="mean",
-    normalizer=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Normalizer | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""The gradient of `categorical_cross_entropy` with respect to `logits`: $(t - a) / n$ without options.
 
@@ -223,23 +227,23 @@ class CrossEntropyStats(NamedTuple):
 
 @watched(_debug.categorical)
 def categorical_cross_entropy_with_stats(
-    logits,
-    target,
+    logits: ArrayLike,
+    target: ClassTarget,
     *,
     axis: int = -1,
-    where=None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    weights=None,
-    class_weights=None,
-    label_smoothing=0.0,
-    z_loss=0.0,
-    softcap=None,
-    temperature=1.0,
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = 1e-7,
-    reduction="mean",
-    normalizer=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    reduction: Reduction = "mean",
+    normalizer: Normalizer | None = None,
+    axis_name: AxisName = None,
 ) -> tuple[Array, CrossEntropyStats]:
     r"""`categorical_cross_entropy`, and what else the same pass over the logits sees of each row.
 
@@ -297,8 +301,10 @@ def categorical_cross_entropy_with_stats(
     return loss, public_stats(classes.objective, classes.operands[2], stats)
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def public_stats(objective: _cross_entropy.Objective, parameters, stats: dict[str, Array]) -> CrossEntropyStats:
+@inlined(static_argnums=0)
+def public_stats(
+    objective: _cross_entropy.Objective, parameters: Sequence[Array], stats: dict[str, Array]
+) -> CrossEntropyStats:
     """The statistics as the public functions give them, from those of the row loss."""
     lse, z_loss = stats["maximum"] + stats["log_sum"], objective.options(parameters).get("z_loss")
     term = jnp.zeros_like(lse) if z_loss is None else z_loss * lse * lse
@@ -316,15 +322,15 @@ def public_stats(objective: _cross_entropy.Objective, parameters, stats: dict[st
 
 @watched(_debug.categorical)
 def log_prob(
-    logits,
-    labels,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     axis: int = -1,
-    where=None,
-    softcap=None,
-    temperature=1.0,
+    where: ArrayLike | None = None,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""The logarithm of the probability of each row's label: $\log t_y$ with $t = \mathrm{softmax}(z)$.
 
@@ -355,24 +361,32 @@ def log_prob(
 
     Source: R. J. Williams, *Simple statistical gradient-following algorithms* (1992).
     """
-    labels = array("labels", labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices")
+    logits = _arguments.prediction("logits", logits, "labels", labels)
+    labels = _arguments.class_indices("labels", array("labels", labels))
     options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
-    classes = checked(logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name)
+    classes = checked(
+        logits,
+        labels,
+        options,
+        axis=axis,
+        where=where,
+        reduction="none",
+        axis_name=axis_name,
+        target_name="labels",
+    )
     return -_cross_entropy.value(classes.objective, classes.operands, classes.examples)
 
 
 @watched(_debug.categorical)
 def entropy(
-    logits,
+    logits: ArrayLike,
     *,
     axis: int = -1,
-    where=None,
-    softcap=None,
-    temperature=1.0,
+    where: ArrayLike | None = None,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""The entropy of each row's softmax: $\sum_i -t_i \log t_i$.
 
@@ -410,7 +424,7 @@ def entropy(
     return _cross_entropy.value_and_stats(classes.objective, classes.operands, classes.examples)[1]["entropy"]
 
 
-@functools.partial(jax.jit, static_argnums=1, inline=True)
+@inlined(static_argnums=1)
 def _first_classes(logits: Array, axis: int) -> Array:
     """A label of each row, which may be any."""
     return jnp.zeros((*logits.shape[:axis], *logits.shape[axis + 1 :]), jnp.int32)

@@ -1,24 +1,27 @@
 """Losses of a student that is to give the probabilities of a teacher."""
 
+from jax.typing import ArrayLike
+
 from jaxloss import _debug, _divergence, _teacher, formulas
 from jaxloss._calls import Array
 from jaxloss._debug import watched
 from jaxloss._divergence import Divergence
+from jaxloss._types import AxisName, Reduction, TargetType
 
 
 @watched(_debug.divergence)
 def kl_divergence(
-    logits,
-    target,
+    logits: ArrayLike,
+    target: ArrayLike,
     *,
-    target_type: str = "probabilities",
+    target_type: TargetType = "probabilities",
     axis: int = -1,
-    where=None,
-    weights=None,
-    temperature=1.0,
-    reduction="mean",
-    normalizer=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""Kullback-Leibler divergence of the softmax of logits from a target distribution.
 
@@ -94,17 +97,17 @@ def kl_divergence(
 
 @watched(_debug.divergence)
 def d_kl_divergence(
-    logits,
-    target,
+    logits: ArrayLike,
+    target: ArrayLike,
     *,
-    target_type: str = "probabilities",
+    target_type: TargetType = "probabilities",
     axis: int = -1,
-    where=None,
-    weights=None,
-    temperature=1.0,
-    reduction="mean",
-    normalizer=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""The gradient of `kl_divergence` with respect to `logits`: $(t_i \sum_j a_j - a_i) / (n T)$.
 
@@ -152,18 +155,18 @@ def d_kl_divergence(
 
 @watched(_debug.divergence)
 def jensen_shannon(
-    student_logits,
-    teacher_logits,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
     *,
-    beta=0.5,
-    target_type: str = "logits",
+    beta: ArrayLike = 0.5,
+    target_type: TargetType = "logits",
     axis: int = -1,
-    where=None,
-    weights=None,
-    temperature=1.0,
-    reduction="mean",
-    normalizer=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""Generalised Jensen-Shannon divergence of a student's and a teacher's softmax.
 
@@ -247,18 +250,18 @@ def jensen_shannon(
 
 @watched(_debug.divergence)
 def d_jensen_shannon(
-    student_logits,
-    teacher_logits,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
     *,
-    beta=0.5,
-    target_type: str = "logits",
+    beta: ArrayLike = 0.5,
+    target_type: TargetType = "logits",
     axis: int = -1,
-    where=None,
-    weights=None,
-    temperature=1.0,
-    reduction="mean",
-    normalizer=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""The gradient of `jensen_shannon` with respect to `student_logits`.
 

@@ -1,43 +1,43 @@
 """Losses of classes whose logits are `hidden @ kernel` and never exist as a whole: for language models."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss import _debug, _linear
-from jaxloss._calls import Array
+from jaxloss._calls import Array, inlined
 from jaxloss._class_arguments import Options
 from jaxloss._debug import watched
 from jaxloss._linear_arguments import checked
+from jaxloss._types import AxisName, Normalizer, Reduction
 from jaxloss.categorical import CrossEntropyStats, public_stats
 
 
 @watched(_debug.linear)
 def linear_cross_entropy(
-    hidden,
-    kernel,
-    labels,
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
     *,
-    bias=None,
+    bias: ArrayLike | None = None,
     kernel_axis: int = -1,
-    where=None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    weights=None,
-    class_weights=None,
-    label_smoothing=0.0,
-    z_loss=0.0,
-    softcap=None,
-    temperature=1.0,
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = None,
-    reduction="mean",
-    normalizer=None,
+    reduction: Reduction = "mean",
+    normalizer: Normalizer | None = None,
     shift: int = 0,
     chunk_size: int | None = None,
-    accumulate_dtype=jnp.float32,
-    precision=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    accumulate_dtype: DTypeLike = jnp.float32,
+    precision: jax.lax.PrecisionLike | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""Cross entropy of the logits `hidden @ kernel + bias`, which are made for a chunk of the tokens at a time.
 
@@ -133,29 +133,29 @@ def linear_cross_entropy(
 
 @watched(_debug.linear)
 def linear_cross_entropy_with_stats(
-    hidden,
-    kernel,
-    labels,
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
     *,
-    bias=None,
+    bias: ArrayLike | None = None,
     kernel_axis: int = -1,
-    where=None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    weights=None,
-    class_weights=None,
-    label_smoothing=0.0,
-    z_loss=0.0,
-    softcap=None,
-    temperature=1.0,
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = None,
-    reduction="mean",
-    normalizer=None,
+    reduction: Reduction = "mean",
+    normalizer: Normalizer | None = None,
     shift: int = 0,
     chunk_size: int | None = None,
-    accumulate_dtype=jnp.float32,
-    precision=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    accumulate_dtype: DTypeLike = jnp.float32,
+    precision: jax.lax.PrecisionLike | None = None,
+    axis_name: AxisName = None,
 ) -> tuple[Array, CrossEntropyStats]:
     r"""`linear_cross_entropy`, and what else the same pass over the logits sees of each token.
 
@@ -225,22 +225,22 @@ def linear_cross_entropy_with_stats(
 
 @watched(_debug.linear)
 def linear_log_prob(
-    hidden,
-    kernel,
-    labels,
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
     *,
-    bias=None,
+    bias: ArrayLike | None = None,
     kernel_axis: int = -1,
-    where=None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    softcap=None,
-    temperature=1.0,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     shift: int = 0,
     chunk_size: int | None = None,
-    accumulate_dtype=jnp.float32,
-    precision=None,
-    axis_name: str | tuple[str, ...] | None = None,
+    accumulate_dtype: DTypeLike = jnp.float32,
+    precision: jax.lax.PrecisionLike | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""The logarithm of the probability of each label under the logits `hidden @ kernel + bias`.
 
@@ -299,6 +299,6 @@ def linear_log_prob(
     return _negated(losses)
 
 
-@functools.partial(jax.jit, inline=True)
+@inlined()
 def _negated(losses: Array) -> Array:
     return 0 - losses  # not −0 where a token is left out

@@ -1,9 +1,12 @@
 """Losses of predictions of numbers."""
 
+from jax.typing import ArrayLike
+
 from jaxloss import _arguments, _debug, _elementwise, _examples, _parameters, formulas
 from jaxloss._arrays import array, of_dtype
 from jaxloss._calls import Array, Formula
 from jaxloss._debug import watched
+from jaxloss._types import Reduction
 
 
 def _of_error(name: str, value: Formula, derivative: Formula) -> _elementwise.Elementwise:
@@ -21,7 +24,15 @@ _QUANTILE = _of_error("quantile", formulas.quantile, formulas.d_quantile)
 
 
 @watched(_debug.regression)
-def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def mse(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     r"""Mean squared error.
 
     $$\mathrm{mse}(x, a) = \frac1n \sum \tfrac12 (x - a)^2, \qquad \frac{\partial}{\partial x} = \frac{x - a}{n}$$
@@ -63,7 +74,15 @@ def mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
 
 
 @watched(_debug.regression)
-def d_mse(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def d_mse(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     """The gradient of `mse` with respect to `pred`: $(x - a) / n$.
 
     Args:
@@ -91,7 +110,15 @@ def d_mse(pred, target, *, where=None, weights=None, reduction="mean", normalize
 
 
 @watched(_debug.regression)
-def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def mae(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     r"""Mean absolute error.
 
     $$\mathrm{mae}(x, a) = \frac1n \sum |x - a|,
@@ -131,7 +158,15 @@ def mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=
 
 
 @watched(_debug.regression)
-def d_mae(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def d_mae(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     r"""The gradient of `mae` with respect to `pred`: $\mathrm{sign}(x - a) / n$, where the sign of 0 is 0.
 
     Args:
@@ -159,7 +194,16 @@ def d_mae(pred, target, *, where=None, weights=None, reduction="mean", normalize
 
 
 @watched(_debug.regression)
-def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def huber(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    delta: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     r"""The Huber loss: a squared error near the target, an absolute error far from it.
 
     $$\mathrm{huber}(x, a) = \frac1n \sum \begin{cases} \frac12 e^2 & |e| \le \delta \\
@@ -203,7 +247,16 @@ def huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean"
 
 
 @watched(_debug.regression)
-def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def d_huber(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    delta: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     r"""The gradient of `huber` with respect to `pred`: $\max(-\delta, \min(x - a, \delta)) / n$.
 
     Args:
@@ -233,7 +286,15 @@ def d_huber(pred, target, *, delta=1.0, where=None, weights=None, reduction="mea
 
 
 @watched(_debug.regression)
-def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def log_cosh(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     r"""The logarithm of the hyperbolic cosine of the error: a Huber loss without a corner.
 
     $$\mathrm{log\_cosh}(x, a) = \frac1n \sum \log \cosh(x - a),
@@ -273,7 +334,15 @@ def log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normal
 
 
 @watched(_debug.regression)
-def d_log_cosh(pred, target, *, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def d_log_cosh(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     r"""The gradient of `log_cosh` with respect to `pred`: $\tanh(x - a) / n$.
 
     Args:
@@ -301,7 +370,16 @@ def d_log_cosh(pred, target, *, where=None, weights=None, reduction="mean", norm
 
 
 @watched(_debug.regression)
-def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def quantile(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    q: ArrayLike,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     r"""The pinball loss, whose least value is reached at a quantile of the target.
 
     $$\mathrm{quantile}(x, a) = \frac1n \sum \begin{cases} q\, (a - x) & x < a \\
@@ -345,7 +423,16 @@ def quantile(pred, target, *, q, where=None, weights=None, reduction="mean", nor
 
 
 @watched(_debug.regression)
-def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", normalizer=None) -> Array:
+def d_quantile(
+    pred: ArrayLike,
+    target: ArrayLike,
+    *,
+    q: ArrayLike,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
     r"""The gradient of `quantile` with respect to `pred`: $-q / n$ below the target, $(1 - q) / n$ above it.
 
     Where prediction and target are equal it is 0.
@@ -376,20 +463,27 @@ def d_quantile(pred, target, *, q, where=None, weights=None, reduction="mean", n
     return of_dtype(_elementwise.gradient(_QUANTILE, x, a, examples, (q,)), array("pred", pred).dtype)
 
 
-def _checked(pred, target, where, weights, reduction, normalizer):
-    pred = _arguments.prediction("pred", pred)
-    target, pred = _arguments.probabilities(target, "pred", pred)
-    return pred, target, _examples.checked(where, weights, reduction, normalizer)
+def _checked(
+    pred: ArrayLike,
+    target: ArrayLike,
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+    reduction: Reduction,
+    normalizer: ArrayLike | None,
+) -> tuple[Array, Array, _examples.Examples]:
+    x = _arguments.prediction("pred", pred, "target", target)
+    a, x = _arguments.probabilities(target, "pred", x)
+    return x, a, _examples.checked(where, weights, reduction, normalizer)
 
 
-def _with_number(examples: _examples.Examples, given, number: Array) -> tuple[_examples.Examples, Array]:
+def _with_number(examples: _examples.Examples, given: ArrayLike, number: Array) -> tuple[_examples.Examples, Array]:
     """Examples and number; where the number is out of range, also those that do not depend on it are NaN."""
     return examples if _parameters.is_known(given) else _examples.undefined_with(examples, number), number
 
 
-def _delta(delta) -> Array:
+def _delta(delta: ArrayLike) -> Array:
     return _parameters.number("delta", delta, _parameters.POSITIVE, " (mse has no limit)")
 
 
-def _q(q) -> Array:
+def _q(q: ArrayLike) -> Array:
     return _parameters.number("q", q, _parameters.BETWEEN_0_AND_1)

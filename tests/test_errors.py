@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxloss
+from jaxloss import optax as drop_ins
 from losses import BINARY, CATEGORICAL, LOSSES, Case
 
 X = np.zeros((8, 4), np.float32)
@@ -191,6 +192,174 @@ def test_ignore_index(gradient):
 def test_options_are_keywords(loss):
     with pytest.raises(TypeError, match="positional"):
         getattr(jaxloss, loss.name)(X, TARGET[loss.name], None)
+
+
+POSITIONAL = {
+    "reduction": ("mse", (X, X, "sum"), "write reduction='sum'"),
+    "of a gradient": ("d_mse", (X, X, "none"), "write reduction='none'"),
+    "target type": ("kl_divergence", (X, X, "logits"), "write target_type='logits'"),
+    "mask": ("binary_cross_entropy", (X, X, X > 0), "write where=..."),
+    "axis": ("categorical_cross_entropy", (X, LABELS, 1), "write axis=1"),
+    "two": ("categorical_cross_entropy", (X, LABELS, 1, "sum"), "write axis=1, reduction='sum'"),
+    "number": ("huber", (X, X, 2.0), "write delta=2.0"),
+    "required": ("quantile", (X, X, 0.5), "write q=0.5"),
+    "any": ("mse", (X, X, X), "write its options as keywords: where, weights, reduction, normalizer"),
+    "another string": ("mse", (X, X, "Sum"), "write its options as keywords: where, weights, reduction, normalizer"),
+    "bool": (
+        "entropy",
+        (X, True),
+        "write its options as keywords: axis, where, softcap, temperature, num_classes, axis_name",
+    ),
+    "float": (
+        "entropy",
+        (X, 2.0),
+        "write its options as keywords: axis, where, softcap, temperature, num_classes, axis_name",
+    ),
+    "two of one kind": (
+        "entropy",
+        (X, 0, 1),
+        "write its options as keywords: axis, where, softcap, temperature, num_classes, axis_name",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "operands", "advice"), POSITIONAL.values(), ids=POSITIONAL)
+def test_an_option_without_its_name(name, operands, advice):
+    takes = {"entropy": 1}.get(name, 2)
+    message = f"{name}() takes {takes} positional arguments but {len(operands)} were given: {advice}"
+    assert raised(TypeError, name, operands, {}) == message
+
+
+HIDDEN, KERNEL = np.zeros((8, 3), np.float32), np.zeros((3, 4), np.float32)
+ONE_HOT = np.eye(4, dtype=np.int32)[LABELS]
+IMAGES, PIXELS = np.zeros((2, 5, 6, 7), np.float32), np.zeros((2, 6, 7), np.int32)
+KINDS = "expected one of bfloat16, float16, float32, float64"
+TARGETS = "expected (8,) class indices (an integer type) or (8, 4) probabilities (a floating-point type)"
+IMAGE_TARGETS = "class indices (an integer type) or (2, 5, 6, 7) probabilities (a floating-point type)"
+REDUCTIONS = "expected one of 'mean', 'sum', 'none'"
+
+
+def raised(error, name, operands, options) -> str:
+    """The message of the error, which is the same under jit."""
+    function, messages = getattr(jaxloss, name), set()
+    for call in (function, lambda *operands, **options: jax.jit(lambda: function(*operands, **options))()):
+        with pytest.raises(error) as found:
+            call(*operands, **options)
+        messages.add(str(found.value))
+    (message,) = messages
+    return message
+
+
+WHOLE = {
+    # What is no array.
+    "None as prediction": ("mse", (None, X), {}, "pred is None: expected an array"),
+    "None as target": ("kl_divergence", (X, None), {}, "target is None: expected an array"),
+    "None as labels": ("linear_cross_entropy", (HIDDEN, KERNEL, None), {}, "labels is None: expected an array"),
+    "a string": ("categorical_cross_entropy", ("x", LABELS), {}, "logits has type str: expected an array"),
+    "a list of strings": ("mse", (X, ["a", "b"]), {}, "target has type list with one of type str in it: expected an array"),
+    "an array of strings": ("mse", (X, np.array(["a"])), {}, "target has type ndarray of dtype <U1: expected an array"),
+    "a ragged list": ("mse", ([[1.0, 2.0], [3.0]], X), {}, "pred has type list, of unequal lengths: expected an array"),
+    "a ragged list of arrays": ("mse", (X, [np.ones(2), np.ones(3)]), {}, "target has type list, of unequal lengths: expected an array"),
+    "a list and a number": ("mse", (X, ([1.0], 2.0)), {}, "target has type tuple, of unequal lengths: expected an array"),
+    "objects": ("mse", (X, np.array([1.0, None], object)), {}, "target has type ndarray of dtype object: expected an array"),
+    "None as option": ("kl_divergence", (X, X), {"temperature": None}, "temperature is None: expected a finite number greater than 0"),
+    # Axes.
+    **{
+        f"axis {axis!r} of {name}": (name, (X, *operands), {"axis": axis}, f"axis {found}: expected int")
+        for name, *operands in (
+            ("categorical_cross_entropy", LABELS),
+            ("d_kl_divergence", X),
+            ("jensen_shannon", X),
+            ("log_prob", LABELS),
+            ("entropy",),
+        )
+        for axis, found in (
+            (1.0, "has type float"),
+            ("1", "has type str"),
+            (True, "has type bool"),
+            ((0, 1), "has type tuple"),
+            (None, "is None"),
+            (np.array(1.0), "has type ndarray of dtype float64"),
+        )
+    },
+    "kernel axis": ("linear_log_prob", (HIDDEN, KERNEL, LABELS), {"kernel_axis": (0,)}, "kernel_axis has type tuple: expected int"),
+    "a mesh axis": ("entropy", (X,), {"axis_name": 3}, "axis_name has type int: expected str or a tuple of them, or None"),
+    # Swapped operands.
+    "swapped": ("categorical_cross_entropy", (LABELS, X), {}, f"logits has dtype int32: {KINDS}; target has dtype float32: are the two swapped?"),
+    "swapped, of labels": ("log_prob", (LABELS, X), {}, f"logits has dtype int32: {KINDS}; labels has dtype float32: are the two swapped?"),
+    "swapped, of equal shapes": ("binary_cross_entropy", (ONE_HOT, X), {}, f"logits has dtype int32: {KINDS}; target has dtype float32: are the two swapped?"),
+    "swapped, of a regression": ("d_mse", (ONE_HOT, X), {}, f"pred has dtype int32: {KINDS}; target has dtype float32: are the two swapped?"),
+    "swapped, of a teacher": ("jensen_shannon", (ONE_HOT, X), {}, f"student_logits has dtype int32: {KINDS}; teacher_logits has dtype float32: are the two swapped?"),
+    "not swapped": ("mse", (ONE_HOT, ONE_HOT), {}, f"pred has dtype int32: {KINDS}"),
+    "kernel and labels swapped": ("linear_cross_entropy", (HIDDEN, LABELS, KERNEL), {}, f"kernel has dtype int32: {KINDS}; labels has dtype float32: are the two swapped?"),
+    "hidden and labels swapped": ("linear_cross_entropy", (LABELS, KERNEL, HIDDEN), {}, f"hidden has dtype int32: {KINDS}; labels has dtype float32: are the two swapped?"),
+    "hidden and kernel swapped": ("linear_cross_entropy", (KERNEL, HIDDEN, LABELS), {}, "kernel has shape (8, 3), hidden (3, 4): expected [D, V] for [..., D]; are the two swapped?"),
+    # Shapes that other libraries take.
+    "a transposed kernel": ("linear_cross_entropy", (HIDDEN, KERNEL.T, LABELS), {}, "kernel has shape (4, 3), hidden (8, 3): expected [D, V] for [..., D]; write kernel_axis=0 for [V, D]"),
+    "a kernel that is not transposed": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"kernel_axis": 0}, "kernel has shape (3, 4), hidden (8, 3): expected [V, D] with kernel_axis=0 for [..., D]; write kernel_axis=-1 for [D, V]"),
+    "a kernel of another width": ("linear_cross_entropy", (HIDDEN, KERNEL[:2], LABELS), {}, "kernel has shape (2, 4), hidden (8, 3): expected [D, V] for [..., D]"),
+    "images": ("categorical_cross_entropy", (IMAGES, PIXELS), {}, f"target has shape (2, 6, 7) and dtype int32, logits (2, 5, 6, 7): expected (2, 5, 6) {IMAGE_TARGETS}; write axis=1 if there are 5 classes"),
+    "images, with their axis": ("categorical_cross_entropy", (IMAGES, PIXELS[:1]), {"axis": 1}, f"target has shape (1, 6, 7) and dtype int32, logits (2, 5, 6, 7): expected (2, 6, 7) {IMAGE_TARGETS}"),
+    "log_prob of images": ("log_prob", (IMAGES, PIXELS), {}, "labels has shape (2, 6, 7) and dtype int32, logits (2, 5, 6, 7): expected (2, 5, 6) class indices (an integer type); write axis=1 if there are 5 classes"),
+    "one-hot integers": ("categorical_cross_entropy", (X, ONE_HOT), {}, f"target has shape (8, 4) and dtype int32, logits (8, 4): {TARGETS}; write target.argmax(1) if it is one-hot"),
+    "one-hot labels": ("linear_cross_entropy", (HIDDEN, KERNEL, ONE_HOT), {}, "labels has shape (8, 4), hidden (8, 3): expected (8,); write labels.argmax(-1) if they are one-hot"),
+    "floating-point indices": ("categorical_cross_entropy", (X, X[:, 0]), {}, f"target has shape (8,) and dtype float32, logits (8, 4): {TARGETS}; write target.astype(int) if these are class indices"),
+    "a column of indices": ("categorical_cross_entropy", (X, LABELS[:, None]), {}, f"target has shape (8, 1) and dtype int32, logits (8, 4): {TARGETS}; write target[..., 0]"),
+    "a column of predictions": ("mse", (X[:, :1], X[:, 0]), {}, "target has shape (8,), pred (8, 1): expected equal shapes; write target[..., None] if its last axis is missing"),
+    # Options of other kinds.
+    "a reduction that is an array": ("mse", (X, X), {"reduction": np.zeros(2)}, f"reduction is array([0., 0.]): {REDUCTIONS}"),
+    "a target type that is an array": ("kl_divergence", (X, X), {"target_type": np.zeros(2)}, "target_type is array([0., 0.]): expected one of 'probabilities', 'logits'"),
+    "a clip that is an array": ("binary_cross_entropy", (X, X), {"clip": jnp.float32(0.1)}, "clip has type Array of dtype float32: expected a number between 0 and 0.5, or None"),
+    "ignore_index": ("categorical_cross_entropy", (X, LABELS), {"ignore_index": "0"}, "ignore_index has type str: expected int"),
+    "a normalizer of other losses": ("mse", (X, X), {"normalizer": "weights"}, "normalizer is 'weights': expected a number or a scalar array"),
+    "no name of a type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": "flaot32"}, "accumulate_dtype is flaot32: expected a floating-point type"),
+    "no type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": None}, "accumulate_dtype is None: expected a floating-point type"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "operands", "options", "message"), WHOLE.values(), ids=WHOLE)
+def test_the_whole_message(name, operands, options, message):
+    assert raised((TypeError, ValueError), name, operands, options) == message
+
+
+TRACED = {
+    "axis": ("categorical_cross_entropy", (X, LABELS), "int"),
+    "num_classes": ("categorical_cross_entropy", (X, LABELS), "int"),
+    "ignore_index": ("categorical_cross_entropy", (X, LABELS), "int"),
+    "clip": ("categorical_cross_entropy", (X, LABELS), "a number between 0 and 1.0, or None"),
+    "axis_name": ("categorical_cross_entropy", (X, LABELS), "str or a tuple of them, or None"),
+    "reduction": ("mse", (X, X), "one of 'mean', 'sum', 'none'"),
+    "target_type": ("kl_divergence", (X, X), "one of 'probabilities', 'logits'"),
+    "kernel_axis": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), "int"),
+    "shift": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), "int"),
+    "chunk_size": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), "int"),
+}
+
+
+@pytest.mark.parametrize("option", TRACED)
+def test_a_traced_option_that_is_static(option):
+    name, operands, expected = TRACED[option]
+    with pytest.raises(TypeError) as found:
+        jax.jit(lambda x: getattr(jaxloss, name)(*operands, **{option: x}))(1)
+    assert str(found.value) == f"{option} is traced: expected {expected}; name it in static_argnames of jax.jit"
+
+
+DROP_INS = {
+    "axis": ("softmax_cross_entropy", (X, X), {"axis": 1.0}, "axis has type float: expected int"),
+    "one of several axes": ("kl_divergence", (X, X), {"axis": (0, "a")}, "axis has type str: expected int"),
+    "an array": ("smooth_labels", (X, 0.1), {"axis": np.array(1)}, "axis has type ndarray of dtype int64: expected int"),
+    "too many": ("l2_loss", (X, X, X), {}, "l2_loss(): too many positional arguments"),
+    "too few": ("softmax_cross_entropy", (X,), {}, "softmax_cross_entropy(): missing a required argument: 'labels'"),
+    "another": ("huber_loss", (X, X), {"beta": 1.0}, "huber_loss(): got an unexpected keyword argument 'beta'"),
+    "one-hot labels": ("softmax_cross_entropy_with_integer_labels", (X, ONE_HOT), {}, "labels has shape (8, 4), logits (8, 4): expected 1 axes of labels; softmax_cross_entropy takes one-hot labels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "operands", "options", "message"), DROP_INS.values(), ids=DROP_INS)
+def test_drop_ins(name, operands, options, message):
+    with pytest.raises((TypeError, ValueError)) as found:
+        getattr(drop_ins, name)(*operands, **options)
+    assert str(found.value) == message
 
 
 def test_gradient_with_respect_to_what_is_not_a_number():

@@ -210,7 +210,7 @@ def test_parameters_may_be_python_numbers():
         ("huber", {"delta": -1.5}, ValueError, ("delta", "-1.5", "greater than 0")),
         ("huber", {"delta": float("nan")}, ValueError, ("delta", "nan", "greater than 0")),
         ("huber", {"delta": np.float32(-1)}, ValueError, ("delta", "-1.0", "greater than 0")),
-        ("huber", {"delta": None}, TypeError, ("delta", "NoneType", "greater than 0")),
+        ("huber", {"delta": None}, TypeError, ("delta is None", "greater than 0")),
         ("huber", {"delta": float("inf")}, ValueError, ("delta", "inf", "mse")),
         ("huber", {"delta": np.ones(3, np.float32)}, ValueError, ("delta", "(3,)", "scalar")),
         ("huber", {"delta": np.bool_(True)}, TypeError, ("delta", "bool")),

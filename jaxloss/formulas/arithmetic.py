@@ -24,5 +24,5 @@ def with_derivatives_of(x: Array, value: Array) -> Array:
 
 
 @with_derivatives_of.defjvp
-def _with_derivatives_of_jvp(primals, tangents):
+def _with_derivatives_of_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     return with_derivatives_of(*primals), tangents[0]

@@ -1,6 +1,7 @@
 """Losses of two classes, and their derivatives."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -80,7 +81,9 @@ def smoothed(target: Array, label_smoothing: Array | float) -> tuple[Array, Arra
     return one, zero
 
 
-def _weighted(logits: Array, target: Array, if_one, if_zero, label_smoothing) -> tuple[Array, Array]:
+def _weighted(
+    logits: Array, target: Array, if_one: Array | float, if_zero: Array | float, label_smoothing: Array | float
+) -> tuple[Array, Array]:
     """The weighted target of the class that a logit speaks for, and of the other one."""
     shares = _by_side(logits, *smoothed(target, label_smoothing))
     agreeing, other = (w * share for w, share in zip(_by_side(logits, if_one, if_zero), shares, strict=True))
@@ -148,7 +151,7 @@ def focal_binary_cross_entropy(
     return product(scale, weighted_binary_cross_entropy(logits, target, if_one, if_zero, label_smoothing, clip))
 
 
-def _taken_out(factor: Array, *weighted) -> Array:
+def _taken_out(factor: Array, *weighted: Any) -> Array:
     """A factor, 0 where it is no number and the class weighs nothing: then no logit has a part in the loss."""
     agreeing, other = _weighted(*weighted)
     return jnp.where((agreeing + other == 0) & ~jnp.isfinite(factor), 0, factor)

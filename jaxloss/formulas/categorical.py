@@ -1,14 +1,22 @@
 """The cross entropy of classes with its options, its derivative and its statistics."""
 
+# Some annotations of jax.numpy are partial.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 import math
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss.formulas.arithmetic import Array, product, real, with_derivatives_of
 
+Options = dict[str, Array]
+Target = Array | tuple[Array, Array, ArrayLike]
 
-def categorical_cross_entropy(logits: Array, target, clip: float | None = 1e-7, **options) -> Array:
+
+def categorical_cross_entropy(logits: Array, target: Target, clip: float | None = 1e-7, **options: ArrayLike) -> Array:
     r"""$\sum_i -b_i \log \max(t_i, \mathrm{clip}) + \zeta \log^2 \sum_i e^{z_i}$ of rows, $t = \mathrm{softmax}(z)$.
 
     The target is `[..., V]` probabilities, or `[...]` class indices: then $a$ is 1 at the index and 0 elsewhere, and a
@@ -16,23 +24,23 @@ def categorical_cross_entropy(logits: Array, target, clip: float | None = 1e-7, 
     $b = a$, else $z$ are the `scaled_logits` and $b$ the `class_targets`; options are named as the arguments of
     `jaxloss.categorical_cross_entropy`.
     """
-    target, options, classes = _unmixed(logits, target, options)
-    return cross_entropy_results(logits, target, options, clip, classes)["losses"]
+    a, operands, classes = _unmixed(logits, target, options)
+    return cross_entropy_results(logits, a, operands, clip, classes)["losses"]
 
 
-def d_categorical_cross_entropy(logits: Array, target, **options) -> Array:
+def d_categorical_cross_entropy(logits: Array, target: Target, **options: ArrayLike) -> Array:
     r"""The derivative with respect to the logits, $((\sum_j b_j + 2 \zeta \log \sum_j e^{z_j}) t_i - b_i) dz_i / dx_i$.
 
     It is 0 in a row whose index is out of range.
     """
-    target, options, classes = _unmixed(logits, target, options)
-    return cross_entropy_results(logits, target, options, None, classes)["gradient"]
+    a, operands, classes = _unmixed(logits, target, options)
+    return cross_entropy_results(logits, a, operands, None, classes)["gradient"]
 
 
-def _unmixed(logits: Array, target, options: dict) -> tuple[Array, dict, int]:
+def _unmixed(logits: Array, target: Target, given: dict[str, ArrayLike]) -> tuple[Array, Options, int]:
     """The first target, the options with what is mixed into it, and the number of classes."""
     dtype = real(logits).dtype
-    options = {name: jnp.asarray(value) for name, value in options.items()}
+    options = {name: jnp.asarray(value) for name, value in given.items()}
     options = {
         name: value if jnp.issubdtype(value.dtype, jnp.integer) and name == "num_classes" else value.astype(dtype)
         for name, value in options.items()
@@ -53,14 +61,14 @@ def _along(numbers: Array, x: Array) -> Array:
     return jax.lax.expand_dims(numbers, range(numbers.ndim, x.ndim))
 
 
-def counted_classes(x: Array, options) -> Array | bool:
+def counted_classes(x: Array, options: Options) -> Array | bool:
     """Which classes are no padding."""
     if "num_classes" not in options:
         return True
     return jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) < _along(options["num_classes"], x)
 
 
-def scaled_logits(logits: Array, options) -> Array:
+def scaled_logits(logits: Array, options: Options) -> Array:
     r"""$z = s \tanh(x / s) / T$ with softcap $s$ and temperature $T$; $-\infty$ for padding beyond `num_classes`."""
     counted = counted_classes(logits, options)
     z = real(logits)
@@ -80,7 +88,7 @@ def capped(x: Array, cap: Array) -> Array:
 
 
 @capped.defjvp
-def _capped_jvp(primals, tangents):
+def _capped_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (x, cap), (x_dot, cap_dot) = primals, tangents
     u = _in_caps(x, cap)
     return capped(x, cap), _cap_slope(u) * x_dot + _cap_slope_of_cap(u) * cap_dot
@@ -109,7 +117,7 @@ def _cap_slope_of_cap(u: Array) -> Array:
     return jnp.where(small, series * square * inside, jnp.tanh(u) - u * _cap_slope(u))
 
 
-def logit_slopes(logits: Array, options) -> Array | float:
+def logit_slopes(logits: Array, options: Options) -> Array | float:
     """The derivative of the `scaled_logits` with respect to the logits."""
     slope = 1.0
     if "softcap" in options:
@@ -121,7 +129,7 @@ def logit_slopes(logits: Array, options) -> Array | float:
     return slope
 
 
-def given_targets(logits: Array, target: Array, options) -> Array:
+def given_targets(logits: Array, target: Array, options: Options) -> Array:
     """The target $a$ of each class, with 1 for a class index, and shares of 1 for two that are mixed."""
     x = real(logits)
     if not jnp.issubdtype(target.dtype, jnp.integer):
@@ -134,7 +142,7 @@ def given_targets(logits: Array, target: Array, options) -> Array:
     return mix * a + (1 - mix) * one_hot(options["second_label"], x.shape[-1]).astype(x.dtype)
 
 
-def class_targets(logits: Array, target: Array, options, classes: int) -> Array:
+def class_targets(logits: Array, target: Array, options: Options, classes: int) -> Array:
     r"""$b = w ((1 - \varepsilon) a + \varepsilon / K)$: with smoothing over the $K$ `classes`, times class weights.
 
     A masked class, of which $z$ is $-\infty$, has no $\varepsilon / K$.
@@ -151,7 +159,7 @@ def class_targets(logits: Array, target: Array, options, classes: int) -> Array:
     return b if counted is True else jnp.where(counted, b, 0)
 
 
-def target_totals(logits: Array, target: Array, options, classes: int) -> Array:
+def target_totals(logits: Array, target: Array, options: Options, classes: int) -> Array:
     """What the `class_targets` of each row sum to.
 
     Of labels without class weights it is counted, not summed over the classes: nothing of their size is made, and a row
@@ -176,7 +184,7 @@ def target_totals(logits: Array, target: Array, options, classes: int) -> Array:
     return total
 
 
-def valid_rows(logits: Array, target: Array, options) -> Array:
+def valid_rows(logits: Array, target: Array, options: Options) -> Array:
     """Whether the class indices of each row are indices of classes."""
     if not jnp.issubdtype(target.dtype, jnp.integer):
         return jnp.ones(target.shape[:-1], bool)
@@ -187,7 +195,9 @@ def valid_rows(logits: Array, target: Array, options) -> Array:
     return valid & in_range(options["second_label"], classes) if "second_label" in options else valid
 
 
-def cross_entropy_results(logits: Array, target: Array, options, clip: float | None, classes: int) -> dict[str, Array]:
+def cross_entropy_results(
+    logits: Array, target: Array, options: Options, clip: float | None, classes: int
+) -> dict[str, Array]:
     """Everything that is known of rows with `options`, by name: losses, gradient and statistics.
 
     Args:
@@ -221,7 +231,7 @@ def cross_entropy_results(logits: Array, target: Array, options, clip: float | N
 
 
 def d_cross_entropy_with_options(
-    logits: Array, target: Array, options, maximum: Array, log_sum: Array, total: Array, classes: int
+    logits: Array, target: Array, options: Options, maximum: Array, log_sum: Array, total: Array, classes: int
 ) -> Array:
     """The derivative with respect to the logits, of valid rows whose statistics are known.
 
@@ -257,7 +267,7 @@ def predicted_classes(z: Array) -> Array:
     return jnp.argmax(jnp.where(jnp.isnan(z), -jnp.inf, z), axis=-1).astype(jnp.int32)
 
 
-def label_ranks(z: Array, target: Array, options, classes: int) -> Array:
+def label_ranks(z: Array, target: Array, options: Options, classes: int) -> Array:
     """How many classes come before the label in order of logits, of equal ones the first.
 
     It is `classes` where there is no one label.
@@ -299,7 +309,7 @@ def tempered_softmax_stats(logits: Array, scale: float | Array) -> tuple[Array, 
 def _summed_together(*of_classes: Array) -> list[Array]:
     """The sums over the last axis, by one reduction: a GPU launches one kernel for it."""
 
-    def added(a, b):
+    def added(a: Iterable[Array], b: Iterable[Array]) -> tuple[Array, ...]:
         return tuple(map(jnp.add, a, b))
 
     zeros = tuple(jnp.zeros((), x.dtype) for x in of_classes)
@@ -307,7 +317,7 @@ def _summed_together(*of_classes: Array) -> list[Array]:
 
 
 @_summed_together.defjvp
-def _summed_together_jvp(of_classes, dots):
+def _summed_together_jvp(of_classes: Sequence[Array], dots: Sequence[Array]) -> tuple[list[Array], list[Array]]:
     # JAX's own rule for a reduction of several arrays fails where one of them has no tangent.
     return _summed_together(*of_classes), [dot.sum(axis=-1) for dot in dots]
 

@@ -1,7 +1,10 @@
 """Divergences of distributions over classes, and their derivatives."""
 
+# Some annotations of jax.numpy are partial.
+# pyright: reportUnknownMemberType=false
+
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +95,12 @@ def log_of_probabilities(probabilities: Array) -> Array:
 
 
 def divergence_terms(
-    terms: Callable[..., tuple[Array, Array]], logits: Array, target: Array, stats, scale, *parameters
+    terms: Callable[..., tuple[Array, Array]],
+    logits: Array,
+    target: Array,
+    stats: Sequence[Array],
+    scale: float | Array,
+    *parameters: float | Array,
 ) -> tuple[Array, Array]:
     r"""What `terms` gives for each class: $\varphi$, which a divergence sums up, and $p \partial\varphi/\partial p$.
 
@@ -110,7 +118,7 @@ def divergence_terms(
     return with_derivatives_of(value, _OF_RATIOS[terms](value, ratio, jnp.exp(log_p), q, *parameters)), of_student
 
 
-def log_ratios(logits: Array, target: Array, stats, scale, of_masked: Array) -> Array:
+def log_ratios(logits: Array, target: Array, stats: Sequence[Array], scale: float | Array, of_masked: Array) -> Array:
     r"""$\log(p / q)$ of a teacher's logits, right relative to itself up to what is the same for all classes of a row.
 
     Where student and teacher have about the same maximum, the difference of the logits comes first, in which nothing is
@@ -158,7 +166,13 @@ def _js_of_ratios(value: Array, ratio: Array, p: Array, q: Array, beta: float | 
 
 
 def d_divergence(
-    terms: Callable[..., tuple[Array, Array]], logits: Array, target: Array, stats, total: Array, scale, *parameters
+    terms: Callable[..., tuple[Array, Array]],
+    logits: Array,
+    target: Array,
+    stats: Sequence[Array],
+    total: Array,
+    scale: float | Array,
+    *parameters: float | Array,
 ) -> Array:
     r"""The derivative with respect to the student's logits: $\mathrm{scale} (\varphi'_i - p_i \sum_j \varphi'_j)$.
 
@@ -184,7 +198,9 @@ def js_terms(log_p: Array, log_q: Array, q: Array, beta: float | Array) -> tuple
 
 
 @functools.partial(js_terms.defjvp, symbolic_zeros=True)
-def _js_terms_jvp(primals, tangents):
+def _js_terms_jvp(
+    primals: Sequence[Array], tangents: Sequence[Array | SymbolicZero]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Written out, for what JAX would make of it has 1 / m in it, which cancels, but only up to its rounding.
 
     The tangent of `q` stands for that of `log_q` too.

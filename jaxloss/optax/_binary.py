@@ -1,7 +1,11 @@
 """optax's losses of two classes."""
 
+# Some annotations of jax.numpy are partial.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss._arrays import array
 from jaxloss._calls import Array
@@ -12,7 +16,7 @@ _LARGE = 1e30  # stands for an infinite logit: of any loss of it, the derivative
 
 
 @one_program
-def sigmoid_binary_cross_entropy(logits, labels) -> Array:
+def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""Binary cross entropy of each element, $-a \log \sigma(x) - (1 - a) \log \sigma(-x)$.
 
     Args:
@@ -38,7 +42,9 @@ def sigmoid_binary_cross_entropy(logits, labels) -> Array:
 
 
 @one_program
-def sigmoid_focal_loss(logits, labels, *, alpha=None, gamma=2.0) -> Array:
+def sigmoid_focal_loss(
+    logits: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike | None = None, gamma: ArrayLike = 2.0
+) -> Array:
     r"""The focal loss of each element, $\alpha_t (1 - p_t)^\gamma$ times its binary cross entropy.
 
     $$1 - p_t = (1 - a)\, \sigma(x) + a\, \sigma(-x), \qquad \alpha_t = \alpha a + (1 - \alpha)(1 - a)$$
@@ -77,7 +83,7 @@ def sigmoid_focal_loss(logits, labels, *, alpha=None, gamma=2.0) -> Array:
 
 
 @one_program
-def hinge_loss(predictor_outputs, targets) -> Array:
+def hinge_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> Array:
     r"""The hinge loss of each element, $\max(0, 1 - x a)$.
 
     Args:
@@ -101,7 +107,7 @@ def hinge_loss(predictor_outputs, targets) -> Array:
 
 
 @one_program
-def perceptron_loss(predictor_outputs, targets) -> Array:
+def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> Array:
     r"""The perceptron loss of each element, $\max(0, -x a)$.
 
     Args:
@@ -126,7 +132,7 @@ def perceptron_loss(predictor_outputs, targets) -> Array:
 
 
 @one_program
-def sparsemax_loss(logits, labels) -> Array:
+def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""The binary sparsemax loss of each element.
 
     With $z = x$ for label 0 and $z = -x$ for label 1: 0 up to -1, $\frac14 (z + 1)^2$ up to 1, $z$ beyond.
@@ -153,7 +159,7 @@ def sparsemax_loss(logits, labels) -> Array:
     return of_type(_sparse_plus(jnp.where(a, -wide(x), wide(x))), 0.0, logits)
 
 
-def _logits_and_labels(logits, labels) -> tuple[Array, Array]:
+def _logits_and_labels(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """Logits and labels of one shape; labels are no wider than what the loss is computed in."""
     x, a = floating("logits", logits), number("labels", labels)
     shape = broadcast(logits=x, labels=a)
@@ -168,7 +174,12 @@ def _cross_entropy(x: Array, a: Array) -> Array:
 
 _sparse_plus = with_derivatives(jax.nn.sparse_plus, jax.nn.sparse_sigmoid)
 
-_finite = with_derivatives(lambda x: jnp.clip(x, -_LARGE, _LARGE), jnp.ones_like)
+
+def _finite_value(x: Array) -> Array:
+    return jnp.clip(x, -_LARGE, _LARGE)
+
+
+_finite = with_derivatives(_finite_value, jnp.ones_like)
 
 
 def _log_miss_value(x: Array, a: Array) -> Array:

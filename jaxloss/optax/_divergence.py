@@ -6,13 +6,19 @@ A target of 0 contributes 0 whatever the prediction: 0 log 0 is the constant 0.
 import warnings
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss._calls import Array
-from jaxloss.optax._operands import broadcast, floating, mask, of_type, one_program, wide
+from jaxloss.optax._operands import broadcast, floating, mask, of_type, one_program, reduced, wide
 
 
 @one_program
-def kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
+def kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
+) -> Array:
     r"""The Kullback-Leibler divergence $\sum_i a_i (\log a_i - \log p_i)$.
 
     Args:
@@ -36,12 +42,15 @@ def kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None =
     Source: S. Kullback and R. A. Leibler, *On Information and Sufficiency* (1951).
     """
     log_p, a = _operands(log_predictions, where, targets=targets)
-    return of_type(jnp.sum(_terms(log_p, a), axis), log_predictions, targets)
+    return of_type(jnp.sum(_terms(log_p, a), reduced(axis)), log_predictions, targets)
 
 
 @one_program
 def kl_divergence_with_log_targets(
-    log_predictions, log_targets, axis: int | tuple[int, ...] | None = -1, where=None
+    log_predictions: ArrayLike,
+    log_targets: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
 ) -> Array:
     r"""The Kullback-Leibler divergence $\sum_i a_i (\log a_i - \log p_i)$ from $\log a$.
 
@@ -67,11 +76,16 @@ def kl_divergence_with_log_targets(
     none = jnp.isneginf(log_a)
     log_p, log_a = jnp.where(none, 0, log_p), jnp.where(none, 0, log_a)
     terms = jnp.where(none, 0, jnp.exp(log_a) * (log_a - log_p))
-    return of_type(jnp.sum(terms, axis), log_predictions, log_targets)
+    return of_type(jnp.sum(terms, reduced(axis)), log_predictions, log_targets)
 
 
 @one_program
-def generalized_kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
+def generalized_kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
+) -> Array:
     r"""The Kullback-Leibler divergence of unnormalized distributions, $\sum_i a_i (\log a_i - \log p_i) + p_i - a_i$.
 
     Args:
@@ -95,10 +109,15 @@ def generalized_kl_divergence(log_predictions, targets, axis: int | tuple[int, .
     Source: S. Boyd and L. Vandenberghe, *Convex Optimization* (2004), page 90.
     """
     log_p, a = _operands(log_predictions, where, targets=targets)
-    return of_type(jnp.sum(_terms(log_p, a) + (jnp.exp(log_p) - a), axis), log_predictions, targets)
+    return of_type(jnp.sum(_terms(log_p, a) + (jnp.exp(log_p) - a), reduced(axis)), log_predictions, targets)
 
 
-def convex_kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
+def convex_kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    where: ArrayLike | None = None,
+) -> Array:
     """`generalized_kl_divergence` by the name that it once had; warns as optax does.
 
     Args:
@@ -120,7 +139,7 @@ def convex_kl_divergence(log_predictions, targets, axis: int | tuple[int, ...] |
     return generalized_kl_divergence(log_predictions, targets, axis, where)
 
 
-def _operands(log_predictions, where, **targets) -> tuple[Array, Array]:
+def _operands(log_predictions: ArrayLike, where: ArrayLike | None, **targets: ArrayLike) -> tuple[Array, Array]:
     """Both operands in the type that is computed in; what `where` leaves out is a prediction and a target of 0."""
     ((name, target),) = targets.items()
     log_p, target = floating("log_predictions", log_predictions), floating(name, target)

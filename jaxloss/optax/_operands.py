@@ -3,17 +3,22 @@
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any, ParamSpec, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
 from jaxloss._arrays import array, is_wide, narrowed, promoted
 from jaxloss._calls import Array
+from jaxloss._parameters import integer
+
+P = ParamSpec("P")
 
 
-def floating(name: str, x) -> Array:
+def floating(name: str, x: ArrayLike) -> Array:
     """`x` as an array, of a floating-point type."""
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -21,7 +26,7 @@ def floating(name: str, x) -> Array:
     return x
 
 
-def number(name: str, x) -> Array:
+def number(name: str, x: ArrayLike) -> Array:
     """`x` as an array, of any real type."""
     x = array(name, x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -29,12 +34,22 @@ def number(name: str, x) -> Array:
     return x
 
 
-def mask(where) -> Array:
+def mask(where: ArrayLike) -> Array:
     """`where` as an array of booleans."""
     where = array("where", where)
     if where.dtype != jnp.bool_:
         raise ValueError(f"where has dtype {where.dtype}: expected bool")
     return where
+
+
+def listed(axis: Any) -> tuple[int, ...]:
+    """One axis or several, as a tuple."""
+    return tuple(integer("axis", one) for one in (axis if isinstance(axis, tuple | list) else (axis,)))
+
+
+def reduced(axis: Any) -> tuple[int, ...] | None:
+    """The axes that a sum is over, None for all."""
+    return None if axis is None else listed(axis)
 
 
 def broadcast(**operands: Array | None) -> tuple[int, ...]:
@@ -53,7 +68,7 @@ def wide(x: Array) -> Array:
     return x.astype(jnp.float32) if narrow else x
 
 
-def of_type(x: Array, *operands) -> Array:
+def of_type(x: Array, *operands: ArrayLike) -> Array:
     """`x` in the type that optax gives a result of these operands: the one they promote to."""
     dtype = promoted(*(x if isinstance(x, Array) else jnp.asarray(x) for x in operands))
     return x if x.dtype == dtype else x.astype(dtype)
@@ -66,7 +81,7 @@ def with_derivatives(value: Callable[..., Array], *derivatives: Callable[..., Ar
     """
     function = jax.custom_jvp(value)
 
-    def tangent(primals, tangents):
+    def tangent(primals: tuple[Array, ...], tangents: tuple[Array | SymbolicZero, ...]) -> tuple[Array, Array]:
         out = function(*primals)
         terms = [
             derivative(*primals) * dot
@@ -79,22 +94,27 @@ def with_derivatives(value: Callable[..., Array], *derivatives: Callable[..., Ar
     return function
 
 
-def one_program(function: Callable[..., Array]) -> Callable[..., Array]:
+def one_program(function: Callable[P, Array]) -> Callable[P, Array]:
     """`function`, compiled as a whole where it is called eagerly: none of its constants is copied to the device alone.
 
     Arrays are arguments of the program, all else is compiled in.
     """
-    parameters = inspect.signature(function)
+    parameters, by_name = inspect.signature(function), cast(Callable[..., Array], function)
 
     @functools.lru_cache(maxsize=1024)
-    def program(rest: tuple) -> Callable[..., Array]:
+    def program(rest: tuple[Any, ...]) -> Callable[..., Array]:
         given = {name: value for name, _, value in rest}
-        return jax.jit(lambda arrays: function(**arrays, **given), inline=True)
+        return jax.jit(lambda arrays: by_name(**arrays, **given), inline=True)
 
     @functools.wraps(function)
-    def called(*args, **options):
-        given = parameters.bind(*args, **options).arguments
-        arrays = {name: narrowed(x) if is_wide(x) else x for name, x in given.items() if _is_array(x)}
+    def called(*args: P.args, **options: P.kwargs) -> Array:
+        try:
+            given = parameters.bind(*args, **options).arguments
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}(): {error}") from None
+        arrays = {
+            name: narrowed(x) if is_wide(x) else x for name, x in given.items() if name != "axis" and _is_array(x)
+        }
         rest = tuple((name, type(x), x) for name, x in given.items() if name not in arrays)
         try:
             compiled = program(rest)
@@ -105,5 +125,5 @@ def one_program(function: Callable[..., Array]) -> Callable[..., Array]:
     return called
 
 
-def _is_array(x) -> bool:
+def _is_array(x: Any) -> bool:
     return isinstance(x, Array) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSUMm")

@@ -1,6 +1,7 @@
 """optax's losses of predictions of numbers."""
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss._arrays import array
 from jaxloss._calls import Array
@@ -8,7 +9,7 @@ from jaxloss.optax._operands import broadcast, floating, number, of_type, one_pr
 
 
 @one_program
-def squared_error(predictions, targets=None) -> Array:
+def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> Array:
     r"""The square of each error, $(x - a)^2$.
 
     Args:
@@ -32,7 +33,7 @@ def squared_error(predictions, targets=None) -> Array:
 
 
 @one_program
-def l2_loss(predictions, targets=None) -> Array:
+def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> Array:
     r"""Half the square of each error, $\frac12 (x - a)^2$.
 
     Args:
@@ -58,7 +59,7 @@ def l2_loss(predictions, targets=None) -> Array:
 
 
 @one_program
-def huber_loss(predictions, targets=None, *, delta=1.0) -> Array:
+def huber_loss(predictions: ArrayLike, targets: ArrayLike | None = None, *, delta: ArrayLike = 1.0) -> Array:
     r"""The Huber loss of each error: $\frac12 e^2$ up to $\delta$, $\delta (|e| - \frac12 \delta)$ beyond.
 
     Args:
@@ -89,7 +90,7 @@ def huber_loss(predictions, targets=None, *, delta=1.0) -> Array:
 
 
 @one_program
-def log_cosh(predictions, targets=None) -> Array:
+def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> Array:
     r"""The logarithm of the hyperbolic cosine of each error, $\log \cosh(x - a)$.
 
     Args:
@@ -113,11 +114,11 @@ def log_cosh(predictions, targets=None) -> Array:
     return of_type(_log_cosh(_errors(predictions, targets)), *_operands(predictions, targets))
 
 
-def _operands(predictions, targets) -> tuple:
+def _operands(predictions: ArrayLike, targets: ArrayLike | None) -> tuple[ArrayLike, ...]:
     return (predictions,) if targets is None else (predictions, targets)
 
 
-def _equal_shapes(predictions, targets) -> Array:
+def _equal_shapes(predictions: ArrayLike, targets: ArrayLike | None) -> Array:
     if targets is not None:
         found, expected = array("targets", targets).shape, array("predictions", predictions).shape
         if found != expected:
@@ -125,13 +126,13 @@ def _equal_shapes(predictions, targets) -> Array:
     return _errors(predictions, targets)
 
 
-def _errors(predictions, targets) -> Array:
-    predictions = floating("predictions", predictions)
+def _errors(predictions: ArrayLike, targets: ArrayLike | None) -> Array:
+    x = floating("predictions", predictions)
     if targets is None:
-        return wide(predictions)
-    targets = number("targets", targets)
-    broadcast(predictions=predictions, targets=targets)
-    return wide(predictions) - wide(targets)
+        return wide(x)
+    a = number("targets", targets)
+    broadcast(predictions=x, targets=a)
+    return wide(x) - wide(a)
 
 
 def _huber_value(errors: Array, delta: Array) -> Array:
@@ -139,11 +140,15 @@ def _huber_value(errors: Array, delta: Array) -> Array:
     return jnp.where(size <= delta, 0.5 * errors * errors, delta * (size - 0.5 * delta))
 
 
-_huber = with_derivatives(
-    _huber_value,
-    lambda errors, delta: jnp.clip(errors, -delta, delta),
-    lambda errors, delta: jnp.maximum(jnp.abs(errors) - delta, 0),
-)
+def _huber_by_error(errors: Array, delta: Array) -> Array:
+    return jnp.clip(errors, -delta, delta)
+
+
+def _huber_by_delta(errors: Array, delta: Array) -> Array:
+    return jnp.maximum(jnp.abs(errors) - delta, 0)
+
+
+_huber = with_derivatives(_huber_value, _huber_by_error, _huber_by_delta)
 
 
 def _log_cosh_value(errors: Array) -> Array:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss._calls import Array
-from jaxloss.optax._operands import broadcast, mask, wide
+from jaxloss.optax._operands import broadcast, listed, mask, wide
 
 Axis = int | tuple[int, ...] | None
 
@@ -37,7 +37,7 @@ def class_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """The axes of classes, counted from the end, in their order."""
     if axis is None:
         return tuple(range(-ndim, 0))
-    axes = tuple(map(operator.index, axis if isinstance(axis, tuple | list) else (axis,)))
+    axes = listed(axis)
     for one in axes:
         if not -ndim <= one < ndim:
             raise ValueError(f"axis is {axis}, logits has {ndim} axes: expected one from {-ndim} to {ndim - 1}")
@@ -47,10 +47,10 @@ def class_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     return axes
 
 
-def of_probabilities(logits: Array, labels: Array, axis: Axis, where) -> Rows:
+def of_probabilities(logits: Array, labels: Array, axis: Axis, where: ArrayLike | None) -> Rows:
     """Rows of logits and of probabilities that broadcast with them."""
     axes = class_axes(axis, logits.ndim)
-    if labels.ndim > logits.ndim and axis is not None and any(one >= 0 for one in _listed(axis)):
+    if labels.ndim > logits.ndim and axis is not None and any(one >= 0 for one in listed(axis)):
         raise ValueError(
             f"axis is {axis}, labels has {labels.ndim} axes and logits {logits.ndim}: expected an axis counted from "
             "the end, which is the same of both"
@@ -61,12 +61,14 @@ def of_probabilities(logits: Array, labels: Array, axis: Axis, where) -> Rows:
     return Rows(_flat(logits, shape, axes), _flat(labels, shape, axes), rows, included)
 
 
-def of_indices(logits: Array, labels: Array, axis: Axis, where) -> Rows:
+def of_indices(logits: Array, labels: Array, axis: Axis, where: ArrayLike | None) -> Rows:
     """Rows of logits and their class indices; indices of several axes count along them in the order of `axis`."""
     axes = class_axes(axis, logits.ndim)
     if labels.ndim != logits.ndim - len(axes):
+        hint = "; softmax_cross_entropy takes one-hot labels" if labels.shape == logits.shape else ""
         raise ValueError(
-            f"labels has shape {labels.shape}, logits {logits.shape}: expected {logits.ndim - len(axes)} axes of labels"
+            f"labels has shape {labels.shape}, logits {logits.shape}: expected {logits.ndim - len(axes)} axes of "
+            f"labels{hint}"
         )
     beside = jnp.expand_dims(labels, axes)
     where = _where(logits, axis, axes, where)
@@ -91,11 +93,7 @@ def masked(rows: Rows, *, finite: bool) -> Array:
     return jnp.where(rows.included, rows.logits, below.astype(logits.dtype))
 
 
-def _listed(axis: int | tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis) if isinstance(axis, tuple | list) else (axis,)
-
-
-def _where(logits: Array, axis: Axis, axes: tuple[int, ...], where) -> Array | None:
+def _where(logits: Array, axis: Axis, axes: tuple[int, ...], where: ArrayLike | None) -> Array | None:
     """The mask with an axis for each of the logits', or fewer; one of rows gets axes of 1 for the classes."""
     if where is None:
         return None

@@ -1,13 +1,16 @@
 """optax's smoothing of labels."""
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss._calls import Array
-from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, wide
+from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, reduced, wide
 
 
 @one_program
-def smooth_labels(labels, alpha, *, axis: int | tuple[int, ...] | None = -1, where=None) -> Array:
+def smooth_labels(
+    labels: ArrayLike, alpha: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, where: ArrayLike | None = None
+) -> Array:
     r"""Labels of which a part $\alpha$ is spread evenly over the classes, $(1 - \alpha) a_i + \alpha / V$.
 
     Args:
@@ -33,9 +36,9 @@ def smooth_labels(labels, alpha, *, axis: int | tuple[int, ...] | None = -1, whe
     a, rate = floating("labels", labels), wide(number("alpha", alpha))
     if where is None:
         broadcast(labels=a, alpha=rate)
-        return of_type((1 - rate) * wide(a) + rate / jnp.size(a, axis), labels, alpha)
+        return of_type((1 - rate) * wide(a) + rate / jnp.size(a, reduced(axis)), labels, alpha)
     included = number("where", where).astype(bool)
     included = jnp.broadcast_to(included, broadcast(labels=a, where=included))
     broadcast(labels=included, alpha=rate)
-    classes = jnp.maximum(jnp.sum(included, axis, dtype=wide(a).dtype, keepdims=True), 1)
+    classes = jnp.maximum(jnp.sum(included, reduced(axis), dtype=wide(a).dtype, keepdims=True), 1)
     return of_type(jnp.where(included, (1 - rate) * wide(a) + rate / classes, 0), labels, alpha)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloss._arrays import array
 from jaxloss._calls import Array
@@ -13,7 +14,9 @@ from jaxloss.optax._rows import Axis, Rows, masked, of_indices, of_probabilities
 
 
 @one_program
-def softmax_cross_entropy(logits, labels, axis: Axis = -1, where=None) -> Array:
+def softmax_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> Array:
     r"""Cross entropy of each row with probabilities, $\sum_i -a_i \log t_i$ with $t = \mathrm{softmax}(x)$.
 
     Args:
@@ -44,7 +47,7 @@ def softmax_cross_entropy(logits, labels, axis: Axis = -1, where=None) -> Array:
     return of_type(losses.sum() if axis is None else losses, logits, labels)
 
 
-def safe_softmax_cross_entropy(logits, labels) -> Array:
+def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     """`softmax_cross_entropy` over the last axis, which is safe here too.
 
     Args:
@@ -67,7 +70,9 @@ def safe_softmax_cross_entropy(logits, labels) -> Array:
 
 
 @one_program
-def softmax_cross_entropy_with_integer_labels(logits, labels, axis: int | tuple[int, ...] = -1, where=None) -> Array:
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike, labels: ArrayLike, axis: int | tuple[int, ...] = -1, where: ArrayLike | None = None
+) -> Array:
     r"""Cross entropy of each row with the index of its class, $-\log t_a$ with $t = \mathrm{softmax}(x)$.
 
     Args:
@@ -94,14 +99,16 @@ def softmax_cross_entropy_with_integer_labels(logits, labels, axis: int | tuple[
     x, labels = floating("logits", logits), array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type")
-    if not isinstance(axis, int | tuple):
+    if not isinstance(axis, int | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"axis has type {type(axis).__name__}: expected int or a tuple of int")
     rows = of_indices(x, labels, axis, where)
     return of_type(_rows_loss(masked(rows, finite=False), rows.labels, rows), logits)
 
 
 @one_program
-def poly_loss_cross_entropy(logits, labels, *, epsilon=2.0, axis: Axis = -1, where=None) -> Array:
+def poly_loss_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, epsilon: ArrayLike = 2.0, axis: Axis = -1, where: ArrayLike | None = None
+) -> Array:
     r"""The PolyLoss of each row, $\sum_i -a_i \log t_i + \epsilon \sum_i a_i (1 - t_i)$ with $t = \mathrm{softmax}(x)$.
 
     Args:
@@ -142,7 +149,12 @@ def poly_loss_cross_entropy(logits, labels, *, epsilon=2.0, axis: Axis = -1, whe
 
 @one_program
 def ranking_softmax_loss(
-    logits, labels, *, where=None, weights=None, reduce_fn: Callable[..., Array] | None = jnp.mean
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Array:
     r"""The softmax loss of lists, $\sum_i -w_i a_i \log t_i$ with $t = \mathrm{softmax}(x)$ for each, reduced.
 
@@ -172,7 +184,7 @@ def ranking_softmax_loss(
     weight = None if weights is None else number("weights", weights)
     where = None if where is None else mask(where)
     broadcast(logits=x, labels=a, weights=weight, where=where)
-    operands = (x,) if weight is None else (x, weights)
+    operands = (x,) if weights is None else (x, weights)
     a = a.astype(wide(x).dtype if weight is not None or a.dtype != x.dtype else x.dtype)
     if weight is not None:
         a = a * wide(weight) if where is None else jnp.where(where, a * wide(weight), 0)
@@ -187,7 +199,7 @@ def ranking_softmax_loss(
     return of_type(reduced, *operands)
 
 
-def _checked(logits, labels, axis: Axis, where) -> Rows:
+def _checked(logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None) -> Rows:
     x, a = floating("logits", logits), number("labels", labels)
     if not jnp.issubdtype(a.dtype, jnp.floating):
         a = a.astype(x.dtype)

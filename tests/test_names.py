@@ -1,0 +1,74 @@
+"""The public names: what is among them, what their parameters are annotated with, and what ours are called elsewhere."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import jaxloss
+from jaxloss import _other_names, formulas
+from jaxloss import optax as drop_ins
+
+PUBLIC = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (jaxloss, drop_ins, formulas)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name))
+}
+
+
+@pytest.mark.parametrize("function", PUBLIC.values(), ids=PUBLIC)
+def test_every_parameter_is_annotated(function):
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not signature.empty
+    assert [x.name for x in signature.parameters.values() if x.annotation is x.empty] == []
+
+
+def test_formulas_are_losses_and_their_derivatives():
+    losses = {name for name in formulas.__all__ if not name.startswith("d_")}
+    derivatives = {name.removeprefix("d_").removesuffix("_of_target") for name in set(formulas.__all__) - losses}
+    assert derivatives == losses
+
+
+@pytest.mark.cpu_only
+def test_drop_ins_are_imported_when_they_are_used():
+    code = """
+import sys
+import jaxloss
+assert "optax" in dir(jaxloss) and "jaxloss.optax" not in sys.modules
+assert jaxloss.optax.l2_loss(3.0) == 4.5
+assert jaxloss.optax is sys.modules["jaxloss.optax"]
+assert "optax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", _other_names._OURS)
+def test_a_name_of_another_library(name):
+    ours, difference = _other_names._OURS[name]
+    assert ours in jaxloss.__all__
+    assert not hasattr(jaxloss, name)
+    drop_in = f" Or jaxloss.optax.{name}, optax's." if hasattr(drop_ins, name) else ""
+    with pytest.raises(AttributeError) as raised:
+        getattr(jaxloss, name)
+    assert str(raised.value) == (
+        f"module 'jaxloss' has no attribute {name!r}: did you mean jaxloss.{ours}, {difference}?{drop_in}"
+    )
+
+
+def test_the_whole_message_of_another_name():
+    with pytest.raises(AttributeError) as raised:
+        jaxloss.mse_loss  # noqa: B018
+    assert str(raised.value) == (
+        "module 'jaxloss' has no attribute 'mse_loss': did you mean jaxloss.mse, which has a factor 1/2, and whose mean "
+        "divides by the number of examples, not of elements?"
+    )
+
+
+@pytest.mark.parametrize("name", ["spam", "mean", "__wrapped__", "cross_entropies"])
+def test_any_other_name(name):
+    with pytest.raises(AttributeError) as raised:
+        getattr(jaxloss, name)
+    assert str(raised.value) == f"module 'jaxloss' has no attribute {name!r}"
+    assert raised.value.name == name
