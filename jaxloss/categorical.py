@@ -106,7 +106,7 @@ def categorical_cross_entropy(
     >>> print(jaxloss.categorical_cross_entropy(logits, jnp.array([0, 2]), label_smoothing=0.1, z_loss=1e-4))
     0.80346
     >>> print(jax.grad(jaxloss.categorical_cross_entropy)(logits, jnp.array([0, 2]))[1])
-    [ 0.16667  0.16667 -0.33333 ]
+    [ 0.16667  0.16667 -0.33333]
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4. Smoothing: C. Szegedy et
     al., *Rethinking the Inception Architecture for Computer Vision* (2016). z-loss: A. Chowdhery et al., *PaLM* (2022).
