@@ -32,7 +32,7 @@ struct Candidate {
 std::vector<Candidate> candidates() {
   std::vector<Candidate> all;
 #if defined(JAXLOSS_X86)
-  __builtin_cpu_init();  // not every linker has it done before
+  __builtin_cpu_init();
   all.push_back({{"avx512", &avx512::kernels},
                  __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
