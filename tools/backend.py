@@ -1,5 +1,6 @@
 """The build backend: scikit-build-core's, which also asks for compilers that a build needs and the machine lacks."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -22,12 +23,34 @@ def get_requires_for_build_editable(config_settings=None):
     return [*_build.get_requires_for_build_editable(config_settings), *_compilers(config_settings or {})]
 
 
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    _announce(config_settings or {})
+    return _build.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    _announce(config_settings or {})
+    return _build.build_editable(wheel_directory, config_settings, metadata_directory)
+
+
+def _announce(settings) -> None:
+    """Tells whoever sits at the terminal, to whom pip shows nothing of a build unless it is told `-v`."""
+    kernels = (
+        "CPU and CUDA kernels, six minutes or more" if _wants_cuda(settings) else "CPU kernels, two to five minutes"
+    )
+    with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
+        print(f"\njaxloss: compiling {kernels}; pip's -v shows each file", file=terminal)
+
+
 def _compilers(settings) -> list[str]:
+    zig = ZIG if settings.get("cmake.define.JAXLOSS_GLIBC") else []
+    return [*(NVCC if _wants_cuda(settings) and not _has_nvcc() else []), *zig]
+
+
+def _wants_cuda(settings) -> bool:
     cuda = settings.get("cmake.define.JAXLOSS_CUDA", "AUTO")
     named = settings.get("cmake.define.JAXLOSS_CUDA_ARCHITECTURES")
-    wants_nvcc = cuda == "ON" or (cuda == "AUTO" and (named or _has_gpu()))
-    zig = ZIG if settings.get("cmake.define.JAXLOSS_GLIBC") else []
-    return [*(NVCC if wants_nvcc and not _has_nvcc() else []), *zig]
+    return cuda == "ON" or (cuda == "AUTO" and bool(named or _has_gpu()))
 
 
 def _has_gpu() -> bool:
