@@ -1,0 +1,101 @@
+"""Derivatives of options where a row is bad, masked or clipped: of cases that a change of the rules could miss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxloss
+
+ROWS, CLASSES = 4, 9
+OPTIONS = {"z_loss": 0.3, "label_smoothing": 0.2, "temperature": 1.5}
+
+
+def sample(seed: int = 0):
+    random = np.random.default_rng(seed)
+    x = jnp.asarray(random.normal(0, 2, (ROWS, CLASSES)), jnp.float32)
+    return x, jnp.asarray(random.integers(0, CLASSES, ROWS))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("names", [("z_loss",), ("z_loss", "label_smoothing"), ("temperature",), tuple(OPTIONS)])
+def test_a_bad_label_has_no_second_derivative(names, reduction):
+    x, labels = sample()
+    tangent = sample(1)[0]
+    options = {name: OPTIONS[name] for name in names}
+
+    def product(x, labels, tangent):
+        def gradient(x):
+            losses = lambda x: jaxloss.categorical_cross_entropy(x, labels, reduction=reduction, **options)  # noqa: E731
+            return jax.grad(lambda x: losses(x).sum())(x)
+
+        return jax.jvp(gradient, (x,), (tangent,))[1]
+
+    found = product(x, labels.at[1].set(CLASSES), tangent)
+    np.testing.assert_array_equal(found[1], 0)
+    good = np.array([0, 2, 3])
+    expected = product(x[good], labels[good], tangent[good])
+    np.testing.assert_allclose(found[good], expected, rtol=1e-5, atol=1e-6)
+
+
+def negative_log_likelihoods(x) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return np.log(np.exp(x).sum(1, keepdims=True)) - x
+
+
+MASKED = 3
+
+
+def masked_sample():
+    """Rows in which one class is masked and no label."""
+    x, labels = sample()
+    return x.at[:, MASKED].set(-jnp.inf), jnp.where(labels == MASKED, MASKED + 1, labels)
+
+
+def summed(x, labels, **options):
+    return jaxloss.categorical_cross_entropy(x, labels, reduction="sum", clip=None, **options)
+
+
+def test_smoothing_beside_masked_classes():
+    """Its derivative has no infinite loss of a class over which nothing is smoothed."""
+    x, labels = masked_sample()
+    nll = negative_log_likelihoods(x)
+    others = np.arange(CLASSES) != MASKED
+    expected = (nll[:, others].sum(1) / CLASSES - nll[np.arange(ROWS), labels]).sum()
+    found = jax.grad(lambda smoothing: summed(x, labels, label_smoothing=smoothing))(0.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_beside_masked_classes(smoothing):
+    x, labels = masked_sample()
+    nll = negative_log_likelihoods(x)
+    share = np.eye(CLASSES)[np.asarray(labels)] * (1 - smoothing) + smoothing / CLASSES
+    share[:, MASKED] = 0
+    expected = (share * np.where(share > 0, nll, 0)).sum(0)
+    options = {"label_smoothing": smoothing} if smoothing else {}
+    found = jax.grad(lambda weights: summed(x, labels, class_weights=weights, **options))(jnp.ones(CLASSES))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert found[MASKED] == 0
+
+
+def test_shares_beside_masked_classes():
+    x, labels = masked_sample()
+    others = jnp.where((labels + 1) % CLASSES == MASKED, MASKED + 1, (labels + 1) % CLASSES)
+    nll = negative_log_likelihoods(x)
+    expected = (nll[np.arange(ROWS), labels] - nll[np.arange(ROWS), others]).sum()
+    found = jax.grad(lambda share: summed(x, (labels, others, share)))(0.7)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["class_weights", "pos_weight"])
+def test_weights_of_a_clipped_binary_loss(name):
+    """The derivative is that of the unclipped loss, for these operands too."""
+    x = jnp.array([[40.0, -40.0, 0.5]])
+    a = jnp.array([[0.0, 1.0, 1.0]])
+    nll = np.array([40.0, 40.0, np.log1p(np.exp(-0.5))])
+    expected = nll if name == "class_weights" else nll * np.asarray(a[0])
+    found = jax.grad(lambda weights: jaxloss.binary_cross_entropy(x, a, reduction="sum", **{name: weights}))(
+        jnp.ones(3)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
