@@ -32,6 +32,19 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("suite")
 
 
+PATHS = {"kernel": 0, "formula": 2**31}
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def path(request):
+    """Whether kernels are called, or the formulas that stand in for them where elements are few, as in small tests they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_calls, "FEW", PATHS[request.param])
+        jax.clear_caches()
+        yield request.param
+    jax.clear_caches()
+
+
 # Files of many programs: what the newest jax could break in them, it breaks in the others too.
 MANY_PROGRAMS = {
     "test_binary_options",

@@ -9,6 +9,8 @@ import tolerance
 from agreement import assert_agrees
 from losses import BINARY, CASES, CATEGORICAL, FLOATS, REDUCTIONS, Case, finfo
 
+pytestmark = pytest.mark.usefixtures("path")
+
 BY_ROWS = [case for case in CASES if case.loss.by_rows]
 INDICES = Case(CATEGORICAL, "indices")
 LOGIT_DTYPES = pytest.mark.parametrize("dtype", FLOATS)

@@ -7,6 +7,8 @@ import pytest
 
 import jaxloss
 
+pytestmark = pytest.mark.usefixtures("path")
+
 ROWS, CLASSES = 4, 9
 OPTIONS = {"z_loss": 0.3, "label_smoothing": 0.2, "temperature": 1.5}
 

@@ -7,6 +7,8 @@ import pytest
 
 import jaxloss
 
+pytestmark = pytest.mark.usefixtures("path")
+
 ROWS, ROW = 9, 4
 WIDTHS = (2, 7, 20, 65, 700, 5000)
 

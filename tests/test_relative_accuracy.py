@@ -6,29 +6,8 @@ import numpy as np
 import pytest
 
 import jaxloss
-from jaxloss import _calls
 from jaxloss.formulas import categorical
-
-PATHS = {"kernel": 0, "formula": 2**31}
-
-
-@pytest.fixture(params=PATHS)
-def path(request, monkeypatch):
-    """Whether kernels are called or the formulas that stand in for them where elements are few."""
-    monkeypatch.setattr(_calls, "FEW", PATHS[request.param])
-    jax.clear_caches()
-    yield request.param
-    jax.clear_caches()
-
-
-def ulp_errors(found, expected, scale=None) -> np.ndarray:
-    """The errors, in units in the last place of `scale`, the expected number itself if None: of normal ones."""
-    found, expected = np.asarray(found), np.asarray(expected, np.longdouble)
-    floor = np.finfo(found.dtype).tiny
-    unit = np.spacing(np.maximum(np.abs(expected if scale is None else scale), floor).astype(found.dtype))
-    error = np.abs(found.astype(np.longdouble) - expected) / unit
-    return np.where(np.abs(expected) < floor, np.minimum(error, np.abs(found - expected) / floor), error)
-
+from tolerance import ulp_errors
 
 # ---- binary cross entropy --------------------------------------------------------------------------------------------
 

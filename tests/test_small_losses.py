@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss
 import meshes
-from test_relative_accuracy import path, ulp_errors  # noqa: F401, a fixture
+from tolerance import ulp_errors
 
 GAPS = np.array([0, 0.5, 1, 2, 4, 8, 12, 16, 17, 20, 24, 32, 48, 64, 80])
 WIDTHS = (2, 7, 17, 33, 100, 1000)
@@ -82,7 +82,7 @@ def _least(dtype) -> float:
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", WIDTHS)
-def test_losses_and_gradients(classes, dtype, kind, path):  # noqa: F811
+def test_losses_and_gradients(classes, dtype, kind, path):
     x, labels = confident_rows(classes, dtype)
     target = target_of(labels, classes, kind)
     values = jaxloss.categorical_cross_entropy(x, target, clip=None, reduction="none")
@@ -104,7 +104,7 @@ OPTIONS = {
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("classes", [2, 17, 1000])
-def test_with_options(classes, name, kind, path):  # noqa: F811
+def test_with_options(classes, name, kind, path):
     x, labels = confident_rows(classes, jnp.float32)
     target, options = target_of(labels, classes, kind), dict(OPTIONS[name])
     if "class_weights" in options:
@@ -123,7 +123,7 @@ def test_with_options(classes, name, kind, path):  # noqa: F811
 
 
 @pytest.mark.parametrize("classes", [2, 17, 1000])
-def test_log_prob_and_entropy(classes, path):  # noqa: F811
+def test_log_prob_and_entropy(classes, path):
     x, labels = confident_rows(classes, jnp.float32)
     assert (ulp_errors(jaxloss.entropy(x), references(x, labels)[2]) <= allowed(x, labels)).all()
     of_log_prob = jax.grad(lambda x: -jaxloss.log_prob(x, labels).sum())(x)
@@ -163,7 +163,7 @@ def test_a_long_row(monkeypatch):
     jax.clear_caches()
 
 
-def test_float64(path):  # noqa: F811
+def test_float64(path):
     with jax.enable_x64(True):
         for classes in (3, 50):
             x, labels = confident_rows(classes, jnp.float64)

@@ -80,3 +80,12 @@ def assert_close(
     stored = np.asarray(actual).dtype
     error = bound(expected, magnitude, computed=computed, stored=stored, operations=operations, terms=terms)
     assert_within(actual, expected, error, what)
+
+
+def ulp_errors(found, expected, scale=None) -> np.ndarray:
+    """The errors, in units in the last place of `scale`, the expected number itself if None: of normal ones."""
+    found, expected = np.asarray(found), np.asarray(expected, np.longdouble)
+    floor = np.finfo(found.dtype).tiny
+    unit = np.spacing(np.maximum(np.abs(expected if scale is None else scale), floor).astype(found.dtype))
+    error = np.abs(found.astype(np.longdouble) - expected) / unit
+    return np.where(np.abs(expected) < floor, np.minimum(error, np.abs(found - expected) / floor), error)
