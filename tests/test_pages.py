@@ -21,7 +21,9 @@ def exists(name: str | None, option: str | None) -> bool:
 
 
 @pytest.mark.parametrize(
-    "page", sorted(page for page in DOCS.glob("*.md") if "```python" in page.read_text()), ids=lambda page: page.stem
+    "page",
+    sorted(page for page in DOCS.rglob("*.md") if "```python" in page.read_text()),
+    ids=lambda page: str(page.relative_to(DOCS).with_suffix("")),
 )
 def test_examples(page):
     text = page.read_text()
