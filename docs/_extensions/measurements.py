@@ -19,7 +19,7 @@ Rows = Iterator[tuple[str | float, ...]]
 LOSSES = {
     "mse": "mean squared error",
     "binary": "binary cross entropy",
-    ("categorical", "labels"): "cross entropy, class indices",
+    ("categorical", "labels"): "cross entropy, labels",
     ("categorical", "numbers"): "cross entropy, probabilities",
 }
 
@@ -105,7 +105,8 @@ class Measurements(SphinxDirective):
         path = RESULTS / f"{name}.json"
         self.env.note_dependency(str(path))
         kept = json.loads(path.read_text(encoding="utf-8"))
-        heading, *rows = TABLES[table](kept["measurements"], *what)
+        columns = zip(*TABLES[table](kept["measurements"], *what), strict=True)
+        heading, *rows = zip(*(column for column in columns if any(column[1:])), strict=True)
         numeric = [any(isinstance(row[place], float) for row in rows) for place in range(len(heading))]
         lines = [heading, ["--:" if right else "---" for right in numeric]]
         lines += [[_cell(*pair) for pair in zip(heading, row, strict=True)] for row in rows]
