@@ -10,7 +10,7 @@ WORKERS ?= 2
 python := .venv/bin/python
 sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks cuda wheel try-wheel clean
+.PHONY: help demo test test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs cuda wheel try-wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -59,6 +59,11 @@ notebooks: ## execute the notebooks, as a check; with ARGS=--write, store their 
 	@tools/environment docs
 	$(python) notebooks/execute.py $(ARGS)
 
+docs: ## the documentation site, into build/site; a warning or a broken link is an error
+	@tools/environment site
+	$(python) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --write-all -d build/doctrees docs build/site
+	$(python) tools/check_site.py build/site
+
 cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error, and a library beyond 25 MB
 	@tools/environment
 	$(python) tools/compile_cuda.py 80 90a
@@ -72,6 +77,6 @@ try-wheel: ## install the wheels of dist/ as users do, and let each check itself
 	$(python) tools/try_wheel.py $(ARGS)
 
 clean: ## remove what these commands made
-	rm -rf .venv .venv-newest build dist demo/output
+	rm -rf .venv .venv-newest build dist demo/output docs/notebooks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The examples in docs/ run: the Python blocks of a page, in order, in one namespace.
+"""The examples in docs/ run: the Python blocks of a page, in order, in one namespace; and every function has its page.
 
 A block under the line `<!-- needs name -->` or `<!-- needs name(option) -->` runs if jaxloss has that.
 """
@@ -21,7 +21,9 @@ def exists(name: str | None, option: str | None) -> bool:
 
 
 @pytest.mark.parametrize(
-    "page", sorted(page for page in DOCS.glob("*.md") if "```python" in page.read_text()), ids=lambda page: page.stem
+    "page",
+    sorted(page for page in DOCS.rglob("*.md") if "```python" in page.read_text()),
+    ids=lambda page: str(page.relative_to(DOCS).with_suffix("")),
 )
 def test_examples(page):
     text = page.read_text()
@@ -33,3 +35,12 @@ def test_examples(page):
         if exists(name, option):
             line = text.count("\n", 0, block.start(3))
             exec(compile("\n" * line + code, str(page), "exec"), namespace)
+
+
+def test_every_function_has_its_place():
+    named = [
+        name
+        for page in (DOCS / "api").glob("*.md")
+        for name in re.findall(r"^\.\. auto(?:function|class|module):: jaxloss\.(\w+)$", page.read_text(), re.MULTILINE)
+    ]
+    assert sorted([*named, "__version__"]) == sorted([*jaxloss.__all__, "optax"])

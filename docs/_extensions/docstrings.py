@@ -1,0 +1,60 @@
+"""Docstrings are Markdown with formulas between dollars: says the same in the markup that autodoc reads."""
+
+import re
+import textwrap
+
+from sphinx.application import Sphinx
+
+import jaxloss
+
+INLINE = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<formula>[^$]+?)\$|`(?P<code>[^`]+)`", re.DOTALL)
+BEFORE, AFTER = " \n([{<-/:'\"", " \n.,:;!?)]}>-/'\""  # what may stand beside a role
+STATISTICS = jaxloss.CrossEntropyStats._fields  # one is called as a function is
+RETURNS = re.compile(r"^( *)Returns:\n", re.MULTILINE)
+
+
+def markup(text: str, scope: str) -> str:
+    """A docstring of an object in the module `scope`; examples stay as they are."""
+    text = RETURNS.sub(r"\1:returns:\n", text)  # else what is before a colon in it is taken for a type
+    return "\n\n".join(
+        paragraph if paragraph.lstrip().startswith(">>>") else _paragraph(paragraph, scope)
+        for paragraph in text.split("\n\n")
+    )
+
+
+def _paragraph(paragraph: str, scope: str) -> str:
+    indent = re.match(" *", paragraph)[0]
+
+    def replaced(match: re.Match) -> str:
+        if match["display"]:
+            formula = textwrap.indent(" ".join(match["display"].split()), f"{indent}    ")
+            return f"\n\n{indent}.. math::\n\n{formula}\n\n{indent}"
+        if match["formula"]:
+            role = f":math:`{' '.join(match['formula'].split())}`"
+        else:
+            role = _code(" ".join(match["code"].split()), scope)
+        before, after = paragraph[: match.start()][-1:], paragraph[match.end() :][:1]
+        return ("" if before in BEFORE else "\\ ") + role + ("" if after in AFTER else "\\ ")
+
+    return INLINE.sub(replaced, paragraph)
+
+
+def _code(code: str, scope: str) -> str:
+    """A link, if that is what a public function or class is called."""
+    name = code if code.startswith("jaxloss.") else f"{scope}.{code}"
+    module, _, last = name.rpartition(".")
+    modules = {"jaxloss": jaxloss, "jaxloss.optax": jaxloss.optax, "jaxloss.formulas": jaxloss.formulas}
+    if module in modules and last in modules[module].__all__ and last not in ("formulas", *STATISTICS):
+        return f":py:obj:`{code} <{name}>`"
+    return f"``{code}``"
+
+
+def _process(app: Sphinx, what: str, name: str, thing: object, options: dict, lines: list[str]) -> None:
+    del app, options, thing
+    scope = name if what == "module" else name.rpartition(".")[0]
+    lines[:] = markup("\n".join(lines), scope).split("\n")
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon's, which is 500
+    return {"parallel_read_safe": True}

@@ -1,0 +1,56 @@
+"""What the pages need to be good Markdown on the site and in the repository at once."""
+
+import pathlib
+import re
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.util import logging
+
+ROOT = pathlib.Path(__file__).parents[2]
+LINK = re.compile(r"\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
+NOTEBOOKS = "notebooks"
+
+
+def _copy_notebooks(app: Sphinx, config: Config) -> None:
+    """Only what is inside of docs/ can be a page, and links do not follow links of the file system."""
+    del config
+    inside = pathlib.Path(app.srcdir, NOTEBOOKS)
+    inside.mkdir(exist_ok=True)
+    for notebook in (ROOT / NOTEBOOKS).glob("*.ipynb"):
+        copy = inside / notebook.name
+        if not copy.exists() or copy.read_bytes() != notebook.read_bytes():
+            copy.write_bytes(notebook.read_bytes())
+
+
+def _outward_links(app: Sphinx, page: str, source: list[str]) -> None:
+    """Links to files outside of docs/ go to the repository, those to notebooks to their page; pictures are copied."""
+
+    def replaced(link: re.Match) -> str:
+        up, path, anchor = link[1], link[2], link[3] or ""
+        outside = up.count("/") == page.count("/") + 1
+        if not outside:
+            return link[0]
+        if not (ROOT / path).exists():
+            logging.getLogger(__name__).warning("link to %s, which is not there", path, location=page)
+        if path.startswith(f"{NOTEBOOKS}/"):
+            return f"]({up[3:]}{path}{anchor})"
+        if path.endswith(".png"):
+            return link[0]
+        return f"]({app.config.html_theme_options['source_repository']}/blob/main/{path}{anchor})"
+
+    source[0] = LINK.sub(replaced, source[0])
+
+
+def _language(app: Sphinx, page: str, template: str, context: dict, tree: object) -> None:
+    """Korean pages say so: browsers choose fonts, break lines and read aloud by it."""
+    del app, template, tree
+    if page.startswith("ko/"):
+        context["language"] = "ko"
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("config-inited", _copy_notebooks)
+    app.connect("source-read", _outward_links)
+    app.connect("html-page-context", _language)
+    return {"parallel_read_safe": True}
