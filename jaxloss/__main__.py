@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 import numpy as np
 
 import jaxloss
@@ -23,16 +23,15 @@ Loss = Callable[..., Any]
 
 
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 20.0}
-EXACT = {"clip": None}
-"""The gradient is that of the unclipped loss, so a formula that `jax.grad` goes through must not clip."""
 
 
+# The gradient is that of the unclipped loss, so a formula that `jax.grad` goes through must not clip.
 def _rows(x, target, **options):
-    return formulas.categorical_cross_entropy(x, target, **options, **EXACT)
+    return formulas.categorical_cross_entropy(x, target, clip=None, **options)
 
 
 def _binary(x, target):
-    return formulas.binary_cross_entropy(x, target, **EXACT)
+    return formulas.binary_cross_entropy(x, target, clip=None)
 
 
 def _linear(hidden, kernel, labels):
@@ -48,7 +47,7 @@ def _checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
     hidden = random.normal(0, 0.3, (ROWS, FEATURES)).astype(np.float32)
     kernel = random.normal(0, 0.3, (FEATURES, WIDTH)).astype(np.float32)
     assert x.size > _calls.FEW, "of so few elements no kernel runs"
-    cross_entropy = functools.partial(jaxloss.categorical_cross_entropy, **EXACT)
+    cross_entropy = functools.partial(jaxloss.categorical_cross_entropy, clip=None)
     return {
         "mse": (jaxloss.mse, formulas.squared_error, (x, a)),
         "mae": (jaxloss.mae, formulas.absolute_error, (x, a)),
@@ -56,7 +55,7 @@ def _checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
         "log_cosh": (jaxloss.log_cosh, formulas.log_cosh, (x, a)),
         "quantile": (functools.partial(jaxloss.quantile, q=0.9), lambda x, a: formulas.quantile(x, a, 0.9), (x, a)),
         "binary_cross_entropy": (
-            functools.partial(jaxloss.binary_cross_entropy, **EXACT),
+            functools.partial(jaxloss.binary_cross_entropy, clip=None),
             _binary,
             (x, 1 / (1 + np.exp(-a))),
         ),
@@ -77,7 +76,7 @@ def _checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
     }
 
 
-def _error(loss: Loss, formula: Loss, operands: tuple[np.ndarray, ...], device: jax.Device) -> float:
+def _error(loss: Loss, formula: Loss, operands: tuple[np.ndarray, ...], device: Any) -> float:
     """The largest difference of value and gradient on that device, relative to the largest number of each."""
     on_device = [jax.device_put(operand, device) for operand in operands]
     found = jax.jit(jax.value_and_grad(loss))(*on_device)
@@ -89,7 +88,7 @@ def _error(loss: Loss, formula: Loss, operands: tuple[np.ndarray, ...], device: 
     return max(error if np.isfinite(error) else np.inf for error in errors)
 
 
-def _kinds_of_devices() -> list[jax.Device]:
+def _kinds_of_devices() -> list[Any]:
     """One device of each kind, the CPU last."""
     devices = {device.device_kind: device for device in [*jax.devices(), *jax.devices("cpu")]}
     return list(devices.values())
@@ -105,7 +104,7 @@ def main() -> int:
     print(f"jaxloss      {jaxloss.__version__} in {jaxloss.__path__[0]}")
     print(f"library      {_library.path()}")
     print(f"kernels      {jaxloss.backends()}")
-    print(f"jax, jaxlib  {jax.__version__}, {jaxlib.__version__}; numpy {np.__version__}")
+    print(f"jax, jaxlib  {jax.__version__}, {jaxlib.version.__version__}; numpy {np.__version__}")
     print(f"Python       {platform.python_version()} on {platform.system()} {platform.release()}, {platform.machine()}")
     print(f"driver       NVIDIA: {_driver_words()}")
     print(f"devices      {', '.join(map(str, jax.devices()))}")

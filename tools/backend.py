@@ -6,8 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from scikit_build_core import build as _build
-from scikit_build_core.build import *  # noqa: F403, what pip calls
+from scikit_build_core import build as _build  # pyright: ignore[reportMissingImports], where it is not installed
+from scikit_build_core.build import *  # noqa: F403, what pip calls  # pyright: ignore[reportMissingImports]
 
 # nvcc with what it calls, its headers, and the CUDA runtime that is linked statically.
 NVCC = [f"nvidia-{part}==13.0.*" for part in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")]

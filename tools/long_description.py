@@ -10,7 +10,7 @@ def dynamic_metadata(field, settings, project=None):
     if field != "readme" or settings:
         raise RuntimeError("long_description makes the readme alone, and takes no settings")
     root = Path(__file__).parents[1]
-    home = re.search(r'^Homepage = "(.+)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    (home,) = re.findall(r'^Homepage = "(.+)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
 
     def absolute(link: re.Match) -> str:
         kind = "raw" if link[1].endswith((".png", ".svg")) else "blob"

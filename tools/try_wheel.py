@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 DIST = Path("dist")
@@ -21,7 +22,7 @@ OLDEST = re.compile(r'"jax>=([\d.]+)"')
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("wheels", nargs="*", type=Path, help="by default those of dist/ for this processor")
     parser.add_argument("--python", action="append", help="an interpreter; several are tried in turn")
     parser.add_argument("--jax", choices=("oldest", "newest", "both"), default="oldest")
@@ -29,7 +30,7 @@ def main() -> None:
     wheels = asked.wheels or sorted(DIST.glob(f"*{platform.machine()}.whl"))
     if not wheels:
         sys.exit(f"error: {DIST}/ holds no wheel for {platform.machine()}: make wheel")
-    oldest = OLDEST.search(Path("pyproject.toml").read_text(encoding="utf-8"))[1]
+    (oldest,) = OLDEST.findall(Path("pyproject.toml").read_text(encoding="utf-8"))
     versions = {"oldest": [f"jax=={oldest}"], "newest": ["jax"], "both": [f"jax=={oldest}", "jax"]}[asked.jax]
     for wheel in wheels:
         for python in asked.python or [sys.executable]:
@@ -68,7 +69,7 @@ def walk(wheel: Path, python: str, jax: str) -> None:
 def widest() -> str:
     """The instruction set that kernels should use here."""
     sys.path.insert(0, "tests")
-    import instruction_sets
+    import instruction_sets  # pyright: ignore[reportMissingImports], of tests/
 
     return next(name for name in ("avx512", "avx2", "baseline") if instruction_sets.processor_has(name))
 
@@ -81,23 +82,30 @@ class Environment:
         self._folder = folder
         self._python = folder / "venv" / "bin" / "python"
 
-    def _ran(self, *arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
+    def _ran(
+        self, arguments: tuple[str, ...], folder: Path | None = None, variables: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JAXLOSS", "XLA"))}
         command = [str(self._python), *arguments]
         return subprocess.run(
-            command, cwd=folder or self._folder, env={**kept, **variables}, capture_output=True, text=True, check=False
+            command,
+            cwd=folder or self._folder,
+            env={**kept, **(variables or {})},
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     def run(self, *arguments: str, folder: Path | None = None) -> str:
         """What Python prints, which must not fail."""
-        ran = self._ran(*arguments, folder=folder)
+        ran = self._ran(arguments, folder=folder)
         if ran.returncode:
             sys.exit(f"error: python {' '.join(arguments)} failed:\n{ran.stdout}{ran.stderr}")
         return ran.stdout
 
     def fails(self, words: str, **variables: str) -> None:
         """Importing jaxloss must be an ImportError with these words."""
-        ran = self._ran("-c", "import jaxloss", **variables)
+        ran = self._ran(("-c", "import jaxloss"), variables=variables)
         last = ran.stderr.strip().splitlines()[-1:]
         if ran.returncode != 1 or not last or not last[0].startswith("ImportError: ") or words not in last[0]:
             sys.exit(f"error: expected an ImportError with {words!r}, found status {ran.returncode}: {last}")

@@ -20,7 +20,7 @@ import time
 import zipfile
 from pathlib import Path
 
-import ziglang
+import ziglang  # pyright: ignore[reportMissingImports], of the group `release`
 
 GLIBC = "2.28"
 DIST, BUILD = Path("dist"), Path("build/wheel")
@@ -31,7 +31,7 @@ ZIG = Path(ziglang.__file__).parent / "zig"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cpu-only", action="store_true", help="without CUDA kernels")
     parser.add_argument("--arm64", action="store_true", help="for 64-bit ARM; without CUDA kernels")
     parser.add_argument("--architectures", default="all", help="of GPUs, such as 80;90a; by default those of a release")
