@@ -237,6 +237,14 @@ def test_wrong_attributes_are_refused(call):
                 call(attributes={**others, **attribute})
 
 
+@pytest.mark.parametrize("call", [call for call in CALLS if "clip" in call.attributes], ids=lambda call: call.target)
+def test_a_clip_out_of_range_is_refused(call):
+    for clip in (np.nan, -1.0, 1.0, np.inf):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"INVALID_ARGUMENT.*jaxloss.*clip is"):
+            call(attributes={**call.attributes, "clip": np.float64(clip)})
+    call(attributes={**call.attributes, "clip": np.float64(0)})
+
+
 @pytest.mark.parametrize("call", [call for call in CALLS if "given" in call.attributes], ids=lambda call: call.target)
 def test_parameters_and_results_must_be_those_that_are_named(call):
     """Fewer or more than the bits say, bits that mean nothing, and results that do not go together."""

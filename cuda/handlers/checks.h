@@ -77,6 +77,11 @@ class Checks {
     return *this;
   }
 
+  // 0 for none; NaN is no clip.
+  Checks& clip(double clip) {
+    return require(clip >= 0 && clip < 1, "clip is " + std::to_string(clip) + ": expected at least 0 and less than 1");
+  }
+
   bool passed() const { return complaint_.empty(); }
   ffi::Error error() const { return ffi::Error::InvalidArgument("jaxloss: " + complaint_); }
 

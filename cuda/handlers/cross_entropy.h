@@ -69,7 +69,7 @@ ffi::Error cross_entropy(typename Platform::Context context, Logits in, ffi::Any
     using Logit = decltype(logit);
     using Real = Accumulator<Logit>;
     Checks checks;
-    in.check<Real>(checks);
+    in.check<Real>(checks.clip(clip));
     in.check_rows<Real>(checks, "loss", loss);
     if (max) in.check_rows<Real>(checks, "max", *max);
     if (log_sum) in.check_rows<Real>(checks, "log_sum", *log_sum);
@@ -120,7 +120,7 @@ ffi::Error cross_entropy_sums(typename Platform::Context context, Logits in, ffi
       return ffi::Error::InvalidArgument("jaxloss: target has no class indices");
     } else {
       Checks checks;
-      in.check<Real>(checks);
+      in.check<Real>(checks.clip(clip));
       checks.require(sums.dimensions().size() == 1, "sums must have one axis, of parts");
       if (checks.passed()) checks.leading<Real>("sums", sums, sums.dimensions(), 1);
       if (gradient) checks.leading<Logit>("gradient", *gradient, in.logits.dimensions(), in.rank() + 1);

@@ -121,7 +121,7 @@ ffi::Error cross_entropy_with_options(typename Platform::Context context, ffi::A
     using Real = Accumulator<Logit>;
     CrossEntropyOptionRows<Logit, decltype(typed_target)> rows;
     Checks checks;
-    in.check<Real>(checks);
+    in.check<Real>(checks.clip(clip));
     checks.require(smoothed_classes >= 0 && smoothed_classes <= std::numeric_limits<int32_t>::max(),
                    "smoothed_classes is no number of classes");
     OptionOperands operands(in, parameters, given, checks);
