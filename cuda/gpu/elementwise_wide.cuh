@@ -13,11 +13,18 @@ constexpr int kWidePart = 1 << 30;  // the most elements of a part, which are co
 
 // How many vectors of predictions a thread loads before it uses the first. Four of each thread are all of a part, as
 // wide rows are cut: a block has it in flight at once, and blocks that run together are next to each other in memory.
-// (Longer targets would take too many registers.)
+// (Longer targets would take too many registers, and so would float16 before sm_90, which unpacks it in more of them.)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+template <class Prediction>
+constexpr bool kManyRegisters = std::is_same_v<Prediction, float16>;
+#else
+template <class Prediction>
+constexpr bool kManyRegisters = false;
+#endif
 template <class Loss, class Prediction, class Target>
-constexpr int kWideBatch = kBoundByArithmetic<Loss>              ? 1
-                           : sizeof(Target) > sizeof(Prediction) ? 2
-                                                                 : 4;
+constexpr int kWideBatch = kBoundByArithmetic<Loss>                                            ? 1
+                           : sizeof(Target) > sizeof(Prediction) || kManyRegisters<Prediction> ? 2
+                                                                                               : 4;
 
 // The elements of a part: `vectors` from the `head`-th on, and those before and after, its edges. All of them are edges
 // where its arrays are not aligned alike.
