@@ -53,8 +53,11 @@ LABELLED = {
         lambda x, y: jaxloss.categorical_cross_entropy(x, jax.nn.one_hot(y, x.shape[1]) * 0.9, reduction="sum")
     ),
     "options": with_gradient(lambda x, y: stats_of(x, y, label_smoothing=0.1, z_loss=1e-3, softcap=9.0)),
-    "kl": with_gradient(lambda x, y: (jaxloss.kl_divergence(x, other(x), target_type="logits", reduction="none"),)),
-    "jensen_shannon": with_gradient(lambda x, y: (jaxloss.jensen_shannon(x, other(x), reduction="none"),)),
+    # Of divergences the gradient for a cotangent is a formula, XLA's.
+    "kl": lambda x, y: (jaxloss.kl_divergence(x, other(x), target_type="logits", reduction="none"),),
+    "kl, sum": reduced(lambda x, y: jaxloss.kl_divergence(x, other(x), target_type="logits", reduction="sum")),
+    "jensen_shannon": lambda x, y: (jaxloss.jensen_shannon(x, other(x), reduction="none"),),
+    "jensen_shannon, sum": reduced(lambda x, y: jaxloss.jensen_shannon(x, other(x), reduction="sum")),
     "mse, sum": reduced(lambda x, y: jaxloss.mse(x, other(x), reduction="sum")),
     "binary, sum": reduced(lambda x, y: jaxloss.binary_cross_entropy(x, jax.nn.sigmoid(other(x)), reduction="sum")),
 }
