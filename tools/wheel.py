@@ -90,8 +90,12 @@ def build(source: Path, machine: str, cuda: str | None) -> Path:
     tool("pip", "wheel", "--quiet", "--no-deps", "-w", str(BUILD), str(source), *options, environment=environment)
     (raw,) = BUILD.glob("*.whl")
     tag = f"manylinux_{GLIBC.replace('.', '_')}_{machine}"
-    tool("auditwheel", "repair", "--plat", tag, "--only-plat", "-w", str(DIST), str(raw), environment=environment)
-    (wheel,) = DIST.glob(f"*{tag}.whl")
+    # Of another processor's wheels auditwheel finds the oldest tag, and takes none that is named.
+    plat = tag if machine == platform.machine() else "auto"
+    for older in DIST.glob(f"*{machine}.whl"):
+        older.unlink()
+    tool("auditwheel", "repair", "--plat", plat, "--only-plat", "-w", str(DIST), str(raw), environment=environment)
+    (wheel,) = DIST.glob(f"*{machine}.whl")
     print(f"built in {time.monotonic() - start:.0f} s", flush=True)
     return wheel
 
