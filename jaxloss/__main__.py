@@ -96,7 +96,7 @@ def _kinds_of_devices() -> list[Any]:
 
 def _driver_words() -> str:
     version = _driver.cuda_version()
-    return "none" if version is None else f"runs CUDA up to {version // 1000}.{version % 1000 // 10}"
+    return "none" if version is None else f"runs CUDA up to {_driver.written(version)}"
 
 
 def main() -> int:

@@ -220,8 +220,8 @@ def positional_options(function: str, names: tuple[str, ...], operands: int, arg
         f"{name}={x!r}" if isinstance(x, str | int | float) else f"{name}=..."
         for name, x in zip(keywords, args[operands:], strict=True)
     ]
-    told = all(keywords) and len(set(keywords)) == len(keywords)
-    advice = ", ".join(written) if told else f"its options as keywords: {', '.join(names[operands:])}"
+    unambiguous = all(keywords) and len(set(keywords)) == len(keywords)
+    advice = ", ".join(written) if unambiguous else f"its options as keywords: {', '.join(names[operands:])}"
     return TypeError(f"{function}() takes {operands} positional arguments but {len(args)} were given: write {advice}")
 
 

@@ -15,6 +15,11 @@ def cuda_version() -> int | None:
     return version.value or None
 
 
+def written(version: int) -> str:
+    """A version of CUDA as people write it."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
 def too_old(runtime: int) -> str | None:
     """Why the driver does not run kernels of that CUDA runtime; None if it does, or if there is no driver.
 
@@ -25,7 +30,7 @@ def too_old(runtime: int) -> str | None:
     if found is None or found // 1000 >= runtime // 1000:
         return None
     return (
-        f"the NVIDIA driver of this machine runs CUDA {found // 1000}.{found % 1000 // 10}, "
+        f"the NVIDIA driver of this machine runs CUDA {written(found)}, "
         f"these kernels want {runtime // 1000}.0 or newer: update the driver, or build jaxloss with a CUDA toolkit "
         f"{found // 1000}"
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +49,7 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
     for place, (label, _) in enumerate(labels):
         z, here = logits_at(logits, label, options)
         told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
-    if not labels or _only(options, "class_weights", "label_smoothing"):
+    if not labels or formulas.only(options, "class_weights", "label_smoothing"):
         told["targets"] = formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1]))
     told = dict(zip(told, add_up(tuple(told.values())), strict=True))
     log_sum = formulas.log_of_sums(told["rest"], told["leading"])
@@ -139,15 +138,11 @@ def whole_targets(objective: Objective, axes, logits, target, options) -> tuple[
         labels.append(options["second_label"])
     valid = jnp.ones(logits.shape[:-1], bool)
     for label in labels:
-        here = formulas.valid_rows(logits, label, _only(options, "num_classes"))
+        here = formulas.valid_rows(logits, label, formulas.only(options, "num_classes"))
         valid = valid & (add_up(here.astype(jnp.int32)) > 0 if axes else here)
-    if labels and not _only(options, "class_weights", "label_smoothing"):
+    if labels and not formulas.only(options, "class_weights", "label_smoothing"):
         return valid, jnp.ones(valid.shape, formulas.real(logits).dtype)  # without going along the classes
     return valid, add_up(formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1])))
-
-
-def _only(options: Mapping[str, Array], *names: str) -> dict[str, Array]:
-    return {name: option for name, option in options.items() if name in names}
 
 
 def _labels(target, options) -> list[tuple[Array, Array | float]]:
@@ -170,9 +165,9 @@ def _slice_losses(objective: Objective, logits, target, options, maximum, log_su
 
 def logits_at(logits, label, options) -> tuple[Array, Array]:
     """The scaled logit of each row's label, and whether it is one of these classes."""
-    here = formulas.valid_rows(logits, label, _only(options, "num_classes"))
+    here = formulas.valid_rows(logits, label, formulas.only(options, "num_classes"))
     at_label = jnp.take_along_axis(logits, jnp.where(here, label, 0)[..., None], -1)
-    return formulas.scaled_logits(at_label, _only(options, "softcap", "temperature"))[..., 0], here
+    return formulas.scaled_logits(at_label, formulas.only(options, "softcap", "temperature"))[..., 0], here
 
 
 def _slice_entropy(log_share: Array, entropy: Array) -> Array:

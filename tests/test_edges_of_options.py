@@ -28,8 +28,10 @@ def test_a_bad_label_has_no_second_derivative(names, reduction):
 
     def product(x, labels, tangent):
         def gradient(x):
-            losses = lambda x: jaxloss.categorical_cross_entropy(x, labels, reduction=reduction, **options)  # noqa: E731
-            return jax.grad(lambda x: losses(x).sum())(x)
+            def total(x):
+                return jaxloss.categorical_cross_entropy(x, labels, reduction=reduction, **options).sum()
+
+            return jax.grad(total)(x)
 
         return jax.jvp(gradient, (x,), (tangent,))[1]
 

@@ -85,6 +85,13 @@ print(jaxloss.__file__)
 """
 
 
+def shared_object(path, source: str):
+    """Compiles C."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    build = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", path]
+    subprocess.run(build, input=source, text=True, check=True)
+
+
 def import_error(package, code=IMPORT_COPY, **environment) -> str:
     """The last line that importing the copy printed."""
     ran = python(code, path=package.parent, **environment)
@@ -136,11 +143,7 @@ def test_a_library_of_another_processor_is_one_clear_error(copied_package):
 
 def test_a_library_of_another_kind_is_one_clear_error(copied_package):
     """Of another program, or of a version of jaxloss that had fewer symbols."""
-    source = copied_package / "other.c"
-    source.write_text("int other(void) { return 1; }\n")
-    library = copied_package / "libjaxloss.so"
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library], check=True)
+    shared_object(copied_package / "libjaxloss.so", "int other(void) { return 1; }")
     message = import_error(copied_package)
     for word in ("ImportError: ", "is of another", "jaxloss_target_count", "pip install"):
         assert word in message
@@ -205,10 +208,7 @@ int cuDriverGetVersion(int* version) {
 )
 def test_an_old_driver(tmp_path, version, runtime, why):
     """A stub takes the place of NVIDIA's library."""
-    source = tmp_path / "driver.c"
-    source.write_text(DRIVER)
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", tmp_path / "libcuda.so.1"], check=True)
+    shared_object(tmp_path / "libcuda.so.1", DRIVER)
     code = f"from jaxloss import _driver\nprint(_driver.too_old({runtime}))"
     path = f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}"
     ran = python(code, STUB_CUDA_VERSION=str(version), LD_LIBRARY_PATH=path)

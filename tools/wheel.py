@@ -21,10 +21,10 @@ import zipfile
 from pathlib import Path
 
 import ziglang  # pyright: ignore[reportMissingImports], of the group `release`
+from compile_cuda import MOST_MEGABYTES
 
 GLIBC = "2.28"
 DIST, BUILD = Path("dist"), Path("build/wheel")
-MOST_MEGABYTES = 25
 ARM = "aarch64"
 ZIG = Path(ziglang.__file__).parent / "zig"
 """A C++ compiler for other processors, and a linker against any glibc."""

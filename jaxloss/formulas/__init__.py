@@ -37,6 +37,7 @@ from jaxloss.formulas.categorical import (
     logit_slopes,
     nll,
     one_hot,
+    only,
     predicted_classes,
     scaled_logits,
     softmax_minus_target,

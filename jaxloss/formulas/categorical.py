@@ -61,6 +61,11 @@ def _along(numbers: Array, x: Array) -> Array:
     return jax.lax.expand_dims(numbers, range(numbers.ndim, x.ndim))
 
 
+def only(options: Options, *names: str) -> dict[str, Array]:
+    """Those of the options."""
+    return {name: option for name, option in options.items() if name in names}
+
+
 def counted_classes(x: Array, options: Options) -> Array | bool:
     """Which classes are no padding."""
     if "num_classes" not in options:
@@ -168,10 +173,9 @@ def target_totals(logits: Array, target: Array, options: Options, classes: int) 
     if not jnp.issubdtype(target.dtype, jnp.integer) or "class_weights" in options:
         return class_targets(logits, target, options, classes).sum(axis=-1)
     dtype = real(logits).dtype
-    padding = {name: option for name, option in options.items() if name == "num_classes"}
 
     def counted(labels: Array) -> Array:
-        return valid_rows(logits, labels, padding).astype(dtype)
+        return valid_rows(logits, labels, only(options, "num_classes")).astype(dtype)
 
     total = counted(target)
     if "second_label" in options:
@@ -278,7 +282,7 @@ def label_ranks(z: Array, target: Array, options: Options, classes: int) -> Arra
     of_label = jnp.sum(jnp.where(is_label, z, 0), axis=-1, keepdims=True)
     earlier = jax.lax.broadcasted_iota(target.dtype, z.shape, z.ndim - 1) < target[..., None]
     before = jnp.sum((z > of_label) | ((z == of_label) & earlier), axis=-1, dtype=jnp.int32)
-    has_label = valid_rows(z, target, {name: options[name] for name in ("num_classes",) if name in options})
+    has_label = valid_rows(z, target, only(options, "num_classes"))
     return jnp.where(has_label, before, classes)
 
 
