@@ -13,7 +13,7 @@ constexpr int kWidePart = 1 << 30;  // the most elements of a part, which are co
 
 // How many vectors of predictions a thread loads before it uses the first. Four of each thread are all of a part, as
 // wide rows are cut: a block has it in flight at once, and blocks that run together are next to each other in memory.
-// (Longer targets would take too many registers, and so would float16 before sm_90, which unpacks it in more of them.)
+// (Longer targets would take too many registers; and before sm_90 a kernel of float16 spilled one.)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 template <class Prediction>
 constexpr bool kManyRegisters = std::is_same_v<Prediction, float16>;
