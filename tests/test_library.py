@@ -68,18 +68,26 @@ def test_import_starts_no_backend():
 
 @pytest.fixture
 def copied_package(tmp_path):
-    """The package's Python files in a folder of their own, and the library beside them."""
+    """The package's Python files in a folder of their own, with the library and, beside it, what pip writes."""
     package = tmp_path / "jaxloss"
     shutil.copytree(
         pathlib.Path(jaxloss.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
     shutil.copy(_library.path(), package)
+    metadata = tmp_path / f"jaxloss-{jaxloss.__version__}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: jaxloss\nVersion: {jaxloss.__version__}\n")
     return package
 
 
+# The jaxloss that is installed here, editable or not, must not serve the copy; JAX may be installed beside it.
 IMPORT_COPY = """
-import sys
+import os, pathlib, sys
+import jax
+def is_installed(entry):
+    return entry != os.environ["PYTHONPATH"] and pathlib.Path(entry, "jaxloss", "libjaxloss.so").exists()
 sys.meta_path[:] = [finder for finder in sys.meta_path if "Scikit" not in type(finder).__name__]
+sys.path[:] = [entry for entry in sys.path if not is_installed(entry)]
 import jaxloss
 print(jaxloss.__file__)
 """
