@@ -26,7 +26,7 @@ from compile_cuda import MOST_MEGABYTES
 GLIBC = "2.28"
 DIST, BUILD = Path("dist"), Path("build/wheel")
 ARM = "aarch64"
-ZIG = Path(ziglang.__file__).parent / "zig"
+ZIG = Path(ziglang.__path__[0], "zig")
 """A C++ compiler for other processors, and a linker against any glibc."""
 
 
