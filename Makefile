@@ -10,7 +10,7 @@ WORKERS ?= 2
 python := .venv/bin/python
 sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs cuda wheel try-wheel clean
+.PHONY: help demo example test test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs cuda wheel try-wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -18,6 +18,12 @@ help: ## this list
 demo: ## train three models on real data with losses from jaxloss, and draw the pictures
 	@tools/environment demo
 	$(python) -m demo $(ARGS)
+
+example: ## train one of the examples: NAME=image_classifier, or another of docs/examples.md; with ARGS=--quick for seconds
+	@[ -n "$(NAME)" ] && [ -f "examples/$(NAME).py" ] || \
+	  { echo "error: make example NAME=..., one of: $(notdir $(basename $(wildcard examples/[!_]*.py)))" >&2; exit 1; }
+	@tools/environment examples
+	$(python) -m examples.$(NAME) $(ARGS)
 
 test: ## the whole suite
 	@tools/environment test

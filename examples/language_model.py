@@ -1,9 +1,9 @@
 """Trains a small GPT (flax.nnx) on the source of Python's standard library, with `jaxloss.linear_cross_entropy`.
 
-Run it with `python -m examples.language_model`; it needs flax, optax, tqdm and matplotlib, which `pip install --group
-examples` brings. It takes some two minutes on a CPU, and a larger model on a GPU. It shows what the model writes before
-and after, draws the loss (`language_model.png`), and measures memory and time of a training step with jaxloss and with
-optax.
+Run it with `make example NAME=language_model`, or with `python -m examples.language_model`; it needs flax, optax, tqdm
+and matplotlib, which `pip install --group examples` brings. It takes some two minutes on a CPU, and a larger model on a
+GPU. It shows what the model writes before and after, draws the loss (`language_model.png`), and measures memory and
+time of a training step with jaxloss and with optax.
 
 The loss is one line, `LOSS` below. The embedding is tied: its table `[V, D]` is the kernel of the loss too, classes
 first.
