@@ -71,7 +71,8 @@ def main(quick: bool = False) -> tuple[list[float], list[float]]:
     whole = initial()
     split = {name: jax.device_put(x, NamedSharding(mesh, SPECS[name])) for name, x in whole.items()}
     rng, losses, losses_of_one = np.random.default_rng(0), [], []
-    for number in range(30 if quick else 300):
+    steps = 30 if quick else 300
+    for number in range(steps):
         tokens = sentences(rng)
         split_tokens = jax.device_put(tokens, NamedSharding(mesh, P("data")))
         if number == 0:
@@ -84,7 +85,7 @@ def main(quick: bool = False) -> tuple[list[float], list[float]]:
         whole, value_of_one = step(whole, tokens)
         losses.append(float(value))
         losses_of_one.append(float(value_of_one))
-        if number % 10 == 0:
+        if number % (steps // 3) == 0:
             print(f"step {number:3d}: loss {value:.4f} on the mesh, {value_of_one:.4f} on one device")
     print("the output layer is split:", split["output"].sharding.spec)
     return losses, losses_of_one

@@ -84,10 +84,10 @@ def main(quick: bool = False) -> tuple[float, float]:
     for product in (hessian_product, gauss_newton_product):
         curvature = optax.tree.vdot(direction, jax.jit(product)(params, images, labels, direction))
         print(f"{product.__name__}: {curvature / optax.tree.vdot(direction, direction):.4f} along the gradient")
-    for number in range(8 if quick else 40):
+    for number in range(8 if quick else 16):
         params, damping, value = step(params, damping, images, labels)
         by_adam, state, adam_value = adam_step(by_adam, state)
-        print(f"step {number:2d}: loss {value:.5f}, damping {damping:.1e}; Adam {adam_value:.5f}")
+        print(f"step {number:2d}: loss {value:.6f}, damping {damping:.1e}; Adam {adam_value:.6f}")
     return float(value), float(adam_value)
 
 

@@ -64,12 +64,10 @@ def main(quick: bool = False) -> dict[str, np.ndarray]:
     """Trains with each loss, and returns the recall of each tag."""
     x, tags = (jnp.asarray(array) for array in tagged(4000 if quick else 40000, seed=1))
     test_x, test_tags = tagged(20000, seed=2)
-    negatives_for_each_positive = (1 - SHARES) / SHARES
+    balance = np.sqrt((1 - SHARES) / SHARES)  # between the plain loss and the ratio of negatives to positives
     losses = {
         "plain": jaxloss.binary_cross_entropy,
-        "pos_weight": functools.partial(
-            jaxloss.binary_cross_entropy, pos_weight=jnp.asarray(np.sqrt(negatives_for_each_positive), jnp.float32)
-        ),
+        "pos_weight": functools.partial(jaxloss.binary_cross_entropy, pos_weight=jnp.asarray(balance, jnp.float32)),
         "focal": functools.partial(jaxloss.binary_cross_entropy, focal_gamma=2.0, focal_alpha=0.75),
     }
     print("share of each tag    " + "".join(f"{share:8.0%}" for share in SHARES))
