@@ -5,6 +5,8 @@
 // wanted, for the gradient of the weight.
 #pragma once
 
+#include <type_traits>
+
 #include "maths/types.h"
 
 namespace jaxloss {
@@ -59,6 +61,12 @@ JAXLOSS_INLINE Real number_of_row(const Real* number, int64_t rows_per_number, i
   return number[rows_per_number == 1 ? row : row / rows_per_number];
 }
 
+// The number; NaN where the condition is NaN.
+template <class Real>
+JAXLOSS_INLINE Real where_a_number(Real condition, Real number) {
+  return condition == condition ? number : condition;
+}
+
 template <class Logit, class Target>
 struct CrossEntropyRows {
   using Real = Accumulator<Logit>;
@@ -75,8 +83,10 @@ struct CrossEntropyRows {
   int64_t parts = 0;
 
   JAXLOSS_INLINE Real weight_of(int64_t row) const { return number_of_row(row_weight, rows_per_weight, rows, row); }
-  // The results of a row; of one that is taken out all are 0.
+  // The results of a row; of one that is taken out all are 0. One without a softmax has no loss, also where no class
+  // has a probability.
   JAXLOSS_INLINE void store_results(int64_t row, Real loss_of_row, Real max_of_row, Real log_sum_of_row) const {
+    if constexpr (!std::is_same_v<Target, ClassIndices>) loss_of_row = where_a_number(log_sum_of_row, loss_of_row);
     loss[row] = loss_of_row;
     if (max) max[row] = max_of_row;
     if (log_sum) log_sum[row] = log_sum_of_row;

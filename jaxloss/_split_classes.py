@@ -73,13 +73,14 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
     if "z_loss" in options:
         lse, z_loss = maximum + log_sum, along(options["z_loss"], maximum)
         losses = losses + jnp.where(z_loss == 0, 0, z_loss * lse * lse)
-    results["losses"] = jnp.where(valid, losses, jnp.nan)
+    counted = valid & formulas.has_softmax(log_sum)
+    results["losses"] = jnp.where(counted, losses, jnp.nan)
 
     if objective.details:
         given = {name: option for name, option in options.items() if name not in ("class_weights", "label_smoothing")}
         exact = dataclasses.replace(objective, clip=0.0, parameters=tuple(given))
         nll = nll_of_labels(0.0) if labels else add_up(_slice_losses(exact, logits, target, given, maximum, log_sum))
-        results["nll"] = jnp.where(valid, nll, jnp.nan)
+        results["nll"] = jnp.where(counted, nll, jnp.nan)
         log_share = statistics["maximum"] - maximum + statistics["log_sum"] - log_sum
         results["entropy"] = add_up(_slice_entropy(log_share, local["entropy"]))
         begin = jax.lax.axis_index(axes) * logits.shape[-1]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxloss
 import tolerance
 from agreement import assert_agrees
 from losses import BINARY, CASES, CATEGORICAL, FLOATS, REDUCTIONS, Case, finfo
@@ -245,3 +246,14 @@ def test_sums_of_16_bit_numbers_do_not_saturate(case, dtype):
     elif case.target == "probabilities":
         a[:, 0] = 1
     assert_agrees(case, x, a, reduction="sum")
+
+
+@pytest.mark.parametrize("shape", [(2,), (300,), (2, 3), (300, 70)])
+def test_a_sum_beyond_what_a_float_holds_is_infinite(shape):
+    """Also if its mean would not be, as in `jnp.mean`; the losses themselves are finite."""
+    x, a = jnp.full(shape, 2e38), jnp.zeros(shape)
+    assert jnp.isinf(jnp.abs(x - a).mean())
+    for loss in (jaxloss.mae, jaxloss.huber, jaxloss.log_cosh):
+        assert jnp.isinf(loss(x, a))
+        assert jnp.isfinite(loss(x, a, reduction="none")).all()
+        assert jnp.isfinite(jax.grad(loss)(x, a)).all()

@@ -21,47 +21,53 @@ JAXLOSS_INLINE Accumulator<Logit> row_max(const Logit* logits, int64_t classes) 
     return max;
   }
   Value maxima(max);
-  for_each_step<Logit>(classes,
-                       [&](int64_t i, int64_t count) { maxima = at_least(maxima, load_step(logits + i, count)); });
+  for_each_step<Logit>(classes, [&](int64_t i, int64_t count)
+                                    JAXLOSS_IN_LOOP { maxima = at_least(maxima, load_step(logits + i, count)); });
   return max_of_lanes(maxima);
 }
 
-// The largest logit of a row, and the first class that has it; −1 if none has, or its exponential is NaN for it is
-// infinite.
+// The least and the largest logit; NaNs are passed over.
 template <class Real>
-struct Largest {
-  Real max;
-  int64_t index;
+struct Range {
+  Real min, max;
 };
 template <class Logit>
-JAXLOSS_INLINE Largest<Accumulator<Logit>> largest(const Logit* logits, int64_t classes) {
+JAXLOSS_INLINE Range<Accumulator<Logit>> row_range(const Logit* logits, int64_t classes) {
   using Value = ValueOf<Logit>;
-  constexpr int64_t block = Step<Logit>::width * kStepsPerSum;
-  Largest<Accumulator<Logit>> found{no_logits<Accumulator<Logit>>().max, -1};
-  int64_t in_block = -1;
-  for (int64_t first = 0; first < classes; first += block) {
-    const auto max = row_max(logits + first, classes - first < block ? classes - first : block);
-    if (max > found.max) {
-      found.max = max;
-      in_block = first;
+  const auto none = no_logits<Accumulator<Logit>>().max;
+  if (classes < Step<Logit>::width) {
+    Range<Accumulator<Logit>> range{-none, none};
+    for (int64_t i = 0; i < classes; i++) {
+      range = {at_most(range.min, number(logits + i)), at_least(range.max, number(logits + i))};
     }
+    return range;
   }
-  if (in_block < 0 || !is_finite(found.max)) return found;
-  const Value none(2 * block);
-  Value places(none);
-  for_each_step<Logit>(classes - in_block < block ? classes - in_block : block, [&](int64_t i, int64_t count) {
-    const Value x = load_step(logits + in_block + i, count);
-    places = at_most(places, select(x == Value(found.max), places_of<Value>() + Value(i), none));
+  Value minima(-none), maxima(none);
+  for_each_step<Logit>(classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
+    const Value x = load_step(logits + i, count);
+    minima = at_most(minima, x);
+    maxima = at_least(maxima, x);
   });
-  found.index = in_block + static_cast<int64_t>(-max_of_lanes(-places));
-  return found;
+  return {-max_of_lanes(-minima), max_of_lanes(maxima)};
 }
 
-// The same of a slice of a row whose largest logit is known: none has it here, if it is in another slice.
-template <class Logit>
-JAXLOSS_INLINE Largest<Accumulator<Logit>> largest(const Logit* logits, int64_t classes, Accumulator<Logit> max) {
-  const auto here = largest(logits, classes);
-  return {max, here.max == max ? here.index : -1};
+// The first class that has the number, −1 if none has.
+template <class Stored>
+JAXLOSS_INLINE int64_t first_equal(const Stored* numbers, int64_t classes, Accumulator<Stored> number) {
+  using Value = ValueOf<Stored>;
+  constexpr int64_t block = Step<Stored>::width * kStepsPerSum;
+  const Value none(2 * block);
+  for (int64_t first = 0; first < classes; first += block) {
+    Value places(none);
+    for_each_step<Stored>(classes - first < block ? classes - first : block,
+                          [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
+                            const Value x = load_step(numbers + first + i, count);
+                            places = at_most(places, select(x == Value(number), places_of<Value>() + Value(i), none));
+                          });
+    const auto place = static_cast<int64_t>(-max_of_lanes(-places));
+    if (place < 2 * block) return first + place;
+  }
+  return -1;
 }
 
 // exp(x − max) of a row: computed where they are needed, or kept.
@@ -89,36 +95,58 @@ JAXLOSS_INLINE Value without(Value values, int64_t excluded, int64_t i, int64_t 
   return lane < static_cast<uint64_t>(count) ? without_lane(values, static_cast<int64_t>(lane)) : values;
 }
 
-// The sum of the exponentials of a row. If a class is left out of it, its exponential is 1.
+// An exponential of a row: 1 of the largest logit, which is counted, else what is added up.
+template <class Value>
+struct Exponential {
+  Value below_one, is_one;
+
+  JAXLOSS_INLINE Exponential(Value exponential, Value x_minus_max)
+      : below_one(select(x_minus_max == Value(0), Value(0), exponential)),
+        is_one(select(x_minus_max == Value(0), Value(1), Value(0))) {}
+};
+
+// The sum of the exponentials of a row: 1 + `rest` if `apart`, for the label or one of the largest logits has 1.
 template <class Real>
 struct ExponentialSum {
   Real rest;
   bool apart;
 
+  JAXLOSS_INLINE static ExponentialSum of(double below_one, double ones) {
+    return {static_cast<Real>(ones > 0 ? below_one + (ones - 1) : below_one), ones > 0};
+  }
   JAXLOSS_INLINE Real whole() const { return apart ? 1 + rest : rest; }
   JAXLOSS_INLINE Real log() const { return log_of_sum(whole(), rest, apart); }
 };
 
-template <class Logit>
+// `exponential(x − max)` added up over a row.
+template <class Logit, class Function>
 JAXLOSS_INLINE ExponentialSum<Accumulator<Logit>> sum_of_exponentials(const Logit* logits, int64_t classes,
-                                                                      Largest<Accumulator<Logit>> largest) {
-  const ComputedExponentials<Logit> exponentials{logits, largest.max};
-  const double sum = sum_over_steps<Logit>(
-      classes, [&](int64_t i, int64_t count) { return without(exponentials.load(i, count), largest.index, i, count); });
-  return {static_cast<Accumulator<Logit>>(sum), largest.index >= 0};
+                                                                      Accumulator<Logit> max, Function exponential) {
+  using Value = ValueOf<Logit>;
+  double total[2];
+  sums_over_steps<Logit>(
+      classes, total,
+      [&](int64_t i, int64_t count, Value(&values)[2]) JAXLOSS_IN_LOOP {
+        const Value x_minus_max = load_step(logits + i, count) - Value(max);
+        const Exponential<Value> split(exponential(x_minus_max), x_minus_max);
+        values[0] = split.below_one;
+        values[1] = split.is_one;
+      },
+      [](int64_t, int64_t, const auto&) JAXLOSS_IN_LOOP {});
+  return ExponentialSum<Accumulator<Logit>>::of(total[0], total[1]);
 }
 
 // What is added up over a row.
 template <class Real>
 struct RowSums {
+  Real min;  // of the logits; of rows of class indices, where nobody asks for it, their maximum
   Real max;
   ExponentialSum<Real> exponentials;
-  Real target;       // of the target t: 1 for a class index, 0 for one that is out of range
-  Real below_max;    // of t · (max − x)
-  int64_t excluded;  // the class that is left out of the sum: the label, or the first of the largest logits; or −1
+  Real target;     // of the target t: 1 for a class index, 0 for one that is out of range
+  Real below_max;  // of t · (max − x)
 };
 
-// `store(i, count, values)` is given the exponentials as the first of the values, 0 for that which is left out.
+// `store(i, count, exponentials)` may keep them; that of a label that has the largest logit is 0.
 template <class Logit, class Store>
 JAXLOSS_INLINE RowSums<Accumulator<Logit>> row_sums(ClassIndices target, int64_t row, const Logit* logits,
                                                     int64_t classes, Store store) {
@@ -131,11 +159,11 @@ JAXLOSS_INLINE RowSums<Accumulator<Logit>> row_sums(ClassIndices target, int64_t
   double total[1];
   sums_over_steps<Logit>(
       classes, total,
-      [&](int64_t i, int64_t count, ValueOf<Logit>(&value)[1]) {
-        value[0] = without(exponentials.load(i, count), excluded, i, count);
-      },
-      store);
-  return {exponentials.max, {static_cast<Real>(total[0]), excluded >= 0}, Real(valid), below_max, excluded};
+      [&](int64_t i, int64_t count, ValueOf<Logit>(&value)[1])
+          JAXLOSS_IN_LOOP { value[0] = without(exponentials.load(i, count), excluded, i, count); },
+      [&](int64_t i, int64_t count, const auto& value) JAXLOSS_IN_LOOP { store(i, count, value[0]); });
+  const ExponentialSum<Real> sum{static_cast<Real>(total[0]), excluded >= 0};
+  return {exponentials.max, exponentials.max, sum, Real(valid), below_max};
 }
 template <class Logit, class Stored, class Store>
 JAXLOSS_INLINE RowSums<Accumulator<Logit>> row_sums(ClassProbabilities<Stored> target, int64_t row, const Logit* logits,
@@ -143,20 +171,22 @@ JAXLOSS_INLINE RowSums<Accumulator<Logit>> row_sums(ClassProbabilities<Stored> t
   using Real = Accumulator<Logit>;
   using Value = ValueOf<Logit>;
   const Stored* probability = target.probability + row * classes;
-  const Largest<Real> first = largest(logits, classes);
-  const Real max = first.max;
-  double total[3];
+  const auto [min, max] = row_range(logits, classes);
+  const Value largest(max);
+  double total[4];
   sums_over_steps<Logit>(
       classes, total,
-      [&](int64_t i, int64_t count, Value(&values)[3]) {
-        const Value x_minus_max = load_step(logits + i, count) - Value(max);
-        values[0] = without(exponential_of_negative(x_minus_max), first.index, i, count);
-        values[1] = load_step(probability + i, count);
-        values[2] = weighted(values[1], -x_minus_max);
+      [&](int64_t i, int64_t count, Value(&values)[4]) JAXLOSS_IN_LOOP {
+        const Value x_minus_max = load_step(logits + i, count) - largest;
+        const Exponential<Value> exponential(exponential_of_negative(x_minus_max), x_minus_max);
+        values[0] = exponential.below_one;
+        values[1] = exponential.is_one;
+        values[2] = load_step(probability + i, count);
+        values[3] = weighted(values[2], -x_minus_max);
       },
-      store);
-  const ExponentialSum<Real> exponentials{static_cast<Real>(total[0]), first.index >= 0};
-  return {max, exponentials, static_cast<Real>(total[1]), static_cast<Real>(total[2]), first.index};
+      [&](int64_t i, int64_t count, const auto& values) JAXLOSS_IN_LOOP { store(i, count, values[0] + values[1]); });
+  const auto sum = ExponentialSum<Real>::of(total[0], total[1]);
+  return {min, max, sum, static_cast<Real>(total[2]), static_cast<Real>(total[3])};
 }
 
 template <class Logit>
@@ -171,15 +201,15 @@ JAXLOSS_INLINE auto row_loss(ClassProbabilities<Stored> target, int64_t row, con
   using Real = Accumulator<Logit>;
   using Value = ValueOf<Logit>;
   const Stored* probability = target.probability + row * classes;
-  if (is_finite(ceiling)) {
-    return static_cast<Real>(sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) {
+  if (is_finite(ceiling) && !(log_sum + (sums.max - sums.min) <= ceiling)) {  // else no class is clipped
+    return static_cast<Real>(sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
       const Value x_minus_max = load_step(logits + i, count) - Value(sums.max);
       const Value nll = negative_log_likelihood(Value(log_sum), x_minus_max, Value(ceiling));
       return weighted(load_step(probability + i, count), nll);
     }));
   }
   if (is_finite(log_sum)) return log_sum * sums.target + sums.below_max;
-  return static_cast<Real>(sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) {
+  return static_cast<Real>(sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
     return weighted(load_step(probability + i, count), Value(log_sum));  // in which targets cannot cancel
   }));
 }
@@ -188,7 +218,7 @@ JAXLOSS_INLINE auto row_loss(ClassProbabilities<Stored> target, int64_t row, con
 template <class Real>
 struct RowScale {
   Real softmax, target_sum, weight;  // the softmax is exp(x − max) · softmax
-  // A class whose exponentials do not tell its gradient: the label, or the first of the largest logits; −1 for none.
+  // A class whose exponential does not tell its gradient: the label, or the largest logit of a sure row; −1 for none.
   int64_t apart;
   Real missing;  // its softmax − 1
 };
@@ -202,7 +232,7 @@ JAXLOSS_INLINE void row_gradient(ClassIndices, int64_t, Exponentials exponential
     std::memset(gradient, 0, classes * sizeof(Logit));
     return;
   }
-  store_steps(gradient, classes, [&](int64_t i, int64_t count) {
+  store_steps(gradient, classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
     return exponentials.load(i, count) * Value(scale.softmax * scale.weight);
   });
   if (scale.apart >= 0) store_step(gradient + scale.apart, Value(scale.missing * scale.weight), 1);
@@ -216,15 +246,13 @@ JAXLOSS_INLINE void row_gradient(ClassProbabilities<Stored> target, int64_t row,
     return;
   }
   const Stored* probability = target.probability + row * classes;
-  store_steps(gradient, classes, [&](int64_t i, int64_t count) {
+  store_steps(gradient, classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
     const Value softmax = exponentials.load(i, count) * Value(scale.softmax * scale.target_sum);
     return (softmax - load_step(probability + i, count)) * Value(scale.weight);
   });
-  if (scale.apart >= 0) {  // the softmax of the largest logit: a small one would lose digits in its difference from 1
+  if (scale.apart >= 0) {
     const Value a = load_step(probability + scale.apart, 1), total(scale.target_sum);
-    const bool sure = is_sure(1 / scale.softmax);
-    const Value of_apart = sure ? total * Value(scale.missing) + (total - a) : total * Value(scale.softmax) - a;
-    store_step(gradient + scale.apart, of_apart * Value(scale.weight), 1);
+    store_step(gradient + scale.apart, (total * Value(scale.missing) + (total - a)) * Value(scale.weight), 1);
   }
 }
 
@@ -259,16 +287,22 @@ JAXLOSS_INLINE void cross_entropy_row(const CrossEntropyRows<Logit, Target>& row
   RowSums<Real> sums;
   if (kept) {
     sums = row_sums(rows.target, row, logits, classes,
-                    [&](int64_t i, int64_t count, const auto& values) { store_step(kept + i, values[0], count); });
+                    [&](int64_t i, int64_t count, auto exponentials)
+                        JAXLOSS_IN_LOOP { store_step(kept + i, exponentials, count); });
   } else {
-    sums = row_sums(rows.target, row, logits, classes, [](int64_t, int64_t, const auto&) {});
+    sums = row_sums(rows.target, row, logits, classes, [](int64_t, int64_t, const auto&) JAXLOSS_IN_LOOP {});
   }
   const Real log_sum = sums.exponentials.log();
   const Real loss = row_loss(rows.target, row, logits, classes, sums, log_sum, rows.ceiling);
   rows.store_results(row, loss, sums.max, log_sum);
-  RowScale<Real> scale{1 / sums.exponentials.whole(), sums.target, weight, sums.excluded, Real(0)};
+  RowScale<Real> scale{1 / sums.exponentials.whole(), sums.target, weight, -1, Real(0)};
   if constexpr (by_index) {
     if (sums.target != 0) scale.apart = rows.target.index[row];
+  } else {
+    // The logits may be overwritten; in a sure row one exponential is 1.
+    if (gradient && is_sure(sums.exponentials.whole())) {
+      scale.apart = kept ? first_equal(kept, classes, Real(1)) : first_equal(logits, classes, sums.max);
+    }
   }
   if (gradient && scale.apart >= 0) scale.missing = probability_less_one(by_index ? -sums.below_max : Real(0), log_sum);
   if (kept) {
@@ -311,7 +345,7 @@ void cross_entropy_gradient_rows(const CrossEntropyGradientRows<Logit, Target>& 
       if (here) scale.apart = index;
       if (here) scale.missing = probability_less_one(number(logits + index) - max, log_sum);
     } else {
-      scale.apart = largest(logits, rows.classes, max).index;
+      if (is_sure(exponential(log_sum))) scale.apart = first_equal(logits, rows.classes, max);
       scale.missing = probability_less_one(Real(0), log_sum);
     }
     row_gradient(rows.target, row, ComputedExponentials<Logit>{logits, max}, rows.classes, scale,

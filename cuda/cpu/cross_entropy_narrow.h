@@ -116,7 +116,8 @@ JAXLOSS_INLINE NarrowSums narrow_sums(const ProbabilityColumns& target, const Cl
   });
   sums.sum = rest + largest;
   sums.log_sum = log_of_sum(sums.sum, rest, largest == Vector(1));
-  sums.loss = target.loss(x, classes, sums.max, sums.log_sum, ceiling);
+  const Vector loss = target.loss(x, classes, sums.max, sums.log_sum, ceiling);
+  sums.loss = select(sums.log_sum == sums.log_sum, loss, sums.log_sum);
   return sums;
 }
 

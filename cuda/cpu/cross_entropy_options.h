@@ -24,7 +24,7 @@ struct OptionRow {
 
   JAXLOSS_INLINE OptionRow(const Rows& rows_, int64_t row_, Real* buffer)
       : rows(rows_), row(row_), objective(rows_, row_), z(buffer) {
-    for_each_step<Logit>(objective.classes, [&](int64_t i, int64_t count) {
+    for_each_step<Logit>(objective.classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
       store_step(z + i, objective.logit(load_step(logits() + i, count)), count);
     });
   }
@@ -61,14 +61,15 @@ struct OptionRow {
   }
 
   JAXLOSS_INLINE Real total() const {
-    const Real dense = is_dense() ? sum([&](int64_t i, int64_t count) { return target(i, count); }) : Real(0);
+    const Real dense =
+        is_dense() ? sum([&](int64_t i, int64_t count) JAXLOSS_IN_LOOP { return target(i, count); }) : Real(0);
     return dense + sum_of_labels([&](int which) { return objective.label_target(which); });
   }
 
   // `a` is the target of the loss, `share` what a label adds to it.
   template <class Targets, class Share>
   JAXLOSS_INLINE Real loss(Real max, Real log_sum, Real ceiling, bool dense, Targets targets, Share share) const {
-    const Real of_all = dense ? sum([&](int64_t i, int64_t count) {
+    const Real of_all = dense ? sum([&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
       const Value z_minus_max = load_step(z + i, count) - Value(max);
       return weighted(targets(i, count), negative_log_likelihood(Value(log_sum), z_minus_max, Value(ceiling)));
     })
@@ -79,7 +80,7 @@ struct OptionRow {
   }
 
   JAXLOSS_INLINE Real entropy(Real max, Real sum_of_exponentials, Real log_sum) const {
-    const Real dot = sum([&](int64_t i, int64_t count) {
+    const Real dot = sum([&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
       const Value z_minus_max = load_step(z + i, count) - Value(max);
       return weighted(exponential(z_minus_max), z_minus_max);
     });
@@ -90,32 +91,32 @@ struct OptionRow {
   JAXLOSS_INLINE int32_t rank() const {
     const int64_t label = objective.label[0], after = label + 1;
     const Value of_label(z[label]), one(1), none(0);
-    const double before_label = sum_over_steps<Real>(label, [&](int64_t i, int64_t count) {
+    const double before_label = sum_over_steps<Real>(label, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
       const Value other = load_step(z + i, count);
       return select(other > of_label, one, select(other == of_label, one, none));
     });
-    const double after_label = sum_over_steps<Real>(objective.classes - after, [&](int64_t i, int64_t count) {
-      return select(load_step(z + after + i, count) > of_label, one, none);
-    });
+    const double after_label =
+        sum_over_steps<Real>(objective.classes - after, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
+          return select(load_step(z + after + i, count) > of_label, one, none);
+        });
     return static_cast<int32_t>(before_label + after_label);
   }
 
-  // Of the labels, or of the `first` of the largest logits, the softmax times its total less the target in a form in
+  // Of the labels, or of the largest logit of a sure row, the softmax times its total less the target in a form in
   // which nothing cancels.
-  JAXLOSS_INLINE void gradient(Largest<Real> first, Real softmax, Real log_sum, Real total, Real weight,
-                               Logit* result) const {
+  JAXLOSS_INLINE void gradient(Real max, Real softmax, Real log_sum, Real total, Real weight, Logit* result) const {
     if (weight == 0 || !(objective.valid || rows.known_max)) {
       std::memset(result, 0, rows.classes * sizeof(Logit));
       return;
     }
-    const auto exactly = [&](int64_t i, Real target_of_class) {
-      const Real missing = probability_less_one(z[i] - first.max, log_sum);
+    const auto exactly = [&](int64_t i, Real target_of_class) JAXLOSS_IN_LOOP {
+      const Real missing = probability_less_one(z[i] - max, log_sum);
       const Value slope = objective.slope(load_step(logits() + i, 1));
       return Value((total * missing + (total - target_of_class)) * weight) * slope;
     };
-    const bool has_first = !by_index && first.index >= 0 && is_sure(exponential(log_sum));
+    const int64_t sure = !by_index && is_sure(exponential(log_sum)) ? first_equal(z, objective.classes, max) : -1;
     // Before anything is stored: the gradient may overwrite the logits.
-    Value of_label[2] = {Value(0), Value(0)}, of_first(0);
+    Value of_label[2] = {Value(0), Value(0)}, of_sure(0);
     sum_of_labels([&](int which) {
       const int64_t i = objective.label[which];
       const Real added = sum_of_labels(
@@ -123,10 +124,10 @@ struct OptionRow {
       of_label[which] = exactly(i, added + (is_dense() ? lane(target(i, 1), 0) : Real(0)));
       return Real(0);
     });
-    if (has_first) of_first = exactly(first.index, lane(target(first.index, 1), 0));
-    store_steps(result, objective.classes, [&](int64_t i, int64_t count) {
+    if (sure >= 0) of_sure = exactly(sure, lane(target(sure, 1), 0));
+    store_steps(result, objective.classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
       const Value a = is_dense() ? target(i, count) : Value(0);
-      const Value exponentials = exponential(load_step(z + i, count) - Value(first.max));
+      const Value exponentials = exponential(load_step(z + i, count) - Value(max));
       const Value slope = objective.slope(load_step(logits() + i, count));
       return (exponentials * Value(softmax * total) - a) * Value(weight) * slope;
     });
@@ -134,16 +135,16 @@ struct OptionRow {
       store_step(result + objective.label[which], of_label[which], 1);
       return Real(0);
     });
-    if (has_first) store_step(result + first.index, of_first, 1);
+    if (sure >= 0) store_step(result + sure, of_sure, 1);
     std::memset(result + objective.classes, 0, (rows.classes - objective.classes) * sizeof(Logit));
   }
 };
 
 // The first class of the largest logit; NaNs are passed over, and no finite logit is below all.
 template <class Real>
-JAXLOSS_INLINE int32_t predicted(const Real* z, int64_t classes, Largest<Real> first) {
-  if (first.index >= 0) return static_cast<int32_t>(first.index);
-  int64_t best = -1;
+JAXLOSS_INLINE int32_t predicted(const Real* z, int64_t classes, Real max) {
+  int64_t best = first_equal(z, classes, max);
+  if (best >= 0) return static_cast<int32_t>(best);
   for (int64_t i = 0; i < classes; i++) {
     if (best < 0 ? z[i] == z[i] : z[i] > z[best]) best = i;
   }
@@ -177,44 +178,45 @@ void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows
     const auto& objective = of.objective;
     if (rows.known_max) {
       const Real log_sum = rows.known_log_sum[row];
-      const Real max = rows.known_max[row];
-      const Largest<Real> first = by_index ? Largest<Real>{max, -1} : largest(of.z, objective.classes, max);
-      of.gradient(first, exponential(-log_sum), log_sum, rows.known_total[row], weight,
+      of.gradient(rows.known_max[row], exponential(-log_sum), log_sum, rows.known_total[row], weight,
                   rows.gradient + row * rows.classes);
       continue;
     }
-    const Largest<Real> first = largest(of.z, objective.classes);
-    const ExponentialSum<Real> exponentials = sum_of_exponentials(of.z, objective.classes, first);
-    const Real max = first.max, sum = exponentials.whole(), log_sum = exponentials.log(), lse = max + log_sum;
+    const Real max = row_max(of.z, objective.classes);
+    const ExponentialSum<Real> exponentials =
+        sum_of_exponentials(of.z, objective.classes, max,
+                            [](auto x_minus_max) JAXLOSS_IN_LOOP { return exponential_of_negative(x_minus_max); });
+    const Real sum = exponentials.whole(), log_sum = exponentials.log(), lse = max + log_sum;
     if (rows.loss) {
       const Real loss = of.loss(
-          max, log_sum, rows.ceiling, of.is_dense(), [&](int64_t i, int64_t count) { return of.target(i, count); },
+          max, log_sum, rows.ceiling, of.is_dense(),
+          [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP { return of.target(i, count); },
           [&](int which) { return objective.label_target(which); });
-      rows.loss[row] = objective.valid ? loss + weighted(objective.z_loss, lse * lse) : nan;
+      rows.loss[row] = objective.valid ? where_a_number(log_sum, loss + weighted(objective.z_loss, lse * lse)) : nan;
     }
     if (rows.max) rows.max[row] = max;
     if (rows.log_sum) rows.log_sum[row] = log_sum;
     if (rows.nll) {
       const Real nll = of.loss(
           max, log_sum, infinity, !by_index,
-          [&](int64_t i, int64_t count) {
+          [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
             if constexpr (by_index)
               return typename Step<Logit>::Value(0);
             else
               return of.probabilities(i, count);
           },
           [&](int which) { return objective.share[which]; });
-      rows.nll[row] = objective.valid ? nll : nan;
+      rows.nll[row] = objective.valid ? where_a_number(log_sum, nll) : nan;
     }
     if (rows.entropy) rows.entropy[row] = of.entropy(max, sum, log_sum);
-    if (rows.predicted) rows.predicted[row] = predicted(of.z, objective.classes, first);
+    if (rows.predicted) rows.predicted[row] = predicted(of.z, objective.classes, max);
     if (rows.rank) {
       const bool has_label = by_index && objective.holds(0);
       rows.rank[row] = has_label ? of.rank() : static_cast<int32_t>(rows.smoothed_classes);
     }
     if (rows.gradient) {
       const Real total = of.total() + 2 * weighted(objective.z_loss, lse);
-      of.gradient(first, 1 / sum, log_sum, total, weight, rows.gradient + row * rows.classes);
+      of.gradient(max, 1 / sum, log_sum, total, weight, rows.gradient + row * rows.classes);
     }
   }
 }

@@ -14,15 +14,11 @@ namespace jaxloss::JAXLOSS_ISA {
 template <class Logit>
 JAXLOSS_INLINE TemperedSoftmax<Accumulator<Logit>> tempered_softmax(const Logit* logits, int64_t classes,
                                                                     Accumulator<Logit> scale) {
-  using Real = Accumulator<Logit>;
-  using Value = ValueOf<Logit>;
-  const Largest<Real> first = largest(logits, classes);
-  const double sum = sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) {
-    const Value below_max = load_step(logits + i, count) - Value(first.max);
-    return without(exponential(below_max * Value(scale)), first.index, i, count);
+  const auto max = row_max(logits, classes);
+  const auto exponentials = sum_of_exponentials(logits, classes, max, [&](auto x_minus_max) JAXLOSS_IN_LOOP {
+    return exponential(x_minus_max * decltype(x_minus_max)(scale));
   });
-  const ExponentialSum<Real> exponentials{static_cast<Real>(sum), first.index >= 0};
-  return {first.max, exponentials.log(), scale};
+  return {max, exponentials.log(), scale};
 }
 
 // The teacher's distribution in one row: the logarithm of the probability of each class, and the probability.
@@ -68,8 +64,8 @@ struct TeacherOfProbabilities {
     d = log_p - log_q;
   }
   JAXLOSS_INLINE Real sum(int64_t classes) const {
-    return static_cast<Real>(
-        sum_over_steps<Stored>(classes, [&](int64_t i, int64_t count) { return load_step(probabilities + i, count); }));
+    return static_cast<Real>(sum_over_steps<Stored>(
+        classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP { return load_step(probabilities + i, count); }));
   }
   template <class Rows>
   JAXLOSS_INLINE void store_stats(const Rows&, int64_t) const {}
@@ -98,14 +94,14 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
   const TemperedSoftmax<Real> student = tempered_softmax(logits, classes, scale);
   const auto teacher = teacher_of(rows.teacher, row, classes, scale);
 
-  const auto terms = [&](int64_t i, int64_t count, Value& p, Value& value, Value& of_student) {
+  const auto terms = [&](int64_t i, int64_t count, Value& p, Value& value, Value& of_student) JAXLOSS_IN_LOOP {
     const Value x = load_step(logits + i, count), log_p = student.log_probability(x);
     Value log_q, d, q;
     teacher.load(student, i, count, x, log_p, log_q, d, q);
     p = exponential(log_p);
     divergence(teacher.normalised, StandardFunctions{}, log_p, log_q, d, p, q, value, of_student);
   };
-  const auto store_gradient = [&](int64_t i, int64_t count, Value p, Value of_student, Real total) {
+  const auto store_gradient = [&](int64_t i, int64_t count, Value p, Value of_student, Real total) JAXLOSS_IN_LOOP {
     store_step(gradient + i, (of_student - p * Value(total)) * Value(scale * weight), count);
   };
   const bool wants_gradient = gradient && weight != 0;
@@ -113,7 +109,7 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
   double loss, total;
   if constexpr (Divergence::total_is_of_teacher) {
     total = -teacher.sum(classes);
-    loss = sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) {
+    loss = sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
       Value p, value, of_student;
       terms(i, count, p, value, of_student);
       if (wants_gradient) store_gradient(i, count, p, of_student, static_cast<Real>(total));
@@ -123,15 +119,15 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
     double sums[2];
     sums_over_steps<Logit>(
         classes, sums,
-        [&](int64_t i, int64_t count, Value(&values)[2]) {
+        [&](int64_t i, int64_t count, Value(&values)[2]) JAXLOSS_IN_LOOP {
           Value p;
           terms(i, count, p, values[0], values[1]);
         },
-        [](int64_t, int64_t, const auto&) {});
+        [](int64_t, int64_t, const auto&) JAXLOSS_IN_LOOP {});
     loss = sums[0];
     total = sums[1];
     if (wants_gradient) {
-      for_each_step<Logit>(classes, [&](int64_t i, int64_t count) {
+      for_each_step<Logit>(classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
         Value p, value, of_student;
         terms(i, count, p, value, of_student);
         store_gradient(i, count, p, of_student, static_cast<Real>(total));

@@ -63,7 +63,7 @@ JAXLOSS_INLINE double elements(const Loss& loss, const Prediction* prediction, c
                                ParameterSteps<Prediction, Loss::parameter_count> parameters, Prediction* gradient,
                                Accumulator<Prediction> weight, int64_t width) {
   using Value = typename Step<Prediction>::Value;
-  return sum_over_steps<Prediction>(width, [&](int64_t i, int64_t count) {
+  return sum_over_steps<Prediction>(width, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
     Value value, derivative;
     loss(load_step(prediction + i, count), load_step(target + i, count), parameters.step(i, count), value, derivative);
     if constexpr (kGradient) store_step(gradient + i, weighted(Value(weight), derivative), count);

@@ -16,6 +16,9 @@
 
 namespace jaxloss::JAXLOSS_ISA {
 
+// Of a lambda that is called in a loop over a row: as a call, it would pass its vectors through memory.
+#define JAXLOSS_IN_LOOP __attribute__((always_inline))
+
 constexpr int kRegisters = 2;
 constexpr int kRegisterLanes = VECTOR_BYTES / 4;
 constexpr int kLanes = kRegisters * kRegisterLanes;
@@ -127,14 +130,23 @@ JAXLOSS_INLINE Number reduced(Number* numbers, Combine combine) {
   }
 }
 JAXLOSS_INLINE double sum_of_lanes(const Vector& x) {
-  double numbers[kLanes];
-  for (int i = 0; i < kLanes; i++) numbers[i] = lane(x, i);
-  return reduced<kLanes>(numbers, [](double a, double b) { return a + b; });
+  static_assert(kRegisters == 2);
+  constexpr int half = kRegisterLanes / 2;
+  using Floats = float __attribute__((vector_size(VECTOR_BYTES / 2)));
+  using Doubles = double __attribute__((vector_size(VECTOR_BYTES)));
+  Floats halves[2 * kRegisters];
+  std::memcpy(halves, &x, sizeof(x));
+  Doubles wide[2 * kRegisters];
+  for (int k = 0; k < 2 * kRegisters; k++) wide[k] = __builtin_convertvector(halves[k], Doubles);
+  const Doubles sums = (wide[0] + wide[2]) + (wide[1] + wide[3]);
+  double numbers[half];
+  std::memcpy(numbers, &sums, sizeof(sums));
+  return reduced<half>(numbers, [](double a, double b) JAXLOSS_IN_LOOP { return a + b; });
 }
 JAXLOSS_INLINE float max_of_lanes(const Vector& x) {
   float numbers[kLanes];
   std::memcpy(numbers, &x, sizeof(x));
-  return reduced<kLanes>(numbers, [](float a, float b) { return at_least(a, b); });
+  return reduced<kLanes>(numbers, [](float a, float b) JAXLOSS_IN_LOOP { return at_least(a, b); });
 }
 JAXLOSS_INLINE double sum_of_lanes(double x) { return x; }
 JAXLOSS_INLINE double max_of_lanes(double x) { return x; }

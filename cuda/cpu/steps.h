@@ -122,9 +122,12 @@ template <class Stored, int n, class Body, class Store>
 JAXLOSS_INLINE void sums_over_steps(int64_t width, double (&total)[n], Body body, Store store) {
   using Value = ValueOf<Stored>;
   const Steps<Stored> steps{width};
-  Value values[n], odd[n] = {};
-  if (steps.has_odd()) called(body, steps.odd(), steps.odd_count(), odd);  // before anything is stored
-  for (int k = 0; k < n; k++) total[k] = sum_of_lanes(only_lanes(odd[k], steps.odd_done(), steps.odd_count()));
+  Value values[n], odd[n];
+  for (int k = 0; k < n; k++) total[k] = 0;
+  if (steps.has_odd()) {
+    called(body, steps.odd(), steps.odd_count(), odd);  // before anything is stored
+    for (int k = 0; k < n; k++) total[k] = sum_of_lanes(only_lanes(odd[k], steps.odd_done(), steps.odd_count()));
+  }
   for (int64_t i = 0; i < steps.whole();) {
     const int64_t block = i + steps.step * kStepsPerSum, end = block < steps.whole() ? block : steps.whole();
     Value sums[n];
@@ -144,8 +147,9 @@ template <class Stored, class Body>
 JAXLOSS_INLINE double sum_over_steps(int64_t width, Body body) {
   double total[1];
   sums_over_steps<Stored>(
-      width, total, [&](int64_t i, int64_t count, ValueOf<Stored>(&value)[1]) { value[0] = body(i, count); },
-      [](int64_t, int64_t, const auto&) {});
+      width, total,
+      [&](int64_t i, int64_t count, ValueOf<Stored>(&value)[1]) JAXLOSS_IN_LOOP { value[0] = body(i, count); },
+      [](int64_t, int64_t, const auto&) JAXLOSS_IN_LOOP {});
   return total[0];
 }
 

@@ -355,8 +355,8 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
       loss += weighted(label_target[which], at_most(of_label, rows.ceiling));
       nll += weighted(objective.share[which], of_label);
     }
-    results.loss = valid ? results.loss + loss : nan;
-    results.nll = valid ? nll : nan;
+    results.loss = valid ? where_a_number(log_sum, results.loss + loss) : nan;
+    results.nll = valid ? where_a_number(log_sum, nll) : nan;
     results.max = max;
     results.log_sum = log_sum;
     if (!reads) results = {0, 0, 0, 0, 0, -1, no_rank};

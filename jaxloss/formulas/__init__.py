@@ -31,6 +31,7 @@ from jaxloss.formulas.categorical import (
     d_categorical_cross_entropy,
     d_cross_entropy_with_options,
     given_targets,
+    has_softmax,
     in_range,
     label_ranks,
     log_of_sums,

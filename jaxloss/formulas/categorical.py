@@ -222,11 +222,12 @@ def cross_entropy_results(
         losses, total = losses + product(z_loss, lse * lse), total + product(2 * z_loss, lse)
     softmax = softmax_of(z, maximum, log_sum)
     derivative = d_cross_entropy_with_options(logits, target, options, maximum, log_sum, total, classes)
+    counted = valid & has_softmax(log_sum)
     return {
-        "losses": jnp.where(valid, losses, jnp.nan),
+        "losses": jnp.where(counted, losses, jnp.nan),
         "maximum": maximum,
         "log_sum": log_sum,
-        "nll": jnp.where(valid, jnp.sum(product(a, log_sum[..., None] - z_minus_maximum), axis=-1), jnp.nan),
+        "nll": jnp.where(counted, jnp.sum(product(a, log_sum[..., None] - z_minus_maximum), axis=-1), jnp.nan),
         "entropy": jnp.sum(product(softmax, log_sum[..., None] - z_minus_maximum), axis=-1),
         "predicted": predicted_classes(z),
         "rank": label_ranks(z, target, options, classes),
@@ -262,6 +263,11 @@ def softmax_minus_target(z: Array, maximum: Array, log_sum: Array, total: Array,
     # No choice between the two, whose shardings may differ where shardings are part of the types.
     largest = ((z == maximum[..., None]) & (log_sum < math.log(2))[..., None]).astype(difference.dtype)
     return with_derivatives_of(difference, difference + largest * (of_largest - difference))
+
+
+def has_softmax(log_sum: Array) -> Array:
+    """Whether a row has one: its loss is NaN where it has none, also where no class is a target."""
+    return ~jnp.isnan(log_sum)
 
 
 def predicted_classes(z: Array) -> Array:
