@@ -155,7 +155,7 @@ class Row(exact.Softmax):
 
     def gradient_bound(self, scale: Array, ulps_of_exponent: Array) -> Array:
         """Of elements made of one class's exponential, or for the leading class of those of all others."""
-        lost = np.where(self.exponentials < TINY, scale, 0)
+        lost = np.where(self.probability < TINY, scale, 0)
         lost[self.rows, self.leader] += self.lost.sum(1)
         return (ULPS_OF_ROW + ulps_of_exponent) * _units(scale) + lost
 
@@ -200,7 +200,7 @@ def _entropy(x, base_2) -> Exact:
     )
 
 
-# A divergence's probability is an exponential whose argument is rounded twice: less the maximum, less a logarithm.
+# A divergence's p is the exponential of log p, which is rounded twice: less the maximum, less the sum's logarithm.
 TWICE = 2
 
 
@@ -209,7 +209,7 @@ def _kl_of_probabilities(x, a, base_2) -> Exact:
     s, a = _row(x), exact.extended(a)
     losses, gradient, size = exact.kl_divergence_of_probabilities(s, a)
     scale = np.maximum(s.probability * a.sum(1, keepdims=True), a)
-    return Exact(losses, gradient, s.loss_bound(size, base_2), s.gradient_bound(scale, TWICE * base_2 * s.class_below))
+    return Exact(losses, gradient, s.loss_bound(size, base_2), s.gradient_bound(scale, TWICE * base_2 * s.nll))
 
 
 def _divergence_bound(losses: Array) -> Array:
@@ -220,7 +220,7 @@ def _kl_of_logits(x, y, base_2) -> Exact:
     s, teacher = _row(x), _row(y)
     losses, gradient = exact.kl_divergence(s, teacher)
     scale = np.maximum(s.probability, teacher.probability)
-    of_exponents = TWICE * base_2 * np.maximum(s.class_below, teacher.class_below)
+    of_exponents = TWICE * base_2 * (s.nll + teacher.nll)
     return Exact(losses, gradient, _divergence_bound(losses), s.gradient_bound(scale, of_exponents))
 
 
@@ -229,7 +229,7 @@ def _jensen_shannon(x, y, base_2) -> Exact:
     s, teacher = _row(x), _row(y)
     losses, gradient, larger = exact.jensen_shannon(s, teacher, 0.5)
     scale = np.maximum(s.probability / 2, larger)
-    of_exponents = TWICE * base_2 * np.maximum(s.class_below, teacher.class_below)
+    of_exponents = TWICE * base_2 * (s.nll + teacher.nll)
     return Exact(losses, gradient, _divergence_bound(losses), s.gradient_bound(scale, of_exponents))
 
 
