@@ -146,18 +146,23 @@ class Row(exact.Softmax):
     @functools.cached_property
     def lost(self) -> Array:
         """The exponentials that may be 0."""
-        return np.where(self.exponentials < TINY, self.exponentials, 0)
+        return np.where(self.probability < TINY, self.exponentials, 0)
+
+    @functools.cached_property
+    def lost_with_logarithm(self) -> Array:
+        """The same, with what has the logarithm of a probability for a factor."""
+        return self.lost * (1 + self.nll)
 
     def loss_bound(self, scale: Array, base_2: int, lost: Array | None = None) -> Array:
         """Of a loss made of the sum of the exponentials; `lost`: of each class, if it is not its exponential."""
         lost = self.lost if lost is None else lost
         return (ULPS_OF_ROW + base_2 * self.rest_below) * _units(scale) + lost.sum(1)
 
-    def gradient_bound(self, scale: Array, ulps_of_exponent: Array) -> Array:
+    def gradient_bound(self, scale: Array, ulps_of_exponent: Array, lost: Array | None = None) -> Array:
         """Of elements made of one class's exponential, or for the leading class of those of all others."""
-        lost = np.where(self.probability < TINY, scale, 0)
-        lost[self.rows, self.leader] += self.lost.sum(1)
-        return (ULPS_OF_ROW + ulps_of_exponent) * _units(scale) + lost
+        of_class = np.where(self.probability < TINY, scale, 0)
+        of_class[self.rows, self.leader] += (self.lost if lost is None else lost).sum(1)
+        return (ULPS_OF_ROW + ulps_of_exponent) * _units(scale) + of_class
 
 
 def _row(x) -> Row:
@@ -195,8 +200,8 @@ def _entropy(x, base_2) -> Exact:
     return Exact(
         s.entropy,
         gradient,
-        s.loss_bound(s.entropy, base_2, s.lost * (1 + s.below)),
-        s.gradient_bound(scale, base_2 * s.class_below),
+        s.loss_bound(s.entropy, base_2, s.lost_with_logarithm),
+        s.gradient_bound(scale, base_2 * s.class_below, s.lost_with_logarithm),
     )
 
 
@@ -230,7 +235,9 @@ def _jensen_shannon(x, y, base_2) -> Exact:
     losses, gradient, larger = exact.jensen_shannon(s, teacher, 0.5)
     scale = np.maximum(s.probability / 2, larger)
     of_exponents = TWICE * base_2 * (s.nll + teacher.nll)
-    return Exact(losses, gradient, _divergence_bound(losses), s.gradient_bound(scale, of_exponents))
+    return Exact(
+        losses, gradient, _divergence_bound(losses), s.gradient_bound(scale, of_exponents, s.lost_with_logarithm)
+    )
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
