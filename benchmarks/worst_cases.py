@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platform", choices=("cpu", "gpu"), help="where to run; default: what jax chooses")
     parser.add_argument("--rows", type=int, help=f"of each loss and type; default: {ROWS}")
-    parser.add_argument("--only", metavar="LOSS", default="", help="losses whose name contains this")
+    parser.add_argument("--only", metavar="LOSS", default="", help="losses whose name begins with this")
     parser.add_argument("--page-from", metavar="FILE", type=pathlib.Path, help="only write the section of such a JSON")
     parser.add_argument("--output", help="where to write the JSON, and leave the page; default: benchmarks/results")
     chosen = parser.parse_args()
@@ -212,7 +212,7 @@ def main() -> None:
     rows = []
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for name in worst_case_losses.LOSSES:
-            if chosen.only in name:
+            if name.startswith(chosen.only):
                 for dtype in DTYPES:
                     rows.append(measure(name, dtype, chosen.rows or ROWS, pool, 1 if platform == "cpu" else 2))
                     print(f"{name} {dtype}", *beyond(rows[-1]), sep="\n  ", flush=True)
