@@ -235,9 +235,8 @@ def _jensen_shannon(x, y, base_2) -> Exact:
     losses, gradient, larger = exact.jensen_shannon(s, teacher, 0.5)
     scale = np.maximum(s.probability / 2, larger)
     of_exponents = TWICE * base_2 * (s.nll + teacher.nll)
-    return Exact(
-        losses, gradient, _divergence_bound(losses), s.gradient_bound(scale, of_exponents, s.lost_with_logarithm)
-    )
+    bound = s.gradient_bound(scale, of_exponents, s.lost_with_logarithm) + TINY  # either of the two may be 0
+    return Exact(losses, gradient, _divergence_bound(losses), bound)
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
