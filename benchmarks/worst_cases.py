@@ -158,7 +158,9 @@ def section(rows: list[dict], circumstances: dict) -> str:
     where = f"{circumstances['device']}; {circumstances['kernels']}; jax {versions['jax']}; commit {commit}"
     missed = [line for row in rows for line in beyond(row)]
     verdict = (
-        f"{len(missed)} of {2 * len(rows)} worst cases are beyond their bound." if missed else "All are in bounds."
+        f"{len(missed)} of {2 * len(rows)} worst cases are beyond their bound, in bold."
+        if missed
+        else "All are in bounds."
     )
     text = f"""Measured with: {where}.
 {min(row["rows"] for row in rows):,} rows of each loss and type. {verdict}
