@@ -31,12 +31,12 @@ OWN_ROUNDINGS = {"float32": 0.0, "bfloat16": 0.5, "float16": 1.0}
 def ulps(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """Errors in units in the last place of the exact number, as the found one's type would hold it.
 
-    A number below the smallest normal one of float32 may be flushed to zero: there, units of that count if they are
-    fewer. What is not finite is infinitely wrong.
+    An error of at most the smallest normal number of float32 counts in units of that, if they are fewer: so much is
+    lost where a number is flushed to zero, the result or what is added to it. What is not finite is infinitely wrong.
     """
     error = np.abs(found.astype(np.float64) - exact)
     units = error / spacing(exact.astype(np.float64), found.dtype)
-    units = np.where(np.abs(exact) < FLOOR, np.minimum(units, error / FLOOR), units)
+    units = np.where(error <= FLOOR, np.minimum(units, error / FLOOR), units)
     return np.where(np.isfinite(found.astype(np.float32)), units, np.inf).astype(np.float64)
 
 
