@@ -138,10 +138,10 @@ def section(rows: list[dict], circumstances: dict) -> str:
 """
 
 
-def with_section(page: str, platform: str, text: str) -> str:
+def with_section(page: str, platform: str, text: str, title: str = "") -> str:
     """The page with that platform's section in the place of the one it had, or at its end."""
     begin, end = f"<!-- measured: {platform} -->\n", f"<!-- end: {platform} -->\n"
-    new = f"{begin}## {platform.upper()}\n\n{text}{end}"
+    new = f"{begin}## {title or platform.upper()}\n\n{text}{end}"
     if begin in page:
         before, _, rest = page.partition(begin)
         return before + new + rest.partition(end)[2]

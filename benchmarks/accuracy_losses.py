@@ -139,10 +139,15 @@ def exact(loss: Loss, x: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def compiled(loss: Loss, width: int, dtype: str) -> dict[str, Callable]:
-    """Losses of rows and their derivatives in one program, the one that value and gradient of a scalar run."""
+    """Losses of rows and their derivatives, from `operands` of that width and type."""
     x, a = (jax.ShapeDtypeStruct(each.shape, each.dtype) for each in operands(loss, width, dtype, 1.0, 0.0))
+    return of_rows(loss.ours, loss.formula, x, a)
+
+
+def of_rows(ours: Callable, formula: Callable, *rows: jax.ShapeDtypeStruct) -> dict[str, Callable]:
+    """Losses of rows and their derivatives in one program, the one that value and gradient of a scalar run."""
     of_row = {
-        "jaxloss": lambda x, a: loss.ours(x[None], a[None], reduction="sum"),
-        "xla": lambda x, a: loss.formula(x[None], a[None]).sum(),
+        "jaxloss": lambda *row: ours(*(each[None] for each in row), reduction="sum"),
+        "xla": lambda *row: formula(*(each[None] for each in row)).sum(),
     }
-    return {who: jax.jit(jax.vmap(jax.value_and_grad(one))).lower(x, a).compile() for who, one in of_row.items()}
+    return {who: jax.jit(jax.vmap(jax.value_and_grad(one))).lower(*rows).compile() for who, one in of_row.items()}

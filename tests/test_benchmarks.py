@@ -1,7 +1,9 @@
 """What decides in benchmarks/ and tools/ whether a goal is met, on numbers that are known."""
 
+import dataclasses
 import importlib.util
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, limits, loss_table, timing
+from benchmarks import accuracy, limits, loss_table, timing, worst_cases
 
 pytestmark = pytest.mark.cpu_only
 
@@ -135,6 +137,64 @@ def test_a_section_takes_the_place_of_its_own_platform():
     again = accuracy.with_section(once, "cpu", "of another CPU\n")
     assert again == once.replace("of a CPU", "of another CPU")
     assert again.startswith(page)
+
+
+def test_ulps_of_small_numbers():
+    """What is lost by a flush to zero is at most one; what float16 holds below its normal numbers is not flushed."""
+    exact = np.array([1.0, 2.0**-126, 2.0**-130, 0.0, 1.0], np.longdouble)
+    found = np.array([1 + 2.0**-22, 2.0**-126, 0.0, 2.0**-125, np.nan], np.float32)
+    np.testing.assert_array_equal(worst_cases.ulps(found, exact), [2, 0, 1 / 16, 2**24, np.inf])
+    tiny = np.array([2.0**-24], np.float16)
+    assert worst_cases.ulps(tiny, np.array([2.0**-22], np.longdouble)) == 3
+    assert worst_cases.shares(tiny, np.array([2.0**-22], np.longdouble), 2.0**-24, 1.0) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_worst_cases_are_found(dtype, monkeypatch):
+    """With the row that made them, and those beyond their bound."""
+    from benchmarks import worst_case_losses
+
+    name, factor = "categorical_cross_entropy, labels", 1.0
+    right = worst_case_losses.LOSSES[name]
+
+    def ours(x, labels, **options):
+        return factor * right.ours(x, labels, **options)
+
+    loss = dataclasses.replace(right, ours=ours, widths={3: 1.0})
+    monkeypatch.setitem(worst_case_losses.LOSSES, name, loss)
+    with ThreadPoolExecutor(1) as pool:
+        found = worst_cases.measure(name, dtype, 300, pool, 1)
+        assert found["rows"] == 300
+        assert worst_cases.beyond(found) == []
+        assert found["xla"]["loss"]["ulps"]["is"] > 1000
+        factor = 1.1
+        wrong = worst_cases.measure(name, dtype, 300, pool, 1)
+    assert len(worst_cases.beyond(wrong)) == 2  # loss and gradient
+    worst = wrong["jaxloss"]["loss"]["share_of_bound"]
+    assert worst["found"] == pytest.approx(1.1 * worst["exact"], rel=1e-5)
+    logits = np.array(worst["prediction"])
+    expected = np.logaddexp.reduce(logits) - logits[worst["label"]]
+    assert worst["exact"] == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", accuracy.DTYPES)
+def test_references_of_worst_cases_agree_with_the_oracles(dtype):
+    """Up to what cancels in float64."""
+    from benchmarks import accuracy_losses, worst_case_losses
+
+    random = np.random.default_rng(0)
+    for name, loss in worst_case_losses.LOSSES.items():
+        known = accuracy_losses.LOSSES.get(name) or accuracy_losses.LOSSES.get(name.rpartition(",")[0])
+        if known is None or name.endswith("logits"):
+            continue
+        drawn = loss.drawn(random, 50, 7, dtype)
+        reference = loss.exact(drawn.x, drawn.a, 1)
+        with np.errstate(divide="ignore"):
+            losses, gradient = accuracy_losses.exact(known, drawn.x, drawn.a)
+        np.testing.assert_allclose(reference.losses.astype(float), losses, rtol=1e-9, atol=1e-11, err_msg=name)
+        defined = np.broadcast_to(reference.defined, gradient.shape)
+        expected = gradient[defined]
+        np.testing.assert_allclose(reference.gradient.astype(float)[defined], expected, 1e-9, 1e-11, err_msg=name)
 
 
 PTXAS = """
