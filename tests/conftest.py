@@ -50,6 +50,8 @@ MANY_PROGRAMS = {
     "test_binary_options",
     "test_cross_entropy_options",
     "test_distillation_derivatives",
+    "test_examples",
+    "test_infinite_logits",
     "test_linear_matrix",
     "test_linear_sharding",
     "test_linear_transforms",

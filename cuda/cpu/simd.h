@@ -129,19 +129,31 @@ JAXLOSS_INLINE Number reduced(Number* numbers, Combine combine) {
     return reduced<count / 2>(numbers, combine);
   }
 }
-JAXLOSS_INLINE double sum_of_lanes(const Vector& x) {
-  static_assert(kRegisters == 2);
-  constexpr int half = kRegisterLanes / 2;
-  using Floats = float __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+// A sum of vectors in doubles.
+struct WideSum {
   using Doubles = double __attribute__((vector_size(VECTOR_BYTES)));
-  Floats halves[2 * kRegisters];
-  std::memcpy(halves, &x, sizeof(x));
-  Doubles wide[2 * kRegisters];
-  for (int k = 0; k < 2 * kRegisters; k++) wide[k] = __builtin_convertvector(halves[k], Doubles);
-  const Doubles sums = (wide[0] + wide[2]) + (wide[1] + wide[3]);
-  double numbers[half];
-  std::memcpy(numbers, &sums, sizeof(sums));
-  return reduced<half>(numbers, [](double a, double b) JAXLOSS_IN_LOOP { return a + b; });
+  Doubles lanes[2] = {};
+
+  JAXLOSS_INLINE void add(const Vector& x) {
+    using Floats = float __attribute__((vector_size(VECTOR_BYTES / 2)));
+    static_assert(kRegisters == 2);
+    const FloatRegister sum = x.registers[0] + x.registers[1];
+    Floats halves[2];
+    std::memcpy(halves, &sum, sizeof(sum));
+    for (int k = 0; k < 2; k++) lanes[k] = lanes[k] + __builtin_convertvector(halves[k], Doubles);
+  }
+  JAXLOSS_INLINE double total() const {
+    const Doubles sum = lanes[0] + lanes[1];
+    double numbers[kLanes / 4];
+    std::memcpy(numbers, &sum, sizeof(sum));
+    return reduced<kLanes / 4>(numbers, [](double a, double b) JAXLOSS_IN_LOOP { return a + b; });
+  }
+};
+JAXLOSS_INLINE double sum_of_lanes(const Vector& x) {
+  WideSum sum;
+  sum.add(x);
+  return sum.total();
 }
 JAXLOSS_INLINE float max_of_lanes(const Vector& x) {
   float numbers[kLanes];

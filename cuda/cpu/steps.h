@@ -112,9 +112,22 @@ JAXLOSS_INLINE void for_each_step(int64_t width, Body body) {
   if (steps.has_odd()) called(body, steps.odd(), steps.odd_count());
 }
 
-// Vectors are added up in float over so many steps, then moved to doubles: the sum of a long row is as accurate as that
-// of a short one.
-constexpr int64_t kStepsPerSum = 32;
+// Vectors are added up in float over so many steps, then in doubles: small terms beside a large one, all rounded the
+// same way, cost a sum 3 units in its last place, whatever the length of the row.
+constexpr int64_t kStepsPerSum = 8;
+
+// The sum of values in doubles.
+template <class Value>
+struct WideSumOf;
+template <>
+struct WideSumOf<Vector> : WideSum {};
+template <>
+struct WideSumOf<double> {
+  double sum = 0;
+
+  JAXLOSS_INLINE void add(double x) { sum += x; }
+  JAXLOSS_INLINE double total() const { return sum; }
+};
 
 // For every step, `body(index, count, values)` gives some values, of which all are summed over the row, and
 // `store(index, count, values)` may write them to where they were read from.
@@ -123,10 +136,10 @@ JAXLOSS_INLINE void sums_over_steps(int64_t width, double (&total)[n], Body body
   using Value = ValueOf<Stored>;
   const Steps<Stored> steps{width};
   Value values[n], odd[n];
-  for (int k = 0; k < n; k++) total[k] = 0;
+  WideSumOf<Value> wide[n];
   if (steps.has_odd()) {
     called(body, steps.odd(), steps.odd_count(), odd);  // before anything is stored
-    for (int k = 0; k < n; k++) total[k] = sum_of_lanes(only_lanes(odd[k], steps.odd_done(), steps.odd_count()));
+    for (int k = 0; k < n; k++) wide[k].add(only_lanes(odd[k], steps.odd_done(), steps.odd_count()));
   }
   for (int64_t i = 0; i < steps.whole();) {
     const int64_t block = i + steps.step * kStepsPerSum, end = block < steps.whole() ? block : steps.whole();
@@ -137,8 +150,9 @@ JAXLOSS_INLINE void sums_over_steps(int64_t width, double (&total)[n], Body body
       for (int k = 0; k < n; k++) sums[k] = sums[k] + values[k];
       store(i, steps.step, values);
     }
-    for (int k = 0; k < n; k++) total[k] += sum_of_lanes(sums[k]);
+    for (int k = 0; k < n; k++) wide[k].add(sums[k]);
   }
+  for (int k = 0; k < n; k++) total[k] = wide[k].total();
   if (steps.has_odd()) store(steps.odd(), steps.odd_count(), odd);
 }
 

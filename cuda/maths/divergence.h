@@ -44,26 +44,33 @@ struct TemperedSoftmax {
   }
 };
 
-// d of the classes of a row. Where student and teacher have about the same maximum, the difference of the logits comes
-// first, in which nothing is rounded where they are close; where they have not, the maxima are subtracted before, for
-// an offset must cancel. What is subtracted last is the same for all classes, and of no consequence where distributions
-// are close: Σ q d is of second order.
+// x − y, and what its rounding lost: together they are exact. Nothing is lost of an infinite one.
+template <class Value>
+struct Difference {
+  Value rounded, lost;
+
+  JAXLOSS_INLINE Difference(Value x, Value y) : rounded(x - y) {
+    const Value minus_y = rounded - x;
+    lost = select(rounded - rounded == Value(0), (x - (rounded - minus_y)) - (y + minus_y), Value(0));
+  }
+};
+
+// d of the classes of a row, from the exact difference of the logits, of which that of the maxima is subtracted: what
+// is left is small where distributions are close, and only then rounded. The logarithms of the sums are rounded before,
+// which is the same for all classes, and of no consequence where distributions are close: Σ q d is of second order.
 template <class Real>
 struct Ratio {
-  Real student_offset, teacher_offset, scale, shift;
+  Difference<Real> between;
+  Real scale, shift;
 
-  JAXLOSS_INLINE Ratio(const TemperedSoftmax<Real>& student, const TemperedSoftmax<Real>& teacher) {
-    const Real between = (student.max - teacher.max) * student.scale;
-    const bool near = between > -1 && between < 1;
-    student_offset = near ? Real(0) : student.max;
-    teacher_offset = near ? Real(0) : teacher.max;
-    scale = student.scale;
-    shift = (near ? between : Real(0)) + (student.log_sum - teacher.log_sum);
-  }
+  JAXLOSS_INLINE Ratio(const TemperedSoftmax<Real>& student, const TemperedSoftmax<Real>& teacher)
+      : between(student.max, teacher.max), scale(student.scale), shift(student.log_sum - teacher.log_sum) {}
 
   template <class Value>
   JAXLOSS_INLINE Value log(Value x, Value y) const {
-    return ((x - Value(student_offset)) - (y - Value(teacher_offset))) * Value(scale) - Value(shift);
+    const Difference<Value> logits(x, y);
+    const Value difference = (logits.rounded - Value(between.rounded)) + (logits.lost - Value(between.lost));
+    return difference * Value(scale) - Value(shift);
   }
 };
 

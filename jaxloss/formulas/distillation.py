@@ -121,18 +121,23 @@ def divergence_terms(
 def log_ratios(logits: Array, target: Array, stats: Sequence[Array], scale: float | Array, of_masked: Array) -> Array:
     r"""$\log(p / q)$ of a teacher's logits, right relative to itself up to what is the same for all classes of a row.
 
-    Where student and teacher have about the same maximum, the difference of the logits comes first, in which nothing is
-    rounded where they are close. Where they have not, the maxima are subtracted before, for an offset must cancel.
+    That of the maxima is subtracted from the exact difference of the logits: what is left is small where distributions
+    are close, and only then rounded.
     """
     maximum, log_sum, teacher_maximum, teacher_log_sum = (numbers[..., None] for numbers in stats)
     x, y = real(logits), real(target)
     masked = (x == -jnp.inf) | (y == -jnp.inf)
     x, y = jnp.where(masked, 0, x), jnp.where(masked, 0, y)
-    between = scale * (maximum - teacher_maximum)
-    near = jnp.abs(between) < 1
-    x, y = x - jnp.where(near, 0, maximum), y - jnp.where(near, 0, teacher_maximum)
-    ratio = scale * (x - y) - (jnp.where(near, between, 0) + (log_sum - teacher_log_sum))
+    (logits, lost), (between, lost_between) = _difference(x, y), _difference(maximum, teacher_maximum)
+    ratio = scale * ((logits - between) + (lost - lost_between)) - (log_sum - teacher_log_sum)
     return jnp.where(masked, of_masked, ratio)
+
+
+def _difference(x: Array, y: Array) -> tuple[Array, Array]:
+    """$x - y$, and what its rounding lost: together they are exact. Nothing is lost of an infinite one."""
+    rounded = x - y
+    minus_y = rounded - x
+    return rounded, jnp.where(jnp.isfinite(rounded), (x - (rounded - minus_y)) - (y + minus_y), 0)
 
 
 def _close(ratio: Array) -> float:
