@@ -172,10 +172,7 @@ def exact_divergences(x, y, beta: float | None):
     return extended_precision.jensen_shannon(student, teacher, beta)[0]
 
 
-@pytest.mark.parametrize("beta", [None, 0.5, 0.1, 0.9])
-@pytest.mark.parametrize("distance", [1e-5, 4.5e-5, 1e-4, 1e-2, 0.1, 1.0, 10.0])
-def test_divergences_of_close_distributions(beta, distance, path):
-    x, y = close_rows(distance)
+def assert_divergences_are_exact(x, y, beta: float | None) -> None:
     if beta is None:
         found = jaxloss.kl_divergence(x, y, target_type="logits", reduction="none")
     else:
@@ -183,6 +180,20 @@ def test_divergences_of_close_distributions(beta, distance, path):
     expected = exact_divergences(x, y, beta)
     assert (np.asarray(found) >= 0).all()
     np.testing.assert_allclose(found, expected.astype(np.float64), rtol=1e-4, atol=2e-13)
+
+
+@pytest.mark.parametrize("beta", [None, 0.5, 0.1, 0.9])
+@pytest.mark.parametrize("distance", [1e-5, 4.5e-5, 1e-4, 1e-2, 0.1, 1.0, 10.0])
+def test_divergences_of_close_distributions(beta, distance, path):
+    assert_divergences_are_exact(*close_rows(distance), beta)
+
+
+@pytest.mark.parametrize("beta", [None, 0.5])
+@pytest.mark.parametrize("shift", [0.5, -1.5, 37.3, 1e3])
+def test_divergences_from_a_shifted_teacher(beta, shift, path):
+    """A constant in all of its logits changes nothing but their rounding, which the distributions then differ by."""
+    x, y = close_rows(1e-4)
+    assert_divergences_are_exact(x, (y + np.float32(shift)).astype(np.float32), beta)
 
 
 @pytest.mark.parametrize("name", ["kl", "jensen_shannon"])
@@ -241,3 +252,41 @@ def test_derivatives_of_a_softcap_beside_an_infinite_logit(infinite):
     for name, numbers in found.items():
         assert np.isfinite(jax.tree.leaves(numbers)).all(), name
         np.testing.assert_allclose(jax.tree.leaves(numbers), jax.tree.leaves(expected[name]), rtol=1e-5, err_msg=name)
+
+
+# ---- what a search for the worst cases found -------------------------------------------------------------------------
+
+
+def rows(loss, x, a):
+    """The loss of each row, by what value and gradient of a sum over a batch of one run."""
+    one = jax.value_and_grad(lambda x, a: loss(x[None], a[None], reduction="sum"))
+    return jax.jit(jax.vmap(one))(jnp.asarray(x), jnp.asarray(a))
+
+
+def test_the_smallest_losses(path):
+    """Near the smallest normal number, of which what is smaller is flushed to 0."""
+    x = -np.linspace(80, 87, 99, dtype=np.float32)[:, None]
+    value, _ = rows(lambda *operands, **given: jaxloss.binary_cross_entropy(*operands, clip=None, **given), x, 0 * x)
+    assert ulp_errors(value, extended_precision.binary_cross_entropy(x, 0 * x)[0][:, 0]).max() <= 4
+
+
+def test_log_cosh_relative_to_itself(path):
+    x = np.geomspace(1e-3, 40, 9999, dtype=np.float32)[:, None]
+    value, gradient = rows(jaxloss.log_cosh, x, 0 * x)
+    e = x.astype(np.longdouble)
+    of_small = np.log1p(2 * np.sinh(e / 2) ** 2)
+    expected = np.where(e < 1, of_small, e + np.log1p(np.exp(-2 * e)) - np.log(np.longdouble(2)))
+    assert ulp_errors(value, expected[:, 0]).max() <= 4
+    assert ulp_errors(gradient, np.tanh(e)).max() <= 4
+
+
+@pytest.mark.parametrize("classes", [20, 129, 1000, 4096])
+@pytest.mark.parametrize("smoothing", [1e-3, 0.00426, 0.1])
+def test_small_targets_beside_a_large_one(smoothing, classes):
+    """Many equal terms are all rounded the same way by a sum that holds a larger one; in a formula the sum is XLA's."""
+    x, a = np.zeros((1, classes), np.float32), np.full((1, classes), smoothing / (classes - 1), np.float32)
+    x[0, 1], a[0, 1] = 0.003, 1 - smoothing
+    found = jaxloss.categorical_cross_entropy(x, a, clip=None, reduction="none")
+    student = extended_precision.Softmax(extended_precision.extended(x))
+    expected, _ = extended_precision.cross_entropy_of_probabilities(student, a)
+    assert ulp_errors(found, expected).max() <= 6

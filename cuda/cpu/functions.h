@@ -81,9 +81,8 @@ JAXLOSS_INLINE Vector exponential_minus_one(Vector x) {
 // log(1 + x) for x in [−½, 1] = 2 artanh(s), s = x / (2 + x), |s| ≤ 1/3: the odd series needs no range reduction, loses
 // no digits of a small x, and its terms fall by at least 9.
 JAXLOSS_INLINE Vector log_one_plus(Vector x) {
-  // Not of s: of the smallest normal numbers that is none any more, and flushed to 0.
-  const Vector twice_s = x * (Vector(2.0) / (Vector(2.0) + x));
-  const Vector s = twice_s * Vector(0.5), t = s * s;
+  const Vector s = x / (Vector(2.0) + x);
+  const Vector t = s * s;
   Vector p(2.0 / 17);
   p = p * t + Vector(2.0 / 15);
   p = p * t + Vector(2.0 / 13);
@@ -92,7 +91,8 @@ JAXLOSS_INLINE Vector log_one_plus(Vector x) {
   p = p * t + Vector(2.0 / 7);
   p = p * t + Vector(2.0 / 5);
   p = p * t + Vector(2.0 / 3);
-  return p * t * s + twice_s;
+  // Half of the smallest normal number is none any more, and flushed to 0.
+  return select(absolute(x) < Vector(1e-20), x, p * t * s + (s + s));
 }
 
 // tanh x = −h / (2 + h), h = e^−2|x| − 1, of which no digits are lost however small x is.
