@@ -282,8 +282,10 @@ def test_log_cosh_relative_to_itself(path):
 
 @pytest.mark.parametrize("classes", [20, 129, 1000, 4096])
 @pytest.mark.parametrize("smoothing", [1e-3, 0.00426, 0.1])
-def test_small_targets_beside_a_large_one(smoothing, classes):
-    """Many equal terms are all rounded the same way by a sum that holds a larger one; in a formula the sum is XLA's."""
+def test_small_targets_beside_a_large_one(smoothing, classes, path):
+    """Many equal terms are all rounded the same way by a sum that holds a larger one."""
+    if path == "formula":
+        pytest.skip("the sum over the classes is XLA's")
     x, a = np.zeros((1, classes), np.float32), np.full((1, classes), smoothing / (classes - 1), np.float32)
     x[0, 1], a[0, 1] = 0.003, 1 - smoothing
     found = jaxloss.categorical_cross_entropy(x, a, clip=None, reduction="none")
