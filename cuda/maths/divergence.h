@@ -97,11 +97,15 @@ struct KullbackLeibler {
       of_student = -q;
       value = -weighted(q, d);
       if constexpr (normalised) {
-        Value of_close(1.0 / 120);
-        of_close = of_close * d + Value(1.0 / 24);
-        of_close = of_close * d + Value(1.0 / 6);
-        of_close = of_close * d + Value(0.5);
-        value = select(absolute(d) < Value(kClose<Real>), q * (d * d) * of_close, (p - q) + value);
+        constexpr double close = sizeof(Real) == 8 ? kClose<Real> : 0.5;  // p and q are as exact as their logarithms
+        Value series(1.0 / 40320);
+        series = series * d + Value(1.0 / 5040);
+        series = series * d + Value(1.0 / 720);
+        series = series * d + Value(1.0 / 120);
+        series = series * d + Value(1.0 / 24);
+        series = series * d + Value(1.0 / 6);
+        series = series * d + Value(0.5);
+        value = select(absolute(d) < Value(close), q * (d * d) * series, (p - q) + value);
       }
     }
   };

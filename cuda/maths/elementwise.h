@@ -61,10 +61,10 @@ struct Huber {
 // cosh x − 1 of |x| ≤ 1, by its series.
 template <int terms, class Value>
 JAXLOSS_INLINE Value cosh_minus_one(Value x) {
-  const Value square = x * x;
-  Value series(1);
-  for (int k = 2 * terms; k > 2; k -= 2) series = Value(1) + square * Value(1.0 / (k * (k - 1))) * series;
-  return Value(0.5) * square * series;
+  const Value square = x * x, first = Value(0.5) * square;
+  Value others(0);  // over the first term
+  for (int k = 2 * terms; k > 2; k -= 2) others = square * Value(1.0 / (k * (k - 1))) * (Value(1) + others);
+  return first + first * others;
 }
 
 // log cosh e, e = x − a; the derivative is tanh e. Of a small e as log(1 + (cosh e − 1)), of a large one as

@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -147,9 +148,12 @@ def _close(ratio: Array) -> float:
 
 def _kl_of_ratios(value: Array, ratio: Array, p: Array, q: Array) -> Array:
     r"""$q (e^d - 1 - d)$ with $d = \log(p / q)$: the sum is that of $q \log(q / p)$, and no term is negative."""
-    close = jnp.abs(ratio) < _close(ratio)
+    # p and q are as exact as their logarithms.
+    close = jnp.abs(ratio) < (_close(ratio) if ratio.dtype == jnp.float64 else 1 / 2)
     d = jnp.where(close, ratio, 0)
-    series = 1 / 2 + d * (1 / 6 + d * (1 / 24 + d / 120))
+    series: Array | float = 0.0
+    for k in range(8, 1, -1):
+        series = series * d + 1 / math.factorial(k)
     return jnp.where(close, q * (d * d) * series, (p - q) + value)
 
 
