@@ -114,18 +114,23 @@ def table(rows: list[dict], key: str, beyond) -> str:
     return "\n".join(lines)
 
 
+def measured_with(circumstances: dict) -> str:
+    """The first line of a platform's section."""
+    commit = (circumstances["commit"] or "unknown").partition(" ")[0][:12]
+    jax = circumstances["versions"]["jax"]
+    return f"Measured with: {circumstances['device']}; {circumstances['kernels']}; jax {jax}; commit {commit}."
+
+
 def section(rows: list[dict], circumstances: dict) -> str:
     """What the page says of a platform."""
-    platform, versions = circumstances["platform"].upper(), circumstances["versions"]
-    commit = (circumstances["commit"] or "unknown").partition(" ")[0][:12]
+    platform = circumstances["platform"].upper()
     missed = [line for row in rows for line in misses(row)]
     verdict = (
         "All targets are met." if not missed else f"{len(missed)} of {2 * len(rows)} numbers are beyond their target."
     )
     by_loss = table(rows, "loss_ulps", lambda found: not found["loss_ulps"] <= MOST_ULPS)
     by_gradient = table(rows, "gradient_roundings", lambda found: not found["gradient_share_of_allowed"] <= 1)
-    where = f"{circumstances['device']}; {circumstances['kernels']}; jax {versions['jax']}; commit {commit}"
-    return f"""Measured with: {where}.
+    return f"""{measured_with(circumstances)}
 {verdict}
 
 ### Losses of rows, {platform}: jaxloss / XLA, in ulp

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from benchmarks.accuracy import DTYPES, PAGE, spacing, with_section
+from benchmarks.accuracy import DTYPES, PAGE, measured_with, spacing, with_section
 
 ROWS = 1_000_000
 BATCH = 2**21  # elements at most
@@ -61,26 +61,26 @@ class Worst:
             errors = np.where(defined, errors, 0)
             at = np.unravel_index(errors.argmax(), errors.shape)
             if errors[at] > self.found[name]["is"]:
-                told = {"is": float(errors[at]), "exact": float(exact[at]), "found": float(found[at])}
+                error = {"is": float(errors[at]), "exact": float(exact[at]), "found": float(found[at])}
                 element = {"element": int(at[1])} if len(at) == 2 else {}
-                self.found[name] = {**told, **element, **_row(drawn, first + int(at[0]))}
+                self.found[name] = {**error, **element, **_row(drawn, first + int(at[0]))}
         self.beyond += int((np.where(defined, measured["share_of_bound"], 0) > 1).sum())
 
-    def told(self) -> dict:
+    def as_json(self) -> dict:
         return {**self.found, "beyond_bound": self.beyond}
 
 
 def _row(drawn, row: int) -> dict:
     """What a row was, in full if it is narrow."""
     x, a = drawn.x[row], None if drawn.a is None else drawn.a[row]
-    told = {"V": len(x), "where": f"V = {len(x)}, {drawn.words(row)}".removesuffix(", ")}
+    described = {"V": len(x), "where": f"V = {len(x)}, {drawn.words(row)}".removesuffix(", ")}
     if a is not None and a.ndim == 0:
-        told["label"] = int(a)
+        described["label"] = int(a)
     if len(x) <= KEPT_WIDTH:
-        told["prediction"] = x.astype(float).tolist()
+        described["prediction"] = x.astype(float).tolist()
         if a is not None and a.ndim == 1:
-            told["target"] = a.astype(float).tolist()
-    return told
+            described["target"] = a.astype(float).tolist()
+    return described
 
 
 def _batches(widths: dict[int, float], count: int) -> list[tuple[int, int]]:
@@ -123,8 +123,8 @@ def measure(name: str, dtype: str, count: int, pool: ThreadPoolExecutor, base_2:
         operands = [each for each in (drawn.x, drawn.a) if each is not None]
         results = {side: tuple(map(np.asarray, run(*operands))) for side, run in programs[batch].items()}
         _compare(loss, drawn, results, worst, pool, base_2)
-    told = {side: {quantity: found.told() for quantity, found in of.items()} for side, of in worst.items()}
-    return {"loss": name, "dtype": dtype, "rows": sum(size for _, size in batches), **told}
+    of_sides = {side: {quantity: found.as_json() for quantity, found in of.items()} for side, of in worst.items()}
+    return {"loss": name, "dtype": dtype, "rows": sum(size for _, size in batches), **of_sides}
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -154,15 +154,13 @@ def _cells(row: dict, quantity: str) -> str:
 
 def section(rows: list[dict], circumstances: dict) -> str:
     """What the page says of a platform."""
-    versions, commit = circumstances["versions"], (circumstances["commit"] or "unknown").partition(" ")[0][:12]
-    where = f"{circumstances['device']}; {circumstances['kernels']}; jax {versions['jax']}; commit {commit}"
     missed = [line for row in rows for line in beyond(row)]
     verdict = (
         f"{len(missed)} of {2 * len(rows)} worst cases are beyond their bound, in bold."
         if missed
         else "All are in bounds."
     )
-    text = f"""Measured with: {where}.
+    text = f"""{measured_with(circumstances)}
 {min(row["rows"] for row in rows):,} rows of each loss and type. {verdict}
 
 Errors are the worst, in ulp of the result itself: jaxloss / XLA, and where jaxloss has it. Shares are of the bound,

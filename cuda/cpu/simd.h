@@ -150,17 +150,11 @@ struct WideSum {
     return reduced<kLanes / 4>(numbers, [](double a, double b) JAXLOSS_IN_LOOP { return a + b; });
   }
 };
-JAXLOSS_INLINE double sum_of_lanes(const Vector& x) {
-  WideSum sum;
-  sum.add(x);
-  return sum.total();
-}
 JAXLOSS_INLINE float max_of_lanes(const Vector& x) {
   float numbers[kLanes];
   std::memcpy(numbers, &x, sizeof(x));
   return reduced<kLanes>(numbers, [](float a, float b) JAXLOSS_IN_LOOP { return at_least(a, b); });
 }
-JAXLOSS_INLINE double sum_of_lanes(double x) { return x; }
 JAXLOSS_INLINE double max_of_lanes(double x) { return x; }
 
 // 16-bit floats, in integer arithmetic: every instruction set has it, and it vectorises.
