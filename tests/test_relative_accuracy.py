@@ -276,19 +276,23 @@ def test_log_cosh_relative_to_itself(path):
     e = x.astype(np.longdouble)
     of_small = np.log1p(2 * np.sinh(e / 2) ** 2)
     expected = np.where(e < 1, of_small, e + np.log1p(np.exp(-2 * e)) - np.log(np.longdouble(2)))
-    assert ulp_errors(value, expected[:, 0]).max() <= 4
+    assert ulp_errors(value, expected[:, 0]).max() <= 5  # three roundings before the logarithm
     assert ulp_errors(gradient, np.tanh(e)).max() <= 4
 
 
-@pytest.mark.parametrize("classes", [20, 129, 1000, 4096])
+@pytest.mark.parametrize("with_stats", [False, True])
+@pytest.mark.parametrize("classes", [20, 129, 1000, 4096, 100_003])
 @pytest.mark.parametrize("smoothing", [1e-3, 0.00426, 0.1])
-def test_small_targets_beside_a_large_one(smoothing, classes, path):
+def test_small_targets_beside_a_large_one(smoothing, classes, with_stats, path):
     """Many equal terms are all rounded the same way by a sum that holds a larger one."""
     if path == "formula":
         pytest.skip("the sum over the classes is XLA's")
     x, a = np.zeros((1, classes), np.float32), np.full((1, classes), smoothing / (classes - 1), np.float32)
     x[0, 1], a[0, 1] = 0.003, 1 - smoothing
-    found = jaxloss.categorical_cross_entropy(x, a, clip=None, reduction="none")
+    if with_stats:
+        found, _ = jaxloss.categorical_cross_entropy_with_stats(x, a, clip=None, reduction="none")
+    else:
+        found = jaxloss.categorical_cross_entropy(x, a, clip=None, reduction="none")
     student = extended_precision.Softmax(extended_precision.extended(x))
     expected, _ = extended_precision.cross_entropy_of_probabilities(student, a)
     assert ulp_errors(found, expected).max() <= 6

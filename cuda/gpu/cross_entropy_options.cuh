@@ -43,20 +43,28 @@ __device__ __forceinline__ Best<Real> across_lanes(Best<Real> best, int lanes, F
   return best;
 }
 
-// Σ e^(z − max) and Σ e^(z − max) (z − max) of the logits seen so far, without the first of the largest, whose terms
-// are 1 and 0: what is small beside them keeps its digits.
+// Σ e^(z − max) and Σ e^(z − max) (z − max) of logits without the first of the largest, whose terms are 1 and 0: what is
+// small beside them keeps its digits.
 template <class Real>
 struct EntropySums {
-  Real max = no_logits<Real>().max, rest = 0, dot = 0;
-  bool leads = false;  // one of the logits is left out
+  Real max, rest, dot;
+  bool leads;  // one of the logits is left out
+};
+
+// Those of the logits seen so far.
+template <class Real>
+struct RunningEntropySums {
+  Real max = no_logits<Real>().max;
+  CompensatedSum<Real> rest, dot;
+  bool leads = false;
 
   // Relative to a maximum that is another logit, or none that was seen here.
   __device__ __forceinline__ void relative_to(Real higher) {
-    const Real sum = leads ? rest + 1 : rest;
+    const Real sum = leads ? rest.value() + 1 : rest.value();
     if (sum != 0) {
       const Real ratio = Exponentials<Real>(higher).term(max);
-      dot = (dot + (max - higher) * sum) * ratio;
-      rest = sum * ratio;
+      dot = CompensatedSum<Real>((dot.value() + (max - higher) * sum) * ratio);
+      rest = CompensatedSum<Real>(sum * ratio);
     }
     leads = false;
     max = higher;
@@ -73,22 +81,27 @@ struct EntropySums {
       found = false;
     }
     const Exponentials<Real> exponentials(max);
+    Real terms = 0, products = 0;
 #pragma unroll
     for (int i = 0; i < count; i++) {
       const bool left_out = !found && z[i] == max;
       found |= left_out;
       const Real term = left_out ? Real(0) : exponentials.term(z[i]);
-      rest += term;
-      dot += weighted(term, z[i] - max);
+      terms += term;
+      products += weighted(term, z[i] - max);
     }
+    rest.add(terms);
+    dot.add(products);
   }
 };
 // `has_first`: the logit that is left out here is the first of the largest of the row.
 template <class Real>
-__device__ __forceinline__ EntropySums<Real> across(const RowTeam& team, EntropySums<Real> sums, bool has_first) {
+__device__ __forceinline__ EntropySums<Real> across(const RowTeam& team, RunningEntropySums<Real> sums,
+                                                    bool has_first) {
   const Real max = team.across(sums.max, Maximum());
   if (!has_first) sums.relative_to(max);
-  return {max, team.across(sums.rest, Sum()), team.across(sums.dot, Sum()), max > no_logits<Real>().max};
+  return {max, team.across(sums.rest.value(), Sum()), team.across(sums.dot.value(), Sum()),
+          max > no_logits<Real>().max};
 }
 
 // A row as a team goes along it. `Body` is called with a Count<n>, the first of n classes, their logits, these as the
@@ -240,15 +253,18 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
       total = reads ? rows.known_total[row] : Real(0);
     } else {
       const bool tracks_largest = !by_index || rows.entropy;
-      EntropySums<Real> sums;
+      RunningEntropySums<Real> running_entropy;
       RunningSoftmax<Real> running;
+      EntropySums<Real> sums{};
+      CompensatedSum<Real> target_sum;
       Best<Real> best = Best<Real>::of_nothing();
       int before = 0;
-      total = 0;
       along.for_classes([&](auto count, int64_t i, const auto&, const auto& z, const auto&, const auto& target) {
         if (along.dense) {
+          Real of_classes = 0;
 #pragma unroll
-          for (int j = 0; j < count; j++) total += target[j];
+          for (int j = 0; j < count; j++) of_classes += target[j];
+          target_sum.add(of_classes);
         }
         if (!tracks_largest) {
           Real others[count];
@@ -263,7 +279,7 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
           running.add(others);
           return;
         }
-        sums.add(z);
+        running_entropy.add(z);
 #pragma unroll
         for (int j = 0; j < count; j++) {
           const int index = static_cast<int>(i) + j;
@@ -276,9 +292,9 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
         const int own = best.index;
         best = team.across(best, First());
         before = team.across(before, Sum());
-        sums = across(team, sums, sums.leads && own == best.index);
+        sums = across(team, running_entropy, running_entropy.leads && own == best.index);
         max = sums.max;
-        sum = sums.leads ? sums.rest + 1 : sums.rest;
+        sum = (sums.leads ? sums.rest + 1 : sums.rest) + (max - max);  // NaN of an infinite one
         log_sum = log_of_sum(sum, sums.rest, sums.leads);
       } else {
         const LabelledSums<Real> labelled(team.across(running.sums(), Merged()), reads && objective.holds(0),
@@ -287,7 +303,7 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
         sum = labelled.sum;
         log_sum = labelled.log_sum;
       }
-      if (along.dense) total = team.across(total, Sum());
+      total = along.dense ? team.across(target_sum.value(), Sum()) : Real(0);
       const Real lse = max + log_sum;
       total += label_target[0] + label_target[1] + 2 * weighted(objective.z_loss, lse);
       results.loss = weighted(objective.z_loss, lse * lse);
@@ -298,7 +314,7 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
 
     const bool has_gradient = rows.gradient && reads && weight != 0 && (valid || rows.known_max);
     const bool has_sums = along.dense && rows.loss;
-    Real loss = 0, nll = 0;
+    CompensatedSum<Real> losses, nlls;
     if (has_gradient || has_sums) {
       const Exponentials<Real> exponentials(max);
       const Real scale = total * exponential(-log_sum);
@@ -307,12 +323,15 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
       const Real largest = sure_maximum(max, exponential(log_sum));
       along.for_classes([&](auto count, int64_t i, const auto& x, const auto& z, const auto& a, const auto& target) {
         if (has_sums) {
+          Real loss = 0, nll = 0;
 #pragma unroll
           for (int j = 0; j < count; j++) {
             const Real of_class = log_sum - (z[j] - max);
             loss += weighted(target[j], at_most(of_class, rows.ceiling));
             if (!by_index) nll += weighted(a[j], of_class);
           }
+          losses.add(loss);
+          nlls.add(nll);
         }
         if (!has_gradient) return;
         Real derivative[count];
@@ -345,10 +364,8 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
     if (exists && !has_gradient) zero_gradient(rows, team, row, 0);
     if (rows.known_max) continue;
 
-    if (has_sums) {
-      loss = team.across(loss, Sum());
-      nll = team.across(nll, Sum());
-    }
+    Real loss = has_sums ? team.across(losses.value(), Sum()) : Real(0);
+    Real nll = has_sums ? team.across(nlls.value(), Sum()) : Real(0);
 #pragma unroll
     for (int which = 0; which < 2; which++) {
       const Real of_label = log_sum - (label_logit[which] - max);

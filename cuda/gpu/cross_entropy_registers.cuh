@@ -216,19 +216,27 @@ __global__ void __launch_bounds__(kRegistersThreads, 4)
   const Real max = softmax.exponentials.max, rest = softmax.rest(place, logits);
   const Real log_sum = log_of_sum(softmax.sum, rest, is_sure(softmax.sum));
   Real loss = 0, target_sum = 0;
-  const auto add = [&](Real x, Real a) {
-    loss += weighted(a, negative_log_likelihood(log_sum, x - max, rows.ceiling));
-    target_sum += a;
+  const auto loss_of = [&](Real x, Real a) {
+    return weighted(a, negative_log_likelihood(log_sum, x - max, rows.ceiling));
   };
   if (place.wanted) {
     place.for_slots([&](int k, int) {
-      Real x[step], a[step];
+      Real x[step], a[step], of_vector = 0, target_of_vector = 0;
       softmax.logits[k].numbers(x);
       targets[k].numbers(a);
 #pragma unroll
-      for (int j = 0; j < step; j++) add(x[j], a[j]);
+      for (int j = 0; j < step; j++) {
+        of_vector += loss_of(x[j], a[j]);
+        target_of_vector += a[j];
+      }
+      loss += of_vector;
+      target_sum += target_of_vector;
     });
-    place.for_edges([&](int i) { add(number(logits[i]), number(target[i])); });
+    place.for_edges([&](int i) {
+      const Real a = number(target[i]);
+      loss += loss_of(number(logits[i]), a);
+      target_sum += a;
+    });
   }
   place.store_results(rows, across_lanes(loss, lanes, Sum()), max, log_sum);
   if (!kGradient) return;

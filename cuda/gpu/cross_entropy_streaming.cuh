@@ -175,13 +175,13 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
     }
 
     RunningSoftmax<Real> running;
-    Real target_sum = 0;
+    CompensatedSum<Real> target_sums;
     along_row<threads, Direction::forwards, most>(
         span,
         [&](int64_t i) {
           const Real x[1] = {number(logits[i])};
           running.add(x);
-          if (gradient) target_sum += number(target[i]);
+          if (gradient) target_sums.add(number(target[i]));
         },
         [&](auto batch, int64_t i) {
           Packed<Logit, step> packed[batch];
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
               targets[k].numbers(a);
 #pragma unroll
               for (int j = 0; j < step; j++) sum += a[j];
-              target_sum += sum;
+              target_sums.add(sum);
             }
           }
           Real x[batch * step];
@@ -204,13 +204,13 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
           running.add(x);
         });
     const SoftmaxSums<Real> sums = across_block<threads>(running.sums(), Merged());
-    if (gradient) target_sum = across_block<threads>(target_sum, Sum());
+    const Real target_sum = gradient ? across_block<threads>(target_sums.value(), Sum()) : Real(0);
     const Exponentials<Real> exponentials(sums.max);
     Real rest = sums.sum - 1;
     if (is_sure(sums.sum)) {
-      rest = 0;
+      CompensatedSum<Real> others;
       along_row<threads, Direction::backwards, most>(
-          span, [&](int64_t i) { rest += exponentials.term_of_others(number(logits[i])); },
+          span, [&](int64_t i) { others.add(exponentials.term_of_others(number(logits[i]))); },
           [&](auto batch, int64_t i) {
             Packed<Logit, step> packed[batch];
             load_steps<threads, Caching::normal, Logit>(logits + i, packed);
@@ -220,10 +220,10 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
               packed[k].numbers(x);
 #pragma unroll
               for (int j = 0; j < step; j++) sum += exponentials.term_of_others(x[j]);
-              rest += sum;
+              others.add(sum);
             }
           });
-      rest = across_block<threads>(rest, Sum());
+      rest = across_block<threads>(others.value(), Sum());
     }
     const Real log_sum = log_of_sum(sums.sum, rest, is_sure(sums.sum));
     const Real scale = target_sum / sums.sum, of_rest = rest * scale, largest = sure_maximum(sums.max, sums.sum);
@@ -232,12 +232,12 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
       const Real of_class = exponentials.term(x) * scale - a;
       return weight == 0 ? Real(0) : (x == largest ? (target_sum - a) - of_rest : of_class) * weight;
     };
-    Real loss = 0;
+    CompensatedSum<Real> loss;
     along_row<threads, Direction::backwards, most>(
         span,
         [&](int64_t i) {
           const Real x = number(logits[i]), a = number(target[i]);
-          loss += weighted(a, nll(x));
+          loss.add(weighted(a, nll(x)));
           if (gradient) gradient[i] = stored<Logit>(derivative(x, a));
         },
         [&](auto batch, int64_t i) {
@@ -255,11 +255,11 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
               sum += weighted(a[j], nll(x[j]));
               x[j] = derivative(x[j], a[j]);
             }
-            loss += sum;
+            loss.add(sum);
             if (gradient) store<Logit>(gradient + i + k * kRound<threads, Logit>, x);
           }
         });
-    store_results(rows, row, across_block<threads>(loss, Sum()), sums.max, log_sum);
+    store_results(rows, row, across_block<threads>(loss.value(), Sum()), sums.max, log_sum);
   }
 }
 

@@ -62,7 +62,7 @@ int lanes_of(int64_t classes) {
 template <class Real>
 class TemperedSums {
  public:
-  __device__ __forceinline__ explicit TemperedSums(Real scale) : max_(no_logits<Real>().max), sum_(0), scale_(scale) {}
+  __device__ __forceinline__ explicit TemperedSums(Real scale) : max_(no_logits<Real>().max), scale_(scale) {}
 
   template <int count>
   __device__ __forceinline__ void add(const Real (&x)[count]) {
@@ -70,22 +70,25 @@ class TemperedSums {
 #pragma unroll
     for (int i = 1; i < count; i++) highest = Maximum()(highest, x[i]);
     if (highest > max_) {
-      sum_ *= term(max_, highest);
+      sum_.scale(term(max_, highest));
       max_ = highest;
     }
+    Real sum = 0;
 #pragma unroll
-    for (int i = 0; i < count; i++) sum_ += term(x[i], max_);
+    for (int i = 0; i < count; i++) sum += term(x[i], max_);
+    sum_.add(sum);
   }
 
   // Of the row: all threads of the team must call it.
   template <class Team>
   __device__ __forceinline__ TemperedSoftmax<Real> of_row(Team team) const {
     const Real max = team.combined(max_, Maximum());
-    return {max, logarithm(team.combined(sum_ * term(max_, max), Sum())), scale_};
+    return {max, logarithm(team.combined(sum_.value() * term(max_, max), Sum())), scale_};
   }
 
  private:
-  Real max_, sum_, scale_;
+  Real max_, scale_;
+  CompensatedSum<Real> sum_;
 
   __device__ __forceinline__ Real term(Real x, Real max) const { return HardwareFunctions::exp((x - max) * scale_); }
 };
@@ -164,14 +167,16 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   const typename Divergence::template OfRow<Real> divergence(live ? rows.parameter.of(row) : Real(0));
 
   TemperedSums<Real> of_student(scale), of_teacher(scale);
-  Real teacher_sum = 0;
+  CompensatedSum<Real> teacher_sum;
   along_row<Pass::forwards, Caching::normal, kSumBatch<Logit>>(span, team, logits, teacher,
                                                                static_cast<Logit*>(nullptr), [&](auto& x, auto& y) {
                                                                  of_student.add(x);
                                                                  if constexpr (of_logits) {
                                                                    of_teacher.add(y);
                                                                  } else if constexpr (Divergence::total_is_of_teacher) {
-                                                                   for (const Real a : y) teacher_sum += a;
+                                                                   Real sum = 0;
+                                                                   for (const Real a : y) sum += a;
+                                                                   teacher_sum.add(sum);
                                                                  }
                                                                });
   const TemperedSoftmax<Real> student = of_student.of_row(team);
@@ -179,7 +184,7 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   if constexpr (of_logits) teacher_softmax = of_teacher.of_row(team);
 
   Real total = -1;
-  if constexpr (Divergence::total_is_of_teacher && !of_logits) total = -team.combined(teacher_sum, Sum());
+  if constexpr (Divergence::total_is_of_teacher && !of_logits) total = -team.combined(teacher_sum.value(), Sum());
   const Real factor = scale * weight;
   const Ratio<Real> ratio(student, teacher_softmax);
   const auto terms = [&](Real x, Real y, Real& p, Real& value, Real& derivative) {
@@ -195,7 +200,7 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
     return weight == 0 ? Real(0) : (derivative - p * total) * factor;
   };
 
-  Real loss = 0, sum = 0;
+  CompensatedSum<Real> losses, sum;
   constexpr bool two_passes = Divergence::total_is_of_teacher;
   along_row<Pass::backwards, two_passes ? Caching::evict_first : Caching::normal, 1>(
       span, team, logits, teacher, two_passes ? gradient : static_cast<Logit*>(nullptr), [&](auto& x, auto& y) {
@@ -208,12 +213,12 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
           derivatives += derivative;
           if (two_passes) x[i] = gradient_of(p, derivative);
         }
-        loss += values;
-        sum += derivatives;
+        losses.add(values);
+        sum.add(derivatives);
       });
-  loss = team.combined(loss, Sum());
+  const Real loss = team.combined(losses.value(), Sum());
   if constexpr (!two_passes) {
-    total = team.combined(sum, Sum());
+    total = team.combined(sum.value(), Sum());
     if (gradient) {
       along_row<Pass::forwards, Caching::evict_first, 1>(span, team, logits, teacher, gradient, [&](auto& x, auto& y) {
 #pragma unroll

@@ -25,6 +25,29 @@ struct Maximum {
   __device__ __forceinline__ double operator()(double a, double b) const { return fmax(a, b); }
 };
 
+// A sum of many numbers and what its additions have rounded away. Many equal terms beside a large one are all rounded
+// the same way: so long a sum that is not compensated is off by half as many ulp as it has terms.
+template <class Real>
+class CompensatedSum {
+ public:
+  __device__ __forceinline__ explicit CompensatedSum(Real first = 0) : sum_(first) {}
+
+  __device__ __forceinline__ void add(Real x) {
+    const Real sum = sum_ + x, of_x = sum - sum_;
+    lost_ += (sum_ - (sum - of_x)) + (x - of_x);
+    sum_ = sum;
+  }
+  __device__ __forceinline__ void scale(Real factor) {
+    sum_ *= factor;
+    lost_ *= factor;
+  }
+  // Of an infinite sum nothing is lost that has a value.
+  __device__ __forceinline__ Real value() const { return lost_ == lost_ ? sum_ + lost_ : sum_; }
+
+ private:
+  Real sum_, lost_ = 0;
+};
+
 // How the sums of parts of a row become the row's.
 struct Merged {
   template <class Real>

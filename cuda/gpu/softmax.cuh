@@ -150,7 +150,7 @@ __device__ __forceinline__ float sum_of_terms(const Exponentials<float>& exponen
 template <class Real>
 class RunningSoftmax {
  public:
-  __device__ __forceinline__ RunningSoftmax() : exponentials_(no_logits<Real>().max), sum_(0) {}
+  __device__ __forceinline__ RunningSoftmax() : exponentials_(no_logits<Real>().max) {}
 
   template <int count>
   __device__ __forceinline__ void add(const Real (&x)[count]) {
@@ -161,7 +161,7 @@ class RunningSoftmax {
     Real sums[2] = {0, 0};  // two, for each waits for its last addition
 #pragma unroll
     for (int i = 0; i < count; i++) sums[i % 2] += exponentials_.term(x[i]);
-    sum_ += sums[0] + sums[1];
+    sum_.add(sums[0] + sums[1]);
   }
 
   // Of vectors as they are stored, of which no number is kept but in them.
@@ -174,22 +174,22 @@ class RunningSoftmax {
       add(x);
     } else {
       raise_to(largest(packed));
-      sum_ += sum_of_terms(exponentials_, 0.0f, packed);
+      sum_.add(sum_of_terms(exponentials_, 0.0f, packed));
     }
   }
 
-  __device__ __forceinline__ SoftmaxSums<Real> sums() const { return {exponentials_.max, sum_}; }
+  __device__ __forceinline__ SoftmaxSums<Real> sums() const { return {exponentials_.max, sum_.value()}; }
 
  private:
   __device__ __forceinline__ void raise_to(Real highest) {
     if (!(highest > exponentials_.max)) return;
     const Exponentials<Real> higher(highest);
-    sum_ *= exponentials_.as_terms_of(higher);
+    sum_.scale(exponentials_.as_terms_of(higher));
     exponentials_ = higher;
   }
 
   Exponentials<Real> exponentials_;
-  Real sum_;
+  CompensatedSum<Real> sum_;
 };
 
 // Of logits in registers, and one more, relative to a maximum that has a further one.

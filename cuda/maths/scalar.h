@@ -36,7 +36,8 @@ JAXLOSS_INLINE float decay_of(float x) {
 #ifdef __CUDA_ARCH__
   const float bounded = gpu::smaller_or_nan(x, 104.0f);  // of an infinite one only a NaN would come
   const float exponent = bounded * -1.44269504088896341f;
-  const float beyond = fmaf(exponent, -0.693147180559945309f, -bounded);
+  const float log_of_2 = 0.693147182f, too_much = 1.90465430e-9f;  // that log_of_2 is above log 2
+  const float beyond = fmaf(exponent, too_much, fmaf(exponent, -log_of_2, -bounded));
   const float power = gpu::power_of_two(exponent);
   return fmaf(power, beyond, power);
 #else
@@ -45,10 +46,11 @@ JAXLOSS_INLINE float decay_of(float x) {
 }
 JAXLOSS_INLINE double decay_of(double x) { return exp(-x); }
 
-// x / (1 + x) for x in [0, 1]; on a GPU by its reciprocal within 1 ulp.
+// x / (1 + x) for x in [0, 1]; on a GPU by a reciprocal within 1 ulp, and what the quotient lacks then.
 JAXLOSS_INLINE float share_of_one_plus(float x) {
 #ifdef __CUDA_ARCH__
-  return __fmul_rn(x, gpu::reciprocal(1 + x));
+  const float whole = 1 + x, inverse = gpu::reciprocal(whole), share = __fmul_rn(x, inverse);
+  return fmaf(fmaf(-share, whole, x), inverse, share);
 #else
   return x / (1 + x);
 #endif
