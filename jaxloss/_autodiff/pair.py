@@ -1,9 +1,8 @@
 """A loss paired with its hand-derived gradient, in reverse and in forward mode.
 
-`weighted_sum(loss)` is Σ wᵢ ℓᵢ of rows i. Its value and its gradient with respect to `x` come out of one custom call;
-the pair is a `custom_jvp` whose tangent is ⟨gradient, tangent⟩, which JAX transposes to reverse mode. Derivatives with
-respect to other operands, and those of the custom calls themselves, which second and higher orders ask for, are plain
-formulas.
+`weighted_sum(loss)` is Σ wᵢ ℓᵢ of rows i. Its value and its gradient with respect to `x` come out of one custom call,
+joined by `jax.custom_vjp`; a `custom_jvp` around that gives it forward mode. Derivatives with respect to other
+operands, and those of the custom calls themselves, which second and higher orders ask for, are plain formulas.
 
 Operands are always `(x, target, row_weight, *parameters)`.
 """
@@ -196,29 +195,63 @@ def _grad_and_formula(loss: RowLoss) -> tuple[Callable[..., Array], Callable[...
 
 
 @functools.cache
-def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
-    """The scalar Σ wᵢ ℓᵢ of rows with weights w, from the operands; `with_stats`, that and the statistics."""
+def pair(loss: RowLoss, with_stats: bool, in_kernel: bool) -> Callable[..., tuple[Array, ...]]:
+    """Σ wᵢ ℓᵢ of rows, its forward pass joined with the hand-derived gradient with respect to `x` by `jax.custom_vjp`.
 
-    def sums(of_x: bool, operands) -> bool:
-        return not with_stats and operands[2].ndim == 0 and loss.sums(of_x, *operands)
+    The result is `(total, losses, *stats)`, or with `in_kernel`, where the losses are summed as they are computed,
+    `(total,)`. Only the total is differentiated, and only with respect to `x`; `weighted_sum` does the rest.
+    """
 
-    def primal(*operands):
-        if sums(False, operands):
+    @jax.custom_vjp
+    def paired(*operands):
+        if in_kernel:
             assert loss.total is not None
             return loss.total(*operands)
         losses, *stats = (value_and_stats if with_stats else value)(loss)(*operands)
-        return contracted(operands[2], losses), *stats
+        return contracted(operands[2], losses), losses, *stats
 
-    def differentiated(operands, of_x: bool, of_others: bool):
-        """Losses, statistics (if anybody needs them) and gradient (if it is of `x`), by as few calls as can be."""
-        wants_stats = of_others or with_stats
-        if not of_x:
-            losses, *stats = (value_and_stats if wants_stats else value)(loss)(*operands)
-            return losses, stats, None
+    def forward(*operands):
+        if in_kernel:
+            total, gradient = total_and_grad(loss)(*operands)
+            return (total,), (gradient, operands[1:])
         losses, *stats, gradient = value_and_grad(loss)(*operands)
-        if wants_stats and not loss.grad_gives_stats:
+        if with_stats and not loss.grad_gives_stats:
             losses, *stats = value_and_stats(loss)(*operands)
-        return losses, stats, gradient
+        return (contracted(operands[2], losses), losses, *stats), (gradient, operands[1:])
+
+    def backward(residuals, cotangents):
+        gradient, others = residuals
+        return cotangents[0].astype(gradient.dtype) * gradient, *(None for _ in others)
+
+    paired.defvjp(forward, backward)
+    return paired
+
+
+def _with_gradient(paired: Callable[..., tuple[Array, ...]], x: Array, *others: Array):
+    """The pair's results and the gradient of its total."""
+
+    def of_x(x):
+        total, *rest = paired(x, *others)
+        return total, rest
+
+    total, pull, rest = jax.vjp(of_x, x, has_aux=True)
+    return total, rest, pull(jnp.ones_like(total))[0]
+
+
+@functools.cache
+def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
+    """The scalar Σ wᵢ ℓᵢ of rows with weights w, from the operands; `with_stats`, that and the statistics.
+
+    It is the `pair` in a shell that gives it forward mode, ⟨gradient, tangent⟩, which JAX transposes back to reverse
+    mode, and the derivatives with respect to the other operands as formulas.
+    """
+
+    def in_kernel(with_grad: bool, operands) -> bool:
+        return not with_stats and operands[2].ndim == 0 and loss.sums(with_grad, *operands)
+
+    def primal(*operands):
+        total, *rest = pair(loss, with_stats, in_kernel(False, operands))(*operands)
+        return total, *rest[1:]
 
     def tangent(primals, tangents) -> Any:
         # In a shard_map, an operand that every device holds may meet one that differs: this cast gives each device a
@@ -228,31 +261,30 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
         dots = tuple(None if dot is None else varying(axes, dot) for dot in map(or_none, tangents))
         x_dot, target_dot, weight_dot, *parameter_dots = dots
         others = (None, target_dot, None, *parameter_dots)
-        row_weight, scale, weighed = operands[2], None, operands
-        if x_dot is not None and operands[0].dtype == jnp.float16:
-            scale = scale_beyond(row_weight, loss.float16_weight)
-            weighed = (*operands[:2], row_weight / scale, *operands[3:])
-
         of_others = any(dot is not None for dot in others)
-        if x_dot is not None and not of_others and weight_dot is None and sums(True, operands):
-            out, gradient = total_and_grad(loss)(*weighed)
-            out = times(out, scale)
-            return (out,), (varying_like(out, times(total_product(gradient, x_dot), scale)),)
-        losses, stats, gradient = differentiated(weighed, x_dot is not None, of_others)
-        out = contracted(row_weight, losses)
-        terms = []
-        if x_dot is not None:
+        row_weight, scale, terms = operands[2], None, []
+        if x_dot is None:
+            total, losses, *stats = pair(loss, of_others or with_stats, False)(*operands)
+        else:
+            weighed = operands
+            if operands[0].dtype == jnp.float16:
+                scale = scale_beyond(row_weight, loss.float16_weight)
+                weighed = (*operands[:2], row_weight / scale, *operands[3:])
+            whole = not of_others and weight_dot is None and in_kernel(True, operands)
+            total, rest, gradient = _with_gradient(pair(loss, of_others or with_stats, whole), *weighed)
+            total = times(total, scale)
             terms.append(times(total_product(gradient, x_dot), scale))
+            losses, *stats = rest or (None,)
         if of_others:
             losses_dot = _tangents(loss, counted(row_weight, losses), operands, losses, stats, others)[0]
             terms.append(jnp.sum(along(row_weight, losses) * losses_dot))
         if weight_dot is not None:
             terms.append(total_product(losses_of_weights(row_weight, losses), weight_dot))
-        dot = sum(varying_like(out, term) for term in terms)
+        dot = sum(varying_like(total, term) for term in terms)
         if not with_stats:
-            return (out,), (dot,)
+            return (total,), (dot,)
         _, *stats_dots = _tangents(loss, ~is_masked(row_weight), operands, losses, stats, (x_dot, *others[1:]))
-        return (out, *stats), (dot, *stats_dots)
+        return (total, *stats), (dot, *stats_dots)
 
     total = jax.custom_jvp(primal)
     total.defjvp(tangent, symbolic_zeros=True)

@@ -1,9 +1,8 @@
 """Cross entropy of `hidden @ kernel` as a function that JAX may differentiate, batch and split.
 
-Value and gradients of a reduced loss come out of one scan (`local`): the pair is a `custom_jvp` whose tangent is
-⟨gradients, tangents⟩, as in `_autodiff.pair`. Unreduced losses and statistics are differentiated by scans that make each chunk's
-logits again. Those scans, and the derivatives of the first, which second order asks for, are plain JAX that saves no
-logits.
+Value and gradients of a reduced loss come out of one scan (`local`), in a `custom_jvp` whose tangent is ⟨gradients,
+tangents⟩. Unreduced losses and statistics are differentiated by scans that make each chunk's logits again. Those scans,
+and the derivatives of the first, which second order asks for, are plain JAX that saves no logits.
 """
 
 import dataclasses
