@@ -58,7 +58,8 @@ int lanes_of(int64_t classes) {
 
 // ---- one row --------------------------------------------------------------------------------------------------------
 
-// The maximum and the sum of exponentials, at a temperature of 1 / scale, of the logits that a thread has seen.
+// The maximum and the sum of exponentials, at a temperature of 1 / scale, of the logits that a thread has seen. The terms
+// of the largest, which are 1, are counted: what is small beside them keeps its digits.
 template <class Real>
 class TemperedSums {
  public:
@@ -69,28 +70,39 @@ class TemperedSums {
     Real highest = x[0];
 #pragma unroll
     for (int i = 1; i < count; i++) highest = Maximum()(highest, x[i]);
-    if (highest > max_) {
-      sum_.scale(term(max_, highest));
-      max_ = highest;
-    }
-    Real sum = 0;
+    if (highest > max_) relative_to(highest);
+    Real others = 0, largest = 0;
 #pragma unroll
-    for (int i = 0; i < count; i++) sum += term(x[i], max_);
-    sum_.add(sum);
+    for (int i = 0; i < count; i++) {
+      const bool is_largest = x[i] == max_;
+      others += is_largest ? Real(0) : term(x[i], max_);
+      largest += is_largest ? Real(1) : Real(0);
+    }
+    others_.add(others);
+    largest_ += largest;
   }
 
   // Of the row: all threads of the team must call it.
   template <class Team>
-  __device__ __forceinline__ TemperedSoftmax<Real> of_row(Team team) const {
+  __device__ __forceinline__ TemperedSoftmax<Real> of_row(Team team) {
     const Real max = team.combined(max_, Maximum());
-    return {max, logarithm(team.combined(sum_.value() * term(max_, max), Sum())), scale_};
+    if (max_ != max) relative_to(max);
+    const Real others = team.combined(others_.value(), Sum()), largest = team.combined(largest_, Sum());
+    const Real sum = (others + largest) + (max - max);  // NaN of an infinite maximum
+    return {max, log_of_sum(sum, others + (largest - 1), is_sure(sum)), scale_};
   }
 
  private:
-  Real max_, scale_;
-  CompensatedSum<Real> sum_;
+  Real max_, scale_, largest_ = 0;
+  CompensatedSum<Real> others_;
 
   __device__ __forceinline__ Real term(Real x, Real max) const { return HardwareFunctions::exp((x - max) * scale_); }
+  __device__ __forceinline__ void relative_to(Real higher) {
+    others_.add(largest_);
+    others_.scale(term(max_, higher));
+    max_ = higher;
+    largest_ = 0;
+  }
 };
 
 enum class Pass { forwards, backwards };  // what the pass before has read last may be cached still
