@@ -1,5 +1,6 @@
 """Checks of predictions and targets, before anything is traced."""
 
+import difflib
 import math
 import numbers
 from typing import Any, get_args
@@ -24,16 +25,22 @@ def prediction(name: str, x: Any, target_name: str = "", target: Any = None) -> 
     x = array(name, x)
     if x.dtype.name not in _FLOATS:
         dtype = getattr(target, "dtype", None)
-        swapped = getattr(dtype, "name", None) in _FLOATS and jnp.ndim(target) - x.ndim in (0, 1)
+        is_target = jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_
+        swapped = is_target and getattr(dtype, "name", None) in _FLOATS and jnp.ndim(target) - x.ndim in (0, 1)
         hint = f"; {target_name} has dtype {dtype}: are the two swapped?" if swapped else ""
         raise TypeError(f"{name} has dtype {x.dtype}: expected one of {', '.join(_FLOATS)}{hint}")
     return x
 
 
-def class_indices(name: str, labels: Array) -> Array:
-    """`labels`, of an integer type."""
+def class_indices(name: str, labels: Array, row_rank: int, axis: int = -1) -> Array:
+    """`labels`, of an integer type, for logits that have so many axes besides the `axis` of classes."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {labels.dtype}: expected an integer type, of class indices")
+        hint = ""
+        if not jnp.issubdtype(labels.dtype, jnp.complexfloating) and labels.ndim == row_rank:
+            hint = f"; write {name}.astype(int) if these are class indices"
+        elif not jnp.issubdtype(labels.dtype, jnp.complexfloating) and labels.ndim == row_rank + 1:
+            hint = f"; write {name}.argmax({integer('axis', axis)}) if it is one-hot"
+        raise TypeError(f"{name} has dtype {labels.dtype}: expected an integer type, of class indices{hint}")
     return labels
 
 
@@ -46,8 +53,7 @@ def probabilities(target: Any, name: str, x: Array, target_name: str = "target")
     if jnp.issubdtype(target.dtype, jnp.complexfloating):
         raise TypeError(f"{target_name} has dtype {target.dtype}: expected a real type")
     if target.shape != x.shape:
-        one_column = x.shape == (*target.shape, 1)
-        hint = f"; write {target_name}[..., None] if its last axis is missing" if one_column else ""
+        hint = _equal_shape_hint(target_name, target, x)
         raise ValueError(f"{target_name} has shape {target.shape}, {name} {x.shape}: expected equal shapes{hint}")
     if target.dtype == jnp.float64 and x.dtype != jnp.float64:
         x = x.astype(jnp.float64)
@@ -56,6 +62,16 @@ def probabilities(target: Any, name: str, x: Array, target_name: str = "target")
     elif target.dtype not in (x.dtype, jnp.float32):
         target = target.astype(jnp.float32)
     return target, x
+
+
+def _equal_shape_hint(name: str, target: Array, x: Array) -> str:
+    if x.shape == (*target.shape, 1):
+        return f"; write {name}[..., None] if its last axis is missing"
+    if target.shape == (*x.shape, 1):
+        return f"; write {name}[..., 0]"
+    if name == "target" and jnp.issubdtype(target.dtype, jnp.integer) and target.shape == x.shape[:-1]:
+        return f"; write jax.nn.one_hot({name}, {x.shape[-1]}) if these are class indices"
+    return ""
 
 
 def class_target(
@@ -68,9 +84,15 @@ def class_target(
     Returns the target, the logits, and where an index is not `ignore_index` (None without one).
     """
     if target.dtype == jnp.bool_:
+        one_hot = target.shape == logits.shape
+        hint = (
+            f"write {name}.argmax({axis}) if it is one-hot"
+            if one_hot
+            else f"write {name}.astype(int) if these are classes"
+        )
         raise TypeError(
-            "target has dtype bool: expected an integer type for class indices or a floating-point type for "
-            "probabilities"
+            f"{name} has dtype bool: expected an integer type for class indices or a floating-point type for "
+            f"probabilities; {hint}"
         )
     if not jnp.issubdtype(target.dtype, jnp.integer):
         if ignore_index is not None:
@@ -162,7 +184,8 @@ def _class_shape_hint(name: str, target: Array, rows: tuple[int, ...], shape: tu
     if not jnp.issubdtype(target.dtype, jnp.integer):
         return f"; write {name}.astype(int) if these are class indices" if target.shape == rows else ""
     if target.shape == shape:
-        return f"; write {name}.argmax({axis}) if it is one-hot"
+        elements = ", or call binary_cross_entropy if each logit is an example" if len(shape) == 1 else ""
+        return f"; write {name}.argmax({axis}) if it is one-hot{elements}"
     if target.shape == (*rows, 1):
         return f"; write {name}[..., 0]"
     for other, classes in enumerate(shape):
@@ -176,9 +199,9 @@ def clip_value(clip: float | None, upper: float) -> float:
     if clip is None:
         return 0.0
     if isinstance(clip, jax.Array):
-        raise wrong_type("clip", clip, f"a number between 0 and {upper}, or None")
+        raise wrong_type("clip", clip, f"a number between 0 and {upper:g}, or None")
     if not isinstance(clip, numbers.Real) or isinstance(clip, bool) or not math.isfinite(clip) or not 0 < clip < upper:
-        raise ValueError(f"clip is {clip!r}: expected a number between 0 and {upper}, or None")
+        raise ValueError(f"clip is {clip!r}: expected a number between 0 and {upper:g}, or None")
     return float(clip)
 
 
@@ -204,6 +227,9 @@ def mesh_axes(axis_name: AxisName, x: Array, name: str = "logits") -> tuple[str,
     if not isinstance(axis_name, str | tuple | list):
         raise wrong_type("axis_name", axis_name, "str or a tuple of them, or None")
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    for axis in axes:
+        if not isinstance(axis, str):
+            raise wrong_type("axis_name", axis, "str or a tuple of them, or None")
     varying = manual_axes(x)
     if missing := [axis for axis in axes if axis not in varying]:
         raise ValueError(
@@ -222,7 +248,51 @@ def positional_options(function: str, names: tuple[str, ...], operands: int, arg
     ]
     unambiguous = all(keywords) and len(set(keywords)) == len(keywords)
     advice = ", ".join(written) if unambiguous else f"its options as keywords: {', '.join(names[operands:])}"
-    return TypeError(f"{function}() takes {operands} positional arguments but {len(args)} were given: write {advice}")
+    takes = f"{operands} positional argument{'s' if operands > 1 else ''}"
+    return TypeError(f"{function}() takes {takes} but {len(args)} were given: write {advice}")
+
+
+_ELSEWHERE = {
+    "alpha": ("focal_alpha", "label_smoothing", "beta"),
+    "axis": ("kernel_axis",),
+    "dim": ("axis", "kernel_axis"),
+    "from_logits": ("target_type",),
+    "input": ("logits", "pred"),
+    "gamma": ("focal_gamma",),
+    "ignore_index": ("where",),
+    "ignore_label": ("ignore_index",),
+    "label": ("labels", "target"),
+    "label_weights": ("class_weights",),
+    "labels": ("target",),
+    "logit_scale": ("temperature",),
+    "logit_softcap": ("softcap",),
+    "lse_square_scale": ("z_loss",),
+    "mask": ("where",),
+    "pred": ("logits",),
+    "predictions": ("pred", "logits"),
+    "quantile": ("q",),
+    "sample_weight": ("weights",),
+    "smoothing": ("label_smoothing",),
+    "student": ("student_logits", "logits"),
+    "target": ("labels", "teacher_logits"),
+    "targets": ("target", "labels", "teacher_logits"),
+    "tau": ("q", "temperature"),
+    "teacher": ("teacher_logits", "target"),
+    "threshold": ("delta",),
+    "vocab_size": ("num_classes",),
+    "weight": ("class_weights", "weights"),
+    "y_pred": ("logits", "pred"),
+    "y_true": ("target", "labels"),
+}
+"""Arguments of other libraries, and of our other losses, and what each may be called here."""
+
+
+def unknown_argument(function: str, names: tuple[str, ...], operands: int, option: str) -> TypeError:
+    """The error for a keyword that a loss does not have, which says which one may be meant."""
+    elsewhere = [name for name in _ELSEWHERE.get(option, ()) if name in names]
+    ours = elsewhere[:1] or difflib.get_close_matches(option, names, 1, 0.75)
+    hint = f": did you mean {ours[0]}?" if ours else f": its options are {', '.join(names[operands:])}"
+    return TypeError(f"{function}() got an unexpected keyword argument {option!r}{hint}")
 
 
 def _keyword(x: Any, options: tuple[str, ...]) -> str | None:

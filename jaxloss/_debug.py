@@ -172,11 +172,15 @@ def watched(watch: Callable[[dict[str, Any], _Watch], int | None]) -> Callable[[
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         operands = sum(x.kind is x.POSITIONAL_OR_KEYWORD for x in signature.parameters.values())
+        names = signature.parameters.keys()
 
         @functools.wraps(function)
         def called(*args, **kwargs):
             if len(args) > operands:
-                raise _arguments.positional_options(function.__name__, tuple(signature.parameters), operands, args)
+                raise _arguments.positional_options(function.__name__, tuple(names), operands, args)
+            if not kwargs.keys() <= names:
+                unknown = next(name for name in kwargs if name not in names)
+                raise _arguments.unknown_argument(function.__name__, tuple(names), operands, unknown)
             if not _checking.value:
                 return function(*args, **kwargs)
             with _checking(False):  # one public function may call another

@@ -53,9 +53,10 @@ def checked(
     if where is not None:
         where = array("where", where)
         if where.dtype != jnp.bool_:
-            raise TypeError(f"where has dtype {where.dtype}: expected bool")
+            hint = "" if jnp.issubdtype(where.dtype, jnp.complexfloating) else "; write where != 0"
+            raise TypeError(f"where has dtype {where.dtype}: expected bool{hint}")
     if weights is not None:
-        weights = real_array("weights", weights)
+        weights = real_array("weights", weights, "; where= takes booleans")
     if normalizer is not None:
         if reduction != "mean":
             raise ValueError(f"normalizer replaces the batch size of reduction='mean': found reduction={reduction!r}")
@@ -128,11 +129,15 @@ def _shape_error(name: str, x: Array, shape: tuple[int, ...], example_rank: int,
         which, whole = axes
         if missing > 0 and _broadcasts(whole, shape, row_rank):
             advice.append(f"{written}[{index}] if its axes are the prediction's {which}")
+    if x.shape == (*shape[:example_rank], 1):
+        advice.append(f"{written}[..., 0]")
+    masks_classes = name == "where" and row_rank < len(shape) == x.ndim and x.shape[-1] == shape[-1] != 1
     return ValueError(
         f"{name} has shape {x.shape}, the prediction {shape}: expected the shape of the examples "
         f"{shape[:example_rank]}, or an axis for each of the prediction's, as long or 1"
         + (" and 1 along the classes" if row_rank < len(shape) else "")
         + (f"; write {', or '.join(advice)}" if advice else "")
+        + ("; to mask classes, give them a logit of -Inf" if masks_classes else "")
     )
 
 

@@ -362,7 +362,7 @@ def log_prob(
     Source: R. J. Williams, *Simple statistical gradient-following algorithms* (1992).
     """
     logits = _arguments.prediction("logits", logits, "labels", labels)
-    labels = _arguments.class_indices("labels", array("labels", labels))
+    labels = _arguments.class_indices("labels", array("labels", labels), logits.ndim - 1, axis)
     options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
     classes = checked(
         logits,
