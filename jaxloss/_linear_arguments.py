@@ -177,8 +177,8 @@ def _precision(precision: Any):
     if isinstance(precision, tuple | list) and len(precision) == 2 and all(map(_is_precision, precision)):
         return tuple(precision)
     expected = (
-        "what jax.lax.dot_general takes: None, 'default', 'high', 'highest', two of the last three, a jax.lax.DotAlgorithm or "
-        "one of its presets"
+        "what jax.lax.dot_general takes: None, 'default', 'high', 'highest', two of the last three, a "
+        "jax.lax.DotAlgorithm or one of its presets"
     )
     if isinstance(precision, str | tuple | list):
         raise ValueError(f"precision is {precision!r}: expected {expected}")

@@ -392,6 +392,7 @@ def test_a_traced_option_that_is_static(option):
     assert str(found.value) == f"{option} is traced: expected {expected}; name it in static_argnames of jax.jit"
 
 
+REDUCE = "expected a function of losses and where=, such as jax.numpy.sum, or None"
 DROP_INS = {
     "axis": ("softmax_cross_entropy", (X, X), {"axis": 1.0}, "axis has type float: expected int"),
     "one of several axes": ("kl_divergence", (X, X), {"axis": (0, "a")}, "axis has type str: expected int"),
@@ -399,7 +400,18 @@ DROP_INS = {
     "too many": ("l2_loss", (X, X, X), {}, "l2_loss(): too many positional arguments"),
     "too few": ("softmax_cross_entropy", (X,), {}, "softmax_cross_entropy(): missing a required argument: 'labels'"),
     "another": ("huber_loss", (X, X), {"beta": 1.0}, "huber_loss(): got an unexpected keyword argument 'beta'"),
-    "one-hot labels": ("softmax_cross_entropy_with_integer_labels", (X, ONE_HOT), {}, "labels has shape (8, 4), logits (8, 4): expected 1 axes of labels; softmax_cross_entropy takes one-hot labels"),
+    "one-hot labels": ("softmax_cross_entropy_with_integer_labels", (X, ONE_HOT), {}, "labels has shape (8, 4), logits (8, 4): expected (8,); softmax_cross_entropy takes one-hot labels"),
+    "a column of labels": ("softmax_cross_entropy_with_integer_labels", (X, LABELS[:, None]), {}, "labels has shape (8, 1), logits (8, 4): expected (8,); write labels[..., 0]"),
+    "probabilities": ("softmax_cross_entropy_with_integer_labels", (X, X), {}, "labels has dtype float32: expected an integer type, of class indices; softmax_cross_entropy takes probabilities"),
+    "floating-point indices": ("softmax_cross_entropy_with_integer_labels", (X, X[:, 0]), {}, "labels has dtype float32: expected an integer type, of class indices; write labels.astype(int) if these are class indices"),
+    "all axes of indices": ("softmax_cross_entropy_with_integer_labels", (X, LABELS), {"axis": None}, "axis is None: expected int or a tuple of int"),
+    "an axis too far": ("kl_divergence", (X, X), {"axis": 2}, "axis is 2, the operands have 2 axes: expected one from -2 to 1"),
+    "an axis of labels too far": ("smooth_labels", (X, 0.1), {"axis": -3}, "axis is -3, labels has 2 axes: expected one from -2 to 1"),
+    "an axis twice": ("smooth_labels", (X, 0.1), {"axis": (1, -1)}, "axis is (1, -1): expected no axis twice"),
+    "an axis of nothing": ("kl_divergence", (0.0, 1.0), {}, "axis is -1, the operands have 0 axes: expected None"),
+    "signs that are booleans": ("perceptron_loss", (X > 0, X), {}, "predictor_outputs has dtype bool: expected a real type other than bool"),
+    "a reduction that is a string": ("ranking_softmax_loss", (X, X), {"reduce_fn": "mean"}, f"reduce_fn has type str: {REDUCE}"),
+    "a reduction without where": ("ranking_softmax_loss", (X, X), {"reduce_fn": lambda x: x.sum()}, f"reduce_fn cannot be called so (got an unexpected keyword argument 'where'): {REDUCE}"),
 }  # fmt: skip
 
 

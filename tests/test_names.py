@@ -72,3 +72,36 @@ def test_any_other_name(name):
         getattr(jaxloss, name)
     assert str(raised.value) == f"module 'jaxloss' has no attribute {name!r}"
     assert raised.value.name == name
+
+
+def test_the_names_of_drop_ins():
+    assert set(_other_names._DROP_INS) == set(drop_ins.__all__) - set(jaxloss.__all__)
+    assert not set(_other_names._OPTAX_ALONE) & {*drop_ins.__all__, *jaxloss.__all__, *_other_names._OURS}
+
+
+OF_MODULES = {
+    "a drop-in": (jaxloss, "hinge_loss", "did you mean jaxloss.optax.hinge_loss, optax's?"),
+    "optax's alone": (jaxloss, "ctc_loss", "call optax.losses.ctc_loss, which has no kernels here"),
+    "optax's alone, of drop-ins": (drop_ins, "ntxent", "call optax.losses.ntxent, which has no kernels here"),
+    "ours, of drop-ins": (drop_ins, "mse", "did you mean jaxloss.mse? This module has optax's names."),
+    "torch's, of drop-ins": (
+        drop_ins,
+        "l1_loss",
+        "did you mean jaxloss.mae, whose mean divides by the number of examples, not of elements? This module has "
+        "optax's names.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("module", "name", "advice"), OF_MODULES.values(), ids=OF_MODULES)
+def test_a_name_that_is_elsewhere(module, name, advice):
+    with pytest.raises(AttributeError) as raised:
+        getattr(module, name)
+    assert str(raised.value) == f"module '{module.__name__}' has no attribute {name!r}: {advice}"
+
+
+def test_any_other_name_of_a_drop_in():
+    with pytest.raises(AttributeError) as raised:
+        drop_ins.squared_errors  # noqa: B018
+    assert str(raised.value) == "module 'jaxloss.optax' has no attribute 'squared_errors'"
+    assert (raised.value.name, raised.value.obj) == ("squared_errors", drop_ins)
