@@ -94,7 +94,7 @@ def ours(memory=None, **options):
 
     def loss(hidden, kernel, labels):
         if memory is not None:
-            from jaxloss._token_chunks import chunk_size
+            from jaxloss._linear.chunks import chunk_size
 
             options["chunk_size"] = chunk_size(len(hidden), kernel.shape[1], hidden.dtype.itemsize, memory)
         return jaxloss.linear_cross_entropy(hidden, kernel, labels, **options)

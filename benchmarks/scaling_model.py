@@ -12,7 +12,7 @@ import math
 import pathlib
 
 from benchmarks import record
-from jaxloss._token_chunks import chunk_size
+from jaxloss._linear.chunks import chunk_size
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- written by benchmarks/scaling_model.py -->\n", "<!-- end -->"

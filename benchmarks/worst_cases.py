@@ -204,9 +204,9 @@ def main() -> None:
     import jax
 
     from benchmarks import record, worst_case_losses
-    from jaxloss import _calls
+    from jaxloss._ffi import call
 
-    _calls.FEW = 0  # kernels, where the formula might take so few
+    call.FEW = 0  # kernels, where the formula might take so few
     platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
     circumstances = record.circumstances()
     rows = []

@@ -1,4 +1,4 @@
-// What the shared object says of itself; `jaxloss/_library.py` is the other side.
+// What the shared object says of itself; `jaxloss/_ffi/library.py` is the other side.
 #include "cpu/kernels.h"
 #include "handlers/targets.h"
 

@@ -7,9 +7,10 @@ The losses expect predictions or logits and a target, divide by the batch size, 
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxloss import _other_names, formulas
-from jaxloss._debug import debug_checks
-from jaxloss._library import Backends, backends, export_checks
+from jaxloss import formulas
+from jaxloss._checks import other_names
+from jaxloss._checks.debug import debug_checks
+from jaxloss._ffi.library import Backends, backends, export_checks
 from jaxloss._version import __version__
 from jaxloss.binary import binary_cross_entropy, d_binary_cross_entropy
 from jaxloss.categorical import (
@@ -32,7 +33,7 @@ else:
         """`jaxloss.optax`, imported when it is asked for; or the error, which says what ours is called."""
         if name == "optax":
             return importlib.import_module("jaxloss.optax")
-        raise _other_names.no_attribute(name)
+        raise other_names.no_attribute(name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), "optax"})

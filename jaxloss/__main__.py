@@ -13,7 +13,8 @@ import jaxlib.version
 import numpy as np
 
 import jaxloss
-from jaxloss import _calls, _driver, _library, formulas
+from jaxloss import formulas
+from jaxloss._ffi import call, driver, library
 
 ROWS, WIDTH, FEATURES = 96, 320, 48
 TOLERANCE = 2e-5
@@ -46,7 +47,7 @@ def _checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
     shares = np.asarray(jax.nn.softmax(a, axis=-1))
     hidden = random.normal(0, 0.3, (ROWS, FEATURES)).astype(np.float32)
     kernel = random.normal(0, 0.3, (FEATURES, WIDTH)).astype(np.float32)
-    assert x.size > _calls.FEW, "of so few elements no kernel runs"
+    assert x.size > call.FEW, "of so few elements no kernel runs"
     cross_entropy = functools.partial(jaxloss.categorical_cross_entropy, clip=None)
     return {
         "mse": (jaxloss.mse, formulas.squared_error, (x, a)),
@@ -95,14 +96,14 @@ def _kinds_of_devices() -> list[Any]:
 
 
 def _driver_words() -> str:
-    version = _driver.cuda_version()
-    return "none" if version is None else f"runs CUDA up to {_driver.written(version)}"
+    version = driver.cuda_version()
+    return "none" if version is None else f"runs CUDA up to {driver.written(version)}"
 
 
 def main() -> int:
     """Prints the report, and returns the exit status: 0 if every loss agrees with its formula on every device."""
     print(f"jaxloss      {jaxloss.__version__} in {jaxloss.__path__[0]}")
-    print(f"library      {_library.path()}")
+    print(f"library      {library.path()}")
     print(f"kernels      {jaxloss.backends()}")
     print(f"jax, jaxlib  {jax.__version__}, {jaxlib.version.__version__}; numpy {np.__version__}")
     print(f"Python       {platform.python_version()} on {platform.system()} {platform.release()}, {platform.machine()}")

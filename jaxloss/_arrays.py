@@ -1,61 +1,54 @@
-"""What callers pass as arrays, as arrays: or at once an error that names the argument."""
+"""What every layer says of arrays: one value a row, rows that are masked, the mesh axes that a type varies over.
 
-import numbers
-from typing import Any, TypeGuard
+Everywhere: `x` is `[rows..., features...]`; `row_weight` has the first axes of `x`; losses and statistics have the
+rows' axes. A row weight of `MASKED` marks a row of which nothing is read and for which zeros are written.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.typing import DTypeLike
 
-from jaxloss._meshes import without_reduced
+Array = jax.Array
+Formula = Callable[..., Array]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-_PROTOCOLS = ("__jax_array__", "__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__")
-
-
-def array(name: str, x: Any) -> jax.Array:
-    """`x` as an array; a JAX array as it is, for a conversion to its own type is a program where nothing is traced.
-
-    What JAX would take for a sequence, or convert in minutes, is an error: a sparse array, a string, None.
-    """
-    if isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended):
-        return without_reduced(name, x)
-    if not _may_be_array(x):
-        raise TypeError(f"{name} {found(x)}: expected an array")
-    if is_wide(x):
-        x = narrowed(x)
-    try:
-        # A number is put on the device as such, which a transfer guard allows.
-        return jax.device_put(x) if isinstance(x, numbers.Number) else jnp.asarray(x)
-    except (TypeError, ValueError, OverflowError) as error:
-        if isinstance(x, list | tuple) and _shape(x) is None:
-            raise TypeError(f"{name} has type {_type_of(x)}, of unequal lengths: expected an array") from error
-        raise TypeError(f"{name} has type {_type_of(x)}, which is no array ({error}): expected an array") from error
+MASKED = -0.0
+"""The weight of a masked row: an ordinary weight of 0 still wants its row's loss, for its own gradient."""
 
 
-def is_wide(x: Any) -> TypeGuard[np.ndarray]:
-    """Whether these are integers of 64 bits outside JAX, which has 32 for them."""
-    return (
-        isinstance(x, np.ndarray | np.generic)
-        and x.dtype.kind in "iu"
-        and jax.dtypes.canonicalize_dtype(x.dtype).itemsize < x.dtype.itemsize
-    )
+def inlined(static_argnums: int | tuple[int, ...] = ()) -> Callable[[Function], Function]:
+    """Makes a function one program where it is called eagerly, and part of its caller's where that is traced."""
+    return cast(Any, functools.partial(jax.jit, static_argnums=static_argnums, inline=True))
 
 
-def narrowed(x: np.ndarray) -> np.ndarray:
-    """Wide integers in the type that JAX has for them; what does not fit becomes the nearest.
-
-    JAX itself drops the upper half, and the index 2³² + 3 would be class 3.
-    """
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-    info = np.iinfo(dtype)
-    return np.clip(x, info.min, info.max).astype(dtype)
+def is_masked(row_weight: Array) -> Array:
+    """Whether each row is masked."""
+    return (row_weight == 0) & jnp.signbit(row_weight)
 
 
-def of_dtype(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """`x` in that type; as it is if that is its own, for the same reason."""
-    return x if x.dtype == dtype else x.astype(dtype)
+def along(row_values: Array, x: Array) -> Array:
+    """One value a row, to be broadcast along the other axes of `x`."""
+    return jax.lax.expand_dims(row_values, range(row_values.ndim, x.ndim))
+
+
+def sizes_known(x: Array) -> bool:
+    """Whether none of them is known to the call of an exported program alone."""
+    return all(isinstance(size, int) for size in x.shape)
+
+
+def manual_axes(*operands: Array) -> tuple[str, ...]:
+    """The mesh axes of an enclosing `shard_map` that any of the operands varies over."""
+    return tuple(sorted(set().union(*(jax.typeof(operand).manual_axis_type.varying for operand in operands))))
+
+
+def varying(axes: Sequence[str], x: Array) -> Array:
+    """`x` with a type that varies over `axes`, as it may already over some."""
+    missing = tuple(axis for axis in axes if axis not in jax.typeof(x).manual_axis_type.varying)
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def promoted(*operands: Any) -> np.dtype:
@@ -64,43 +57,16 @@ def promoted(*operands: Any) -> np.dtype:
         return jnp.result_type(*operands)
 
 
-def real_dtype(x: jax.Array) -> np.dtype:
-    """The type that losses of `x` are computed in."""
-    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+def like(x: Array, dtype=None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype)
 
 
-def axis_moved(x: jax.Array, axis: int, to: int) -> jax.Array:
-    """`jnp.moveaxis`; `x` as it is if its axis is there already, for the same reason."""
-    return x if axis % x.ndim == to % x.ndim else jnp.moveaxis(x, axis, to)
+def weighted(row_weight: Array, values: Array) -> Array:
+    """Values of rows times the rows' weights; a weight of 0 masks even what is not finite."""
+    weight = along(row_weight, values)
+    return jnp.where((weight == 0) & ~jnp.isfinite(values), 0, weight * values)
 
 
-def found(x: Any) -> str:
-    """What an error says of a value that is of the wrong type."""
-    if x is None:
-        return "is None"
-    return "is traced" if isinstance(x, Tracer) else f"has type {_type_of(x)}"
-
-
-def _type_of(x: Any) -> str:
-    if isinstance(x, list | tuple) and (odd := [part for part in x if not _may_be_array(part)]):
-        return f"{type(x).__name__} with one of type {_type_of(odd[0])} in it"
-    dtype = f" of dtype {x.dtype}" if isinstance(x, jax.Array | np.ndarray | np.generic) else ""
-    return f"{'Array' if isinstance(x, jax.Array) else type(x).__name__}{dtype}"
-
-
-def _shape(x: Any) -> tuple[int, ...] | None:
-    """The shape of nested lists; None if there is none."""
-    if not isinstance(x, list | tuple):
-        return np.shape(x)
-    first, *others = {_shape(part) for part in x} or {()}
-    return None if first is None or others else (len(x), *first)
-
-
-def _may_be_array(x: Any) -> bool:
-    if isinstance(x, list | tuple):
-        return all(map(_may_be_array, x))
-    if isinstance(x, jax.Array | np.ndarray | np.generic):
-        return not jnp.issubdtype(x.dtype, jax.dtypes.extended) and x.dtype.kind not in "OSUMm"
-    if isinstance(x, type):
-        return False
-    return isinstance(x, numbers.Number) or any(hasattr(x, protocol) for protocol in _PROTOCOLS)
+def without_masked(row_weight: Array, rows: Sequence[Array]) -> tuple[Array, ...]:
+    """Numbers of rows, 0 for the masked rows."""
+    return tuple(jnp.where(is_masked(along(row_weight, of_rows)), 0, of_rows) for of_rows in rows)

@@ -10,11 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxloss import _arguments, _debug, _elementwise, _examples, _parameters, formulas
-from jaxloss._arrays import array, of_dtype
-from jaxloss._calls import Array, inlined
-from jaxloss._debug import watched
-from jaxloss._tangents import BOUNDED
+from jaxloss import formulas
+from jaxloss._arrays import Array, inlined
+from jaxloss._autodiff.tangents import BOUNDED
+from jaxloss._checks import arguments as _arguments
+from jaxloss._checks import debug as _debug
+from jaxloss._checks import examples as _examples
+from jaxloss._checks import parameters as _parameters
+from jaxloss._checks.arrays import array, of_dtype
+from jaxloss._checks.debug import watched
+from jaxloss._rows import elementwise as _elementwise
+from jaxloss._rows.weights import along_rows, leading
 from jaxloss._types import Reduction
 
 
@@ -213,8 +219,8 @@ def _checked(
     target, logits = _arguments.probabilities(target, "logits", logits)
     if counted is not None:
         if examples.where is not None:
-            where = _examples.leading("where", examples.where, logits.shape, min(1, logits.ndim), logits.ndim)
-            counted = counted & _examples.along_rows(where, logits.shape)
+            where = leading("where", examples.where, logits.shape, min(1, logits.ndim), logits.ndim)
+            counted = counted & along_rows(where, logits.shape)
         examples = dataclasses.replace(examples, where=counted)
     return logits, target, examples
 

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss import _arguments, _cross_entropy, _debug
-from jaxloss._arrays import array, axis_moved, of_dtype
-from jaxloss._calls import Array, inlined
-from jaxloss._class_arguments import Options, checked
-from jaxloss._debug import watched
+from jaxloss._arrays import Array, inlined
+from jaxloss._checks import arguments as _arguments
+from jaxloss._checks import debug as _debug
+from jaxloss._checks.arrays import array, axis_moved, of_dtype
+from jaxloss._checks.classes import Options, checked
+from jaxloss._checks.debug import watched
+from jaxloss._rows import cross_entropy as _cross_entropy
 from jaxloss._types import AxisName, ClassTarget, Normalizer, Reduction
 
 

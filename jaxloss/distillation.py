@@ -2,10 +2,13 @@
 
 from jax.typing import ArrayLike
 
-from jaxloss import _debug, _divergence, _teacher, formulas
-from jaxloss._calls import Array
-from jaxloss._debug import watched
-from jaxloss._divergence import Divergence
+from jaxloss import formulas
+from jaxloss._arrays import Array
+from jaxloss._checks import debug as _debug
+from jaxloss._checks import teacher as _teacher
+from jaxloss._checks.debug import watched
+from jaxloss._rows import divergence as _divergence
+from jaxloss._rows.divergence import Divergence
 from jaxloss._types import AxisName, Reduction, TargetType
 
 

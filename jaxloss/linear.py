@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxloss import _debug, _linear
-from jaxloss._calls import Array, inlined
-from jaxloss._class_arguments import Options
-from jaxloss._debug import watched
-from jaxloss._linear_arguments import checked
+from jaxloss._arrays import Array, inlined
+from jaxloss._checks import debug as _debug
+from jaxloss._checks.classes import Options
+from jaxloss._checks.debug import watched
+from jaxloss._checks.linear import checked
+from jaxloss._linear import autodiff as _linear
 from jaxloss._types import AxisName, Normalizer, Reduction
 from jaxloss.categorical import CrossEntropyStats, public_stats
 

@@ -2,10 +2,16 @@
 
 from jax.typing import ArrayLike
 
-from jaxloss import _arguments, _debug, _elementwise, _examples, _parameters, formulas
-from jaxloss._arrays import array, of_dtype
-from jaxloss._calls import Array, Formula
-from jaxloss._debug import watched
+from jaxloss import formulas
+from jaxloss._arrays import Array, Formula
+from jaxloss._checks import arguments as _arguments
+from jaxloss._checks import debug as _debug
+from jaxloss._checks import examples as _examples
+from jaxloss._checks import parameters as _parameters
+from jaxloss._checks.arrays import array, of_dtype
+from jaxloss._checks.debug import watched
+from jaxloss._rows import elementwise as _elementwise
+from jaxloss._rows import weights as _weights
 from jaxloss._types import Reduction
 
 
@@ -470,13 +476,13 @@ def _checked(
     weights: ArrayLike | None,
     reduction: Reduction,
     normalizer: ArrayLike | None,
-) -> tuple[Array, Array, _examples.Examples]:
+) -> tuple[Array, Array, _weights.Examples]:
     x = _arguments.prediction("pred", pred, "target", target)
     a, x = _arguments.probabilities(target, "pred", x)
     return x, a, _examples.checked(where, weights, reduction, normalizer)
 
 
-def _with_number(examples: _examples.Examples, given: ArrayLike, number: Array) -> tuple[_examples.Examples, Array]:
+def _with_number(examples: _weights.Examples, given: ArrayLike, number: Array) -> tuple[_weights.Examples, Array]:
     """Examples and number; where the number is out of range, also those that do not depend on it are NaN."""
     return examples if _parameters.is_known(given) else _examples.undefined_with(examples, number), number
 

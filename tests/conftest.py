@@ -19,10 +19,11 @@ import pytest  # noqa: E402
 
 import losses  # noqa: E402
 import meshes  # noqa: E402
-from jaxloss import _calls, _cross_entropy  # noqa: E402
+from jaxloss._ffi import call  # noqa: E402
+from jaxloss._rows import cross_entropy  # noqa: E402
 
 # Small arrays are to test kernels. What the formula does in their place is test_formulas.py's.
-_calls.FEW = 0
+call.FEW = 0
 
 # Products of float32 are made in float32, which a GPU does not do unless it is asked to.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -39,7 +40,7 @@ PATHS = {"kernel": 0, "formula": 2**31}
 def path(request):
     """Whether kernels are called, or the formulas that stand in for them where elements are few, as in small tests they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_calls, "FEW", PATHS[request.param])
+        patch.setattr(call, "FEW", PATHS[request.param])
         jax.clear_caches()
         yield request.param
     jax.clear_caches()
@@ -112,9 +113,9 @@ def retraced():
 @pytest.fixture
 def sums_of_few_rows(monkeypatch, retraced):
     """Every call of cross entropy whose rows have one weight adds up their losses at once, if rows are not too long."""
-    monkeypatch.setattr(_cross_entropy, "MANY_BYTES", 0)
-    monkeypatch.setattr(_cross_entropy, "SHORT_BYTES", 1024)
-    monkeypatch.setattr(_cross_entropy, "SHORT_BYTES_WITH_GRAD", {2: 1024, 4: 1024})
+    monkeypatch.setattr(cross_entropy, "MANY_BYTES", 0)
+    monkeypatch.setattr(cross_entropy, "SHORT_BYTES", 1024)
+    monkeypatch.setattr(cross_entropy, "SHORT_BYTES_WITH_GRAD", {2: 1024, 4: 1024})
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` picks by marker

@@ -18,7 +18,7 @@ from jax.experimental import serialize_executable
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloss
-from jaxloss import _calls
+from jaxloss._ffi import call
 
 P = PartitionSpec
 ROWS, CLASSES, WIDTH = 16, 32, 8
@@ -52,7 +52,7 @@ def operands() -> list[np.ndarray]:
 
 def main(folder: pathlib.Path) -> None:
     """Compiles, or finds what was compiled."""
-    _calls.FEW = 0
+    call.FEW = 0
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

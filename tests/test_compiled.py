@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloss import _library
+from jaxloss._ffi import library
 from losses import BINARY, CASES, FLOATS, Case
 from modules import custom_call_targets, of_size
 
@@ -147,6 +147,6 @@ def test_unreduced_elements_are_left_to_xla(case):
 
 @cases
 def test_names_of_custom_calls(case):
-    version = f"_v{_library.CALLING_CONVENTION}"
-    assert all(name.startswith("jaxloss_") and name.endswith(version) for name in _library.TARGETS)
-    assert f"{case.loss.in_modules}_value_and_grad{version}" in _library.TARGETS
+    version = f"_v{library.CALLING_CONVENTION}"
+    assert all(name.startswith("jaxloss_") and name.endswith(version) for name in library.TARGETS)
+    assert f"{case.loss.in_modules}_value_and_grad{version}" in library.TARGETS

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloss
-from jaxloss import _debug
+from jaxloss._checks import debug
 from public_calls import CALLS, IDS
 
 NAN, INF = np.nan, np.inf
@@ -92,7 +92,7 @@ def unchecked(function, *operands) -> None:
     """Nobody asks."""
     jax.block_until_ready(function(*operands))
     jax.effects_barrier()
-    assert not _debug._found
+    assert not debug._found
 
 
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])

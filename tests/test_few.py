@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from agreement import assert_agrees
-from jaxloss import _calls
+from jaxloss._ffi import call
 from losses import CATEGORICAL, MATRIX
 from modules import custom_call_targets
 
@@ -14,7 +14,7 @@ FEW = 4096
 
 @pytest.fixture
 def few_by_formula(monkeypatch, retraced):
-    monkeypatch.setattr(_calls, "FEW", FEW)
+    monkeypatch.setattr(call, "FEW", FEW)
 
 
 @pytest.mark.parametrize("case", [case for case in MATRIX if case.loss.name != "distillation"])

@@ -9,7 +9,8 @@ import pytest
 
 import tolerance
 from agreement import assert_agrees
-from jaxloss import _calls, _library, formulas
+from jaxloss import formulas
+from jaxloss._ffi import call, library
 from losses import CASES, FLOATS, MATRIX, REDUCTIONS
 from modules import custom_call_targets
 from test_transforms import assert_agree, of_each, operands
@@ -77,13 +78,13 @@ def test_derivatives_of_losses_with_parameters_are_those_of_the_values(name):
 @contextlib.contextmanager
 def no_kernels():
     """As in a build that has none for this platform: `lax.platform_dependent` takes the formula."""
-    platforms = _library.PLATFORMS
+    platforms = library.PLATFORMS
     jax.clear_caches()
-    _library.PLATFORMS = ()
+    library.PLATFORMS = ()
     try:
         yield
     finally:
-        _library.PLATFORMS = platforms
+        library.PLATFORMS = platforms
         jax.clear_caches()
 
 
@@ -153,5 +154,5 @@ def test_the_parts_of_a_long_row_without_kernels(without_kernels):
     """A long row's loss is made of several parts, of which the formula fills the first."""
     (case,) = (case for case in CASES if case.loss.name == "mse")
     x, a = case.sample((2, 20_000))
-    assert _calls._parts(x, 1) > 1
+    assert call._parts(x, 1) > 1
     assert_agrees(case, x, a)

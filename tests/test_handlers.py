@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloss import _library
+from jaxloss._ffi import library
 
 Buffer = tuple[tuple[int, ...], str]  # shape and type
 F32, S32 = "float32", "int32"
@@ -35,7 +35,7 @@ class Call:
     @property
     def name(self) -> str:
         """As JAX knows the target."""
-        return f"{self.target}_v{_library.CALLING_CONVENTION}"
+        return f"{self.target}_v{library.CALLING_CONVENTION}"
 
     def __call__(self, buffers=None, attributes=None):
         specs = list((buffers or self.buffers).values())
@@ -182,8 +182,8 @@ def spoilt(call: Call, name: str):
 
 
 def test_every_target_is_here():
-    here = CALLS + (ON_A_GPU_ALONE if "cuda" in _library.PLATFORMS else [])
-    assert {call.name for call in here} == set(_library.TARGETS)
+    here = CALLS + (ON_A_GPU_ALONE if "cuda" in library.PLATFORMS else [])
+    assert {call.name for call in here} == set(library.TARGETS)
 
 
 @pytest.mark.parametrize("call", CALLS, ids=IDS)

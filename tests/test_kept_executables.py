@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxloss
-from jaxloss import _library
+from jaxloss._ffi import library
 
 pytestmark = pytest.mark.cpu_only
 
@@ -18,18 +18,18 @@ import json, pathlib, pickle, sys
 import jax, jax.export, jax.monitoring, numpy as np
 from jax.experimental import serialize_executable
 import jaxloss
-from jaxloss import _library
+from jaxloss._ffi import library
 
 folder, convention, found = pathlib.Path(sys.argv[1]), int(sys.argv[2]), {}
-if convention != _library.CALLING_CONVENTION:
+if convention != library.CALLING_CONVENTION:
     # What a release does that calls its kernels in another way.
     def named(name):
         return name.replace(f"_v{own}", f"_v{convention}")
 
-    own, register = _library.CALLING_CONVENTION, jax.ffi.register_ffi_target
+    own, register = library.CALLING_CONVENTION, jax.ffi.register_ffi_target
     jax.ffi.register_ffi_target = lambda name, *rest, **options: register(named(name), *rest, **options)
-    _library._register(_library._library, _library.PLATFORMS)
-    _library.CALLING_CONVENTION, _library.TARGETS = convention, frozenset(map(named, _library.TARGETS))
+    library._register(library._library, library.PLATFORMS)
+    library.CALLING_CONVENTION, library.TARGETS = convention, frozenset(map(named, library.TARGETS))
 
 jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -42,7 +42,7 @@ step = jax.jit(jax.value_and_grad(jaxloss.mse))
 compiled = step.lower(pred, target).compile()
 found["value"] = float(compiled(pred, target)[0])
 found["hits"] = sum("cache_hits" in event for event in events)
-found["calls"] = _library.target_name("mse_value_and_grad") in compiled.as_text()
+found["calls"] = library.target_name("mse_value_and_grad") in compiled.as_text()
 
 artefact, executable = folder / "artefact", folder / "executable"
 if artefact.exists():
@@ -70,14 +70,14 @@ def run(folder, convention: int) -> dict:
     return json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize("convention", [_library.CALLING_CONVENTION, 999])
+@pytest.mark.parametrize("convention", [library.CALLING_CONVENTION, 999])
 def test_a_kept_program_is_run_by_the_convention_that_it_was_compiled_for_or_not_at_all(tmp_path, convention):
-    first, then = run(tmp_path, convention), run(tmp_path, _library.CALLING_CONVENTION)
+    first, then = run(tmp_path, convention), run(tmp_path, library.CALLING_CONVENTION)
     assert first["calls"]
     assert then["calls"]
     assert first["value"] == then["value"] == float(jaxloss.mse(*operands()))
     kept = {name: then[name] for name in ("artefact", "executable")}
-    if convention == _library.CALLING_CONVENTION:
+    if convention == library.CALLING_CONVENTION:
         assert then["hits"] == 1
         assert kept == dict.fromkeys(kept, first["value"])
     else:
@@ -93,4 +93,4 @@ def operands() -> tuple[np.ndarray, np.ndarray]:
 def test_export_checks_are_all_targets():
     checks = [str(check) for check in jaxloss.export_checks()]
     assert checks == sorted(checks)
-    assert all(any(name in check for check in checks) for name in _library.TARGETS)
+    assert all(any(name in check for check in checks) for name in library.TARGETS)

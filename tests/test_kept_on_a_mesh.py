@@ -16,10 +16,13 @@ import jaxloss
 import kept_on_a_mesh
 import meshes
 import modules
-from jaxloss import _cross_entropy, _descriptions, _elementwise, _linear, _partitioned, _partitioner, formulas
-from jaxloss._linear_split import Split
-from jaxloss._linear_work import Plan, Wanted
-from jaxloss._objective import Objective
+from jaxloss import formulas
+from jaxloss._linear import autodiff
+from jaxloss._linear.local import Plan, Wanted
+from jaxloss._linear.split import Split
+from jaxloss._partitioning import descriptions, partitioned, partitioner
+from jaxloss._rows import cross_entropy, elementwise
+from jaxloss._spec import Objective
 
 P = PartitionSpec
 SCRIPT = pathlib.Path(kept_on_a_mesh.__file__)
@@ -69,7 +72,7 @@ def test_a_platform_without_kernels_gets_the_formula_alone(placed):
 def test_without_internals_of_jax_the_same_is_computed(placed, monkeypatch, retraced):
     named = jax.jit(kept_on_a_mesh.step).lower(*placed).compile()
     jax.clear_caches()
-    monkeypatch.setattr(_partitioned, "NAMED", False)
+    monkeypatch.setattr(partitioned, "NAMED", False)
     lowered = jax.jit(kept_on_a_mesh.step).lower(*placed)
     assert "CustomSPMDPartitioning" in lowered.as_text()
     compiled = lowered.compile()
@@ -86,7 +89,7 @@ def test_a_program_names_the_code_that_splits_it(placed, monkeypatch, retraced):
     jax.clear_caches()
     assert jax.jit(kept_on_a_mesh.step).lower(*placed).as_text() == first
     jax.clear_caches()
-    monkeypatch.setattr(_partitioner, "_release", lambda: "another")
+    monkeypatch.setattr(partitioner, "_release", lambda: "another")
     assert jax.jit(kept_on_a_mesh.step).lower(*placed).as_text() != first
 
 
@@ -116,15 +119,15 @@ def plan(precision):
 
 
 DESCRIBED = {
-    "rows": (_cross_entropy, (Objective(0.1, ("z_loss", "softcap"), 1000, True, ("v",)), "grad", ((), ("d",)))),
-    "unknown classes": (_cross_entropy, (Objective(0.0, (), None), "value", ((), ()))),
+    "rows": (cross_entropy, (Objective(0.1, ("z_loss", "softcap"), 1000, True, ("v",)), "grad", ((), ("d",)))),
+    "unknown classes": (cross_entropy, (Objective(0.0, (), None), "value", ((), ()))),
     "elements": (
-        _elementwise,
+        elementwise,
         (("mse", (), ()), (formulas.squared_error, formulas.d_squared_error), True, ((), ("d", "v"))),
     ),
-    "linear": (_linear, (plan(jax.lax.Precision.HIGHEST), Wanted(True, True), Split({"v": ("v",)}, {}, ()))),
-    "linear, preset": (_linear, (plan(jax.lax.DotAlgorithmPreset.BF16_BF16_F32), None, Split())),
-    "linear, two precisions": (_linear, (plan((jax.lax.Precision.HIGH, jax.lax.Precision.DEFAULT)), None, Split())),
+    "linear": (autodiff, (plan(jax.lax.Precision.HIGHEST), Wanted(True, True), Split({"v": ("v",)}, {}, ()))),
+    "linear, preset": (autodiff, (plan(jax.lax.DotAlgorithmPreset.BF16_BF16_F32), None, Split())),
+    "linear, two precisions": (autodiff, (plan((jax.lax.Precision.HIGH, jax.lax.Precision.DEFAULT)), None, Split())),
 }
 
 
@@ -132,29 +135,29 @@ DESCRIBED = {
 def test_a_call_is_made_again_from_its_description(name):
     module, arguments = DESCRIBED[name]
     description = (module.__name__, arguments)
-    text = _descriptions.text_of(description)
-    assert _descriptions.made_of(text) == description
-    assert _descriptions.text_of(_descriptions.made_of(text)) == text
+    text = descriptions.text_of(description)
+    assert descriptions.made_of(text) == description
+    assert descriptions.text_of(descriptions.made_of(text)) == text
     call = module.partitioned(*arguments)
     assert call.description == description
 
 
 def test_formulas_with_options_are_described():
     given = functools.partial(formulas.binary_cross_entropy, clip=1e-7)
-    again = _descriptions.made_of(_descriptions.text_of(given))
+    again = descriptions.made_of(descriptions.text_of(given))
     assert (again.func, again.keywords) == (given.func, given.keywords)
 
 
-@pytest.mark.parametrize("foreign", [print, os.path.join, object(), {1, 2}, _cross_entropy.row_loss])
+@pytest.mark.parametrize("foreign", [print, os.path.join, object(), {1, 2}, cross_entropy.row_loss])
 def test_nothing_else_is_described(foreign):
     with pytest.raises(TypeError, match="can not be described"):
-        _descriptions.text_of((foreign,))
+        descriptions.text_of((foreign,))
 
 
 @pytest.mark.parametrize("module", ["os", "jax.numpy", "jaxlossy", "jaxloss_other.formulas"])
 def test_a_description_names_no_other_module(module):
     with pytest.raises(ValueError, match=f"{module} is not a module of this library"):
-        _descriptions.own_module(module)
+        descriptions.own_module(module)
 
 
 # ---- reduced and unreduced operands ----------------------------------------------------------------------------------

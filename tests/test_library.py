@@ -18,7 +18,9 @@ import jaxloss
 import tolerance
 from agreement import assert_agrees
 from instruction_sets import processor_has
-from jaxloss import __main__, _driver, _library
+from jaxloss import __main__
+from jaxloss._ffi import driver as _driver
+from jaxloss._ffi import library as _library
 from losses import CASES
 
 pytestmark = pytest.mark.cpu_only
@@ -33,7 +35,7 @@ def python(code, *, path=None, folder=None, **environment):
     if path:
         variables["PYTHONPATH"] = str(path)
     command = [sys.executable, *(() if folder else ("-P",)), "-c", code]
-    return subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=900)
 
 
 def test_backends():
@@ -187,7 +189,7 @@ def test_in_a_checkout_the_installed_library_is_found(copied_package, tmp_path):
     """Python finds the checkout's own folder first, which holds no library."""
     checkout = tmp_path / "checkout"
     shutil.copytree(copied_package, checkout / "jaxloss", ignore=shutil.ignore_patterns("*.so"))
-    code = f"{IMPORT_COPY}print(jaxloss._library.path())"
+    code = f"{IMPORT_COPY}print(jaxloss._ffi.library.path())"
     ran = python(code, path=copied_package.parent, folder=checkout)
     expected = [str(checkout / "jaxloss" / "__init__.py"), str(copied_package / "libjaxloss.so")]
     assert ran.stdout.splitlines() == expected, ran.stderr
@@ -217,7 +219,7 @@ int cuDriverGetVersion(int* version) {
 def test_an_old_driver(tmp_path, version, runtime, why):
     """A stub takes the place of NVIDIA's library."""
     shared_object(tmp_path / "libcuda.so.1", DRIVER)
-    code = f"from jaxloss import _driver\nprint(_driver.too_old({runtime}))"
+    code = f"from jaxloss._ffi import driver\nprint(driver.too_old({runtime}))"
     path = f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}"
     ran = python(code, STUB_CUDA_VERSION=str(version), LD_LIBRARY_PATH=path)
     assert ran.returncode == 0, ran.stderr
@@ -282,7 +284,7 @@ def test_a_library_of_another_version_is_one_clear_error(copied_package):
 
 
 def test_a_library_that_is_called_in_another_way_is_one_clear_error(copied_package):
-    module = copied_package / "_library.py"
+    module = copied_package / "_ffi" / "library.py"
     own = f"CALLING_CONVENTION = {_library.CALLING_CONVENTION}"
     assert own in module.read_text()
     module.write_text(module.read_text().replace(own, "CALLING_CONVENTION = 999"))

@@ -10,9 +10,9 @@ import pytest
 
 import jaxloss
 import tolerance
-from jaxloss import _linear, _linear_work
-from jaxloss._calls import TAKEN_OUT
-from jaxloss._linear_split import Split
+from jaxloss._arrays import MASKED
+from jaxloss._linear import autodiff, local
+from jaxloss._linear.split import Split
 from linear_oracle import expected, sample
 from test_cross_entropy_options import exact_rows
 
@@ -122,16 +122,16 @@ def test_tokens_left_out_are_not_seen(chunk):
 
 def test_chunks_that_are_left_out_take_no_work(monkeypatch):
     plans, worked = [], []
-    value, of_chunk = _linear.value, _linear_work.Work.row_operands
-    monkeypatch.setattr(_linear, "value", lambda plan, *operands: plans.append(plan) or value(plan, *operands))
-    monkeypatch.setattr(_linear_work.Work, "row_operands", lambda *a: worked.append(1) or of_chunk(*a))
+    value, of_chunk = autodiff.value, local.Work.row_operands
+    monkeypatch.setattr(autodiff, "value", lambda plan, *operands: plans.append(plan) or value(plan, *operands))
+    monkeypatch.setattr(local.Work, "row_operands", lambda *a: worked.append(1) or of_chunk(*a))
     s, keep = sample((20,), WIDTH, CLASSES), np.arange(20) >= 12
     jaxloss.linear_cross_entropy(s.hidden, s.kernel, s.labels, where=keep, chunk_size=4)
     worked.clear()
     with jax.disable_jit():  # loops run in Python
-        weight = jnp.where(keep, 1, TAKEN_OUT).astype(jnp.float32)
+        weight = jnp.where(keep, 1, MASKED).astype(jnp.float32)
         operands = (s.hidden, s.kernel, s.labels, weight)
-        (losses,) = _linear_work.losses(plans[0], True, Split(), False, *map(jnp.asarray, operands))
+        (losses,) = local.losses(plans[0], True, Split(), False, *map(jnp.asarray, operands))
     assert len(worked) == 2
     assert ((np.asarray(losses) > 0) == keep).all()
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jaxloss
-from jaxloss import _cross_entropy_calls, _token_chunks
+from jaxloss._ffi import cross_entropy
+from jaxloss._linear import chunks
 from linear_oracle import sample
 from modules import custom_call_targets, of_size, operations
 
@@ -154,10 +155,8 @@ def test_gradients_may_overwrite_logits(dtype):
         for x in xs:
             rows, classes = x.shape
             labels, weight = jnp.arange(rows) * 7 % classes, jnp.linspace(-1, 1, rows)
-            plain = _cross_entropy_calls.cross_entropy_value_and_grad(
-                *(2 * x, labels, weight), clip=0.0, in_place=in_place
-            )
-            with_options = _cross_entropy_calls.cross_entropy_with_options(
+            plain = cross_entropy.cross_entropy_value_and_grad(*(2 * x, labels, weight), clip=0.0, in_place=in_place)
+            with_options = cross_entropy.cross_entropy_with_options(
                 *("value_and_grad", ("losses", "gradient"), 4 * x, labels, weight, options),
                 clip=0.0,
                 classes=classes,
@@ -171,12 +170,12 @@ def test_gradients_may_overwrite_logits(dtype):
 
 
 def test_chunk_size():
-    size = _token_chunks.chunk_size
+    size = chunks.chunk_size
     assert size(8192, 128256, 2) == 2048  # half a gigabyte of 16-bit logits
     assert size(8191, 128256, 2) == 2048
     assert size(131072, 128256, 2) == 2048
     assert size(8192, 128256, 2, memory=2**30) == 4096
     assert size(5000, 128256, 2) == 1792  # three that are as equal as can be
     assert size(100, 128256, 2) == 100
-    assert size(10**6, 2**20, 4) == _token_chunks.FEWEST
+    assert size(10**6, 2**20, 4) == chunks.FEWEST
     assert size(0, 10, 4) == 1

@@ -8,7 +8,7 @@ from jax import export
 
 import jaxloss
 import tolerance
-from jaxloss import _library
+from jaxloss._ffi import library
 from linear_oracle import sample
 from modules import QUICKLY
 
@@ -102,7 +102,7 @@ def test_export(platforms):
         jax.jit(value_and_gradients), platforms=platforms, disabled_checks=jaxloss.export_checks()
     )(S.hidden, S.kernel)
     called = "jaxloss_cross_entropy_value_and_grad" in artefact.mlir_module()
-    assert called == (platforms[0] in _library.PLATFORMS)  # elsewhere, the formula
+    assert called == (platforms[0] in library.PLATFORMS)  # elsewhere, the formula
     if platforms == ["cpu"]:
         restored = export.deserialize(artefact.serialize())
         for again, now in zip(

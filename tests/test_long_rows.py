@@ -6,7 +6,7 @@ import pytest
 
 import tolerance
 from agreement import assert_agrees
-from jaxloss import _long_rows
+from jaxloss._rows import long_rows
 from losses import CATEGORICAL, FLOATS, Case
 from modules import custom_call_targets
 
@@ -16,15 +16,15 @@ LABELS = Case(CATEGORICAL, "indices")
 @pytest.fixture
 def short_slices(monkeypatch, retraced):
     """Slices of four float32 numbers or more."""
-    monkeypatch.setattr(_long_rows, "LONG_ROW", 64)
-    monkeypatch.setattr(_long_rows, "SLICE", 16)
+    monkeypatch.setattr(long_rows, "LONG_ROW", 64)
+    monkeypatch.setattr(long_rows, "SLICE", 16)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [(1, 96), (3, 64), (2, 3, 200), (5, 33)])
 def test_agrees(short_slices, shape, dtype):
     x, a = LABELS.sample(shape, dtype, scale=10)
-    assert (_long_rows.slices(jax.ShapeDtypeStruct(shape, np.dtype(x.dtype))) > 1) == (shape != (5, 33))
+    assert (long_rows.slices(jax.ShapeDtypeStruct(shape, np.dtype(x.dtype))) > 1) == (shape != (5, 33))
     for reduction in ("mean", "none"):
         assert_agrees(LABELS, x, a, reduction=reduction)
     where = np.arange(a.size).reshape(a.shape) % 2 == 0
@@ -55,11 +55,11 @@ def test_nan_reaches_its_row_alone(short_slices):
 
 def test_how_many():
     def of(*shape, dtype="bfloat16"):
-        return _long_rows.slices(jax.ShapeDtypeStruct(shape, dtype))
+        return long_rows.slices(jax.ShapeDtypeStruct(shape, dtype))
 
-    assert of(1, 2**29) == _long_rows.ENOUGH
-    assert of(8, 2**26) == _long_rows.ENOUGH // 8
-    assert of(2, 4, 2**26) == _long_rows.ENOUGH // 8
+    assert of(1, 2**29) == long_rows.ENOUGH
+    assert of(8, 2**26) == long_rows.ENOUGH // 8
+    assert of(2, 4, 2**26) == long_rows.ENOUGH // 8
     assert of(255, 2**21) == 32
     assert of(256, 2**21) == of(1, 2**20) == of(1, 2**21 + 1) == of(0, 2**22) == 1
     assert of(1, 2**20, dtype="float32") == 64

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 import jaxloss
-from jaxloss import _other_names, formulas
+from jaxloss import formulas
 from jaxloss import optax as drop_ins
+from jaxloss._checks import other_names
 
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
@@ -44,9 +45,9 @@ assert "optax" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("name", _other_names._OURS)
+@pytest.mark.parametrize("name", other_names._OURS)
 def test_a_name_of_another_library(name):
-    ours, difference = _other_names._OURS[name]
+    ours, difference = other_names._OURS[name]
     assert ours in jaxloss.__all__
     assert not hasattr(jaxloss, name)
     drop_in = f" Or jaxloss.optax.{name}, optax's." if hasattr(drop_ins, name) else ""
@@ -75,8 +76,8 @@ def test_any_other_name(name):
 
 
 def test_the_names_of_drop_ins():
-    assert set(_other_names._DROP_INS) == set(drop_ins.__all__) - set(jaxloss.__all__)
-    assert not set(_other_names._OPTAX_ALONE) & {*drop_ins.__all__, *jaxloss.__all__, *_other_names._OURS}
+    assert set(other_names._DROP_INS) == set(drop_ins.__all__) - set(jaxloss.__all__)
+    assert not set(other_names._OPTAX_ALONE) & {*drop_ins.__all__, *jaxloss.__all__, *other_names._OURS}
 
 
 OF_MODULES = {

@@ -12,7 +12,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 import jaxloss
 import tolerance
-from jaxloss import _library
+from jaxloss._ffi import library
 from losses import CASES, REDUCTIONS
 
 cases = pytest.mark.parametrize("case", CASES)
@@ -44,7 +44,7 @@ def test_export(case, platforms):
     artefact = export.export(step_of(case), platforms=platforms, disabled_checks=ALLOWED)(x, a)
     read_back = export.deserialize(artefact.serialize())
     assert read_back.platforms == platforms
-    holds_kernel = bool({"cpu", "cuda"} & set(platforms) & set(_library.PLATFORMS))
+    holds_kernel = bool({"cpu", "cuda"} & set(platforms) & set(library.PLATFORMS))
     assert (f"{case.loss.in_modules}_value_and_grad" in read_back.mlir_module()) == holds_kernel
     here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
     if here in platforms:

@@ -144,10 +144,10 @@ def test_split_classes(name):
 
 
 def test_a_long_row(monkeypatch):
-    from jaxloss import _long_rows
+    from jaxloss._rows import long_rows
 
-    monkeypatch.setattr(_long_rows, "LONG_ROW", 2**8)
-    monkeypatch.setattr(_long_rows, "SLICE", 2**6)
+    monkeypatch.setattr(long_rows, "LONG_ROW", 2**8)
+    monkeypatch.setattr(long_rows, "SLICE", 2**6)
     jax.clear_caches()
     x, labels = confident_rows(256, jnp.float32)
     values = jaxloss.categorical_cross_entropy(x, labels, clip=None, reduction="none")

@@ -7,8 +7,8 @@ import pytest
 
 import test_transforms
 from agreement import assert_agrees
-from jaxloss import _cross_entropy
-from jaxloss import _cross_entropy_calls as calls
+from jaxloss._ffi import cross_entropy as calls
+from jaxloss._rows import cross_entropy
 from losses import CATEGORICAL, Case
 from modules import custom_call_targets
 from transforms import TRANSFORMS
@@ -52,7 +52,7 @@ def test_label_out_of_range(sums_of_few_rows, place, label):
 )
 def test_many_rows(dtype, classes, more):
     """As many as are very many: the same as with a weight for each row, whose losses are added up by XLA."""
-    rows = -(-_cross_entropy.MANY_BYTES // (classes * np.dtype(dtype).itemsize) // 4096) * 4096 + more
+    rows = -(-cross_entropy.MANY_BYTES // (classes * np.dtype(dtype).itemsize) // 4096) * 4096 + more
     logits = (3 * jax.random.normal(jax.random.key(0), (rows, classes))).astype(dtype)
     labels = jax.random.randint(jax.random.key(1), (rows,), 0, classes)
     loss = LABELS.loss

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxloss
-from jaxloss import _calls
+from jaxloss._ffi import call
 
 NAN, INF = np.nan, np.inf
 X = np.float32([[2, 1, 0, -40], [0, 3, 0, -3], [1, 2, 3, 4], [NAN, NAN, 0, 0]])
@@ -60,7 +60,7 @@ CASES = [
 
 @pytest.fixture(params=[0, 4096], ids=["kernel", "formula"])
 def few(request, monkeypatch, retraced):
-    monkeypatch.setattr(_calls, "FEW", request.param)
+    monkeypatch.setattr(call, "FEW", request.param)
 
 
 @pytest.mark.parametrize(("name", "option", "reduction"), CASES)

@@ -112,7 +112,7 @@ class Environment:
         print(f"{last[0][:100]}…")
 
     def library(self) -> Path:
-        return Path(self.run("-c", "import jaxloss; print(jaxloss._library.path())").strip())
+        return Path(self.run("-c", "import jaxloss; print(jaxloss._ffi.library.path())").strip())
 
 
 if __name__ == "__main__":

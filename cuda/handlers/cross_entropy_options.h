@@ -1,5 +1,5 @@
 // The FFI boundary of cross entropy with options. Which parameters and results a call has is in its attributes: a bit
-// for each, in the order of the lists below, which `jaxloss/_cross_entropy_calls.py` repeats.
+// for each, in the order of the lists below, which `jaxloss/_spec.py` repeats.
 #pragma once
 
 #include <optional>

@@ -11,7 +11,7 @@ have the type that optax gives them, that of the operands: `bfloat16` in, `bfloa
 
 from typing import TYPE_CHECKING
 
-from jaxloss import _other_names
+from jaxloss._checks import other_names
 from jaxloss.optax._binary import (
     hinge_loss,
     perceptron_loss,
@@ -39,7 +39,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str):
         """The error, which says what is meant or where it is."""
-        raise _other_names.no_drop_in(name)
+        raise other_names.no_drop_in(name)
 
 
 __all__ = [

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arrays import array
-from jaxloss._calls import Array
+from jaxloss._arrays import Array
+from jaxloss._checks.arrays import array
 from jaxloss.binary import binary_cross_entropy
 from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, signed, wide, with_derivatives
 

@@ -8,7 +8,7 @@ import warnings
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._calls import Array
+from jaxloss._arrays import Array
 from jaxloss.optax._operands import broadcast, floating, mask, of_array, of_type, one_program, wide
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxloss._arrays import array, is_wide, narrowed, promoted
-from jaxloss._calls import Array
-from jaxloss._parameters import integer
+from jaxloss._arrays import Array, promoted
+from jaxloss._checks.arrays import array, is_wide, narrowed
+from jaxloss._checks.parameters import integer
 
 P = ParamSpec("P")
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arrays import array
-from jaxloss._calls import Array
+from jaxloss._arrays import Array
+from jaxloss._checks.arrays import array
 from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, wide, with_derivatives
 
 

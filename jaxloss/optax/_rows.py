@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._calls import Array
+from jaxloss._arrays import Array
 from jaxloss.optax._operands import broadcast, listed, mask, of_array, wide
 
 Axis = int | tuple[int, ...] | None

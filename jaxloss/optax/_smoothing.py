@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._calls import Array
+from jaxloss._arrays import Array
 from jaxloss.optax._operands import broadcast, floating, number, of_array, of_type, one_program, wide
 
 

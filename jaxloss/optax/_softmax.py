@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arrays import array
-from jaxloss._calls import Array
-from jaxloss._parameters import wrong_type
+from jaxloss._arrays import Array
+from jaxloss._checks.arrays import array
+from jaxloss._checks.parameters import wrong_type
 from jaxloss.categorical import categorical_cross_entropy
 from jaxloss.optax._operands import broadcast, floating, mask, number, of_type, one_program, wide
 from jaxloss.optax._rows import Axis, Rows, masked, of_indices, of_probabilities

@@ -1,0 +1,196 @@
+"""The arguments of the linear losses, checked and brought into the form that `_linear.autodiff` takes."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxloss import formulas
+from jaxloss._arrays import Array, inlined, promoted
+from jaxloss._checks import arguments
+from jaxloss._checks import classes as _class_arguments
+from jaxloss._checks import examples as _examples
+from jaxloss._checks.classes import Options
+from jaxloss._checks.parameters import integer, wrong_type
+from jaxloss._linear.local import Plan
+from jaxloss._partitioning.meshes import rolled, taken
+from jaxloss._rows.weights import along_rows, leading
+from jaxloss._spec import Objective
+from jaxloss._types import AxisName, Normalizer, Reduction
+
+
+def checked(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    options: Options,
+    *,
+    bias: ArrayLike | None,
+    kernel_axis: int,
+    where: ArrayLike | None,
+    ignore_index: int | None,
+    weights: ArrayLike | None,
+    clip: float | None,
+    reduction: Reduction,
+    normalizer: Normalizer,
+    shift: int,
+    chunk_size: int | None,
+    accumulate_dtype: DTypeLike,
+    precision: jax.lax.PrecisionLike,
+    axis_name: AxisName,
+    details: bool = False,
+):
+    """The plan, its operands (hidden states, kernel, labels), the examples, and further operands."""
+    hidden = arguments.prediction("hidden", hidden, "labels", labels)
+    kernel = arguments.prediction("kernel", kernel, "labels", labels)
+    classes_first = _classes_first(kernel_axis, kernel, hidden)
+    axes = arguments.mesh_axes(axis_name, kernel, "kernel")
+    if hidden.ndim == 0 or hidden.shape[-1] != kernel.shape[1 if classes_first else 0]:
+        raise _kernel_shape_error(hidden, kernel, classes_first)
+    classes = kernel.shape[0 if classes_first else 1]
+    tokens, rank = hidden.shape[:-1], hidden.ndim - 1
+    labels, ignore_index = arguments.indices("labels", labels, ignore_index)
+    labels = arguments.class_indices("labels", labels, rank)
+    if labels.shape != tokens:
+        raise _labels_shape_error(labels, hidden, classes)
+    if bias is not None:
+        bias = arguments.prediction("bias", bias)
+        if bias.shape != (classes,):
+            raise ValueError(f"bias has shape {bias.shape}, kernel {kernel.shape}: expected ({classes},)")
+    if chunk_size is not None and integer("chunk_size", chunk_size) < 1:
+        raise ValueError(f"chunk_size is {chunk_size}: expected at least 1, or None")
+
+    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), promoted(hidden.dtype, kernel.dtype))
+    by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
+    examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
+    labels, labelled = shifted(labels, integer("shift", shift))
+    width = _class_arguments.whole_width(logits, axes)
+    labels, _, not_ignored = arguments.class_target(labels, logits, width, ignore_index)
+    parameters, num_classes = _class_arguments.parameters_of(options, logits, axes)
+    masks = [jnp.broadcast_to(mask, tokens) for mask in (labelled, not_ignored) if mask is not None]
+    if examples.where is not None:
+        given = leading("where", examples.where, logits.shape, rank, rank)
+        masks.append(along_rows(given, tokens))
+    if masks:
+        examples = dataclasses.replace(examples, where=functools.reduce(jnp.logical_and, masks))
+    if by_weights:
+        share = _class_share(labels, parameters.get("class_weights"), axes)
+        examples = dataclasses.replace(examples, by_weights=True, share=share)
+    plan = Plan(
+        objective=Objective(arguments.clip_value(clip, 1.0), tuple(parameters), num_classes, details, axes),
+        token_rank=rank,
+        classes_first=classes_first,
+        has_bias=bias is not None,
+        masked=bool(masks),
+        weighted=weights is not None,
+        chunk=chunk_size,
+        accumulate_dtype=_accumulate_dtype(accumulate_dtype),
+        precision=_precision(precision),
+    )
+    return plan, (hidden, kernel, labels), examples, (*(() if bias is None else (bias,)), *parameters.values())
+
+
+def _classes_first(kernel_axis: int, kernel: Array, hidden: Array) -> bool:
+    if kernel.ndim != 2:
+        swapped = hidden.ndim == 2 < kernel.ndim and kernel.shape[-1] in hidden.shape
+        hint = "; are hidden and kernel swapped?" if swapped else ""
+        raise ValueError(f"kernel has shape {kernel.shape}: expected two axes, of features and of classes{hint}")
+    if integer("kernel_axis", kernel_axis) not in (-2, -1, 0, 1):
+        raise ValueError(f"kernel_axis is {kernel_axis}, kernel has 2 axes: expected one from -2 to 1")
+    return kernel_axis % 2 == 0
+
+
+def _kernel_shape_error(hidden: Array, kernel: Array, classes_first: bool) -> ValueError:
+    """The error, which says what to write where the kernel is transposed."""
+    expected = "[V, D] with kernel_axis=0" if classes_first else "[D, V]"
+    hint = ""
+    if hidden.ndim and hidden.shape[-1] == kernel.shape[0 if classes_first else 1]:
+        hint = f"; write kernel_axis={-1 if classes_first else 0} for {'[D, V]' if classes_first else '[V, D]'}"
+    elif hidden.ndim == 2 and hidden.shape[0] == kernel.shape[1]:
+        hint = "; are the two swapped?"
+    return ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]{hint}")
+
+
+def _labels_shape_error(labels: Array, hidden: Array, classes: int) -> ValueError:
+    """The error, which says what to write where labels are those of other libraries."""
+    tokens, hint = hidden.shape[:-1], ""
+    if labels.shape == (*tokens, classes):
+        hint = "; write labels.argmax(-1) if they are one-hot"
+    elif labels.shape == (*tokens, 1):
+        hint = "; write labels[..., 0]"
+    elif tokens and labels.shape == (*tokens[:-1], tokens[-1] - 1):
+        hint = "; write hidden[..., :-1, :] if the labels are shifted, or give all labels and shift=1"
+    return ValueError(f"labels has shape {labels.shape}, hidden {hidden.shape}: expected {tokens}{hint}")
+
+
+def shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
+    """The label that each token is to predict, and which tokens have one (None for all)."""
+    if shift < 0:
+        raise ValueError(f"shift is {shift}: expected 0 or more")
+    if shift == 0:
+        return labels, None
+    if labels.ndim == 0:
+        raise ValueError(
+            f"shift is {shift}, labels has shape (): expected an axis along which labels follow each other"
+        )
+    return _next_labels(labels, shift)
+
+
+@inlined(static_argnums=1)
+def _next_labels(labels: Array, shift: int) -> tuple[Array, Array]:
+    length = labels.shape[-1]
+    return rolled(labels, -shift), jnp.arange(length) < length - shift
+
+
+@inlined(static_argnums=2)
+def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ...]) -> Array | None:
+    """What a token counts in the sum of the weights: the weight of its label; None for 1."""
+    if class_weights is None:
+        return None
+    width = class_weights.shape[0]
+    here = labels - jax.lax.axis_index(axes) * width if axes else labels
+    inside = formulas.in_range(here, width)
+    share = jnp.where(inside, taken(class_weights, jnp.where(inside, here, 0)), 0)
+    return jax.lax.psum(share, axes) if axes else share
+
+
+def _accumulate_dtype(dtype: Any):
+    expected = "a floating-point type (bfloat16, float16, float32 or float64)"
+    if isinstance(dtype, Array | np.ndarray):
+        raise wrong_type("accumulate_dtype", dtype, expected)
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        found = dtype
+    if getattr(found, "name", None) not in ("bfloat16", "float16", "float32", "float64"):
+        raise TypeError(f"accumulate_dtype is {found}: expected {expected}")
+    return found
+
+
+def _precision(precision: Any):
+    """In a form that can be hashed."""
+    if precision is None or isinstance(precision, jax.lax.DotAlgorithm | jax.lax.DotAlgorithmPreset):
+        return precision
+    if _is_precision(precision) or (isinstance(precision, str) and precision in jax.lax.DotAlgorithmPreset.__members__):
+        return precision
+    if isinstance(precision, tuple | list) and len(precision) == 2 and all(map(_is_precision, precision)):
+        return tuple(precision)
+    expected = (
+        "what jax.lax.dot_general takes: None, 'default', 'high', 'highest', two of the last three, a "
+        "jax.lax.DotAlgorithm or one of its presets"
+    )
+    if isinstance(precision, str | tuple | list):
+        raise ValueError(f"precision is {precision!r}: expected {expected}")
+    raise wrong_type("precision", precision, expected)
+
+
+def _is_precision(precision: Any) -> bool:
+    """Whether this is the precision of an operand, or its name."""
+    try:
+        return isinstance(precision, str | jax.lax.Precision) and bool(jax.lax.Precision(precision).name)
+    except ValueError:
+        return False

@@ -1,0 +1,88 @@
+"""Checks of a student, its teacher and the numbers of a divergence, before anything is traced."""
+
+import dataclasses
+from typing import get_args
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxloss._arrays import Array, inlined
+from jaxloss._checks import arguments
+from jaxloss._checks import examples as _examples
+from jaxloss._checks.arrays import axis_moved, of_dtype, real_dtype
+from jaxloss._checks.parameters import BETWEEN_0_AND_1, POSITIVE, choice, number
+from jaxloss._rows import weights as row_weights
+from jaxloss._types import AxisName, Reduction, TargetType
+
+TYPES = get_args(TargetType)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operands:
+    """Student and teacher with the classes last, the examples, and the scale, 1 over the temperature."""
+
+    axes: tuple[str, ...]
+    student: Array
+    teacher: Array
+    examples: row_weights.Examples
+    scale: Array
+    axis: int
+    dtype: np.dtype
+
+    @property
+    def all(self) -> tuple[tuple[str, ...], Array, Array, row_weights.Examples, Array]:
+        return self.axes, self.student, self.teacher, self.examples, self.scale
+
+    def like_logits(self, gradient: Array) -> Array:
+        return of_dtype(axis_moved(gradient, -1, self.axis), self.dtype)
+
+
+def checked(
+    name: str,
+    logits: ArrayLike,
+    target_name: str,
+    target: ArrayLike,
+    target_type: TargetType,
+    axis: int,
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+    temperature: ArrayLike,
+    reduction: Reduction,
+    normalizer: ArrayLike | None,
+    axis_name: AxisName,
+) -> Operands:
+    """The arguments that both divergences have; two of them go by different names."""
+    x = arguments.prediction(name, logits, target_name, target)
+    choice("target_type", target_type, TYPES)
+    axis = arguments.axis_index(axis, x.ndim)
+    axes = arguments.mesh_axes(axis_name, x)
+    examples = _examples.checked(where, weights, reduction, normalizer)
+    teacher, student = arguments.probabilities(target, name, x, target_name)
+    scale = _reciprocal(number("temperature", temperature, POSITIVE).astype(real_dtype(student)))
+    return Operands(
+        axes=axes,
+        student=axis_moved(student, axis, -1),
+        teacher=axis_moved(teacher, axis, -1),
+        examples=_examples.classes_last(examples, axis, x.ndim),
+        scale=scale,
+        axis=axis,
+        dtype=x.dtype,
+    )
+
+
+def beta_array(beta: ArrayLike, dtype: np.dtype) -> Array:
+    """The teacher's share of the mixture as an array."""
+    if isinstance(beta, int | float | np.generic) and not isinstance(beta, bool) and beta in (0, 1):
+        way, student, teacher = "forward", "student_logits", "teacher_logits"
+        if beta == 1:
+            way, student, teacher = "reverse", teacher, student
+        raise ValueError(
+            f"beta is {beta!r}: expected a number between 0 and 1, at which the divergence is 0; for the {way} "
+            f'divergence, which others return there, call kl_divergence({student}, {teacher}, target_type="logits")'
+        )
+    return number("beta", beta, BETWEEN_0_AND_1).astype(dtype)
+
+
+@inlined()
+def _reciprocal(x: Array) -> Array:
+    return 1 / x

@@ -1,0 +1,1 @@
+"""The compiled library, and one function for each of its custom calls."""

@@ -1,0 +1,54 @@
+"""A custom call: the kernel where a platform has one, and the formula that stands in where it has none."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jaxloss._arrays import Array, manual_axes, sizes_known, varying
+from jaxloss._ffi import library
+
+FEW = 4096
+"""Of so few elements, a formula that XLA fuses with what is around it takes less time than starting a kernel."""
+
+EVERYWHERE = ("cpu", "cuda")
+"""The platforms that may have kernels."""
+
+
+def call(
+    name: str,
+    results: Sequence[jax.ShapeDtypeStruct],
+    formula: Callable,
+    *operands: Array,
+    aliases: dict[int, int] | None = None,
+    few_by_formula: Sequence[str] = (),
+    platforms: Sequence[str] = EVERYWHERE,
+    **attributes,
+) -> Any:
+    """The kernel `name` where the platform has it, else the formula. Both give the tuple of results.
+
+    `aliases` says which operand's memory the kernel may write a result to; XLA copies what is still needed.
+    `few_by_formula`: the platforms on which the formula is taken where the first operand's elements are at most `FEW`.
+    `platforms`: those that may have this kernel.
+    """
+    # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
+    axes = manual_axes(*operands)
+    operands = tuple(varying(axes, operand) for operand in operands)
+
+    def kernel(*operands):
+        target = jax.ffi.ffi_call(library.target_name(name), tuple(results), input_output_aliases=aliases)
+        outputs = target(*operands, **attributes)
+        return tuple(varying(axes, output) for output in outputs)
+
+    def plain(*operands):
+        outputs = formula(*operands)
+        return tuple(
+            varying(axes, output.astype(result.dtype)) for output, result in zip(outputs, results, strict=True)
+        )
+
+    few = sizes_known(operands[0]) and operands[0].size <= FEW
+    without = few_by_formula if few else ()
+    branches = {name: kernel for name in library.PLATFORMS if name in platforms and name not in without}
+    if not branches:
+        return plain(*operands)
+    return jax.lax.platform_dependent(*operands, default=plain, **branches)

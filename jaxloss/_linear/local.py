@@ -1,0 +1,362 @@
+"""What one device makes of tokens and a kernel: cross entropy of `hidden @ kernel`, chunk by chunk of tokens.
+
+Of a chunk's logits come losses alone; or, by the fused custom call that overwrites the logits with their gradient,
+losses and the gradients of hidden states, kernel and bias, for one more matrix product each for the first two.
+
+Operands are always `(hidden, kernel, labels, row_weight, [bias,] *parameters)`.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss._arrays import Array, along, manual_axes, promoted, varying
+from jaxloss._autodiff import pair as _pair
+from jaxloss._linear.chunks import (
+    MEMORY,
+    TRADED_MEMORY,
+    Overlapping,
+    Result,
+    Stages,
+    Strided,
+    Told,
+    chunk_size,
+    scan_chunks,
+)
+from jaxloss._linear.split import Roles, Split
+from jaxloss._rows import cross_entropy
+from jaxloss._rows.vocab_parallel import of_slice
+from jaxloss._spec import Objective
+from jaxloss.formulas import real
+
+HIDDEN, KERNEL, LABELS, WEIGHT, REST = range(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a linear loss is, beside its operands.
+
+    Attributes:
+        objective: the loss of rows of logits, and the mesh axes that an enclosing `shard_map` has split them over.
+        token_rank: how many axes of the hidden states are tokens.
+        classes_first: whether the kernel is `[V, D]`.
+        has_bias: whether there is a bias.
+        masked: whether tokens may be left out.
+        weighted: whether tokens have weights, which may be 0.
+        chunk: how many tokens a chunk has, None for what `chunk_size` says.
+        accumulate_dtype: what the gradient of the kernel is summed in.
+        precision: of the matrix products.
+    """
+
+    objective: Objective
+    token_rank: int
+    classes_first: bool
+    has_bias: bool
+    masked: bool
+    weighted: bool
+    chunk: int | None
+    accumulate_dtype: Any
+    precision: Any
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes that an enclosing `shard_map` has split the classes over."""
+        return self.objective.axes
+
+    @property
+    def sums_in_float16(self) -> bool:
+        """Whether the gradient of the kernel is summed in a type that holds a mean of tokens, but no sum of them."""
+        return jnp.dtype(self.accumulate_dtype) == jnp.float16
+
+    @property
+    def tokens(self) -> Roles:
+        """The roles of the tokens' axes."""
+        return tuple(f"t{axis}" for axis in range(self.token_rank))
+
+    @property
+    def roles(self) -> tuple[Roles, ...]:
+        """Of the operands' axes."""
+        kernel = ("v", "d") if self.classes_first else ("d", "v")
+        bias: tuple[Roles, ...] = (("v",),) if self.has_bias else ()
+        parameters: tuple[Roles, ...] = tuple(
+            ("v",) if name == "class_weights" else () for name in self.objective.parameters
+        )
+        return (*self.tokens, "e"), kernel, self.tokens, self.tokens, *bias, *parameters
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """The names of the statistics of a token that are asked for."""
+        return self.objective.stats if self.objective.details else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which gradients are asked for."""
+
+    hidden: bool = False
+    kernel: bool = False
+    bias: bool = False
+
+    def __bool__(self) -> bool:
+        return self.hidden or self.kernel or self.bias
+
+    def of(self, operands: tuple) -> tuple:
+        """Those of the operands that are wanted; of their roles or tangents, likewise."""
+        places = ((self.hidden, HIDDEN), (self.kernel, KERNEL), (self.bias, REST))
+        return tuple(operands[place] for wanted, place in places if wanted)
+
+
+class Work:
+    """The operands on one device, and what is made of a chunk of their tokens.
+
+    Attributes:
+        split: how devices share the work.
+        axes: the mesh axes that the classes are split over.
+        own_axes: the other axes of a `shard_map` that operands vary over. A device's sums are over its own tokens, so
+            its kernel is one of its own too.
+        all_axes: both.
+        direct: whether it is not differentiated.
+    """
+
+    def __init__(self, plan: Plan, split: Split, operands: tuple, *, direct: bool = False):
+        self.plan, self.split, self.direct = plan, split, direct
+        self.axes = axes = split.classes
+        self.all_axes = manual_axes(*operands)
+        self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
+        hidden, kernel, labels, weight, *rest = (varying(self.own_axes, operand) for operand in operands)
+        self.dtype = promoted(hidden.dtype, kernel.dtype)
+        self.kernel = kernel.astype(self.dtype)
+        self.bias = rest.pop(0) if plan.has_bias else None
+        self.parameters = tuple(rest)
+        self.objective = dataclasses.replace(plan.objective, axes=axes, in_place=True)
+        self.loss = cross_entropy.row_loss(self.objective)
+        self.token_shape = hidden.shape[:-1]
+        self.rows = tuple(self.flat(array) for array in (hidden, labels, weight))
+
+    @property
+    def classes_axis(self) -> int:
+        """The axis of classes of the kernel."""
+        return 0 if self.plan.classes_first else 1
+
+    @property
+    def hidden_dtype(self):
+        """What the gradient of hidden states is made in. Of tokens that were traded it is rounded once it is summed."""
+        return promoted(self.dtype, jnp.float32) if self.split.traded else self.dtype
+
+    @property
+    def sum_dtype(self):
+        """What the kernel's gradient is summed in."""
+        return self.dtype if self.dtype == jnp.float64 else self.plan.accumulate_dtype
+
+    @property
+    def count(self):
+        """How many tokens there are: a number, unless only the call of an exported program knows it."""
+        return self.rows[0].shape[0]
+
+    @property
+    def chunk_size(self) -> int:
+        """How many tokens a chunk has at most."""
+        if self.plan.chunk is not None:
+            return self.plan.chunk
+        # Devices that trade have as many times more rows of a chunk as they have fewer of its classes.
+        classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.traded))
+        memory = TRADED_MEMORY if self.split.traded else MEMORY
+        return chunk_size(self.count, classes, self.dtype.itemsize, memory)
+
+    @property
+    def is_one_chunk(self) -> bool:
+        """Whether all tokens are known to make one chunk."""
+        return isinstance(self.count, int) and self.count <= self.chunk_size
+
+    def flat(self, array: Array) -> Array:
+        """All tokens along one axis."""
+        return array.reshape(math.prod(self.token_shape), *array.shape[self.plan.token_rank :])
+
+    def logits(self, hidden: Array, kernel: Array) -> Array:
+        """`hidden @ kernel`."""
+        return self._dot(hidden.astype(self.dtype), kernel, (1, 1 - self.classes_axis), self.dtype)
+
+    def of_hidden(self, d_logits: Array) -> Array:
+        """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
+        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
+
+    def of_kernel(self, hidden: Array, weight: Array, d_logits: Array, dtype) -> Array:
+        """A chunk's share of the gradient of the kernel."""
+        hidden = self.kept(hidden, weight).astype(self.dtype)
+        first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
+        return self._dot(first, second, (0, 0), dtype)
+
+    def _dot(self, a: Array, b: Array, contracted: tuple[int, int], dtype) -> Array:
+        dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
+        return jax.lax.dot_general(a, b, dimensions, precision=self.plan.precision, preferred_element_type=dtype)
+
+    def kept(self, hidden: Array, weight: Array) -> Array:
+        """Hidden states with zeros where a token weighs nothing: 0 · NaN would be NaN."""
+        if not self.plan.masked and not self.plan.weighted:
+            return hidden
+        return jnp.where(along(weight == 0, hidden), 0, hidden)
+
+    def row_operands(self, hidden: Array, labels: Array, weight: Array) -> tuple[Array, ...]:
+        """The logits of a chunk and what else its row loss is given."""
+        logits = self.logits(hidden, self.kernel)
+        if self.bias is not None:
+            logits = (real(logits) + real(self.bias)[None]).astype(logits.dtype)
+        return of_slice(self.objective, self.axes, logits, labels, weight, *self.parameters)
+
+    def of_rows(self, names) -> list[Result]:
+        """The results of these names: losses and statistics."""
+        outside = {"predicted": -1, "rank": self.objective.classes_of(self.kernel.shape[self.classes_axis])}
+        dtype = self.rows[-1].dtype
+        return [
+            Result(jnp.dtype(jnp.int32), self.own_axes, of_masked_row=outside[name])
+            if name in outside
+            else Result(dtype, self.own_axes)
+            for name in names
+        ]
+
+    def zeros(self, like: Array | jax.ShapeDtypeStruct, dtype) -> Array:
+        """As many of them: what a sum over tokens starts from."""
+        return varying(self.all_axes, jnp.zeros(like.shape, dtype))
+
+    def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
+        """`scan_chunks` over the tokens, and further rows before them; results get the tokens' axes back."""
+        division = Strided if strided else Overlapping
+        rows, skip = (*rows, *self.rows), self.plan.masked
+        added, filled = scan_chunks(stages, sums, results, rows, division, self.chunk_size, skip, self.direct)
+        return added, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
+
+
+def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Array) -> tuple[Array, ...]:
+    """The losses of tokens, unweighted, and the statistics that are asked for.
+
+    `direct`: this is not differentiated.
+    """
+    work = Work(plan, split, operands, direct=direct)
+    op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
+
+    stages = Stages(lambda rows: ((), op(*work.row_operands(*rows))))
+    return work.scan(strided, stages, [], work.of_rows(("losses", *plan.stats)))[1]
+
+
+def gradients(
+    plan: Plan, wanted: Wanted, direct: bool, split: Split, strided: bool, *operands: Array
+) -> tuple[Array, ...]:
+    """The same, and the gradients of the weighted losses' sum with respect to what is wanted."""
+    work = Work(plan, split, operands, direct=direct)
+    hidden, *_ = operands
+    of_sums = Wanted(kernel=wanted.kernel, bias=wanted.bias)
+
+    def begun(rows):
+        *of_rows, d_logits = _pair.value_and_grad(work.loss)(*work.row_operands(*rows))
+        sums = ()
+        if wanted.kernel:
+            sums += (work.of_kernel(rows[HIDDEN], rows[-1], d_logits, added[0]),)
+        if wanted.bias:
+            sums += (real(d_logits).sum(0),)
+        return sums, (of_rows, d_logits)
+
+    def ended(rest, of_hidden=work.of_hidden):
+        of_rows, d_logits = rest
+        return *of_rows, *([of_hidden(d_logits)] if wanted.hidden else ())
+
+    def of_hidden_later(d_logits):
+        # In a branch whose condition the host reads, so that the product starts after what is told of the sums. If it
+        # starts first, the other waits until it ends, for it needs a few multiprocessors, and the product holds all.
+        always = jax.lax.optimization_barrier(jnp.asarray(True))
+        like = jax.eval_shape(work.of_hidden, d_logits)
+        return jax.lax.cond(always, work.of_hidden, lambda _: work.zeros(like, like.dtype), d_logits)
+
+    def kept(results):
+        of_rows, of_hidden = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
+        return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.dtype) for shares in of_hidden)
+
+    results = work.of_rows(("losses", *plan.stats))
+    if wanted.hidden:
+        results.append(Result(work.dtype, work.all_axes, width=hidden.shape[-1]))
+
+    summed, roles, dtypes = of_sums.of(operands), of_sums.of(plan.roles), []
+    if wanted.kernel:
+        dtypes.append(work.sum_dtype)
+    if wanted.bias:
+        dtypes.append(real(operands[REST]).dtype)
+    sent = dtypes
+    if direct:  # then what becomes of the sums is known: bfloat16 in the end has float32's range
+        sent = [
+            jnp.bfloat16 if pair == (jnp.bfloat16, jnp.float32) else pair[1]
+            for pair in zip((operand.dtype for operand in summed), dtypes, strict=True)
+        ]
+    added = dtypes
+    if wanted.kernel and sent[0] == work.dtype and work.is_one_chunk and not split.tokens:
+        # Nothing is added to the one share, so the product may round it. If it does not, XLA makes product and rounding
+        # one kernel of its own, which takes more than twice as long.
+        added = [sent[0], *dtypes[1:]]
+    sums = [work.zeros(operand, dtype) for operand, dtype in zip(summed, added, strict=True)]
+
+    def complete(sums):
+        return [total.astype(dtype) if split.traded else total for total, dtype in zip(sums, sent, strict=True)]
+
+    def told(sums):
+        return [split.over_tokens(*each) for each in zip(roles, sums, sent, strict=True)]
+
+    late = direct and bool(sums) and split.tells_sums and isinstance(work.count, int) and work.count > 0
+    last = functools.partial(ended, of_hidden=of_hidden_later)
+    telling = Told(split.gathered, kept, split.anywhere, complete, told, last) if late else None
+    stages = Stages(begun, ended, telling)
+    sums, filled = work.scan(strided, stages, sums, results)
+    if not late:
+        sums = told(sums)
+    sums = [split.arranged(*each[:2]).astype(each[2]) for each in zip(roles, sums, dtypes, strict=True)]
+    of_rows, of_hidden = filled[: 1 + len(plan.stats)], filled[1 + len(plan.stats) :]
+    return *of_rows, *(split.over_classes(shares).astype(hidden.dtype) for shares in of_hidden), *sums
+
+
+def tangents(
+    plan: Plan, live: tuple[bool, ...], split: Split, strided: bool, *operands_and_dots: Array
+) -> tuple[Array, ...]:
+    """The tangents of the losses of tokens, and of those statistics that have one.
+
+    They are from the operands, and the tangents of those that `live` says have one.
+    """
+    operands, given = operands_and_dots[: len(live)], iter(operands_and_dots[len(live) :])
+    work = Work(plan, split, operands)
+    # In reverse mode, the casts become the sums over devices: once, for they are made before the scan.
+    dots = [next(given) if is_live else None for is_live in live]
+    dots = [dot if dot is None else varying(work.own_axes, dot) for dot in dots]
+    hidden_dot, kernel_dot, _, _, *rest_dots = dots
+    bias_dot = rest_dots.pop(0) if plan.has_bias else None
+    if kernel_dot is not None:  # in reverse mode, this is the type that the chunks' shares are summed in
+        kernel_dot = kernel_dot.astype(work.sum_dtype)
+    moving = () if hidden_dot is None else (work.flat(varying(work.all_axes, hidden_dot)),)
+    names = ("losses", *(name for name in plan.stats if name not in ("predicted", "rank")))
+    op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
+
+    def step(rows):
+        *hidden_dots, hidden, labels, weight = rows
+        logits, labels, weight, *parameters = work.row_operands(hidden, labels, weight)
+        terms = [real(work.logits(dot, work.kernel)) for dot in hidden_dots]
+        if kernel_dot is not None:
+            terms.append(real(work.logits(work.kept(hidden, weight), kernel_dot.astype(work.dtype))))
+        if bias_dot is not None:
+            terms.append(jnp.broadcast_to(real(bias_dot), logits.shape))
+
+        places = [place for place, dot in enumerate(rest_dots) if dot is not None]
+        primals = [parameters[place] for place in places]
+        own_dots = [rest_dots[place] for place in places]
+        if terms:
+            primals.append(logits)
+            own_dots.append(sum(terms[1:], start=terms[0]).astype(logits.dtype))
+
+        def of_live(*now):
+            now, own = list(now), list(parameters)
+            of_logits = now.pop() if terms else logits
+            for place, parameter in zip(places, now, strict=True):
+                own[place] = parameter
+            return op(of_logits, labels, weight, *own)[: len(names)]
+
+        return (), jax.jvp(of_live, tuple(primals), tuple(own_dots))[1]
+
+    return work.scan(strided, Stages(step), [], work.of_rows(names), *moving)[1]

@@ -1,0 +1,193 @@
+"""Cross entropy of rows whose classes are split over devices: each has a slice, and they exchange one number a row."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss import formulas
+from jaxloss._arrays import Array, along, is_masked
+from jaxloss._ffi import cross_entropy as calls
+from jaxloss._spec import STATS, Objective
+
+
+def of_slice(objective: Objective, axes: tuple[str, ...], logits, target, row_weight, *parameters):
+    """The same operands for this device's slice of the classes: labels that are elsewhere are -1."""
+    if not axes:
+        return logits, target, row_weight, *parameters
+    width = logits.shape[-1]
+    begin = jax.lax.axis_index(axes) * width
+    options = objective.options(parameters)
+    if "num_classes" in options:
+        options["num_classes"] = jnp.clip(options["num_classes"] - begin, 0, width)
+
+    def here(labels):
+        return jnp.where(formulas.in_range(labels - begin, width), labels - begin, -1)
+
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        target = here(target)
+    if "second_label" in options:
+        options["second_label"] = here(options["second_label"])
+    return logits, target, row_weight, *options.values()
+
+
+def of_split_rows(objective, axes, names, logits, target, row_weight, *parameters) -> tuple[Array, ...]:
+    """The results that are named, of whole rows (the gradient of the slice), from this device's slice of the classes.
+
+    Only numbers of one a row are exchanged: the maximum, and then at once what else a loss of labels is made of. The
+    gradient waits for both, so that nothing reads the logits any more when it takes their place.
+    """
+    options = objective.options(parameters)
+    statistics, local = _local_statistics(objective, logits, target, row_weight, options)
+    maximum = jax.lax.pmax(statistics["maximum"], axes)
+    add_up = functools.partial(jax.lax.psum, axis_name=axes)
+    labels = _labels(target, options)
+    rest, leading = formulas.sums_of_slice(maximum, statistics["maximum"], statistics["log_sum"])
+    told = {"rest": rest, "leading": leading}
+    for place, (label, _) in enumerate(labels):
+        z, here = logits_at(logits, label, options)
+        told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
+    if not labels or formulas.only(options, "class_weights", "label_smoothing"):
+        told["targets"] = formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1]))
+    told = dict(zip(told, add_up(tuple(told.values())), strict=True))
+    log_sum = formulas.log_of_sums(told["rest"], told["leading"])
+    total = told.get("targets", jnp.ones_like(maximum))
+    valid = jnp.ones(maximum.shape, bool)
+    for place in range(len(labels)):
+        valid = valid & (told[f"known {place}"] > 0)
+    results = {"maximum": maximum, "log_sum": log_sum}
+
+    def nll_of_labels(clip: float) -> Array:
+        losses = jnp.zeros_like(maximum)
+        for place, (_, of_target) in enumerate(labels):
+            nll = formulas.nll(told[f"logit {place}"], log_sum, clip)
+            losses = losses + jnp.where(of_target != 0, of_target * nll, 0)
+        return losses
+
+    if labels and "label_smoothing" not in options and "class_weights" not in options:
+        losses = nll_of_labels(objective.clip)
+    else:
+        losses = add_up(_slice_losses(objective, logits, target, options, maximum, log_sum))
+    if "z_loss" in options:
+        lse, z_loss = maximum + log_sum, along(options["z_loss"], maximum)
+        losses = losses + jnp.where(z_loss == 0, 0, z_loss * lse * lse)
+    counted = valid & formulas.has_softmax(log_sum)
+    results["losses"] = jnp.where(counted, losses, jnp.nan)
+
+    if objective.details:
+        given = {name: option for name, option in options.items() if name not in ("class_weights", "label_smoothing")}
+        exact = dataclasses.replace(objective, clip=0.0, parameters=tuple(given))
+        nll = nll_of_labels(0.0) if labels else add_up(_slice_losses(exact, logits, target, given, maximum, log_sum))
+        results["nll"] = jnp.where(counted, nll, jnp.nan)
+        log_share = statistics["maximum"] - maximum + statistics["log_sum"] - log_sum
+        results["entropy"] = add_up(_slice_entropy(log_share, local["entropy"]))
+        begin = jax.lax.axis_index(axes) * logits.shape[-1]
+        first = jnp.where(statistics["maximum"] == maximum, local["predicted"] + begin, jnp.iinfo(jnp.int32).max)
+        results["predicted"] = jax.lax.pmin(first.astype(jnp.int32), axes)
+        results["rank"] = _whole_ranks(objective, axes, logits, target, options)
+
+    out = along(is_masked(row_weight), losses)
+    of_masked_row = {"predicted": -1, "rank": objective.classes_of(logits.shape[-1])}
+    results = {name: jnp.where(out, of_masked_row.get(name, 0), result) for name, result in results.items()}
+    if "gradient" in names:
+        of_rows = (results["maximum"], results["log_sum"], valid, total)
+        results["gradient"] = known_gradient(objective, options, logits, target, row_weight, *of_rows)
+    return tuple(results[name] for name in names)
+
+
+def known_gradient(objective, options, logits, target, row_weight, maximum, log_sum, valid, total) -> Array:
+    """The gradient of rows, or of a slice of each, of which the statistics and `whole_targets` are known."""
+    if not objective.parameters:
+        total = jnp.where(valid, total, 0)
+        return calls.cross_entropy_grad(
+            logits, target, row_weight, maximum, log_sum, total, in_place=objective.in_place
+        )
+    if "z_loss" in options:
+        z_loss = along(options["z_loss"], maximum)
+        total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * (maximum + log_sum))
+    return calls.cross_entropy_with_options_grad(
+        *(logits, target, jnp.where(valid, along(row_weight, maximum), 0), options, maximum, log_sum, total),
+        classes=objective.classes_of(logits.shape[-1]),
+        in_place=objective.in_place,
+    )
+
+
+def _local_statistics(objective: Objective, logits, target, row_weight, options):
+    """The statistics of this device's slice, and its details if there are any."""
+    names = ("losses", *objective.stats)
+    if options or objective.details:
+        results = calls.cross_entropy_with_options(
+            "value_and_stats",
+            names,
+            *(logits, target, row_weight, options),
+            clip=objective.clip,
+            classes=objective.classes_of(logits.shape[-1]),
+        )
+    else:
+        results = calls.cross_entropy_value_and_stats(logits, target, row_weight, clip=objective.clip)
+    named = dict(zip(names, results, strict=True))
+    return {name: named[name] for name in STATS}, named
+
+
+def whole_targets(objective: Objective, axes, logits, target, options) -> tuple[Array, Array]:
+    """Whether each row's labels are classes, and what the target of the whole row sums to."""
+    add_up = functools.partial(jax.lax.psum, axis_name=axes) if axes else lambda x: x
+    labels = [target] if jnp.issubdtype(target.dtype, jnp.integer) else []
+    if "second_label" in options:
+        labels.append(options["second_label"])
+    valid = jnp.ones(logits.shape[:-1], bool)
+    for label in labels:
+        here = formulas.valid_rows(logits, label, formulas.only(options, "num_classes"))
+        valid = valid & (add_up(here.astype(jnp.int32)) > 0 if axes else here)
+    if labels and not formulas.only(options, "class_weights", "label_smoothing"):
+        return valid, jnp.ones(valid.shape, formulas.real(logits).dtype)  # without going along the classes
+    return valid, add_up(formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1])))
+
+
+def _labels(target, options) -> list[tuple[Array, Array | float]]:
+    """The class indices of each row, with their shares of the target; none if the target is probabilities."""
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        return []
+    if "second_label" not in options:
+        return [(target, 1.0)]
+    mix = along(options["mix"], target)
+    return [(target, mix), (options["second_label"], 1 - mix)]
+
+
+def _slice_losses(objective: Objective, logits, target, options, maximum, log_sum) -> Array:
+    """What the classes of a slice add to the losses of their rows, of which each may be a target."""
+    z_minus_maximum = formulas.scaled_logits(logits, options) - maximum[..., None]
+    targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
+    nll = formulas.nll(z_minus_maximum, log_sum[..., None], objective.clip)
+    return jnp.sum(jnp.where(targets == 0, 0, targets * nll), -1)
+
+
+def logits_at(logits, label, options) -> tuple[Array, Array]:
+    """The scaled logit of each row's label, and whether it is one of these classes."""
+    here = formulas.valid_rows(logits, label, formulas.only(options, "num_classes"))
+    at_label = jnp.take_along_axis(logits, jnp.where(here, label, 0)[..., None], -1)
+    return formulas.scaled_logits(at_label, formulas.only(options, "softcap", "temperature"))[..., 0], here
+
+
+def _slice_entropy(log_share: Array, entropy: Array) -> Array:
+    """What a slice adds to the entropy of its rows, of whose probability it has a share with this logarithm."""
+    none = jnp.isneginf(log_share)
+    return jnp.where(none, 0, jnp.exp(log_share) * (entropy - jnp.where(none, 0, log_share)))
+
+
+def _whole_ranks(objective: Objective, axes, logits, target, options) -> Array:
+    """The rank of each row's label among the classes of all slices: one more pass over the logits."""
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        return jnp.full(logits.shape[:-1], objective.classes_of(logits.shape[-1]), jnp.int32)
+    z, here = logits_at(logits, target, options)
+    begin = jax.lax.axis_index(axes) * logits.shape[-1]
+    of_label = jax.lax.psum(jnp.where(here, z, 0), axes)[..., None]
+    index = jax.lax.psum(jnp.where(here, target + begin, 0), axes)[..., None]
+    z = formulas.scaled_logits(logits, options)
+    classes = jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) + begin
+    # The label itself never counts: what is computed twice, here and above, may differ in its last bit.
+    ahead = ((z > of_label) | ((z == of_label) & (classes < index))) & (classes != index)
+    before = jax.lax.psum(jnp.sum(ahead, -1, dtype=jnp.int32), axes)
+    has_label = jax.lax.psum(here.astype(jnp.int32), axes) > 0
+    return jnp.where(has_label, before, objective.classes_of(logits.shape[-1])).astype(jnp.int32)
