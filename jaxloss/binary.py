@@ -1,4 +1,4 @@
-"""Losses of two classes, or of many that do not exclude each other."""
+"""Binary and multi-label losses."""
 
 # Some annotations of jax.numpy are partial.
 # pyright: reportUnknownMemberType=false
@@ -104,8 +104,8 @@ def binary_cross_entropy(
         logits: $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or 0-D array
             is an example. Infinite logits that agree with the target are fine.
         target: probabilities $a$, of the same shape; integers and booleans are probabilities 0 and 1.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `logits`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+        where: a boolean mask, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `logits`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
             examples of which any element is left in. Default: all count.
         ignore_index: elements whose target, of an integer type, is this number are left out as by `where`.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.

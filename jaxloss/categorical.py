@@ -1,4 +1,4 @@
-"""Losses of classes that exclude each other."""
+"""Multiclass losses."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -39,19 +39,19 @@ def categorical_cross_entropy(
     normalizer: Normalizer | None = None,
     axis_name: AxisName = None,
 ) -> Array:
-    r"""Cross entropy of classes, with the softmax inside.
+    r"""Multiclass cross entropy, with the softmax inside.
 
     $$\frac1n \sum -a_i \log t_i, \quad t = \mathrm{softmax}(x),
       \qquad \frac{\partial}{\partial x_i} = \frac{t_i - a_i}{n}$$
 
-    An example is a row: everything but the axis of classes; $n$ is the number of rows. Where a target $a$ does not sum
+    An example is a row: everything but the class axis; $n$ is the number of rows. Where a target $a$ does not sum
     to 1, the gradient is $t_i \sum_j a_j - a_i$. In the value, and not in the gradient, $t$ is at least `clip`, 1e-7 by
     default, so a row's loss is at most 16.118 a unit of target; `clip=None` gives the exact value, which is the default
     of `linear_cross_entropy`.
 
     With options the softmax is that of $z_i = s \tanh(x_i / s) / T$ (softcap $s$, temperature $T$), the target is
     $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$, smoothing $\varepsilon$ over $K$ classes),
-    and a row's loss has the term $\zeta \log^2 \sum_j e^{z_j}$ (z-loss $\zeta$) besides. All of it is done in the same
+    and the term $\zeta \log^2 \sum_j e^{z_j}$ (z-loss $\zeta$) is added to a row's loss. All of it is done in the same
     pass; an option that is off costs nothing. `label_smoothing`, `z_loss`, `softcap` and `temperature` may be Python
     numbers or traced scalars: a schedule does not compile anew.
 
@@ -63,10 +63,10 @@ def categorical_cross_entropy(
             whose index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`. Or, for mixup,
             `(labels, other_labels, share)`: two arrays of class indices and the share of the first, a scalar or
             `[...]`.
-        axis: the axis of classes of `logits`, and of a target of probabilities.
-        where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
-            NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`; nothing
-            else broadcasts. $n$ counts the rows left in. Default: all count.
+        axis: the class axis of `logits`, and of a target of probabilities.
+        where: a boolean mask, false for rows that are left out: their loss and gradient are exactly 0, even where they
+            hold NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`;
+            nothing else broadcasts. $n$ counts the rows left in. Default: all count.
         ignore_index: rows whose class index is this are left out, as by `where`.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
@@ -84,9 +84,9 @@ def categorical_cross_entropy(
         normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum over the rows
             left in of `weights` times the class weight of their label (of probabilities $\sum_i w_i a_i$).
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: logits, probabilities and class weights are the slice of this device, class indices
-            and `num_classes` are those of the whole vocabulary. The loss is that of whole rows, the gradient that of
-            the slice; only numbers of one a row are exchanged.
+            split the classes over: logits, probabilities and class weights are this device's shard, class indices and
+            `num_classes` are those of the whole vocabulary. The loss is that of whole rows, the gradient that of the
+            shard; the devices exchange only scalars per row.
 
     Returns:
         A scalar, or for `"none"` an array `[...]`; float64 where logits or probabilities are, else float32. The loss is
@@ -211,7 +211,7 @@ class CrossEntropyStats(NamedTuple):
         lse: $\log \sum_j e^{z_j}$.
         entropy: $\sum -t_i \log t_i$.
         z_loss: the row's z-loss term, 0 without `z_loss`.
-        predicted: the class of the largest logit, of equal ones the first; -1 for a row that is left out.
+        predicted: the class of the largest logit, of equal ones the first; -1 for a masked row.
         rank: how many classes are predicted before the label: 0 where it is `predicted`, less than k where it is among
             the top k. The number of classes for a row that is left out, a label out of range, and a target that is no
             single label.
@@ -247,7 +247,7 @@ def categorical_cross_entropy_with_stats(
     normalizer: Normalizer | None = None,
     axis_name: AxisName = None,
 ) -> tuple[Array, CrossEntropyStats]:
-    r"""`categorical_cross_entropy`, and what else the same pass over the logits sees of each row.
+    r"""`categorical_cross_entropy`, and statistics of each row from the same pass over the logits.
 
     Args:
         logits: as for `categorical_cross_entropy`.
@@ -341,8 +341,8 @@ def log_prob(
     Args:
         logits: `[..., V]`; float32, bfloat16, float16 or float64.
         labels: class indices `[...]` of an integer type; one that is out of range gives NaN, and gradient 0.
-        axis: the axis of classes of `logits`.
-        where: booleans `[...]`, false for rows that are left out: they give 0, and gradient 0.
+        axis: the class axis of `logits`.
+        where: a boolean mask `[...]`, false for rows that are left out: they give 0, and gradient 0.
         softcap: as for `categorical_cross_entropy`.
         temperature: as for `categorical_cross_entropy`.
         num_classes: as for `categorical_cross_entropy`.
@@ -394,8 +394,8 @@ def entropy(
 
     Args:
         logits: `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf adds nothing.
-        axis: the axis of classes of `logits`.
-        where: booleans `[...]`, false for rows that are left out: they give 0, and gradient 0.
+        axis: the class axis of `logits`.
+        where: a boolean mask `[...]`, false for rows that are left out: they give 0, and gradient 0.
         softcap: as for `categorical_cross_entropy`.
         temperature: as for `categorical_cross_entropy`.
         num_classes: as for `categorical_cross_entropy`.

@@ -1,4 +1,4 @@
-"""Losses of predictions of numbers."""
+"""Regression losses."""
 
 from jax.typing import ArrayLike
 
@@ -49,8 +49,8 @@ def mse(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+        where: a boolean mask, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
             examples of which any element is left in. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
@@ -136,8 +136,8 @@ def mae(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+        where: a boolean mask, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
             examples of which any element is left in. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
@@ -223,8 +223,8 @@ def huber(
             0-D array is an example.
         target: $a$, of the same shape; any real type.
         delta: a number $\delta > 0$, from which error on the loss is linear; it may be traced.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+        where: a boolean mask, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
             examples of which any element is left in. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
@@ -312,8 +312,8 @@ def log_cosh(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+        where: a boolean mask, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
             examples of which any element is left in. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
@@ -399,8 +399,8 @@ def quantile(
             0-D array is an example.
         target: $a$, of the same shape; any real type.
         q: a number between 0 and 1, the quantile that is predicted; ½ for the median. It may be traced.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+        where: a boolean mask, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
             examples of which any element is left in. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.

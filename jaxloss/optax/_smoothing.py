@@ -16,7 +16,7 @@ def smooth_labels(
     Args:
         labels: $a$, probabilities of classes, of a floating-point type.
         alpha: $\alpha$, the part that is spread; broadcasts with `labels`.
-        axis: the axis or axes of the classes; None for all.
+        axis: the class axis or axes; None for all.
         where: booleans, false for elements that are none of the $V$ classes: they get 0. Broadcasts with `labels`.
 
     Returns:

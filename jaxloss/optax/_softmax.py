@@ -1,4 +1,4 @@
-"""optax's losses of classes that exclude each other, by the kernels of `jaxloss.categorical_cross_entropy`."""
+"""optax's multiclass losses, by the kernels of `jaxloss.categorical_cross_entropy`."""
 
 import inspect
 from collections.abc import Callable
@@ -25,13 +25,13 @@ def softmax_cross_entropy(
         logits: $x$, of a floating-point type. A class whose logit is -Inf is masked: its probability is 0, and it costs
             nothing while its label is 0.
         labels: $a$, probabilities, of any real type; broadcasts with `logits`.
-        axis: the axis or axes of the classes; None for all.
-        where: booleans that broadcast with `logits`, false for classes that a row does not have; or one a row (without
-            the axes of the classes), false for rows that are left out. A row without classes has loss 0. What is left
-            out may hold anything.
+        axis: the class axis or axes; None for all.
+        where: a boolean mask that broadcasts with `logits`, false for classes that a row does not have; or one boolean
+            per row (without the class axes), false for rows that are left out. A row without classes has loss 0. What
+            is left out may hold anything.
 
     Returns:
-        An array without the axes of the classes, of the type that `logits` and `labels` promote to.
+        An array without the class axes, of the type that `logits` and `labels` promote to.
 
     Raises:
         TypeError: `logits` is not floating-point.
@@ -79,9 +79,9 @@ def softmax_cross_entropy_with_integer_labels(
 
     Args:
         logits: $x$, of a floating-point type.
-        labels: $a$, class indices of an integer type, of the shape of `logits` without the axes of the classes, or one
+        labels: $a$, class indices of an integer type, of the shape of `logits` without the class axes, or one
             that broadcasts with it. A row whose index is not in `[0, V)` has loss NaN and gradient 0.
-        axis: the axis or axes of the classes; indices of several axes count along them in their order.
+        axis: the class axis or axes; indices into several axes count along them in the order given.
         where: as for `softmax_cross_entropy`. A label of a class that is not there costs Inf.
 
     Returns:
@@ -121,7 +121,7 @@ def poly_loss_cross_entropy(
         where: as for `softmax_cross_entropy`.
 
     Returns:
-        An array without the axes of the classes, of the type that `logits`, `labels` and `epsilon` promote to.
+        An array without the class axes, of the type that `logits`, `labels` and `epsilon` promote to.
 
     Raises:
         TypeError: `logits` or `labels` is not floating-point.
