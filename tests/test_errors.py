@@ -265,6 +265,9 @@ WHOLE = {
     "a string": ("categorical_cross_entropy", ("x", LABELS), {}, "logits has type str: expected an array"),
     "a list of strings": ("mse", (X, ["a", "b"]), {}, "target has type list with one of type str in it: expected an array"),
     "an array of strings": ("mse", (X, np.array(["a"])), {}, "target has type ndarray of dtype <U1: expected an array"),
+    "None in a list of lists": ("mse", ([[1.0, None]], X), {}, "pred has type list with one of type NoneType in it: expected an array"),
+    "an array of records": ("mse", (X, np.zeros(8, [("a", "f4")])), {}, "target has type ndarray of dtype [('a', '<f4')], which is no array (Error interpreting argument to stage as a JAX value. The problematic value is of type <class 'numpy.ndarray'> and was passed to stage at position 0.): expected an array"),
+    "a number too large": ("mse", (10**400, 1.0), {}, "pred has type int, which is no array: expected an array"),
     "a ragged list": ("mse", ([[1.0, 2.0], [3.0]], X), {}, "pred has type list, of unequal lengths: expected an array"),
     "a ragged list of arrays": ("mse", (X, [np.ones(2), np.ones(3)]), {}, "target has type list, of unequal lengths: expected an array"),
     "a list and a number": ("mse", (X, ([1.0], 2.0)), {}, "target has type tuple, of unequal lengths: expected an array"),
@@ -337,6 +340,9 @@ WHOLE = {
     "a mask of numbers": ("mse", (X, X), {"where": X[:, 0]}, "where has dtype float32: expected bool; write where != 0"),
     "weights that are a mask": ("mse", (X, X), {"weights": LABELS > 0}, "weights has dtype bool: expected a floating-point or integer type; where= takes booleans"),
     "a mask of classes": ("entropy", (X,), {"where": X > 0}, f"where has shape (8, 4), the prediction (8, 4): {EXAMPLES} and 1 along the classes; to mask classes, give them a logit of -Inf"),
+    "a mask of one row's classes": ("entropy", (X,), {"where": X[0] > 0}, f"where has shape (4,), the prediction (8, 4): {EXAMPLES} and 1 along the classes; to mask classes, give them a logit of -Inf"),
+    "weights of classes": ("categorical_cross_entropy", (X, LABELS), {"weights": X[0]}, f"weights has shape (4,), the prediction (8, 4): {EXAMPLES} and 1 along the classes; class_weights= takes one per class"),
+    "class weights of rows": ("categorical_cross_entropy", (X, LABELS), {"class_weights": X[:, 0]}, "class_weights has shape (8,), logits has 4 classes: expected (4,), one number per class; weights= takes one per row"),
     "a column of a mask": ("mse", (X[:, 0], X[:, 0]), {"where": X[:, :1] > 0}, f"where has shape (8, 1), the prediction (8,): {EXAMPLES}; write where[..., 0]"),
     # Options of other kinds.
     "a mesh axis that is no string": ("entropy", (X,), {"axis_name": ("x", 1)}, "axis_name has type int: expected str or a tuple of them, or None"),
@@ -361,6 +367,26 @@ WHOLE = {
     "no name of a type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": "flaot32"}, f"accumulate_dtype is flaot32: {SUMS}"),
     "no type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": None}, f"accumulate_dtype is None: {SUMS}"),
 }  # fmt: skip
+
+
+OF_ARRAYS = {
+    case: entry
+    for case, entry in WHOLE.items()
+    if all(isinstance(x, np.ndarray) and x.dtype.kind in "fiub" for x in entry[1])
+}
+WITHIN = {
+    "jit": lambda function, operands: jax.jit(function)(*operands),
+    "vmap": lambda function, operands: jax.vmap(function)(*(np.stack([x, x]) for x in operands)),
+    "grad": lambda function, operands: jax.vjp(function, *operands),
+}
+
+
+@pytest.mark.parametrize("transform", WITHIN)
+@pytest.mark.parametrize(("name", "operands", "options", "message"), OF_ARRAYS.values(), ids=OF_ARRAYS)
+def test_the_whole_message_of_traced_operands(name, operands, options, message, transform):
+    with pytest.raises((TypeError, ValueError)) as found:
+        WITHIN[transform](lambda *operands: getattr(jaxloss, name)(*operands, **options), operands)
+    assert str(found.value) == message
 
 
 @pytest.mark.parametrize(("name", "operands", "options", "message"), WHOLE.values(), ids=WHOLE)

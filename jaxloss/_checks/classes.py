@@ -203,10 +203,11 @@ def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: 
     if num_classes is not None and not axes and class_weights.shape == (num_classes,):
         class_weights = _padded(class_weights, width - num_classes)
     if class_weights.shape != (width,):
+        of_rows = class_weights.shape == logits.shape[:-1]
         expected = f"({width},)" if num_classes in (None, width) or axes else f"({num_classes},) or ({width},)"
         raise ValueError(
             f"class_weights has shape {class_weights.shape}, logits has {width} classes: expected {expected}, "
-            "a weight a class"
+            f"one number per class{'; weights= takes one per row' if of_rows else ''}"
         )
     return class_weights
 
