@@ -93,8 +93,8 @@ def binary_cross_entropy(
       \qquad \frac{\partial}{\partial x} = \frac{t - a}{n}$$
 
     The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements. With
-    all options, of class weights $c$, `pos_weight` $p$, `label_smoothing` $\epsilon$, `focal_gamma` $\gamma$ and
-    `focal_alpha` $\alpha$, an element's loss is
+    all options (class weights $c$, `pos_weight` $p$, `label_smoothing` $\epsilon$, `focal_gamma` $\gamma$ and
+    `focal_alpha` $\alpha$), an element's loss is
 
     $$c\, \alpha_t\, q^\gamma \left(-p\, a' \log t - (1 - a') \log(1 - t)\right), \quad
       a' = a (1 - \epsilon) + \tfrac12 \epsilon, \quad q = a' (1 - t) + (1 - a') t, \quad
@@ -113,7 +113,7 @@ def binary_cross_entropy(
         class_weights: `[C]` numbers $c$ for the indices of the last axis of `logits`; $n$ stays. Default: 1.
         pos_weight: a number $p$, or `[C]` of them, that the loss of the positive class is multiplied by. Default: 1.
         label_smoothing: a number $\epsilon$ in [0, 1], how far the target is moved to ½. Default: 0.
-        focal_gamma: a number $\gamma \ge 0$, by which elements that are right already count less. Default: 0.
+        focal_gamma: a number $\gamma \ge 0$: the larger, the less elements count that are right already. Default: 0.
         focal_alpha: a number $\alpha$ in [0, 1], the share of the positive class; $1 - \alpha$ is that of the negative
             one. Default: no such factor.
         clip: $-\log t$ and $-\log(1 - t)$ in the value are those of $t$ clipped to `[clip, 1 - clip]`. The gradient is

@@ -46,8 +46,8 @@ def categorical_cross_entropy(
 
     An example is a row: everything but the class axis; $n$ is the number of rows. Where a target $a$ does not sum
     to 1, the gradient is $t_i \sum_j a_j - a_i$. In the value, and not in the gradient, $t$ is at least `clip`, 1e-7 by
-    default, so a row's loss is at most 16.118 a unit of target; `clip=None` gives the exact value, which is the default
-    of `linear_cross_entropy`.
+    default, so a row's loss is at most 16.118 per unit of target; `clip=None` gives the exact value, which is the
+    default of `linear_cross_entropy`.
 
     With options the softmax is that of $z_i = s \tanh(x_i / s) / T$ (softcap $s$, temperature $T$), the target is
     $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$, smoothing $\varepsilon$ over $K$ classes),
@@ -203,7 +203,7 @@ def d_categorical_cross_entropy(
 
 
 class CrossEntropyStats(NamedTuple):
-    r"""What `categorical_cross_entropy_with_stats` says of each row, of the softmax $t$ that the loss sees.
+    r"""Statistics of each row from `categorical_cross_entropy_with_stats`, of the softmax $t$ that the loss sees.
 
     Attributes:
         nll: $-\log t$ of the label, of probabilities $\sum -a_i \log t_i$; without clip, smoothing and weights of any
@@ -212,7 +212,7 @@ class CrossEntropyStats(NamedTuple):
         entropy: $\sum -t_i \log t_i$.
         z_loss: the row's z-loss term, 0 without `z_loss`.
         predicted: the class of the largest logit, of equal ones the first; -1 for a masked row.
-        rank: how many classes are predicted before the label: 0 where it is `predicted`, less than k where it is among
+        rank: how many classes rank before the label: 0 where it is `predicted`, less than k where it is among
             the top k. The number of classes for a row that is left out, a label out of range, and a target that is no
             single label.
         target_probability: $t$ of the label, $e^{-\mathrm{nll}}$.
@@ -336,7 +336,7 @@ def log_prob(
 ) -> Array:
     r"""The logarithm of the probability of each row's label: $\log t_y$ with $t = \mathrm{softmax}(z)$.
 
-    What policy gradients and evaluations ask for. The options are those of `categorical_cross_entropy`.
+    For policy gradients and evaluation. The options are those of `categorical_cross_entropy`.
 
     Args:
         logits: `[..., V]`; float32, bfloat16, float16 or float64.

@@ -193,8 +193,8 @@ def jensen_shannon(
         student_logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked:
             its probability and gradient are 0.
         teacher_logits: $y$, `[..., V]`; or, with `target_type="probabilities"`, the teacher's probabilities $q$.
-        beta: $\beta$, the teacher's share of the mixture, a number or scalar array between 0 and 1, which it must not
-            be. A JAX array that is not between them makes every loss NaN.
+        beta: $\beta$, the teacher's share of the mixture, a number or scalar array strictly between 0 and 1. A JAX
+            array that is not between them makes every loss NaN.
         target_type: `"logits"` or `"probabilities"`: what the teacher is given as.
         axis: the class axis of both.
         where: a boolean mask, false for rows that are left out: their loss and gradient are exactly 0, even where they

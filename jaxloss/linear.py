@@ -69,7 +69,7 @@ def linear_cross_entropy(
             otherwise. Default: 1.
         label_smoothing: from 0 to 1; a number or a traced scalar, like the next three.
         z_loss: 0 or more: what the square of the log-sum-exp is multiplied by and added.
-        softcap: above 0; the logits are bounded by it, by a tanh. None for none.
+        softcap: above 0; a tanh bounds the logits by it. None for none.
         temperature: above 0; it divides the logits after the softcap.
         num_classes: how many classes there are, if `kernel` is padded beyond that. Default: `V`.
         clip: the value is that of $\max(\mathrm{softmax}, \mathrm{clip})$; the gradient is never clipped. Default:
@@ -79,11 +79,11 @@ def linear_cross_entropy(
             the logits are then made a second time (not for the gradient of `hidden` alone).
         normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum over the tokens
             left in of `weights` times the class weight of their label.
-        shift: a token's label is the one so many places further along the last axis of `labels`, as in next-token
+        shift: a token's label is `shift` places further along the last axis of `labels`, as in next-token
             prediction. The last `shift` tokens of each sequence are left out. `where` and `weights` are those of the
             tokens that predict.
-        chunk_size: how many tokens are worked on at a time, on each device. Default: as many as have half a gigabyte
-            of logits, or two where devices that share tokens work on a part of the classes each; at least 2048.
+        chunk_size: how many tokens a device works on at a time. Default: as many as fill half a gigabyte of logits, or
+            two gigabytes where devices share tokens and each works on a shard of the vocabulary; at least 2048.
         accumulate_dtype: the type that the kernel's gradient is summed in, over chunks and devices: bfloat16 takes
             half the memory and some percent less time, but rounds the sum at every chunk. A single chunk has no sum,
             and a gradient that is to be bfloat16 is rounded once, as it is made.

@@ -222,7 +222,7 @@ def huber(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        delta: a number $\delta > 0$, from which error on the loss is linear; it may be traced.
+        delta: a number $\delta > 0$, the error beyond which the loss is linear; it may be traced.
         where: a boolean mask, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN.
             Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
             examples of which any element is left in. Default: all count.
@@ -386,7 +386,7 @@ def quantile(
     reduction: Reduction = "mean",
     normalizer: ArrayLike | None = None,
 ) -> Array:
-    r"""The pinball loss, whose least value is reached at a quantile of the target.
+    r"""The pinball loss, which a quantile of the target minimizes.
 
     $$\mathrm{quantile}(x, a) = \frac1n \sum \begin{cases} q\, (a - x) & x < a \\
       (1 - q)(x - a) & x \ge a \end{cases},
@@ -398,7 +398,7 @@ def quantile(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        q: a number between 0 and 1, the quantile that is predicted; ½ for the median. It may be traced.
+        q: a number between 0 and 1, the quantile to predict; ½ for the median. It may be traced.
         where: a boolean mask, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN.
             Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
             examples of which any element is left in. Default: all count.
