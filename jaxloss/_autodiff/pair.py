@@ -274,7 +274,7 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
             total, rest, gradient = _with_gradient(pair(loss, of_others or with_stats, whole), *weighed)
             total = times(total, scale)
             terms.append(times(total_product(gradient, x_dot), scale))
-            losses, *stats = rest or (None,)
+            losses, *stats = rest or (total,)  # of a whole sum nothing else is asked
         if of_others:
             losses_dot = _tangents(loss, counted(row_weight, losses), operands, losses, stats, others)[0]
             terms.append(jnp.sum(along(row_weight, losses) * losses_dot))
