@@ -1,5 +1,7 @@
 """Every wrong argument is an error in Python, before anything is traced, that names it, what was expected and what was found."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import jaxloss
 from jaxloss import optax as drop_ins
+from jaxloss._checks import arguments
 from losses import BINARY, CATEGORICAL, LOSSES, Case
 
 X = np.zeros((8, 4), np.float32)
@@ -341,7 +344,7 @@ WHOLE = {
     "weights that are a mask": ("mse", (X, X), {"weights": LABELS > 0}, "weights has dtype bool: expected a floating-point or integer type; where= takes booleans"),
     "a mask of classes": ("entropy", (X,), {"where": X > 0}, f"where has shape (8, 4), the prediction (8, 4): {EXAMPLES} and 1 along the classes; to mask classes, give them a logit of -Inf"),
     "a mask of one row's classes": ("entropy", (X,), {"where": X[0] > 0}, f"where has shape (4,), the prediction (8, 4): {EXAMPLES} and 1 along the classes; to mask classes, give them a logit of -Inf"),
-    "weights of classes": ("categorical_cross_entropy", (X, LABELS), {"weights": X[0]}, f"weights has shape (4,), the prediction (8, 4): {EXAMPLES} and 1 along the classes; class_weights= takes one per class"),
+    "weights of classes": ("kl_divergence", (X, X), {"weights": X[0]}, f"weights has shape (4,), the prediction (8, 4): {EXAMPLES} and 1 along the classes"),
     "class weights of rows": ("categorical_cross_entropy", (X, LABELS), {"class_weights": X[:, 0]}, "class_weights has shape (8,), logits has 4 classes: expected (4,), one number per class; weights= takes one per row"),
     "a column of a mask": ("mse", (X[:, 0], X[:, 0]), {"where": X[:, :1] > 0}, f"where has shape (8, 1), the prediction (8,): {EXAMPLES}; write where[..., 0]"),
     # Options of other kinds.
@@ -357,6 +360,8 @@ WHOLE = {
     "an axis of a kernel": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"axis": 0}, "linear_cross_entropy() got an unexpected keyword argument 'axis': did you mean kernel_axis?"),
     "weights of torch's": ("binary_cross_entropy", (X, X), {"weight": X[0]}, "binary_cross_entropy() got an unexpected keyword argument 'weight': did you mean class_weights?"),
     "weights of another kind": ("mse", (X, X), {"weight": X[0]}, "mse() got an unexpected keyword argument 'weight': did you mean weights?"),
+    "a logarithm of torch's": ("kl_divergence", (X, X), {"log_target": True}, "kl_divergence() got an unexpected keyword argument 'log_target': did you mean target_type?"),
+    "a kernel of Liger's": ("linear_cross_entropy", (HIDDEN,), {"lin_weight": KERNEL, "labels": LABELS}, "linear_cross_entropy() got an unexpected keyword argument 'lin_weight': did you mean kernel?"),
     "an operand of another loss": ("log_prob", (X,), {"target": LABELS}, "log_prob() got an unexpected keyword argument 'target': did you mean labels?"),
     "no option at all": ("log_prob", (X, LABELS), {"reduction": "sum"}, "log_prob() got an unexpected keyword argument 'reduction': its options are axis, where, softcap, temperature, num_classes, axis_name"),
     "a reduction that is an array": ("mse", (X, X), {"reduction": np.zeros(2)}, f"reduction is array([0., 0.]): {REDUCTIONS}"),
@@ -452,3 +457,13 @@ def test_gradient_with_respect_to_what_is_not_a_number():
     case = Case(CATEGORICAL, "indices")
     with pytest.raises(TypeError, match="int32"):
         jax.grad(case.loss, 1)(X, LABELS)
+
+
+def test_every_argument_of_another_library_is_one_of_ours():
+    ours = {name for function in jaxloss.__all__ for name in parameters_of(getattr(jaxloss, function))}
+    meant = {name for names in arguments._ELSEWHERE.values() for name in names}
+    assert meant <= ours, meant - ours
+
+
+def parameters_of(function) -> list[str]:
+    return list(inspect.signature(function).parameters) if inspect.isfunction(function) else []

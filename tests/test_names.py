@@ -1,8 +1,10 @@
 """The public names: what is among them, what their parameters are annotated with, and what ours are called elsewhere."""
 
 import inspect
+import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -36,6 +38,7 @@ def test_formulas_are_losses_and_their_derivatives():
 def test_drop_ins_are_imported_when_they_are_used():
     code = """
 import sys
+import tomllib
 import jaxloss
 assert "optax" in dir(jaxloss) and "jaxloss.optax" not in sys.modules
 assert jaxloss.optax.l2_loss(3.0) == 4.5
@@ -106,3 +109,12 @@ def test_any_other_name_of_a_drop_in():
         drop_ins.squared_errors  # noqa: B018
     assert str(raised.value) == "module 'jaxloss.optax' has no attribute 'squared_errors'"
     assert (raised.value.name, raised.value.obj) == ("squared_errors", drop_ins)
+
+
+@pytest.mark.cpu_only
+def test_types_of_public_modules_are_checked_strictly():
+    root = pathlib.Path(__file__).parents[1]
+    strict = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["pyright"]["strict"]
+    folders = {f"jaxloss/{path.parent.name}" for path in root.glob("jaxloss/[!_]*/__init__.py")}
+    modules = {f"jaxloss/{path.name}" for path in root.glob("jaxloss/[!_]*.py")}
+    assert set(strict) == {"jaxloss/__init__.py", *folders, *modules}
