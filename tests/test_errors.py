@@ -9,7 +9,7 @@ import pytest
 
 import jaxloss
 from jaxloss import optax as drop_ins
-from jaxloss._checks import arguments
+from jaxloss._checks import keywords
 from losses import BINARY, CATEGORICAL, LOSSES, Case
 
 X = np.zeros((8, 4), np.float32)
@@ -461,7 +461,7 @@ def test_gradient_with_respect_to_what_is_not_a_number():
 
 def test_every_argument_of_another_library_is_one_of_ours():
     ours = {name for function in jaxloss.__all__ for name in parameters_of(getattr(jaxloss, function))}
-    meant = {name for names in arguments._ELSEWHERE.values() for name in names}
+    meant = {name for names in keywords._ELSEWHERE.values() for name in names}
     assert meant <= ours, meant - ours
 
 

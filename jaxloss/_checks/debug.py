@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxloss._checks import arguments
+from jaxloss._checks import arguments, keywords
 from jaxloss._checks import linear as _linear_arguments
 from jaxloss._checks.arrays import array
 from jaxloss._checks.parameters import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, is_known
@@ -178,10 +178,10 @@ def watched(watch: Callable[[dict[str, Any], _Watch], int | None]) -> Callable[[
         @functools.wraps(function)
         def called(*args, **kwargs):
             if len(args) > operands:
-                raise arguments.positional_options(function.__name__, tuple(names), operands, args)
+                raise keywords.positional_options(function.__name__, tuple(names), operands, args)
             if not kwargs.keys() <= names:
                 unknown = next(name for name in kwargs if name not in names)
-                raise arguments.unknown_argument(function.__name__, tuple(names), operands, unknown)
+                raise keywords.unknown_argument(function.__name__, tuple(names), operands, unknown)
             if not _checking.value:
                 return function(*args, **kwargs)
             with _checking(False):  # one public function may call another
