@@ -104,10 +104,10 @@ def binary_cross_entropy(
         logits: $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or 0-D array
             is an example. Infinite logits that agree with the target are fine.
         target: probabilities $a$, of the same shape; integers and booleans are probabilities 0 and 1.
-        where: a boolean mask, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN.
+        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
             Shape `[n]`, or an axis for each of `logits`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is left in. Default: all count.
-        ignore_index: elements whose target, of an integer type, is this number are left out as by `where`.
+            examples of which any element is unmasked. Default: all count.
+        ignore_index: elements whose target, of an integer type, is this number are masked, as by `where`.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
         class_weights: `[C]` numbers $c$ for the indices of the last axis of `logits`; $n$ stays. Default: 1.
@@ -172,7 +172,7 @@ def d_binary_cross_entropy(
     Args:
         logits: as for `binary_cross_entropy`.
         target: as for `binary_cross_entropy`.
-        where: as for `binary_cross_entropy`; the gradient of what is left out is 0.
+        where: as for `binary_cross_entropy`; the gradient of what is masked is 0.
         ignore_index: as for `binary_cross_entropy`.
         weights: as for `binary_cross_entropy`.
         class_weights: as for `binary_cross_entropy`.

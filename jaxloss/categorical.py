@@ -64,10 +64,10 @@ def categorical_cross_entropy(
             `(labels, other_labels, share)`: two arrays of class indices and the share of the first, a scalar or
             `[...]`.
         axis: the class axis of `logits`, and of a target of probabilities.
-        where: a boolean mask, false for rows that are left out: their loss and gradient are exactly 0, even where they
+        where: a boolean mask, false for masked rows: their loss and gradient are exactly 0, even where they
             hold NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`;
-            nothing else broadcasts. $n$ counts the rows left in. Default: all count.
-        ignore_index: rows whose class index is this are left out, as by `where`.
+            nothing else broadcasts. $n$ counts the unmasked rows. Default: all count.
+        ignore_index: rows whose class index is this are masked, as by `where`.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
         class_weights: $w$, `[V]`: what each class's part of the target is multiplied by; $n$ stays, unless
@@ -81,8 +81,8 @@ def categorical_cross_entropy(
         clip: the value is that of $\max(t_i, \mathrm{clip})$. The gradient is never clipped, so that a saturated
             prediction still learns. None for the exact value.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum over the rows
-            left in of `weights` times the class weight of their label (of probabilities $\sum_i w_i a_i$).
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum, over the
+            unmasked rows, of `weights` times their label's class weight (of probabilities $\sum_i w_i a_i$).
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
             split the classes over: logits, probabilities and class weights are this device's shard, class indices and
             `num_classes` are those of the whole vocabulary. The loss is that of whole rows, the gradient that of the
@@ -157,7 +157,7 @@ def d_categorical_cross_entropy(
         logits: as for `categorical_cross_entropy`.
         target: as for `categorical_cross_entropy`.
         axis: as for `categorical_cross_entropy`.
-        where: as for `categorical_cross_entropy`; the gradient of what is left out is 0.
+        where: as for `categorical_cross_entropy`; the gradient of what is masked is 0.
         ignore_index: as for `categorical_cross_entropy`.
         weights: as for `categorical_cross_entropy`.
         class_weights: as for `categorical_cross_entropy`.
@@ -213,7 +213,7 @@ class CrossEntropyStats(NamedTuple):
         z_loss: the row's z-loss term, 0 without `z_loss`.
         predicted: the class of the largest logit, of equal ones the first; -1 for a masked row.
         rank: how many classes rank before the label: 0 where it is `predicted`, less than k where it is among
-            the top k. The number of classes for a row that is left out, a label out of range, and a target that is no
+            the top k. The number of classes for a masked row, a label out of range, and a target that is no
             single label.
         target_probability: $t$ of the label, $e^{-\mathrm{nll}}$.
     """
@@ -253,7 +253,7 @@ def categorical_cross_entropy_with_stats(
         logits: as for `categorical_cross_entropy`.
         target: as for `categorical_cross_entropy`.
         axis: as for `categorical_cross_entropy`.
-        where: as for `categorical_cross_entropy`; the statistics of rows left out are 0, but `predicted` and `rank`.
+        where: as for `categorical_cross_entropy`; the statistics of masked rows are 0, but `predicted` and `rank`.
         ignore_index: as for `categorical_cross_entropy`.
         weights: as for `categorical_cross_entropy`.
         class_weights: as for `categorical_cross_entropy`.
@@ -342,7 +342,7 @@ def log_prob(
         logits: `[..., V]`; float32, bfloat16, float16 or float64.
         labels: class indices `[...]` of an integer type; one that is out of range gives NaN, and gradient 0.
         axis: the class axis of `logits`.
-        where: a boolean mask `[...]`, false for rows that are left out: they give 0, and gradient 0.
+        where: a boolean mask `[...]`, false for masked rows: they give 0, and gradient 0.
         softcap: as for `categorical_cross_entropy`.
         temperature: as for `categorical_cross_entropy`.
         num_classes: as for `categorical_cross_entropy`.
@@ -395,7 +395,7 @@ def entropy(
     Args:
         logits: `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf adds nothing.
         axis: the class axis of `logits`.
-        where: a boolean mask `[...]`, false for rows that are left out: they give 0, and gradient 0.
+        where: a boolean mask `[...]`, false for masked rows: they give 0, and gradient 0.
         softcap: as for `categorical_cross_entropy`.
         temperature: as for `categorical_cross_entropy`.
         num_classes: as for `categorical_cross_entropy`.

@@ -45,9 +45,9 @@ def kl_divergence(
             $a = \mathrm{softmax}(y / T)$.
         target_type: which of the two, `"probabilities"` or `"logits"`.
         axis: the class axis of `logits` and `target`.
-        where: a boolean mask, false for rows that are left out: their loss and gradient are exactly 0, even where they
+        where: a boolean mask, false for masked rows: their loss and gradient are exactly 0, even where they
             hold NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`;
-            nothing else broadcasts. $n$ counts the rows left in. Default: all count.
+            nothing else broadcasts. $n$ counts the unmasked rows. Default: all count.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
         temperature: $T$, a number or scalar array greater than 0, which divides `logits`, and a target of logits. A
@@ -119,7 +119,7 @@ def d_kl_divergence(
         target: as for `kl_divergence`.
         target_type: as for `kl_divergence`.
         axis: as for `kl_divergence`.
-        where: as for `kl_divergence`; the gradient of what is left out is 0.
+        where: as for `kl_divergence`; the gradient of what is masked is 0.
         weights: as for `kl_divergence`.
         temperature: as for `kl_divergence`.
         reduction: as for `kl_divergence`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.
@@ -197,9 +197,9 @@ def jensen_shannon(
             array that is not between them makes every loss NaN.
         target_type: `"logits"` or `"probabilities"`: what the teacher is given as.
         axis: the class axis of both.
-        where: a boolean mask, false for rows that are left out: their loss and gradient are exactly 0, even where they
+        where: a boolean mask, false for masked rows: their loss and gradient are exactly 0, even where they
             hold NaN. Shape `[...]`, or an axis for each of `student_logits`, as long or 1 and 1 for the classes, or
-            `()`; nothing else broadcasts. $n$ counts the rows left in. Default: all count.
+            `()`; nothing else broadcasts. $n$ counts the unmasked rows. Default: all count.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
         temperature: $T$, a number or scalar array greater than 0, which divides the student's logits, and the
@@ -274,7 +274,7 @@ def d_jensen_shannon(
         beta: as for `jensen_shannon`.
         target_type: as for `jensen_shannon`.
         axis: as for `jensen_shannon`.
-        where: as for `jensen_shannon`; the gradient of what is left out is 0.
+        where: as for `jensen_shannon`; the gradient of what is masked is 0.
         weights: as for `jensen_shannon`.
         temperature: as for `jensen_shannon`.
         reduction: as for `jensen_shannon`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.

@@ -60,10 +60,10 @@ def linear_cross_entropy(
             gradient 0, unless it is `ignore_index`.
         bias: $b$, `[V]`. Default: none.
         kernel_axis: the class axis of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
-        where: a boolean mask `[...]`, false for tokens that are left out: their loss and gradient are exactly 0, even
-            where they hold NaN, and a chunk of nothing else is skipped. $n$ counts the tokens left in. Default: all
+        where: a boolean mask `[...]`, false for masked tokens: their loss and gradient are exactly 0, even
+            where they hold NaN, and a chunk of nothing else is skipped. $n$ counts the unmasked tokens. Default: all
             count.
-        ignore_index: tokens whose label is this are left out, as by `where`.
+        ignore_index: tokens whose label is this are masked, as by `where`.
         weights: numbers `[...]` that tokens' losses are multiplied by; $n$ stays. Default: 1.
         class_weights: `[V]`: what the loss of a class's tokens is multiplied by; $n$ stays, unless `normalizer` says
             otherwise. Default: 1.
@@ -77,10 +77,10 @@ def linear_cross_entropy(
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each token. The
             gradients of the first two are made with the value. Those of `"none"` wait for a cotangent of each token:
             the logits are then made a second time (not for the gradient of `hidden` alone).
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum over the tokens
-            left in of `weights` times the class weight of their label.
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum, over the
+            unmasked tokens, of `weights` times their label's class weight.
         shift: a token's label is `shift` places further along the last axis of `labels`, as in next-token
-            prediction. The last `shift` tokens of each sequence are left out. `where` and `weights` are those of the
+            prediction. The last `shift` tokens of each sequence are masked. `where` and `weights` are those of the
             tokens that predict.
         chunk_size: how many tokens a device works on at a time. Default: as many as fill half a gigabyte of logits, or
             two gigabytes where devices share tokens and each works on a shard of the vocabulary; at least 2048.
@@ -167,7 +167,7 @@ def linear_cross_entropy_with_stats(
         labels: as for `linear_cross_entropy`.
         bias: as for `linear_cross_entropy`.
         kernel_axis: as for `linear_cross_entropy`.
-        where: as for `linear_cross_entropy`; the statistics of tokens left out are 0, but `predicted` and `rank`.
+        where: as for `linear_cross_entropy`; the statistics of masked tokens are 0, but `predicted` and `rank`.
         ignore_index: as for `linear_cross_entropy`.
         weights: as for `linear_cross_entropy`.
         class_weights: as for `linear_cross_entropy`.
@@ -257,7 +257,7 @@ def linear_log_prob(
         labels: as for `linear_cross_entropy`.
         bias: as for `linear_cross_entropy`.
         kernel_axis: as for `linear_cross_entropy`.
-        where: as for `linear_cross_entropy`; a token that is left out has 0.
+        where: as for `linear_cross_entropy`; a masked token has 0.
         ignore_index: as for `linear_cross_entropy`.
         softcap: as for `linear_cross_entropy`.
         temperature: as for `linear_cross_entropy`.

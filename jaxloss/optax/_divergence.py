@@ -25,7 +25,7 @@ def kl_divergence(
         log_predictions: $\log p$, of a floating-point type.
         targets: $a$, probabilities, of a floating-point type; broadcasts with `log_predictions`.
         axis: the axis or axes that are summed over; None for all.
-        where: booleans that broadcast with the operands, false for elements that are left out, which may hold anything.
+        where: booleans that broadcast with the operands, false for masked elements, which may hold anything.
 
     Returns:
         An array without the axes that were summed over, of the type that the operands promote to.

@@ -27,8 +27,8 @@ def softmax_cross_entropy(
         labels: $a$, probabilities, of any real type; broadcasts with `logits`.
         axis: the class axis or axes; None for all.
         where: a boolean mask that broadcasts with `logits`, false for classes that a row does not have; or one boolean
-            per row (without the class axes), false for rows that are left out. A row without classes has loss 0. What
-            is left out may hold anything.
+            per row (without the class axes), false for masked rows. A row without classes has loss 0. What
+            is masked may hold anything.
 
     Returns:
         An array without the class axes, of the type that `logits` and `labels` promote to.
