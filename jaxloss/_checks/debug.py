@@ -52,7 +52,7 @@ def debug_checks(enabled: bool = True) -> Iterator[None]:
 
     The error names function, argument, row, value and range: a label that is no class, a binary target beyond [0, 1],
     probabilities that are negative or do not sum to 1, a normalizer of 0, a traced option out of its range, and NaN in
-    logits, predictions, targets and weights. What `where` and `ignore_index` leave out is not looked at. The functions
+    logits, predictions, targets and weights. What `where` and `ignore_index` mask is not looked at. The functions
     of `jaxloss.optax` are not checked.
 
     It works under `jax.jit`, `jax.grad`, `jax.vmap` and on meshes. What counts is the thread and the time of the call
