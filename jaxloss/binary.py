@@ -1,4 +1,4 @@
-"""Losses of two classes, or of many that do not exclude each other."""
+"""Binary and multi-label losses."""
 
 # Some annotations of jax.numpy are partial.
 # pyright: reportUnknownMemberType=false
@@ -93,8 +93,8 @@ def binary_cross_entropy(
       \qquad \frac{\partial}{\partial x} = \frac{t - a}{n}$$
 
     The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements. With
-    all options, of class weights $c$, `pos_weight` $p$, `label_smoothing` $\epsilon$, `focal_gamma` $\gamma$ and
-    `focal_alpha` $\alpha$, an element's loss is
+    all options (class weights $c$, `pos_weight` $p$, `label_smoothing` $\epsilon$, `focal_gamma` $\gamma$ and
+    `focal_alpha` $\alpha$), an element's loss is
 
     $$c\, \alpha_t\, q^\gamma \left(-p\, a' \log t - (1 - a') \log(1 - t)\right), \quad
       a' = a (1 - \epsilon) + \tfrac12 \epsilon, \quad q = a' (1 - t) + (1 - a') t, \quad
@@ -104,16 +104,16 @@ def binary_cross_entropy(
         logits: $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or 0-D array
             is an example. Infinite logits that agree with the target are fine.
         target: probabilities $a$, of the same shape; integers and booleans are probabilities 0 and 1.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `logits`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is left in. Default: all count.
-        ignore_index: elements whose target, of an integer type, is this number are left out as by `where`.
+        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `logits`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is unmasked. Default: all count.
+        ignore_index: elements whose target, of an integer type, is this number are masked, as by `where`.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
         class_weights: `[C]` numbers $c$ for the indices of the last axis of `logits`; $n$ stays. Default: 1.
         pos_weight: a number $p$, or `[C]` of them, that the loss of the positive class is multiplied by. Default: 1.
         label_smoothing: a number $\epsilon$ in [0, 1], how far the target is moved to ½. Default: 0.
-        focal_gamma: a number $\gamma \ge 0$, by which elements that are right already count less. Default: 0.
+        focal_gamma: a number $\gamma \ge 0$: the larger, the less elements count that are right already. Default: 0.
         focal_alpha: a number $\alpha$ in [0, 1], the share of the positive class; $1 - \alpha$ is that of the negative
             one. Default: no such factor.
         clip: $-\log t$ and $-\log(1 - t)$ in the value are those of $t$ clipped to `[clip, 1 - clip]`. The gradient is
@@ -172,7 +172,7 @@ def d_binary_cross_entropy(
     Args:
         logits: as for `binary_cross_entropy`.
         target: as for `binary_cross_entropy`.
-        where: as for `binary_cross_entropy`; the gradient of what is left out is 0.
+        where: as for `binary_cross_entropy`; the gradient of what is masked is 0.
         ignore_index: as for `binary_cross_entropy`.
         weights: as for `binary_cross_entropy`.
         class_weights: as for `binary_cross_entropy`.

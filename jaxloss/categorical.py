@@ -1,4 +1,4 @@
-"""Losses of classes that exclude each other."""
+"""Multiclass losses."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -39,19 +39,19 @@ def categorical_cross_entropy(
     normalizer: Normalizer | None = None,
     axis_name: AxisName = None,
 ) -> Array:
-    r"""Cross entropy of classes, with the softmax inside.
+    r"""Multiclass cross entropy, with the softmax inside.
 
     $$\frac1n \sum -a_i \log t_i, \quad t = \mathrm{softmax}(x),
       \qquad \frac{\partial}{\partial x_i} = \frac{t_i - a_i}{n}$$
 
-    An example is a row: everything but the axis of classes; $n$ is the number of rows. Where a target $a$ does not sum
+    An example is a row: everything but the class axis; $n$ is the number of rows. Where a target $a$ does not sum
     to 1, the gradient is $t_i \sum_j a_j - a_i$. In the value, and not in the gradient, $t$ is at least `clip`, 1e-7 by
-    default, so a row's loss is at most 16.118 a unit of target; `clip=None` gives the exact value, which is the default
-    of `linear_cross_entropy`.
+    default, so a row's loss is at most 16.118 per unit of target; `clip=None` gives the exact value, which is the
+    default of `linear_cross_entropy`.
 
     With options the softmax is that of $z_i = s \tanh(x_i / s) / T$ (softcap $s$, temperature $T$), the target is
     $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$, smoothing $\varepsilon$ over $K$ classes),
-    and a row's loss has the term $\zeta \log^2 \sum_j e^{z_j}$ (z-loss $\zeta$) besides. All of it is done in the same
+    and the term $\zeta \log^2 \sum_j e^{z_j}$ (z-loss $\zeta$) is added to a row's loss. All of it is done in the same
     pass; an option that is off costs nothing. `label_smoothing`, `z_loss`, `softcap` and `temperature` may be Python
     numbers or traced scalars: a schedule does not compile anew.
 
@@ -63,11 +63,11 @@ def categorical_cross_entropy(
             whose index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`. Or, for mixup,
             `(labels, other_labels, share)`: two arrays of class indices and the share of the first, a scalar or
             `[...]`.
-        axis: the axis of classes of `logits`, and of a target of probabilities.
-        where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
-            NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`; nothing
-            else broadcasts. $n$ counts the rows left in. Default: all count.
-        ignore_index: rows whose class index is this are left out, as by `where`.
+        axis: the class axis of `logits`, and of a target of probabilities.
+        where: a boolean mask, false for masked rows: their loss and gradient are exactly 0, even where they
+            hold NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`;
+            nothing else broadcasts. $n$ counts the unmasked rows. Default: all count.
+        ignore_index: rows whose class index is this are masked, as by `where`.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
         class_weights: $w$, `[V]`: what each class's part of the target is multiplied by; $n$ stays, unless
@@ -81,12 +81,12 @@ def categorical_cross_entropy(
         clip: the value is that of $\max(t_i, \mathrm{clip})$. The gradient is never clipped, so that a saturated
             prediction still learns. None for the exact value.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum over the rows
-            left in of `weights` times the class weight of their label (of probabilities $\sum_i w_i a_i$).
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum, over the
+            unmasked rows, of `weights` times their label's class weight (of probabilities $\sum_i w_i a_i$).
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: logits, probabilities and class weights are the slice of this device, class indices
-            and `num_classes` are those of the whole vocabulary. The loss is that of whole rows, the gradient that of
-            the slice; only numbers of one a row are exchanged.
+            split the classes over: logits, probabilities and class weights are this device's shard, class indices and
+            `num_classes` are those of the whole vocabulary. The loss is that of whole rows, the gradient that of the
+            shard; the devices exchange only scalars per row.
 
     Returns:
         A scalar, or for `"none"` an array `[...]`; float64 where logits or probabilities are, else float32. The loss is
@@ -157,7 +157,7 @@ def d_categorical_cross_entropy(
         logits: as for `categorical_cross_entropy`.
         target: as for `categorical_cross_entropy`.
         axis: as for `categorical_cross_entropy`.
-        where: as for `categorical_cross_entropy`; the gradient of what is left out is 0.
+        where: as for `categorical_cross_entropy`; the gradient of what is masked is 0.
         ignore_index: as for `categorical_cross_entropy`.
         weights: as for `categorical_cross_entropy`.
         class_weights: as for `categorical_cross_entropy`.
@@ -203,7 +203,7 @@ def d_categorical_cross_entropy(
 
 
 class CrossEntropyStats(NamedTuple):
-    r"""What `categorical_cross_entropy_with_stats` says of each row, of the softmax $t$ that the loss sees.
+    r"""Statistics of each row from `categorical_cross_entropy_with_stats`, of the softmax $t$ that the loss sees.
 
     Attributes:
         nll: $-\log t$ of the label, of probabilities $\sum -a_i \log t_i$; without clip, smoothing and weights of any
@@ -211,9 +211,9 @@ class CrossEntropyStats(NamedTuple):
         lse: $\log \sum_j e^{z_j}$.
         entropy: $\sum -t_i \log t_i$.
         z_loss: the row's z-loss term, 0 without `z_loss`.
-        predicted: the class of the largest logit, of equal ones the first; -1 for a row that is left out.
-        rank: how many classes are predicted before the label: 0 where it is `predicted`, less than k where it is among
-            the top k. The number of classes for a row that is left out, a label out of range, and a target that is no
+        predicted: the class of the largest logit, of equal ones the first; -1 for a masked row.
+        rank: how many classes rank before the label: 0 where it is `predicted`, less than k where it is among
+            the top k. The number of classes for a masked row, a label out of range, and a target that is no
             single label.
         target_probability: $t$ of the label, $e^{-\mathrm{nll}}$.
     """
@@ -247,13 +247,13 @@ def categorical_cross_entropy_with_stats(
     normalizer: Normalizer | None = None,
     axis_name: AxisName = None,
 ) -> tuple[Array, CrossEntropyStats]:
-    r"""`categorical_cross_entropy`, and what else the same pass over the logits sees of each row.
+    r"""`categorical_cross_entropy`, and statistics of each row from the same pass over the logits.
 
     Args:
         logits: as for `categorical_cross_entropy`.
         target: as for `categorical_cross_entropy`.
         axis: as for `categorical_cross_entropy`.
-        where: as for `categorical_cross_entropy`; the statistics of rows left out are 0, but `predicted` and `rank`.
+        where: as for `categorical_cross_entropy`; the statistics of masked rows are 0, but `predicted` and `rank`.
         ignore_index: as for `categorical_cross_entropy`.
         weights: as for `categorical_cross_entropy`.
         class_weights: as for `categorical_cross_entropy`.
@@ -336,13 +336,13 @@ def log_prob(
 ) -> Array:
     r"""The logarithm of the probability of each row's label: $\log t_y$ with $t = \mathrm{softmax}(z)$.
 
-    What policy gradients and evaluations ask for. The options are those of `categorical_cross_entropy`.
+    For policy gradients and evaluation. The options are those of `categorical_cross_entropy`.
 
     Args:
         logits: `[..., V]`; float32, bfloat16, float16 or float64.
         labels: class indices `[...]` of an integer type; one that is out of range gives NaN, and gradient 0.
-        axis: the axis of classes of `logits`.
-        where: booleans `[...]`, false for rows that are left out: they give 0, and gradient 0.
+        axis: the class axis of `logits`.
+        where: a boolean mask `[...]`, false for masked rows: they give 0, and gradient 0.
         softcap: as for `categorical_cross_entropy`.
         temperature: as for `categorical_cross_entropy`.
         num_classes: as for `categorical_cross_entropy`.
@@ -364,7 +364,7 @@ def log_prob(
     Source: R. J. Williams, *Simple statistical gradient-following algorithms* (1992).
     """
     logits = _arguments.prediction("logits", logits, "labels", labels)
-    labels = _arguments.class_indices("labels", array("labels", labels))
+    labels = _arguments.class_indices("labels", array("labels", labels), logits.ndim - 1, axis)
     options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
     classes = checked(
         logits,
@@ -394,8 +394,8 @@ def entropy(
 
     Args:
         logits: `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf adds nothing.
-        axis: the axis of classes of `logits`.
-        where: booleans `[...]`, false for rows that are left out: they give 0, and gradient 0.
+        axis: the class axis of `logits`.
+        where: a boolean mask `[...]`, false for masked rows: they give 0, and gradient 0.
         softcap: as for `categorical_cross_entropy`.
         temperature: as for `categorical_cross_entropy`.
         num_classes: as for `categorical_cross_entropy`.

@@ -1,4 +1,4 @@
-"""Losses of a student that is to give the probabilities of a teacher."""
+"""Distillation losses: divergences of a student's probabilities from a teacher's."""
 
 from jax.typing import ArrayLike
 
@@ -31,7 +31,7 @@ def kl_divergence(
     $$\mathrm{KL}(a \| t) = \frac1n \sum a_i \log\frac{a_i}{t_i}, \quad t = \mathrm{softmax}(x / T),
       \qquad \frac{\partial}{\partial x_i} = \frac{t_i - a_i}{n T}$$
 
-    An example is a row: everything but the axis of classes; $n$ is the number of rows. A term whose $a_i$ is 0 is 0.
+    An example is a row: everything but the class axis; $n$ is the number of rows. A term whose $a_i$ is 0 is 0.
     Where a target $a$ does not sum to 1, the gradient is $(t_i \sum_j a_j - a_i) / (n T)$.
 
     The gradient falls like $1 / T^2$ at high temperatures. The factor $T^2$ that makes up for it is not included:
@@ -44,10 +44,10 @@ def kl_divergence(
         target: probabilities $a$ `[..., V]`; or the teacher's logits $y$ `[..., V]`, of which
             $a = \mathrm{softmax}(y / T)$.
         target_type: which of the two, `"probabilities"` or `"logits"`.
-        axis: the axis of classes of `logits` and `target`.
-        where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
-            NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`; nothing
-            else broadcasts. $n$ counts the rows left in. Default: all count.
+        axis: the class axis of `logits` and `target`.
+        where: a boolean mask, false for masked rows: their loss and gradient are exactly 0, even where they
+            hold NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`;
+            nothing else broadcasts. $n$ counts the unmasked rows. Default: all count.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
         temperature: $T$, a number or scalar array greater than 0, which divides `logits`, and a target of logits. A
@@ -55,8 +55,8 @@ def kl_divergence(
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: `logits` and `target` are the slice of this device. The loss is that of whole rows,
-            the gradient that of the slice; only numbers of one a row are exchanged.
+            split the classes over: `logits` and `target` are this device's shard. The loss is that of whole rows, the
+            gradient that of the shard; the devices exchange only scalars per row.
 
     Returns:
         A scalar, or for `"none"` an array `[...]`; float64 where logits or target are, else float32. The loss is
@@ -119,7 +119,7 @@ def d_kl_divergence(
         target: as for `kl_divergence`.
         target_type: as for `kl_divergence`.
         axis: as for `kl_divergence`.
-        where: as for `kl_divergence`; the gradient of what is left out is 0.
+        where: as for `kl_divergence`; the gradient of what is masked is 0.
         weights: as for `kl_divergence`.
         temperature: as for `kl_divergence`.
         reduction: as for `kl_divergence`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.
@@ -180,7 +180,7 @@ def jensen_shannon(
 
     with the student's $p = \mathrm{softmax}(x / T)$ and the teacher's $q = \mathrm{softmax}(y / T)$. It is finite for
     all finite logits, at most $\log 2$ for $\beta = \frac12$, and 0 only for equal distributions. An example is a row:
-    everything but the axis of classes; $n$ is the number of rows.
+    everything but the class axis; $n$ is the number of rows.
 
     The divergence vanishes as $\beta$ goes to 0 or 1, so these are no values of it. What other libraries return there
     is the limit of its quotient with $\beta$ or $1 - \beta$: for 0 the forward divergence
@@ -193,13 +193,13 @@ def jensen_shannon(
         student_logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked:
             its probability and gradient are 0.
         teacher_logits: $y$, `[..., V]`; or, with `target_type="probabilities"`, the teacher's probabilities $q$.
-        beta: $\beta$, the teacher's share of the mixture, a number or scalar array between 0 and 1, which it must not
-            be. A JAX array that is not between them makes every loss NaN.
+        beta: $\beta$, the teacher's share of the mixture, a number or scalar array strictly between 0 and 1. A JAX
+            array that is not between them makes every loss NaN.
         target_type: `"logits"` or `"probabilities"`: what the teacher is given as.
-        axis: the axis of classes of both.
-        where: booleans, false for rows that are left out: their loss and gradient are exactly 0, even where they hold
-            NaN. Shape `[...]`, or an axis for each of `student_logits`, as long or 1 and 1 for the classes, or `()`;
-            nothing else broadcasts. $n$ counts the rows left in. Default: all count.
+        axis: the class axis of both.
+        where: a boolean mask, false for masked rows: their loss and gradient are exactly 0, even where they
+            hold NaN. Shape `[...]`, or an axis for each of `student_logits`, as long or 1 and 1 for the classes, or
+            `()`; nothing else broadcasts. $n$ counts the unmasked rows. Default: all count.
         weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
             1.
         temperature: $T$, a number or scalar array greater than 0, which divides the student's logits, and the
@@ -207,8 +207,8 @@ def jensen_shannon(
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
         normalizer: a number or scalar array that replaces $n$ in `"mean"`.
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: student and teacher are the slice of this device. The loss is that of whole rows,
-            the gradient that of the slice; only numbers of one a row are exchanged.
+            split the classes over: student and teacher are this device's shard. The loss is that of whole rows, the
+            gradient that of the shard; the devices exchange only scalars per row.
 
     Returns:
         A scalar, or for `"none"` an array `[...]`; float64 where student or teacher are, else float32. The loss is
@@ -274,7 +274,7 @@ def d_jensen_shannon(
         beta: as for `jensen_shannon`.
         target_type: as for `jensen_shannon`.
         axis: as for `jensen_shannon`.
-        where: as for `jensen_shannon`; the gradient of what is left out is 0.
+        where: as for `jensen_shannon`; the gradient of what is masked is 0.
         weights: as for `jensen_shannon`.
         temperature: as for `jensen_shannon`.
         reduction: as for `jensen_shannon`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.

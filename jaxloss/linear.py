@@ -1,4 +1,4 @@
-"""Losses of classes whose logits are `hidden @ kernel` and never exist as a whole: for language models."""
+"""Multiclass losses of the logits `hidden @ kernel`, which are never materialized: for language models."""
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +44,10 @@ def linear_cross_entropy(
 
     $$\frac1n \sum_i -\log \mathrm{softmax}(h_i W + b)_{y_i}$$
 
-    The result is that of `categorical_cross_entropy` of the logits with the same `clip`, which is none by default here,
-    and 1e-7 there: of a label whose probability is next to 0, this loss is exact, and that one 16.118. The gradients
-    are the same. This loss with its gradients takes the three matrix products that they need anyway, and the memory of
-    one chunk's logits; with respect to `hidden` or `kernel` alone, two products.
+    The result is that of `categorical_cross_entropy(hidden @ kernel + bias, labels)` with the same `clip`. The default
+    is None here and 1e-7 there: for a label whose probability is next to 0, this loss is exact, and that one 16.118.
+    The gradients are the same. Value and gradients take the three matrix products that they need anyway, and the memory
+    of one chunk's logits; value and gradient with respect to `hidden` or `kernel` alone take two products.
 
     An example is a token: one index of all axes of `hidden` but the last. The options are those of
     `categorical_cross_entropy`, in the same pass. Logits and their gradients have the type that `hidden @ kernel` has,
@@ -59,16 +59,17 @@ def linear_cross_entropy(
         labels: $y$, class indices `[...]` of an integer type. A token whose label is not in `[0, V)` has loss NaN and
             gradient 0, unless it is `ignore_index`.
         bias: $b$, `[V]`. Default: none.
-        kernel_axis: the axis of classes of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
-        where: booleans `[...]`, false for tokens that are left out: their loss and gradient are exactly 0, even where
-            they hold NaN, and a chunk of nothing else is skipped. $n$ counts the tokens left in. Default: all count.
-        ignore_index: tokens whose label is this are left out, as by `where`.
+        kernel_axis: the class axis of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
+        where: a boolean mask `[...]`, false for masked tokens: their loss and gradient are exactly 0, even
+            where they hold NaN, and a chunk of nothing else is skipped. $n$ counts the unmasked tokens. Default: all
+            count.
+        ignore_index: tokens whose label is this are masked, as by `where`.
         weights: numbers `[...]` that tokens' losses are multiplied by; $n$ stays. Default: 1.
         class_weights: `[V]`: what the loss of a class's tokens is multiplied by; $n$ stays, unless `normalizer` says
             otherwise. Default: 1.
         label_smoothing: from 0 to 1; a number or a traced scalar, like the next three.
         z_loss: 0 or more: what the square of the log-sum-exp is multiplied by and added.
-        softcap: above 0; the logits are bounded by it, by a tanh. None for none.
+        softcap: above 0; a tanh bounds the logits by it. None for none.
         temperature: above 0; it divides the logits after the softcap.
         num_classes: how many classes there are, if `kernel` is padded beyond that. Default: `V`.
         clip: the value is that of $\max(\mathrm{softmax}, \mathrm{clip})$; the gradient is never clipped. Default:
@@ -76,20 +77,20 @@ def linear_cross_entropy(
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each token. The
             gradients of the first two are made with the value. Those of `"none"` wait for a cotangent of each token:
             the logits are then made a second time (not for the gradient of `hidden` alone).
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum over the tokens
-            left in of `weights` times the class weight of their label.
-        shift: a token's label is the one so many places further along the last axis of `labels`, as in next-token
-            prediction. The last `shift` tokens of each sequence are left out. `where` and `weights` are those of the
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum, over the
+            unmasked tokens, of `weights` times their label's class weight.
+        shift: a token's label is `shift` places further along the last axis of `labels`, as in next-token
+            prediction. The last `shift` tokens of each sequence are masked. `where` and `weights` are those of the
             tokens that predict.
-        chunk_size: how many tokens are worked on at a time, on each device. Default: as many as have half a gigabyte
-            of logits, or two where devices that share tokens work on a part of the classes each; at least 2048.
-        accumulate_dtype: the type that the gradient of `kernel` is summed in, over chunks and devices: bfloat16 takes
+        chunk_size: how many tokens a device works on at a time. Default: as many as fill half a gigabyte of logits, or
+            two gigabytes where devices share tokens and each works on a shard of the vocabulary; at least 2048.
+        accumulate_dtype: the type that the kernel's gradient is summed in, over chunks and devices: bfloat16 takes
             half the memory and some percent less time, but rounds the sum at every chunk. A single chunk has no sum,
             and a gradient that is to be bfloat16 is rounded once, as it is made.
         precision: of the matrix products, as `jax.lax.dot_general` takes it.
         axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: `kernel` and `bias` are the slice of this device, labels are those of the whole
-            vocabulary. Only numbers of one a token, and the gradient of `hidden`, are exchanged.
+            split the classes over: `kernel` and `bias` are this device's shard, labels are indices of the whole
+            vocabulary. The devices exchange only scalars per token, and the gradient of `hidden`.
 
     Returns:
         A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
@@ -158,7 +159,7 @@ def linear_cross_entropy_with_stats(
     precision: jax.lax.PrecisionLike | None = None,
     axis_name: AxisName = None,
 ) -> tuple[Array, CrossEntropyStats]:
-    r"""`linear_cross_entropy`, and what else the same pass over the logits sees of each token.
+    r"""`linear_cross_entropy`, and statistics of each token from the same pass over the logits.
 
     Args:
         hidden: as for `linear_cross_entropy`.
@@ -166,7 +167,7 @@ def linear_cross_entropy_with_stats(
         labels: as for `linear_cross_entropy`.
         bias: as for `linear_cross_entropy`.
         kernel_axis: as for `linear_cross_entropy`.
-        where: as for `linear_cross_entropy`; the statistics of tokens left out are 0, but `predicted` and `rank`.
+        where: as for `linear_cross_entropy`; the statistics of masked tokens are 0, but `predicted` and `rank`.
         ignore_index: as for `linear_cross_entropy`.
         weights: as for `linear_cross_entropy`.
         class_weights: as for `linear_cross_entropy`.
@@ -256,7 +257,7 @@ def linear_log_prob(
         labels: as for `linear_cross_entropy`.
         bias: as for `linear_cross_entropy`.
         kernel_axis: as for `linear_cross_entropy`.
-        where: as for `linear_cross_entropy`; a token that is left out has 0.
+        where: as for `linear_cross_entropy`; a masked token has 0.
         ignore_index: as for `linear_cross_entropy`.
         softcap: as for `linear_cross_entropy`.
         temperature: as for `linear_cross_entropy`.

@@ -1,4 +1,4 @@
-"""Losses of predictions of numbers."""
+"""Regression losses."""
 
 from jax.typing import ArrayLike
 
@@ -49,9 +49,9 @@ def mse(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is left in. Default: all count.
+        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is unmasked. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
@@ -94,7 +94,7 @@ def d_mse(
     Args:
         pred: as for `mse`.
         target: as for `mse`.
-        where: as for `mse`; the gradient of what is left out is 0.
+        where: as for `mse`; the gradient of what is masked is 0.
         weights: as for `mse`.
         reduction: as for `mse`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
         normalizer: as for `mse`.
@@ -136,9 +136,9 @@ def mae(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is left in. Default: all count.
+        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is unmasked. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
@@ -178,7 +178,7 @@ def d_mae(
     Args:
         pred: as for `mae`.
         target: as for `mae`.
-        where: as for `mae`; the gradient of what is left out is 0.
+        where: as for `mae`; the gradient of what is masked is 0.
         weights: as for `mae`.
         reduction: as for `mae`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
         normalizer: as for `mae`.
@@ -222,10 +222,10 @@ def huber(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        delta: a number $\delta > 0$, from which error on the loss is linear; it may be traced.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is left in. Default: all count.
+        delta: a number $\delta > 0$, the error beyond which the loss is linear; it may be traced.
+        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is unmasked. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
@@ -269,7 +269,7 @@ def d_huber(
         pred: as for `huber`.
         target: as for `huber`.
         delta: as for `huber`.
-        where: as for `huber`; the gradient of what is left out is 0.
+        where: as for `huber`; the gradient of what is masked is 0.
         weights: as for `huber`.
         reduction: as for `huber`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
         normalizer: as for `huber`.
@@ -312,9 +312,9 @@ def log_cosh(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is left in. Default: all count.
+        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is unmasked. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
@@ -354,7 +354,7 @@ def d_log_cosh(
     Args:
         pred: as for `log_cosh`.
         target: as for `log_cosh`.
-        where: as for `log_cosh`; the gradient of what is left out is 0.
+        where: as for `log_cosh`; the gradient of what is masked is 0.
         weights: as for `log_cosh`.
         reduction: as for `log_cosh`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
         normalizer: as for `log_cosh`.
@@ -386,7 +386,7 @@ def quantile(
     reduction: Reduction = "mean",
     normalizer: ArrayLike | None = None,
 ) -> Array:
-    r"""The pinball loss, whose least value is reached at a quantile of the target.
+    r"""The pinball loss, which a quantile of the target minimizes.
 
     $$\mathrm{quantile}(x, a) = \frac1n \sum \begin{cases} q\, (a - x) & x < a \\
       (1 - q)(x - a) & x \ge a \end{cases},
@@ -398,10 +398,10 @@ def quantile(
         pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
             0-D array is an example.
         target: $a$, of the same shape; any real type.
-        q: a number between 0 and 1, the quantile that is predicted; ½ for the median. It may be traced.
-        where: booleans, false for what is left out: its loss and gradient are exactly 0, even where it holds NaN. Shape
-            `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is left in. Default: all count.
+        q: a number between 0 and 1, the quantile to predict; ½ for the median. It may be traced.
+        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
+            examples of which any element is unmasked. Default: all count.
         weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
             Default: 1.
         reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
@@ -447,7 +447,7 @@ def d_quantile(
         pred: as for `quantile`.
         target: as for `quantile`.
         q: as for `quantile`.
-        where: as for `quantile`; the gradient of what is left out is 0.
+        where: as for `quantile`; the gradient of what is masked is 0.
         weights: as for `quantile`.
         reduction: as for `quantile`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
         normalizer: as for `quantile`.

@@ -1,5 +1,7 @@
 """Every wrong argument is an error in Python, before anything is traced, that names it, what was expected and what was found."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import jaxloss
 from jaxloss import optax as drop_ins
+from jaxloss._checks import keywords
 from losses import BINARY, CATEGORICAL, LOSSES, Case
 
 X = np.zeros((8, 4), np.float32)
@@ -226,7 +229,8 @@ POSITIONAL = {
 @pytest.mark.parametrize(("name", "operands", "advice"), POSITIONAL.values(), ids=POSITIONAL)
 def test_an_option_without_its_name(name, operands, advice):
     takes = {"entropy": 1}.get(name, 2)
-    message = f"{name}() takes {takes} positional arguments but {len(operands)} were given: {advice}"
+    plural = "s" if takes > 1 else ""
+    message = f"{name}() takes {takes} positional argument{plural} but {len(operands)} were given: {advice}"
     assert raised(TypeError, name, operands, {}) == message
 
 
@@ -237,6 +241,12 @@ KINDS = "expected one of bfloat16, float16, float32, float64"
 TARGETS = "expected (8,) class indices (an integer type) or (8, 4) probabilities (a floating-point type)"
 IMAGE_TARGETS = "class indices (an integer type) or (2, 5, 6, 7) probabilities (a floating-point type)"
 REDUCTIONS = "expected one of 'mean', 'sum', 'none'"
+SUMS = "expected a floating-point type (bfloat16, float16, float32 or float64)"
+PRECISIONS = "expected what jax.lax.dot_general takes: None, 'default', 'high', 'highest', two of the last three, a jax.lax.DotAlgorithm or one of its presets"
+TOKENS, EXAMPLES = (
+    np.zeros((2, 4, 3), np.float32),
+    "expected the shape of the examples (8,), or an axis for each of the prediction's, as long or 1",
+)
 
 
 def raised(error, name, operands, options) -> str:
@@ -258,6 +268,9 @@ WHOLE = {
     "a string": ("categorical_cross_entropy", ("x", LABELS), {}, "logits has type str: expected an array"),
     "a list of strings": ("mse", (X, ["a", "b"]), {}, "target has type list with one of type str in it: expected an array"),
     "an array of strings": ("mse", (X, np.array(["a"])), {}, "target has type ndarray of dtype <U1: expected an array"),
+    "None in a list of lists": ("mse", ([[1.0, None]], X), {}, "pred has type list with one of type NoneType in it: expected an array"),
+    "an array of records": ("mse", (X, np.zeros(8, [("a", "f4")])), {}, "target has type ndarray of dtype [('a', '<f4')], which is no array (Error interpreting argument to stage as a JAX value. The problematic value is of type <class 'numpy.ndarray'> and was passed to stage at position 0.): expected an array"),
+    "a number too large": ("mse", (10**400, 1.0), {}, "pred has type int, which is no array: expected an array"),
     "a ragged list": ("mse", ([[1.0, 2.0], [3.0]], X), {}, "pred has type list, of unequal lengths: expected an array"),
     "a ragged list of arrays": ("mse", (X, [np.ones(2), np.ones(3)]), {}, "target has type list, of unequal lengths: expected an array"),
     "a list and a number": ("mse", (X, ([1.0], 2.0)), {}, "target has type tuple, of unequal lengths: expected an array"),
@@ -306,15 +319,79 @@ WHOLE = {
     "floating-point indices": ("categorical_cross_entropy", (X, X[:, 0]), {}, f"target has shape (8,) and dtype float32, logits (8, 4): {TARGETS}; write target.astype(int) if these are class indices"),
     "a column of indices": ("categorical_cross_entropy", (X, LABELS[:, None]), {}, f"target has shape (8, 1) and dtype int32, logits (8, 4): {TARGETS}; write target[..., 0]"),
     "a column of predictions": ("mse", (X[:, :1], X[:, 0]), {}, "target has shape (8,), pred (8, 1): expected equal shapes; write target[..., None] if its last axis is missing"),
+    "a column of targets": ("mse", (X[:, 0], X[:, :1]), {}, "target has shape (8, 1), pred (8,): expected equal shapes; write target[..., 0]"),
+    "indices for probabilities": ("kl_divergence", (X, LABELS), {}, "target has shape (8,), logits (8, 4): expected equal shapes; write jax.nn.one_hot(target, 4) if these are class indices"),
+    "indices for a teacher's logits": ("jensen_shannon", (X, LABELS), {}, "teacher_logits has shape (8,), student_logits (8, 4): expected equal shapes"),
+    "logits of examples": ("categorical_cross_entropy", (X[:, 0], LABELS), {}, "target has shape (8,) and dtype int32, logits (8,): expected () class indices (an integer type) or (8,) probabilities (a floating-point type); write target.argmax(0) if it is one-hot, or call binary_cross_entropy if each logit is an example"),
+    "one-hot booleans": ("categorical_cross_entropy", (IMAGES, IMAGES > 0), {"axis": 1}, "target has dtype bool: expected an integer type for class indices or a floating-point type for probabilities; write target.argmax(1) if it is one-hot"),
+    "boolean classes": ("categorical_cross_entropy", (X, LABELS > 0), {}, "target has dtype bool: expected an integer type for class indices or a floating-point type for probabilities; write target.astype(int) if these are classes"),
+    "floating-point labels": ("log_prob", (X, X[:, 0]), {}, "labels has dtype float32: expected an integer type, of class indices; write labels.astype(int) if these are class indices"),
+    "probabilities for labels": ("log_prob", (IMAGES, IMAGES), {"axis": 1}, "labels has dtype float32: expected an integer type, of class indices; write labels.argmax(1) if it is one-hot"),
+    "complex labels": ("log_prob", (X, X[:, 0] + 0j), {}, "labels has dtype complex64: expected an integer type, of class indices"),
+    "complex, and not swapped": ("mse", (X + 0j, X), {}, f"pred has dtype complex64: {KINDS}"),
+    "a column of labels": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS[:, None]), {}, "labels has shape (8, 1), hidden (8, 3): expected (8,); write labels[..., 0]"),
+    "labels that are shifted": ("linear_cross_entropy", (TOKENS, KERNEL, np.zeros((2, 3), np.int32)), {}, "labels has shape (2, 3), hidden (2, 4, 3): expected (2, 4); write hidden[..., :-1, :] if the labels are shifted, or give all labels and shift=1"),
+    "a kernel that is hidden states": ("linear_cross_entropy", (KERNEL, TOKENS, LABELS), {}, "kernel has shape (2, 4, 3): expected two axes, of features and of classes; are hidden and kernel swapped?"),
+    "a kernel of three axes": ("linear_cross_entropy", (HIDDEN, KERNEL[None], LABELS), {}, "kernel has shape (1, 3, 4): expected two axes, of features and of classes"),
+    # Mixed labels.
+    "two of three": ("categorical_cross_entropy", (X, (LABELS, LABELS)), {}, "target is a tuple of 2: expected (labels, other labels, share of the first); write jnp.asarray(target) if it is an array"),
+    "a tuple of labels": ("categorical_cross_entropy", (X[:3], (0, 1, 2)), {}, "target[0] has shape () and dtype int32, logits (3, 4): expected (3,) class indices (an integer type)"),
+    "a list for a tuple": ("categorical_cross_entropy", (X, [LABELS, LABELS, 0.5]), {}, "target has type list: expected an array or a tuple; write tuple(target) to mix labels"),
+    "None among them": ("categorical_cross_entropy", (X, (LABELS, None, 0.5)), {}, "target[1] is None: expected an array"),
+    "other labels of another shape": ("categorical_cross_entropy", (X, (LABELS, LABELS[:7], 0.5)), {}, "target[1] has shape (7,) and dtype int32, logits (8, 4): expected (8,) class indices (an integer type)"),
+    # Masks and weights.
+    "a mask of numbers": ("mse", (X, X), {"where": X[:, 0]}, "where has dtype float32: expected bool; write where != 0"),
+    "weights that are a mask": ("mse", (X, X), {"weights": LABELS > 0}, "weights has dtype bool: expected a floating-point or integer type; where= takes booleans"),
+    "a mask of classes": ("entropy", (X,), {"where": X > 0}, f"where has shape (8, 4), the prediction (8, 4): {EXAMPLES} and 1 along the classes; to mask classes, give them a logit of -Inf"),
+    "a mask of one row's classes": ("entropy", (X,), {"where": X[0] > 0}, f"where has shape (4,), the prediction (8, 4): {EXAMPLES} and 1 along the classes; to mask classes, give them a logit of -Inf"),
+    "weights of classes": ("kl_divergence", (X, X), {"weights": X[0]}, f"weights has shape (4,), the prediction (8, 4): {EXAMPLES} and 1 along the classes"),
+    "class weights of rows": ("categorical_cross_entropy", (X, LABELS), {"class_weights": X[:, 0]}, "class_weights has shape (8,), logits has 4 classes: expected (4,), one number per class; weights= takes one per row"),
+    "a column of a mask": ("mse", (X[:, 0], X[:, 0]), {"where": X[:, :1] > 0}, f"where has shape (8, 1), the prediction (8,): {EXAMPLES}; write where[..., 0]"),
     # Options of other kinds.
+    "a mesh axis that is no string": ("entropy", (X,), {"axis_name": ("x", 1)}, "axis_name has type int: expected str or a tuple of them, or None"),
+    "a type that is an array": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": X}, f"accumulate_dtype has type ndarray of dtype float32: {SUMS}"),
+    "a type of 8 bits": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": "float8_e4m3fn"}, f"accumulate_dtype is float8_e4m3fn: {SUMS}"),
+    "no precision": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"precision": "hgih"}, f"precision is 'hgih': {PRECISIONS}"),
+    "no two precisions": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"precision": ["high", [1]]}, f"precision is ['high', [1]]: {PRECISIONS}"),
+    "a number of bits": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"precision": 32}, f"precision has type int: {PRECISIONS}"),
+    # Keywords that are not there.
+    "a typing error": ("mse", (X, X), {"reductoin": "sum"}, "mse() got an unexpected keyword argument 'reductoin': did you mean reduction?"),
+    "a mask of optax's": ("categorical_cross_entropy", (X, LABELS), {"mask": LABELS > 0}, "categorical_cross_entropy() got an unexpected keyword argument 'mask': did you mean where?"),
+    "an axis of a kernel": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"axis": 0}, "linear_cross_entropy() got an unexpected keyword argument 'axis': did you mean kernel_axis?"),
+    "weights of torch's": ("binary_cross_entropy", (X, X), {"weight": X[0]}, "binary_cross_entropy() got an unexpected keyword argument 'weight': did you mean class_weights?"),
+    "weights of another kind": ("mse", (X, X), {"weight": X[0]}, "mse() got an unexpected keyword argument 'weight': did you mean weights?"),
+    "a logarithm of torch's": ("kl_divergence", (X, X), {"log_target": True}, "kl_divergence() got an unexpected keyword argument 'log_target': did you mean target_type?"),
+    "a kernel of Liger's": ("linear_cross_entropy", (HIDDEN,), {"lin_weight": KERNEL, "labels": LABELS}, "linear_cross_entropy() got an unexpected keyword argument 'lin_weight': did you mean kernel?"),
+    "an operand of another loss": ("log_prob", (X,), {"target": LABELS}, "log_prob() got an unexpected keyword argument 'target': did you mean labels?"),
+    "no option at all": ("log_prob", (X, LABELS), {"reduction": "sum"}, "log_prob() got an unexpected keyword argument 'reduction': its options are axis, where, softcap, temperature, num_classes, axis_name"),
     "a reduction that is an array": ("mse", (X, X), {"reduction": np.zeros(2)}, f"reduction is array([0., 0.]): {REDUCTIONS}"),
     "a target type that is an array": ("kl_divergence", (X, X), {"target_type": np.zeros(2)}, "target_type is array([0., 0.]): expected one of 'probabilities', 'logits'"),
     "a clip that is an array": ("binary_cross_entropy", (X, X), {"clip": jnp.float32(0.1)}, "clip has type Array of dtype float32: expected a number between 0 and 0.5, or None"),
     "ignore_index": ("categorical_cross_entropy", (X, LABELS), {"ignore_index": "0"}, "ignore_index has type str: expected int"),
     "a normalizer of other losses": ("mse", (X, X), {"normalizer": "weights"}, "normalizer is 'weights': expected a number or a scalar array"),
-    "no name of a type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": "flaot32"}, "accumulate_dtype is flaot32: expected a floating-point type"),
-    "no type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": None}, "accumulate_dtype is None: expected a floating-point type"),
+    "no name of a type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": "flaot32"}, f"accumulate_dtype is flaot32: {SUMS}"),
+    "no type": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": None}, f"accumulate_dtype is None: {SUMS}"),
 }  # fmt: skip
+
+
+OF_ARRAYS = {
+    case: entry
+    for case, entry in WHOLE.items()
+    if all(isinstance(x, np.ndarray) and x.dtype.kind in "fiub" for x in entry[1])
+}
+WITHIN = {
+    "jit": lambda function, operands: jax.jit(function)(*operands),
+    "vmap": lambda function, operands: jax.vmap(function)(*(np.stack([x, x]) for x in operands)),
+    "grad": lambda function, operands: jax.vjp(function, *operands),
+}
+
+
+@pytest.mark.parametrize("transform", WITHIN)
+@pytest.mark.parametrize(("name", "operands", "options", "message"), OF_ARRAYS.values(), ids=OF_ARRAYS)
+def test_the_whole_message_of_traced_operands(name, operands, options, message, transform):
+    with pytest.raises((TypeError, ValueError)) as found:
+        WITHIN[transform](lambda *operands: getattr(jaxloss, name)(*operands, **options), operands)
+    assert str(found.value) == message
 
 
 @pytest.mark.parametrize(("name", "operands", "options", "message"), WHOLE.values(), ids=WHOLE)
@@ -326,13 +403,15 @@ TRACED = {
     "axis": ("categorical_cross_entropy", (X, LABELS), "int"),
     "num_classes": ("categorical_cross_entropy", (X, LABELS), "int"),
     "ignore_index": ("categorical_cross_entropy", (X, LABELS), "int"),
-    "clip": ("categorical_cross_entropy", (X, LABELS), "a number between 0 and 1.0, or None"),
+    "clip": ("categorical_cross_entropy", (X, LABELS), "a number between 0 and 1, or None"),
     "axis_name": ("categorical_cross_entropy", (X, LABELS), "str or a tuple of them, or None"),
     "reduction": ("mse", (X, X), "one of 'mean', 'sum', 'none'"),
     "target_type": ("kl_divergence", (X, X), "one of 'probabilities', 'logits'"),
     "kernel_axis": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), "int"),
     "shift": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), "int"),
     "chunk_size": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), "int"),
+    "accumulate_dtype": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), SUMS.removeprefix("expected ")),
+    "precision": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), PRECISIONS.removeprefix("expected ")),
 }
 
 
@@ -344,6 +423,7 @@ def test_a_traced_option_that_is_static(option):
     assert str(found.value) == f"{option} is traced: expected {expected}; name it in static_argnames of jax.jit"
 
 
+REDUCE = "expected a function of losses and where=, such as jax.numpy.sum, or None"
 DROP_INS = {
     "axis": ("softmax_cross_entropy", (X, X), {"axis": 1.0}, "axis has type float: expected int"),
     "one of several axes": ("kl_divergence", (X, X), {"axis": (0, "a")}, "axis has type str: expected int"),
@@ -351,7 +431,18 @@ DROP_INS = {
     "too many": ("l2_loss", (X, X, X), {}, "l2_loss(): too many positional arguments"),
     "too few": ("softmax_cross_entropy", (X,), {}, "softmax_cross_entropy(): missing a required argument: 'labels'"),
     "another": ("huber_loss", (X, X), {"beta": 1.0}, "huber_loss(): got an unexpected keyword argument 'beta'"),
-    "one-hot labels": ("softmax_cross_entropy_with_integer_labels", (X, ONE_HOT), {}, "labels has shape (8, 4), logits (8, 4): expected 1 axes of labels; softmax_cross_entropy takes one-hot labels"),
+    "one-hot labels": ("softmax_cross_entropy_with_integer_labels", (X, ONE_HOT), {}, "labels has shape (8, 4), logits (8, 4): expected (8,); softmax_cross_entropy takes one-hot labels"),
+    "a column of labels": ("softmax_cross_entropy_with_integer_labels", (X, LABELS[:, None]), {}, "labels has shape (8, 1), logits (8, 4): expected (8,); write labels[..., 0]"),
+    "probabilities": ("softmax_cross_entropy_with_integer_labels", (X, X), {}, "labels has dtype float32: expected an integer type, of class indices; softmax_cross_entropy takes probabilities"),
+    "floating-point indices": ("softmax_cross_entropy_with_integer_labels", (X, X[:, 0]), {}, "labels has dtype float32: expected an integer type, of class indices; write labels.astype(int) if these are class indices"),
+    "all axes of indices": ("softmax_cross_entropy_with_integer_labels", (X, LABELS), {"axis": None}, "axis is None: expected int or a tuple of int"),
+    "an axis too far": ("kl_divergence", (X, X), {"axis": 2}, "axis is 2, the operands have 2 axes: expected one from -2 to 1"),
+    "an axis of labels too far": ("smooth_labels", (X, 0.1), {"axis": -3}, "axis is -3, labels has 2 axes: expected one from -2 to 1"),
+    "an axis twice": ("smooth_labels", (X, 0.1), {"axis": (1, -1)}, "axis is (1, -1): expected no axis twice"),
+    "an axis of nothing": ("kl_divergence", (0.0, 1.0), {}, "axis is -1, the operands have 0 axes: expected None"),
+    "signs that are booleans": ("perceptron_loss", (X > 0, X), {}, "predictor_outputs has dtype bool: expected a real type other than bool"),
+    "a reduction that is a string": ("ranking_softmax_loss", (X, X), {"reduce_fn": "mean"}, f"reduce_fn has type str: {REDUCE}"),
+    "a reduction without where": ("ranking_softmax_loss", (X, X), {"reduce_fn": lambda x: x.sum()}, f"reduce_fn cannot be called so (got an unexpected keyword argument 'where'): {REDUCE}"),
 }  # fmt: skip
 
 
@@ -366,3 +457,13 @@ def test_gradient_with_respect_to_what_is_not_a_number():
     case = Case(CATEGORICAL, "indices")
     with pytest.raises(TypeError, match="int32"):
         jax.grad(case.loss, 1)(X, LABELS)
+
+
+def test_every_argument_of_another_library_is_one_of_ours():
+    ours = {name for function in jaxloss.__all__ for name in parameters_of(getattr(jaxloss, function))}
+    meant = {name for names in keywords._ELSEWHERE.values() for name in names}
+    assert meant <= ours, meant - ours
+
+
+def parameters_of(function) -> list[str]:
+    return list(inspect.signature(function).parameters) if inspect.isfunction(function) else []

@@ -1,8 +1,10 @@
 """The public names: what is among them, what their parameters are annotated with, and what ours are called elsewhere."""
 
 import inspect
+import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -36,6 +38,7 @@ def test_formulas_are_losses_and_their_derivatives():
 def test_drop_ins_are_imported_when_they_are_used():
     code = """
 import sys
+import tomllib
 import jaxloss
 assert "optax" in dir(jaxloss) and "jaxloss.optax" not in sys.modules
 assert jaxloss.optax.l2_loss(3.0) == 4.5
@@ -73,3 +76,45 @@ def test_any_other_name(name):
         getattr(jaxloss, name)
     assert str(raised.value) == f"module 'jaxloss' has no attribute {name!r}"
     assert raised.value.name == name
+
+
+def test_the_names_of_drop_ins():
+    assert set(other_names._DROP_INS) == set(drop_ins.__all__) - set(jaxloss.__all__)
+    assert not set(other_names._OPTAX_ALONE) & {*drop_ins.__all__, *jaxloss.__all__, *other_names._OURS}
+
+
+OF_MODULES = {
+    "a drop-in": (jaxloss, "hinge_loss", "did you mean jaxloss.optax.hinge_loss, optax's?"),
+    "optax's alone": (jaxloss, "ctc_loss", "call optax.losses.ctc_loss, which has no kernels here"),
+    "optax's alone, of drop-ins": (drop_ins, "ntxent", "call optax.losses.ntxent, which has no kernels here"),
+    "ours, of drop-ins": (drop_ins, "mse", "did you mean jaxloss.mse? This module has optax's names."),
+    "torch's, of drop-ins": (
+        drop_ins,
+        "l1_loss",
+        "did you mean jaxloss.mae, whose mean divides by the number of examples, not of elements? This module has "
+        "optax's names.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("module", "name", "advice"), OF_MODULES.values(), ids=OF_MODULES)
+def test_a_name_that_is_elsewhere(module, name, advice):
+    with pytest.raises(AttributeError) as raised:
+        getattr(module, name)
+    assert str(raised.value) == f"module '{module.__name__}' has no attribute {name!r}: {advice}"
+
+
+def test_any_other_name_of_a_drop_in():
+    with pytest.raises(AttributeError) as raised:
+        drop_ins.squared_errors  # noqa: B018
+    assert str(raised.value) == "module 'jaxloss.optax' has no attribute 'squared_errors'"
+    assert (raised.value.name, raised.value.obj) == ("squared_errors", drop_ins)
+
+
+@pytest.mark.cpu_only
+def test_types_of_public_modules_are_checked_strictly():
+    root = pathlib.Path(__file__).parents[1]
+    strict = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["pyright"]["strict"]
+    folders = {f"jaxloss/{path.parent.name}" for path in root.glob("jaxloss/[!_]*/__init__.py")}
+    modules = {f"jaxloss/{path.name}" for path in root.glob("jaxloss/[!_]*.py")}
+    assert set(strict) == {"jaxloss/__init__.py", *folders, *modules}

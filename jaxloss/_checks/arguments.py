@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from jaxloss._arrays import Array, inlined, manual_axes
 from jaxloss._checks.arrays import array, axis_moved, is_wide, of_dtype
 from jaxloss._checks.parameters import integer, wrong_type
-from jaxloss._types import AxisName, Reduction, TargetType
+from jaxloss._types import AxisName
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
@@ -24,16 +24,22 @@ def prediction(name: str, x: Any, target_name: str = "", target: Any = None) -> 
     x = array(name, x)
     if x.dtype.name not in _FLOATS:
         dtype = getattr(target, "dtype", None)
-        swapped = getattr(dtype, "name", None) in _FLOATS and jnp.ndim(target) - x.ndim in (0, 1)
+        is_target = jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_
+        swapped = is_target and getattr(dtype, "name", None) in _FLOATS and jnp.ndim(target) - x.ndim in (0, 1)
         hint = f"; {target_name} has dtype {dtype}: are the two swapped?" if swapped else ""
         raise TypeError(f"{name} has dtype {x.dtype}: expected one of {', '.join(_FLOATS)}{hint}")
     return x
 
 
-def class_indices(name: str, labels: Array) -> Array:
-    """`labels`, of an integer type."""
+def class_indices(name: str, labels: Array, row_rank: int, axis: int = -1) -> Array:
+    """`labels`, of an integer type, for logits that have so many axes besides the `axis` of classes."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {labels.dtype}: expected an integer type, of class indices")
+        hint = ""
+        if not jnp.issubdtype(labels.dtype, jnp.complexfloating) and labels.ndim == row_rank:
+            hint = f"; write {name}.astype(int) if these are class indices"
+        elif not jnp.issubdtype(labels.dtype, jnp.complexfloating) and labels.ndim == row_rank + 1:
+            hint = f"; write {name}.argmax({integer('axis', axis)}) if it is one-hot"
+        raise TypeError(f"{name} has dtype {labels.dtype}: expected an integer type, of class indices{hint}")
     return labels
 
 
@@ -46,8 +52,7 @@ def probabilities(target: Any, name: str, x: Array, target_name: str = "target")
     if jnp.issubdtype(target.dtype, jnp.complexfloating):
         raise TypeError(f"{target_name} has dtype {target.dtype}: expected a real type")
     if target.shape != x.shape:
-        one_column = x.shape == (*target.shape, 1)
-        hint = f"; write {target_name}[..., None] if its last axis is missing" if one_column else ""
+        hint = _equal_shape_hint(target_name, target, x)
         raise ValueError(f"{target_name} has shape {target.shape}, {name} {x.shape}: expected equal shapes{hint}")
     if target.dtype == jnp.float64 and x.dtype != jnp.float64:
         x = x.astype(jnp.float64)
@@ -56,6 +61,16 @@ def probabilities(target: Any, name: str, x: Array, target_name: str = "target")
     elif target.dtype not in (x.dtype, jnp.float32):
         target = target.astype(jnp.float32)
     return target, x
+
+
+def _equal_shape_hint(name: str, target: Array, x: Array) -> str:
+    if x.shape == (*target.shape, 1):
+        return f"; write {name}[..., None] if its last axis is missing"
+    if target.shape == (*x.shape, 1):
+        return f"; write {name}[..., 0]"
+    if name == "target" and jnp.issubdtype(target.dtype, jnp.integer) and target.shape == x.shape[:-1]:
+        return f"; write jax.nn.one_hot({name}, {x.shape[-1]}) if these are class indices"
+    return ""
 
 
 def class_target(
@@ -68,9 +83,15 @@ def class_target(
     Returns the target, the logits, and where an index is not `ignore_index` (None without one).
     """
     if target.dtype == jnp.bool_:
+        one_hot = target.shape == logits.shape
+        hint = (
+            f"write {name}.argmax({axis}) if it is one-hot"
+            if one_hot
+            else f"write {name}.astype(int) if these are classes"
+        )
         raise TypeError(
-            "target has dtype bool: expected an integer type for class indices or a floating-point type for "
-            "probabilities"
+            f"{name} has dtype bool: expected an integer type for class indices or a floating-point type for "
+            f"probabilities; {hint}"
         )
     if not jnp.issubdtype(target.dtype, jnp.integer):
         if ignore_index is not None:
@@ -162,7 +183,8 @@ def _class_shape_hint(name: str, target: Array, rows: tuple[int, ...], shape: tu
     if not jnp.issubdtype(target.dtype, jnp.integer):
         return f"; write {name}.astype(int) if these are class indices" if target.shape == rows else ""
     if target.shape == shape:
-        return f"; write {name}.argmax({axis}) if it is one-hot"
+        elements = ", or call binary_cross_entropy if each logit is an example" if len(shape) == 1 else ""
+        return f"; write {name}.argmax({axis}) if it is one-hot{elements}"
     if target.shape == (*rows, 1):
         return f"; write {name}[..., 0]"
     for other, classes in enumerate(shape):
@@ -176,9 +198,9 @@ def clip_value(clip: float | None, upper: float) -> float:
     if clip is None:
         return 0.0
     if isinstance(clip, jax.Array):
-        raise wrong_type("clip", clip, f"a number between 0 and {upper}, or None")
+        raise wrong_type("clip", clip, f"a number between 0 and {upper:g}, or None")
     if not isinstance(clip, numbers.Real) or isinstance(clip, bool) or not math.isfinite(clip) or not 0 < clip < upper:
-        raise ValueError(f"clip is {clip!r}: expected a number between 0 and {upper}, or None")
+        raise ValueError(f"clip is {clip!r}: expected a number between 0 and {upper:g}, or None")
     return float(clip)
 
 
@@ -204,6 +226,9 @@ def mesh_axes(axis_name: AxisName, x: Array, name: str = "logits") -> tuple[str,
     if not isinstance(axis_name, str | tuple | list):
         raise wrong_type("axis_name", axis_name, "str or a tuple of them, or None")
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    for axis in axes:
+        if not isinstance(axis, str):
+            raise wrong_type("axis_name", axis, "str or a tuple of them, or None")
     varying = manual_axes(x)
     if missing := [axis for axis in axes if axis not in varying]:
         raise ValueError(
@@ -211,26 +236,3 @@ def mesh_axes(axis_name: AxisName, x: Array, name: str = "logits") -> tuple[str,
             f"axis of an enclosing shard_map with check_vma=True that splits the classes (found {varying or 'none'})"
         )
     return axes
-
-
-def positional_options(function: str, names: tuple[str, ...], operands: int, args: tuple[Any, ...]) -> TypeError:
-    """The error for options without their names, which says how to write them."""
-    keywords = [_keyword(x, names[operands:]) for x in args[operands:]]
-    written = [
-        f"{name}={x!r}" if isinstance(x, str | int | float) else f"{name}=..."
-        for name, x in zip(keywords, args[operands:], strict=True)
-    ]
-    unambiguous = all(keywords) and len(set(keywords)) == len(keywords)
-    advice = ", ".join(written) if unambiguous else f"its options as keywords: {', '.join(names[operands:])}"
-    return TypeError(f"{function}() takes {operands} positional arguments but {len(args)} were given: write {advice}")
-
-
-def _keyword(x: Any, options: tuple[str, ...]) -> str | None:
-    """The option that a value is meant for, if its kind tells."""
-    if isinstance(x, str):
-        words = {"reduction": get_args(Reduction), "target_type": get_args(TargetType)}
-        return next((name for name, among in words.items() if name in options and x in among), None)
-    if getattr(x, "dtype", None) == np.bool_:
-        return "where" if "where" in options else None
-    kinds = {"axis": int, "delta": int | float, "q": int | float, "beta": int | float}
-    return options[0] if isinstance(x, kinds.get(options[0], ())) and not isinstance(x, bool) else None

@@ -31,7 +31,9 @@ def array(name: str, x: Any) -> jax.Array:
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(x, list | tuple) and _shape(x) is None:
             raise TypeError(f"{name} has type {_type_of(x)}, of unequal lengths: expected an array") from error
-        raise TypeError(f"{name} has type {_type_of(x)}, which is no array ({error}): expected an array") from error
+        reason = str(error).partition("\n")[0]
+        reason = f" ({reason})" if len(reason) <= 200 else ""
+        raise TypeError(f"{name} has type {_type_of(x)}, which is no array{reason}: expected an array") from error
 
 
 def is_wide(x: Any) -> TypeGuard[np.ndarray]:
@@ -77,7 +79,10 @@ def found(x: Any) -> str:
 
 def _type_of(x: Any) -> str:
     if isinstance(x, list | tuple) and (odd := [part for part in x if not _may_be_array(part)]):
-        return f"{type(x).__name__} with one of type {_type_of(odd[0])} in it"
+        odd = odd[0]
+        while isinstance(odd, list | tuple):
+            odd = next(part for part in odd if not _may_be_array(part))
+        return f"{type(x).__name__} with one of type {_type_of(odd)} in it"
     dtype = f" of dtype {x.dtype}" if isinstance(x, jax.Array | np.ndarray | np.generic) else ""
     return f"{'Array' if isinstance(x, jax.Array) else type(x).__name__}{dtype}"
 

@@ -72,11 +72,18 @@ def checked(
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     mixed = isinstance(target, tuple)
     if mixed and len(target) != 3:
-        raise ValueError(f"target is a tuple of {len(target)}: expected (labels, other labels, share of the first)")
+        raise ValueError(
+            f"target is a tuple of {len(target)}: expected (labels, other labels, share of the first); write "
+            f"jnp.asarray(target) if it is an array"
+        )
+    if _is_mixed_list(target):
+        raise TypeError("target has type list: expected an array or a tuple; write tuple(target) to mix labels")
     if mixed and ignore_index is not None:
         raise ValueError(f"ignore_index is {ignore_index}, target is mixed: expected None; leave rows out by where=")
     first, second, mix = target if mixed else (target, None, None)
 
+    if mixed:
+        target_name = "target[0]"
     first, ignore_index = arguments.indices(target_name, first, ignore_index)
     shape = logits.shape
     if first.shape == shape and not jnp.issubdtype(first.dtype, jnp.integer):
@@ -91,10 +98,10 @@ def checked(
 
     parameters: dict[str, Array] = {}
     if mixed:
-        second, _ = arguments.indices("target", second, None)
+        second, _ = arguments.indices("target[1]", second, None)
         if not jnp.issubdtype(second.dtype, jnp.integer):
             raise TypeError(f"target mixes labels with an array of dtype {second.dtype}: expected class indices")
-        parameters["second_label"] = arguments.class_target(second, logits, width, None, axis=axis)[0]
+        parameters["second_label"] = arguments.class_target(second, logits, width, None, "target[1]", axis)[0]
         parameters["mix"] = _share(mix, logits, axis, dtype)
     parameters |= given
 
@@ -104,6 +111,14 @@ def checked(
         examples = dataclasses.replace(examples, by_weights=True, share=share)
     objective = Objective(arguments.clip_value(clip, 1.0), tuple(parameters), classes, details, axes)
     return Classes(objective, (logits, first, tuple(parameters.values())), examples, axis)
+
+
+def _is_mixed_list(target: object) -> bool:
+    """Whether this is a list of two arrays and a share, which is not a tuple."""
+    if not isinstance(target, list) or len(target) != 3:  # pyright: ignore[reportUnknownArgumentType]
+        return False
+    *labels, share = (getattr(part, "shape", None) for part in target)  # pyright: ignore[reportUnknownVariableType]
+    return all(labels) and labels[0] == labels[1] and not share
 
 
 def divides_by_weights(normalizer: Normalizer, reduction: Reduction) -> bool:
@@ -188,10 +203,11 @@ def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: 
     if num_classes is not None and not axes and class_weights.shape == (num_classes,):
         class_weights = _padded(class_weights, width - num_classes)
     if class_weights.shape != (width,):
+        of_rows = class_weights.shape == logits.shape[:-1]
         expected = f"({width},)" if num_classes in (None, width) or axes else f"({num_classes},) or ({width},)"
         raise ValueError(
             f"class_weights has shape {class_weights.shape}, logits has {width} classes: expected {expected}, "
-            "a weight a class"
+            f"one number per class{'; weights= takes one per row' if of_rows else ''}"
         )
     return class_weights
 

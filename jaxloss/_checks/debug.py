@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxloss._checks import arguments
+from jaxloss._checks import arguments, keywords
 from jaxloss._checks import linear as _linear_arguments
 from jaxloss._checks.arrays import array
 from jaxloss._checks.parameters import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, is_known
@@ -52,7 +52,7 @@ def debug_checks(enabled: bool = True) -> Iterator[None]:
 
     The error names function, argument, row, value and range: a label that is no class, a binary target beyond [0, 1],
     probabilities that are negative or do not sum to 1, a normalizer of 0, a traced option out of its range, and NaN in
-    logits, predictions, targets and weights. What `where` and `ignore_index` leave out is not looked at. The functions
+    logits, predictions, targets and weights. What `where` and `ignore_index` mask is not looked at. The functions
     of `jaxloss.optax` are not checked.
 
     It works under `jax.jit`, `jax.grad`, `jax.vmap` and on meshes. What counts is the thread and the time of the call
@@ -173,11 +173,15 @@ def watched(watch: Callable[[dict[str, Any], _Watch], int | None]) -> Callable[[
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         operands = sum(x.kind is x.POSITIONAL_OR_KEYWORD for x in signature.parameters.values())
+        names = signature.parameters.keys()
 
         @functools.wraps(function)
         def called(*args, **kwargs):
             if len(args) > operands:
-                raise arguments.positional_options(function.__name__, tuple(signature.parameters), operands, args)
+                raise keywords.positional_options(function.__name__, tuple(names), operands, args)
+            if not kwargs.keys() <= names:
+                unknown = next(name for name in kwargs if name not in names)
+                raise keywords.unknown_argument(function.__name__, tuple(names), operands, unknown)
             if not _checking.value:
                 return function(*args, **kwargs)
             with _checking(False):  # one public function may call another

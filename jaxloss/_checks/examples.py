@@ -25,9 +25,10 @@ def checked(
     if where is not None:
         where = array("where", where)
         if where.dtype != jnp.bool_:
-            raise TypeError(f"where has dtype {where.dtype}: expected bool")
+            hint = "" if jnp.issubdtype(where.dtype, jnp.complexfloating) else "; write where != 0"
+            raise TypeError(f"where has dtype {where.dtype}: expected bool{hint}")
     if weights is not None:
-        weights = real_array("weights", weights)
+        weights = real_array("weights", weights, "; where= takes booleans")
     if normalizer is not None:
         if reduction != "mean":
             raise ValueError(f"normalizer replaces the batch size of reduction='mean': found reduction={reduction!r}")

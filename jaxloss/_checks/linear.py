@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss import formulas
@@ -14,7 +15,7 @@ from jaxloss._checks import arguments
 from jaxloss._checks import classes as _class_arguments
 from jaxloss._checks import examples as _examples
 from jaxloss._checks.classes import Options
-from jaxloss._checks.parameters import integer
+from jaxloss._checks.parameters import integer, wrong_type
 from jaxloss._linear.local import Plan
 from jaxloss._partitioning.meshes import rolled, taken
 from jaxloss._rows.weights import along_rows, leading
@@ -46,17 +47,16 @@ def checked(
     """The plan, its operands (hidden states, kernel, labels), the examples, and further operands."""
     hidden = arguments.prediction("hidden", hidden, "labels", labels)
     kernel = arguments.prediction("kernel", kernel, "labels", labels)
-    classes_first = _classes_first(kernel_axis, kernel)
+    classes_first = _classes_first(kernel_axis, kernel, hidden)
     axes = arguments.mesh_axes(axis_name, kernel, "kernel")
     if hidden.ndim == 0 or hidden.shape[-1] != kernel.shape[1 if classes_first else 0]:
         raise _kernel_shape_error(hidden, kernel, classes_first)
     classes = kernel.shape[0 if classes_first else 1]
     tokens, rank = hidden.shape[:-1], hidden.ndim - 1
     labels, ignore_index = arguments.indices("labels", labels, ignore_index)
-    labels = arguments.class_indices("labels", labels)
+    labels = arguments.class_indices("labels", labels, rank)
     if labels.shape != tokens:
-        hint = "; write labels.argmax(-1) if they are one-hot" if labels.shape == (*tokens, classes) else ""
-        raise ValueError(f"labels has shape {labels.shape}, hidden {hidden.shape}: expected {tokens}{hint}")
+        raise _labels_shape_error(labels, hidden, classes)
     if bias is not None:
         bias = arguments.prediction("bias", bias)
         if bias.shape != (classes,):
@@ -94,9 +94,11 @@ def checked(
     return plan, (hidden, kernel, labels), examples, (*(() if bias is None else (bias,)), *parameters.values())
 
 
-def _classes_first(kernel_axis: int, kernel: Array) -> bool:
+def _classes_first(kernel_axis: int, kernel: Array, hidden: Array) -> bool:
     if kernel.ndim != 2:
-        raise ValueError(f"kernel has shape {kernel.shape}: expected two axes, of features and of classes")
+        swapped = hidden.ndim == 2 < kernel.ndim and kernel.shape[-1] in hidden.shape
+        hint = "; are hidden and kernel swapped?" if swapped else ""
+        raise ValueError(f"kernel has shape {kernel.shape}: expected two axes, of features and of classes{hint}")
     if integer("kernel_axis", kernel_axis) not in (-2, -1, 0, 1):
         raise ValueError(f"kernel_axis is {kernel_axis}, kernel has 2 axes: expected one from -2 to 1")
     return kernel_axis % 2 == 0
@@ -111,6 +113,18 @@ def _kernel_shape_error(hidden: Array, kernel: Array, classes_first: bool) -> Va
     elif hidden.ndim == 2 and hidden.shape[0] == kernel.shape[1]:
         hint = "; are the two swapped?"
     return ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]{hint}")
+
+
+def _labels_shape_error(labels: Array, hidden: Array, classes: int) -> ValueError:
+    """The error, which says what to write where labels are those of other libraries."""
+    tokens, hint = hidden.shape[:-1], ""
+    if labels.shape == (*tokens, classes):
+        hint = "; write labels.argmax(-1) if they are one-hot"
+    elif labels.shape == (*tokens, 1):
+        hint = "; write labels[..., 0]"
+    elif tokens and labels.shape == (*tokens[:-1], tokens[-1] - 1):
+        hint = "; write hidden[..., :-1, :] if the labels are shifted, or give all labels and shift=1"
+    return ValueError(f"labels has shape {labels.shape}, hidden {hidden.shape}: expected {tokens}{hint}")
 
 
 def shifted(labels: Array, shift: int) -> tuple[Array, Array | None]:
@@ -144,22 +158,39 @@ def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ..
     return jax.lax.psum(share, axes) if axes else share
 
 
-def _accumulate_dtype(dtype):
+def _accumulate_dtype(dtype: Any):
+    expected = "a floating-point type (bfloat16, float16, float32 or float64)"
+    if isinstance(dtype, Array | np.ndarray):
+        raise wrong_type("accumulate_dtype", dtype, expected)
     try:
         found = None if dtype is None else jnp.dtype(dtype)
     except TypeError:
         found = dtype
     if getattr(found, "name", None) not in ("bfloat16", "float16", "float32", "float64"):
-        raise TypeError(f"accumulate_dtype is {found}: expected a floating-point type")
+        raise TypeError(f"accumulate_dtype is {found}: expected {expected}")
     return found
 
 
-def _precision(precision):
+def _precision(precision: Any):
     """In a form that can be hashed."""
-    if precision is None or isinstance(precision, str | jax.lax.Precision | jax.lax.DotAlgorithm):
+    if precision is None or isinstance(precision, jax.lax.DotAlgorithm | jax.lax.DotAlgorithmPreset):
         return precision
-    if isinstance(precision, jax.lax.DotAlgorithmPreset):
+    if _is_precision(precision) or (isinstance(precision, str) and precision in jax.lax.DotAlgorithmPreset.__members__):
         return precision
-    if isinstance(precision, tuple | list) and len(precision) == 2:
+    if isinstance(precision, tuple | list) and len(precision) == 2 and all(map(_is_precision, precision)):
         return tuple(precision)
-    raise TypeError(f"precision is {precision!r}: expected what jax.lax.dot_general takes")
+    expected = (
+        "what jax.lax.dot_general takes: None, 'default', 'high', 'highest', two of the last three, a "
+        "jax.lax.DotAlgorithm or one of its presets"
+    )
+    if isinstance(precision, str | tuple | list):
+        raise ValueError(f"precision is {precision!r}: expected {expected}")
+    raise wrong_type("precision", precision, expected)
+
+
+def _is_precision(precision: Any) -> bool:
+    """Whether this is the precision of an operand, or its name."""
+    try:
+        return isinstance(precision, str | jax.lax.Precision) and bool(jax.lax.Precision(precision).name)
+    except ValueError:
+        return False

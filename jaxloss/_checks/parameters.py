@@ -107,11 +107,12 @@ def per_class(name: str, x: Any, logits: Array, otherwise: str = "") -> Array:
     return x
 
 
-def real_array(name: str, x: Any) -> Array:
-    """`x` as an array of a floating-point or integer type."""
+def real_array(name: str, x: Any, if_boolean: str = "") -> Array:
+    """`x` as an array of a floating-point or integer type; an error for booleans ends with `if_boolean`."""
     if isinstance(x, np.ndarray | np.generic) and x.dtype.name in ("int64", "uint64"):
         x = x.astype(np.float64)  # a number, not an index: JAX may have 32 bits for integers only
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point or integer type")
+        hint = if_boolean if x.dtype == jnp.bool_ else ""
+        raise TypeError(f"{name} has dtype {x.dtype}: expected a floating-point or integer type{hint}")
     return x

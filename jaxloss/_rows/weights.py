@@ -78,11 +78,17 @@ def _shape_error(name: str, x: Array, shape: tuple[int, ...], example_rank: int,
         which, whole = axes
         if missing > 0 and _broadcasts(whole, shape, row_rank):
             advice.append(f"{written}[{index}] if its axes are the prediction's {which}")
+    if x.shape == (*shape[:example_rank], 1):
+        advice.append(f"{written}[..., 0]")
+    of_classes = (
+        name == "where" and row_rank < len(shape) and x.shape in (shape, shape[-1:], (*(1,) * row_rank, shape[-1]))
+    )
     return ValueError(
         f"{name} has shape {x.shape}, the prediction {shape}: expected the shape of the examples "
         f"{shape[:example_rank]}, or an axis for each of the prediction's, as long or 1"
         + (" and 1 along the classes" if row_rank < len(shape) else "")
         + (f"; write {', or '.join(advice)}" if advice else "")
+        + ("; to mask classes, give them a logit of -Inf" if of_classes and not advice else "")
     )
 
 

@@ -2,7 +2,7 @@ r"""Every loss as a plain formula in `jax.numpy`, unreduced: what the documentat
 
 The formulas run wherever JAX does, and are what jaxloss runs on a platform that it has no kernel for. Arithmetic is in
 float32 at least. `x` is a prediction or logits, `a` a target; an elementwise loss keeps the shape of its operands, a
-cross entropy gives one loss a row, the last axis being the classes.
+cross entropy gives one loss per row, the last axis being the classes.
 
 A clip limits the value only. The functions that begin with `d_` are the derivatives of the losses without it.
 """

@@ -1,4 +1,4 @@
-"""The cross entropy of classes with its options, its derivative and its statistics."""
+"""Multiclass cross entropy with its options, its derivative and its statistics."""
 
 # Some annotations of jax.numpy are partial.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false

@@ -1,4 +1,4 @@
-"""Losses of predictions of numbers, and their derivatives."""
+"""Regression losses, and their derivatives."""
 
 import math
 

@@ -9,6 +9,9 @@ elementwise ones are formulas, which XLA fuses with whatever reduces them. Arith
 have the type that optax gives them, that of the operands: `bfloat16` in, `bfloat16` out.
 """
 
+from typing import TYPE_CHECKING
+
+from jaxloss._checks import other_names
 from jaxloss.optax._binary import (
     hinge_loss,
     perceptron_loss,
@@ -31,6 +34,13 @@ from jaxloss.optax._softmax import (
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str):
+        """The error, which says what is meant or where it is."""
+        raise other_names.no_drop_in(name)
+
 
 __all__ = [
     "convex_kl_divergence",

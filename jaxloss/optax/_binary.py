@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxloss._arrays import Array
 from jaxloss._checks.arrays import array
 from jaxloss.binary import binary_cross_entropy
-from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, wide, with_derivatives
+from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, signed, wide, with_derivatives
 
 _LARGE = 1e30  # stands for an infinite logit: of any loss of it, the derivatives of all orders are finite
 
@@ -125,7 +125,7 @@ def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> Array:
     >>> print(losses.perceptron_loss(jnp.array([0.5, 2.0]), jnp.array([1, -1])))
     [0. 2.]
     """
-    x, a = number("predictor_outputs", predictor_outputs), number("targets", targets)
+    x, a = signed("predictor_outputs", predictor_outputs), number("targets", targets)
     if x.shape != a.shape:
         raise ValueError(f"targets has shape {a.shape}, predictor_outputs {x.shape}: expected equal shapes")
     return of_type(jnp.maximum(0, -wide(x) * wide(a)), 0, predictor_outputs, targets)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._arrays import Array
-from jaxloss.optax._operands import broadcast, floating, mask, of_type, one_program, reduced, wide
+from jaxloss.optax._operands import broadcast, floating, mask, of_array, of_type, one_program, wide
 
 
 @one_program
@@ -25,7 +25,7 @@ def kl_divergence(
         log_predictions: $\log p$, of a floating-point type.
         targets: $a$, probabilities, of a floating-point type; broadcasts with `log_predictions`.
         axis: the axis or axes that are summed over; None for all.
-        where: booleans that broadcast with the operands, false for elements that are left out, which may hold anything.
+        where: booleans that broadcast with the operands, false for masked elements, which may hold anything.
 
     Returns:
         An array without the axes that were summed over, of the type that the operands promote to.
@@ -42,7 +42,7 @@ def kl_divergence(
     Source: S. Kullback and R. A. Leibler, *On Information and Sufficiency* (1951).
     """
     log_p, a = _operands(log_predictions, where, targets=targets)
-    return of_type(jnp.sum(_terms(log_p, a), reduced(axis)), log_predictions, targets)
+    return of_type(_sum(_terms(log_p, a), axis), log_predictions, targets)
 
 
 @one_program
@@ -76,7 +76,7 @@ def kl_divergence_with_log_targets(
     none = jnp.isneginf(log_a)
     log_p, log_a = jnp.where(none, 0, log_p), jnp.where(none, 0, log_a)
     terms = jnp.where(none, 0, jnp.exp(log_a) * (log_a - log_p))
-    return of_type(jnp.sum(terms, reduced(axis)), log_predictions, log_targets)
+    return of_type(_sum(terms, axis), log_predictions, log_targets)
 
 
 @one_program
@@ -109,7 +109,7 @@ def generalized_kl_divergence(
     Source: S. Boyd and L. Vandenberghe, *Convex Optimization* (2004), page 90.
     """
     log_p, a = _operands(log_predictions, where, targets=targets)
-    return of_type(jnp.sum(_terms(log_p, a) + (jnp.exp(log_p) - a), reduced(axis)), log_predictions, targets)
+    return of_type(_sum(_terms(log_p, a) + (jnp.exp(log_p) - a), axis), log_predictions, targets)
 
 
 def convex_kl_divergence(
@@ -162,3 +162,7 @@ def _terms(log_p: Array, a: Array) -> Array:
     none = a == 0
     log_a = jnp.log(jnp.where(none, 1, a))
     return a * (log_a - jnp.where(none & jnp.isneginf(log_p), 0, log_p))
+
+
+def _sum(terms: Array, axis: int | tuple[int, ...] | None) -> Array:
+    return jnp.sum(terms, None if axis is None else of_array(axis, "the operands have", terms.ndim))

@@ -1,8 +1,11 @@
 """Operands as optax takes them, which broadcast and mix types, and formulas of them with derivatives of their own."""
 
+# Some annotations of jax and jax.numpy are partial.
+# pyright: reportUnknownMemberType=false
+
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, cast
 
 import jax
@@ -34,6 +37,14 @@ def number(name: str, x: ArrayLike) -> Array:
     return x
 
 
+def signed(name: str, x: ArrayLike) -> Array:
+    """`x` as an array of a real type that has negative numbers: no booleans."""
+    x = number(name, x)
+    if x.dtype == jnp.bool_:
+        raise TypeError(f"{name} has dtype {x.dtype}: expected a real type other than bool")
+    return x
+
+
 def mask(where: ArrayLike) -> Array:
     """`where` as an array of booleans."""
     where = array("where", where)
@@ -44,12 +55,23 @@ def mask(where: ArrayLike) -> Array:
 
 def listed(axis: Any) -> tuple[int, ...]:
     """One axis or several, as a tuple."""
-    return tuple(integer("axis", one) for one in (axis if isinstance(axis, tuple | list) else (axis,)))
+    axes = cast(Sequence[Any], axis) if isinstance(axis, tuple | list) else (axis,)
+    return tuple(integer("axis", one) for one in axes)
 
 
-def reduced(axis: Any) -> tuple[int, ...] | None:
-    """The axes that a sum is over, None for all."""
-    return None if axis is None else listed(axis)
+def of_array(axis: Any, name: str, ndim: int) -> tuple[int, ...]:
+    """The axes of an array that an error calls `name`, counted from the end, in their order; all for None."""
+    if axis is None:
+        return tuple(range(-ndim, 0))
+    axes = listed(axis)
+    for one in axes:
+        if not -ndim <= one < ndim:
+            expected = f"one from {-ndim} to {ndim - 1}" if ndim else "None"
+            raise ValueError(f"axis is {axis}, {name} {ndim} axes: expected {expected}")
+    axes = tuple(one % ndim - ndim for one in axes)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"axis is {axis}: expected no axis twice")
+    return axes
 
 
 def broadcast(**operands: Array | None) -> tuple[int, ...]:
@@ -104,7 +126,11 @@ def one_program(function: Callable[P, Array]) -> Callable[P, Array]:
     @functools.lru_cache(maxsize=1024)
     def program(rest: tuple[Any, ...]) -> Callable[..., Array]:
         given = {name: value for name, _, value in rest}
-        return jax.jit(lambda arrays: by_name(**arrays, **given), inline=True)
+
+        def whole(arrays: dict[str, Array]) -> Array:
+            return by_name(**arrays, **given)
+
+        return jax.jit(whole, inline=True)
 
     @functools.wraps(function)
     def called(*args: P.args, **options: P.kwargs) -> Array:
@@ -115,7 +141,9 @@ def one_program(function: Callable[P, Array]) -> Callable[P, Array]:
         arrays = {
             name: narrowed(x) if is_wide(x) else x for name, x in given.items() if name != "axis" and _is_array(x)
         }
-        rest = tuple((name, type(x), x) for name, x in given.items() if name not in arrays)
+        rest: tuple[tuple[str, type[Any], Any], ...] = tuple(
+            (name, cast(type[Any], type(x)), x) for name, x in given.items() if name not in arrays
+        )
         try:
             compiled = program(rest)
         except TypeError:  # something that has no hash: a list of numbers, or what is no array

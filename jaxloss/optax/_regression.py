@@ -1,4 +1,4 @@
-"""optax's losses of predictions of numbers."""
+"""optax's regression losses."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike

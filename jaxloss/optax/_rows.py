@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._arrays import Array
-from jaxloss.optax._operands import broadcast, listed, mask, wide
+from jaxloss.optax._operands import broadcast, listed, mask, of_array, wide
 
 Axis = int | tuple[int, ...] | None
 
@@ -33,23 +33,9 @@ class Rows:
     included: Array | None
 
 
-def class_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes of classes, counted from the end, in their order."""
-    if axis is None:
-        return tuple(range(-ndim, 0))
-    axes = listed(axis)
-    for one in axes:
-        if not -ndim <= one < ndim:
-            raise ValueError(f"axis is {axis}, logits has {ndim} axes: expected one from {-ndim} to {ndim - 1}")
-    axes = tuple(one % ndim - ndim for one in axes)
-    if len(set(axes)) != len(axes):
-        raise ValueError(f"axis is {axis}: expected no axis twice")
-    return axes
-
-
 def of_probabilities(logits: Array, labels: Array, axis: Axis, where: ArrayLike | None) -> Rows:
     """Rows of logits and of probabilities that broadcast with them."""
-    axes = class_axes(axis, logits.ndim)
+    axes = of_array(axis, "logits has", logits.ndim)
     if labels.ndim > logits.ndim and axis is not None and any(one >= 0 for one in listed(axis)):
         raise ValueError(
             f"axis is {axis}, labels has {labels.ndim} axes and logits {logits.ndim}: expected an axis counted from "
@@ -63,18 +49,25 @@ def of_probabilities(logits: Array, labels: Array, axis: Axis, where: ArrayLike 
 
 def of_indices(logits: Array, labels: Array, axis: Axis, where: ArrayLike | None) -> Rows:
     """Rows of logits and their class indices; indices of several axes count along them in the order of `axis`."""
-    axes = class_axes(axis, logits.ndim)
+    axes = of_array(axis, "logits has", logits.ndim)
     if labels.ndim != logits.ndim - len(axes):
-        hint = "; softmax_cross_entropy takes one-hot labels" if labels.shape == logits.shape else ""
-        raise ValueError(
-            f"labels has shape {labels.shape}, logits {logits.shape}: expected {logits.ndim - len(axes)} axes of "
-            f"labels{hint}"
-        )
+        raise _labels_shape_error(logits, labels, axes)
     beside = jnp.expand_dims(labels, axes)
     where = _where(logits, axis, axes, where)
     shape = _broadcast(logits, beside, where, axes)
     rows, included = _masks(where, shape, axes)
     return Rows(_flat(logits, shape, axes), _along_rows(beside, shape, axes), rows, included)
+
+
+def _labels_shape_error(logits: Array, labels: Array, axes: tuple[int, ...]) -> ValueError:
+    """The error, which says what to write where labels are those of another loss."""
+    rows = tuple(logits.shape[one] for one in _row_axes(logits.shape, axes))
+    hint = ""
+    if labels.shape == logits.shape:
+        hint = "; softmax_cross_entropy takes one-hot labels"
+    elif labels.shape == (*rows, 1):
+        hint = "; write labels[..., 0]"
+    return ValueError(f"labels has shape {labels.shape}, logits {logits.shape}: expected {rows}{hint}")
 
 
 def masked(rows: Rows, *, finite: bool) -> Array:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._arrays import Array
-from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, reduced, wide
+from jaxloss.optax._operands import broadcast, floating, number, of_array, of_type, one_program, wide
 
 
 @one_program
@@ -16,7 +16,7 @@ def smooth_labels(
     Args:
         labels: $a$, probabilities of classes, of a floating-point type.
         alpha: $\alpha$, the part that is spread; broadcasts with `labels`.
-        axis: the axis or axes of the classes; None for all.
+        axis: the class axis or axes; None for all.
         where: booleans, false for elements that are none of the $V$ classes: they get 0. Broadcasts with `labels`.
 
     Returns:
@@ -36,9 +36,13 @@ def smooth_labels(
     a, rate = floating("labels", labels), wide(number("alpha", alpha))
     if where is None:
         broadcast(labels=a, alpha=rate)
-        return of_type((1 - rate) * wide(a) + rate / jnp.size(a, reduced(axis)), labels, alpha)
+        return of_type((1 - rate) * wide(a) + rate / jnp.size(a, _axes(axis, a)), labels, alpha)
     included = number("where", where).astype(bool)
     included = jnp.broadcast_to(included, broadcast(labels=a, where=included))
     broadcast(labels=included, alpha=rate)
-    classes = jnp.maximum(jnp.sum(included, reduced(axis), dtype=wide(a).dtype, keepdims=True), 1)
+    classes = jnp.maximum(jnp.sum(included, _axes(axis, included), dtype=wide(a).dtype, keepdims=True), 1)
     return of_type(jnp.where(included, (1 - rate) * wide(a) + rate / classes, 0), labels, alpha)
+
+
+def _axes(axis: int | tuple[int, ...] | None, x: Array) -> tuple[int, ...] | None:
+    return None if axis is None else of_array(axis, "labels has", x.ndim)

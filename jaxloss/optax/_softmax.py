@@ -1,5 +1,6 @@
-"""optax's losses of classes that exclude each other, by the kernels of `jaxloss.categorical_cross_entropy`."""
+"""optax's multiclass losses, by the kernels of `jaxloss.categorical_cross_entropy`."""
 
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._arrays import Array
 from jaxloss._checks.arrays import array
+from jaxloss._checks.parameters import wrong_type
 from jaxloss.categorical import categorical_cross_entropy
 from jaxloss.optax._operands import broadcast, floating, mask, number, of_type, one_program, wide
 from jaxloss.optax._rows import Axis, Rows, masked, of_indices, of_probabilities
@@ -23,13 +25,13 @@ def softmax_cross_entropy(
         logits: $x$, of a floating-point type. A class whose logit is -Inf is masked: its probability is 0, and it costs
             nothing while its label is 0.
         labels: $a$, probabilities, of any real type; broadcasts with `logits`.
-        axis: the axis or axes of the classes; None for all.
-        where: booleans that broadcast with `logits`, false for classes that a row does not have; or one a row (without
-            the axes of the classes), false for rows that are left out. A row without classes has loss 0. What is left
-            out may hold anything.
+        axis: the class axis or axes; None for all.
+        where: a boolean mask that broadcasts with `logits`, false for classes that a row does not have; or one boolean
+            per row (without the class axes), false for masked rows. A row without classes has loss 0. What
+            is masked may hold anything.
 
     Returns:
-        An array without the axes of the classes, of the type that `logits` and `labels` promote to.
+        An array without the class axes, of the type that `logits` and `labels` promote to.
 
     Raises:
         TypeError: `logits` is not floating-point.
@@ -77,9 +79,9 @@ def softmax_cross_entropy_with_integer_labels(
 
     Args:
         logits: $x$, of a floating-point type.
-        labels: $a$, class indices of an integer type, of the shape of `logits` without the axes of the classes, or one
+        labels: $a$, class indices of an integer type, of the shape of `logits` without the class axes, or one
             that broadcasts with it. A row whose index is not in `[0, V)` has loss NaN and gradient 0.
-        axis: the axis or axes of the classes; indices of several axes count along them in their order.
+        axis: the class axis or axes; indices into several axes count along them in the order given.
         where: as for `softmax_cross_entropy`. A label of a class that is not there costs Inf.
 
     Returns:
@@ -98,9 +100,9 @@ def softmax_cross_entropy_with_integer_labels(
     """
     x, labels = floating("logits", logits), array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels has dtype {labels.dtype}: expected an integer type")
+        raise _labels_dtype_error(x, labels)
     if not isinstance(axis, int | tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"axis has type {type(axis).__name__}: expected int or a tuple of int")
+        raise ValueError(str(wrong_type("axis", axis, "int or a tuple of int")))
     rows = of_indices(x, labels, axis, where)
     return of_type(_rows_loss(masked(rows, finite=False), rows.labels, rows), logits)
 
@@ -119,7 +121,7 @@ def poly_loss_cross_entropy(
         where: as for `softmax_cross_entropy`.
 
     Returns:
-        An array without the axes of the classes, of the type that `logits`, `labels` and `epsilon` promote to.
+        An array without the class axes, of the type that `logits`, `labels` and `epsilon` promote to.
 
     Raises:
         TypeError: `logits` or `labels` is not floating-point.
@@ -181,6 +183,7 @@ def ranking_softmax_loss(
     Source: Z. Cao et al., *Learning to Rank: From Pairwise Approach to Listwise Approach* (2007).
     """
     x, a = floating("logits", logits), number("labels", labels)
+    _check_reduction(reduce_fn)
     weight = None if weights is None else number("weights", weights)
     where = None if where is None else mask(where)
     broadcast(logits=x, labels=a, weights=weight, where=where)
@@ -197,6 +200,34 @@ def ranking_softmax_loss(
         none = losses.size == 0 if has_items is None else ~has_items.any()
         reduced = jnp.where(none, 0, reduced)
     return of_type(reduced, *operands)
+
+
+def _labels_dtype_error(x: Array, labels: Array) -> TypeError:
+    """The error, which says what to write."""
+    if jnp.issubdtype(labels.dtype, jnp.complexfloating):
+        hint = ""
+    elif labels.ndim == x.ndim:
+        hint = "; softmax_cross_entropy takes probabilities"
+    else:
+        hint = "; write labels.astype(int) if these are class indices"
+    return TypeError(f"labels has dtype {labels.dtype}: expected an integer type, of class indices{hint}")
+
+
+def _check_reduction(reduce_fn: object) -> None:
+    """An error for what cannot be called with the losses and `where=`, as far as its signature tells."""
+    if reduce_fn is None or reduce_fn is jnp.mean:
+        return
+    expected = "a function of losses and where=, such as jax.numpy.sum, or None"
+    if not callable(reduce_fn):
+        raise wrong_type("reduce_fn", reduce_fn, expected)
+    try:
+        signature = inspect.signature(reduce_fn)
+    except ValueError:
+        return
+    try:
+        signature.bind(None, where=None)
+    except TypeError as error:
+        raise TypeError(f"reduce_fn cannot be called so ({error}): expected {expected}") from None
 
 
 def _checked(logits: ArrayLike, labels: ArrayLike, axis: Axis, where: ArrayLike | None) -> Rows:
