@@ -1,6 +1,7 @@
 """Checks at run time: what they find, under which transforms, and that they cost nothing where nobody asks for them."""
 
 import logging
+import re
 import threading
 
 import jax
@@ -244,3 +245,12 @@ def test_meshes(name, spec, axis_type, by_hand):
     with jaxloss.debug_checks():
         np.testing.assert_array_equal(program(*placed[:2])[1], expected[1])
     assert f"jaxloss.{name}: " in message(program, placed[0], placed[2])
+
+
+@pytest.mark.parametrize("enabled", [abs, "off", 1, None], ids=str)
+def test_it_is_switched_by_a_boolean(enabled):
+    hint = "; write @jaxloss.debug_checks()" if callable(enabled) else ""
+    with pytest.raises(
+        TypeError, match=re.escape(f"enabled has type {type(enabled).__name__}: expected True or False{hint}")
+    ):
+        jaxloss.debug_checks(enabled)

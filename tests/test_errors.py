@@ -313,6 +313,7 @@ WHOLE = {
     "a kernel of another width": ("linear_cross_entropy", (HIDDEN, KERNEL[:2], LABELS), {}, "kernel has shape (2, 4), hidden (8, 3): expected [D, V] for [..., D]"),
     "images": ("categorical_cross_entropy", (IMAGES, PIXELS), {}, f"target has shape (2, 6, 7) and dtype int32, logits (2, 5, 6, 7): expected (2, 5, 6) {IMAGE_TARGETS}; write axis=1 if there are 5 classes"),
     "images, with their axis": ("categorical_cross_entropy", (IMAGES, PIXELS[:1]), {"axis": 1}, f"target has shape (1, 6, 7) and dtype int32, logits (2, 5, 6, 7): expected (2, 6, 7) {IMAGE_TARGETS}"),
+    "probabilities of images with the classes last": ("categorical_cross_entropy", (IMAGES, jnp.moveaxis(IMAGES, 1, -1)), {"axis": 1}, f"target has shape (2, 6, 7, 5) and dtype float32, logits (2, 5, 6, 7): expected (2, 6, 7) {IMAGE_TARGETS}; write jnp.moveaxis(target, -1, 1) if its classes are last"),
     "log_prob of images": ("log_prob", (IMAGES, PIXELS), {}, "labels has shape (2, 6, 7) and dtype int32, logits (2, 5, 6, 7): expected (2, 5, 6) class indices (an integer type); write axis=1 if there are 5 classes"),
     "one-hot integers": ("categorical_cross_entropy", (X, ONE_HOT), {}, f"target has shape (8, 4) and dtype int32, logits (8, 4): {TARGETS}; write target.argmax(1) if it is one-hot"),
     "one-hot labels": ("linear_cross_entropy", (HIDDEN, KERNEL, ONE_HOT), {}, "labels has shape (8, 4), hidden (8, 3): expected (8,); write labels.argmax(-1) if they are one-hot"),

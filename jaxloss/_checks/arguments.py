@@ -97,11 +97,11 @@ def class_target(
         if ignore_index is not None:
             raise ValueError(f"ignore_index is {ignore_index}, target has dtype {target.dtype}: expected class indices")
         if target.shape != logits.shape:
-            raise _class_shape_error(name, target, logits, axis)
+            raise class_shape_error(name, target, logits, axis)
         target, logits = probabilities(target, "logits", logits)
         return target, logits, None
     if target.shape != logits.shape[:-1]:
-        raise _class_shape_error(name, target, logits, axis)
+        raise class_shape_error(name, target, logits, axis)
     if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
         raise ValueError(f"logits has {classes} classes: expected at most {jnp.iinfo(jnp.int32).max}")
     counted = None if ignore_index is None else differs(target, ignore_index)
@@ -165,7 +165,7 @@ def _check_ignored(ignore_index: int | None) -> None:
         integer("ignore_index", ignore_index)
 
 
-def _class_shape_error(name: str, target: Array, logits: Array, axis: int) -> ValueError:
+def class_shape_error(name: str, target: Array, logits: Array, axis: int) -> ValueError:
     """The error, which says what to write where the target is one that other libraries take."""
     *rows, classes = logits.shape
     shape = list(rows)
@@ -181,6 +181,8 @@ def _class_shape_error(name: str, target: Array, logits: Array, axis: int) -> Va
 
 def _class_shape_hint(name: str, target: Array, rows: tuple[int, ...], shape: tuple[int, ...], axis: int) -> str:
     if not jnp.issubdtype(target.dtype, jnp.integer):
+        if target.shape == (*rows, shape[axis]):
+            return f"; write jnp.moveaxis({name}, -1, {axis}) if its classes are last"
         return f"; write {name}.astype(int) if these are class indices" if target.shape == rows else ""
     if target.shape == shape:
         elements = ", or call binary_cross_entropy if each logit is an example" if len(shape) == 1 else ""

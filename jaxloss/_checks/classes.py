@@ -90,7 +90,11 @@ def checked(
         if mixed:
             raise ValueError(f"target mixes arrays of dtype {first.dtype}: expected class indices; mix probabilities")
         first = axis_moved(first, axis, -1)
-    logits = axis_moved(logits, axis, -1)
+        logits = axis_moved(logits, axis, -1)
+    else:
+        logits = axis_moved(logits, axis, -1)
+        if first.shape == logits.shape and jnp.issubdtype(first.dtype, jnp.floating):
+            raise arguments.class_shape_error(target_name, first, logits, axis)
     width = whole_width(logits, axes)
     first, logits, counted = arguments.class_target(first, logits, width, ignore_index, target_name, axis)
     given, classes = parameters_of(options, logits, axes)

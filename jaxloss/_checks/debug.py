@@ -46,8 +46,7 @@ _log = logging.getLogger("jaxloss")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@contextlib.contextmanager
-def debug_checks(enabled: bool = True) -> Iterator[None]:
+def debug_checks(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
     """A context in which every loss checks its numbers as it runs, and that ends with an error if one is wrong.
 
     The error names function, argument, row, value and range: a label that is no class, a binary target beyond [0, 1],
@@ -68,6 +67,7 @@ def debug_checks(enabled: bool = True) -> Iterator[None]:
         enabled: False for a part of such a context that is not checked.
 
     Raises:
+        TypeError: if `enabled` is no boolean, such as a function: it is `@jaxloss.debug_checks()` that decorates one.
         ValueError: at its end, with all that is wrong, one a line.
 
     >>> import jax.numpy as jnp
@@ -78,6 +78,14 @@ def debug_checks(enabled: bool = True) -> Iterator[None]:
         ...
     ValueError: jaxloss.categorical_cross_entropy: target of row 1 is 3: expected a class index from 0 to 2
     """
+    if not isinstance(enabled, bool):  # pyright: ignore[reportUnnecessaryIsInstance], callers may not check their types
+        hint = "; write @jaxloss.debug_checks()" if callable(enabled) else ""
+        raise TypeError(f"enabled has type {type(enabled).__name__}: expected True or False{hint}")
+    return _debug_checks(enabled)
+
+
+@contextlib.contextmanager
+def _debug_checks(enabled: bool) -> Iterator[None]:
     if not enabled:
         with _checking(False):
             yield
