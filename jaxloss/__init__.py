@@ -23,7 +23,20 @@ from jaxloss.categorical import (
 )
 from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
 from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob
-from jaxloss.regression import d_huber, d_log_cosh, d_mae, d_mse, d_quantile, huber, log_cosh, mae, mse, quantile
+from jaxloss.regression import (
+    d_huber,
+    d_log_cosh,
+    d_mae,
+    d_mse,
+    d_poisson_nll,
+    d_quantile,
+    huber,
+    log_cosh,
+    mae,
+    mse,
+    poisson_nll,
+    quantile,
+)
 
 if TYPE_CHECKING:
     from jaxloss import optax as optax
@@ -55,6 +68,7 @@ __all__ = [
     "d_log_cosh",
     "d_mae",
     "d_mse",
+    "d_poisson_nll",
     "d_quantile",
     "debug_checks",
     "entropy",
@@ -70,5 +84,6 @@ __all__ = [
     "log_prob",
     "mae",
     "mse",
+    "poisson_nll",
     "quantile",
 ]

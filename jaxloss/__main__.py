@@ -55,6 +55,7 @@ def _checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
         "huber": (jaxloss.huber, lambda x, a: formulas.huber(x, a, 1.0), (x, a)),
         "log_cosh": (jaxloss.log_cosh, formulas.log_cosh, (x, a)),
         "quantile": (functools.partial(jaxloss.quantile, q=0.9), lambda x, a: formulas.quantile(x, a, 0.9), (x, a)),
+        "poisson_nll": (jaxloss.poisson_nll, formulas.poisson_nll, (x, np.exp(a))),
         "binary_cross_entropy": (
             functools.partial(jaxloss.binary_cross_entropy, clip=None),
             _binary,

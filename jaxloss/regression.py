@@ -22,11 +22,22 @@ def _of_error(name: str, value: Formula, derivative: Formula) -> _elementwise.El
     )
 
 
+def _minus_log_rate(log_rate: Array, target: Array) -> Array:
+    del target
+    return -formulas.real(log_rate)
+
+
 _SQUARED_ERROR = _of_error("mse", formulas.squared_error, formulas.d_squared_error)
 _ABSOLUTE_ERROR = _of_error("mae", formulas.absolute_error, formulas.d_absolute_error)
 _HUBER = _of_error("huber", formulas.huber, formulas.d_huber)
 _LOG_COSH = _of_error("log_cosh", formulas.log_cosh, formulas.d_log_cosh)
 _QUANTILE = _of_error("quantile", formulas.quantile, formulas.d_quantile)
+_POISSON_NLL = _elementwise.Elementwise(
+    name="poisson_nll",
+    value=formulas.poisson_nll,
+    derivative=formulas.d_poisson_nll,
+    target_derivative=_minus_log_rate,
+)
 
 
 @watched(_debug.regression)
@@ -469,6 +480,94 @@ def d_quantile(
     return of_dtype(_elementwise.gradient(_QUANTILE, x, a, examples, (q,)), array("pred", pred).dtype)
 
 
+@watched(_debug.counts)
+def poisson_nll(
+    log_rate: ArrayLike,
+    target: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
+    r"""The negative log-likelihood of counts under a Poisson distribution, up to a constant of the counts.
+
+    $$\mathrm{poisson\_nll}(x, a) = \frac1n \sum (e^x - a x),
+      \qquad \frac{\partial}{\partial x} = \frac{e^x - a}{n}$$
+
+    $x$ is the logarithm of the predicted rate, which is positive then, whatever $x$ is. The constant that is left out,
+    $\log a!$, changes no gradient with respect to $x$; add `jax.scipy.special.gammaln(target + 1)` for the whole
+    likelihood.
+
+    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
+
+    Args:
+        log_rate: logarithms $x$ of rates, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element
+            of a 1-D or 0-D array is an example.
+        target: counts $a$, of the same shape; any real type, not negative.
+        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
+            Shape `[n]`, or an axis for each of `log_rate`, as long or 1, or `()`; nothing else broadcasts. $n$ counts
+            the examples of which any element is unmasked. Default: all count.
+        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
+            Default: 1.
+        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
+        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
+
+    Returns:
+        A scalar, or for `"none"` an array like `log_rate`; float64 where rates or target are, else float32. The loss is
+        differentiable with respect to `log_rate`, `target`, `weights` and `normalizer`; a mean over no example is 0.
+
+    Raises:
+        TypeError: `log_rate` is not floating-point, or another argument is of the wrong kind.
+        ValueError: shapes do not match, or an option has no such value.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.poisson_nll(jnp.array([0.0, 1.0]), jnp.array([1, 3])))
+    0.35914
+
+    Source: A. C. Cameron and P. K. Trivedi, *Regression Analysis of Count Data* (1998), section 3.2.
+    """
+    x, a, examples = _checked(log_rate, target, where, weights, reduction, normalizer, "log_rate")
+    return _elementwise.value(_POISSON_NLL, x, a, examples)
+
+
+@watched(_debug.counts)
+def d_poisson_nll(
+    log_rate: ArrayLike,
+    target: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
+    r"""The gradient of `poisson_nll` with respect to `log_rate`: $(e^x - a) / n$.
+
+    Args:
+        log_rate: as for `poisson_nll`.
+        target: as for `poisson_nll`.
+        where: as for `poisson_nll`; the gradient of what is masked is 0.
+        weights: as for `poisson_nll`.
+        reduction: as for `poisson_nll`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
+        normalizer: as for `poisson_nll`.
+
+    Returns:
+        An array like `log_rate`.
+
+    Raises:
+        TypeError: as `poisson_nll`.
+        ValueError: as `poisson_nll`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.d_poisson_nll(jnp.array([0.0, 0.0]), jnp.array([1, 3])))
+    [ 0. -1.]
+    """
+    x, a, examples = _checked(log_rate, target, where, weights, reduction, normalizer, "log_rate")
+    return of_dtype(_elementwise.gradient(_POISSON_NLL, x, a, examples), array("log_rate", log_rate).dtype)
+
+
 def _checked(
     pred: ArrayLike,
     target: ArrayLike,
@@ -476,9 +575,10 @@ def _checked(
     weights: ArrayLike | None,
     reduction: Reduction,
     normalizer: ArrayLike | None,
+    name: str = "pred",
 ) -> tuple[Array, Array, _weights.Examples]:
-    x = _arguments.prediction("pred", pred, "target", target)
-    a, x = _arguments.probabilities(target, "pred", x)
+    x = _arguments.prediction(name, pred, "target", target)
+    a, x = _arguments.probabilities(target, name, x)
     return x, a, _examples.checked(where, weights, reduction, normalizer)
 
 

@@ -116,6 +116,15 @@ QUANTILE = Loss(
     in_modules="jaxloss_quantile",
     has_clip=False,
 )
+POISSON = Loss(
+    name="poisson_nll",
+    prediction="log_rate",
+    by_rows=False,
+    elements=oracles.poisson_nll,
+    formula=lambda x, a: jnp.exp(x) - a * x,
+    in_modules="jaxloss_poisson_nll",
+    has_clip=False,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,14 @@ def quantile(x: Array, a: Array, clip: float | None, *, q: float) -> Terms:
     return _of_error(x, a, np.maximum(q * error, (q - 1) * error), np.where(error > 0, -q, (1 - q) * -np.sign(error)))
 
 
+def poisson_nll(x: Array, a: Array, clip: float | None) -> Terms:
+    del clip
+    rate = np.exp(x)
+    # An error of x is one of the rate times x.
+    size = rate * np.maximum(1, abs(x)) + abs(a)
+    return Terms((rate - _product(a, x), rate + abs(_product(a, x))), (rate - a, size), (-x, abs(x)))
+
+
 def _of_error(x: Array, a: Array, loss: Array, derivative: Array) -> Terms:
     """A loss of the error x − a, which is rounded as it is computed: as far as that goes, so does the derivative."""
     derivative = np.where(np.isnan(x - a), np.nan, derivative)

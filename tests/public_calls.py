@@ -68,9 +68,10 @@ UNREDUCED = {"reduction": "none"}
 
 
 def _calls():
-    for name in ("mse", "mae", "huber", "log_cosh", "quantile"):
+    for name in ("mse", "mae", "huber", "log_cosh", "quantile", "poisson_nll"):
         more = {"huber": {"delta": 0.5}, "quantile": {"q": 0.25}}.get(name, {})
-        required = {"pred": X, "target": A} | ({"q": 0.25} if name == "quantile" else {})
+        prediction = "log_rate" if name == "poisson_nll" else "pred"
+        required = {prediction: X, "target": A} | ({"q": 0.25} if name == "quantile" else {})
         for prefix in ("", "d_"):
             function = getattr(jaxloss, prefix + name)
             yield Call(f"{prefix}{name}", function, required)

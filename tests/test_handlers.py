@@ -122,6 +122,7 @@ CALLS = [
     *elementwise("log_cosh"),
     *elementwise("huber", (), (ONE,)),
     *elementwise("quantile", (), (((4, 1), F32),)),
+    *elementwise("poisson_nll"),
     *elementwise("weighted_binary_cross_entropy", (1e-7,), (FEATURES, ONE, ((4, 5), F32))),
     *elementwise("focal_binary_cross_entropy", (1e-7,), (FEATURES, ONE, ((4, 1), F32), ONE, ONE, FEATURES)),
     *cross_entropy(((4, 3), S32)),
@@ -192,7 +193,7 @@ def test_the_right_buffers_are_taken(call):
 
 
 # Handlers are templates: one target of a family, or two, has every buffer spoilt; of the others, those that differ.
-FAMILIES = ("mae", "log_cosh", "huber", "quantile", "weighted", "focal", "kl_divergence", "jensen_shannon")
+FAMILIES = ("mae", "log_cosh", "huber", "quantile", "poisson", "weighted", "focal", "kl_divergence", "jensen_shannon")
 SPOILT = [
     pytest.param(call, name, id=f"{i}-{name}")
     for call, i in zip(CALLS, IDS, strict=True)

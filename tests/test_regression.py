@@ -11,7 +11,7 @@ import pytest
 import jaxloss
 import tolerance
 from agreement import assert_agrees
-from losses import FLOATS, HUBER, LOG_COSH, MAE, QUANTILE, Case, Loss, finfo
+from losses import FLOATS, HUBER, LOG_COSH, MAE, POISSON, QUANTILE, Case, Loss, finfo
 from modules import custom_call_targets, of_size
 
 
@@ -40,6 +40,7 @@ ALL = (
     made(HUBER, "delta", 1.25),
     Case(LOG_COSH, "numbers"),
     made(QUANTILE, "q", 0.75),
+    Case(POISSON, "numbers"),
 )
 cases = pytest.mark.parametrize("case", ALL)
 PARAMETERS = {"huber": ("delta", 1.25), "quantile": ("q", 0.75)}
@@ -83,13 +84,14 @@ def test_ends_of_the_type(case, dtype):
 
 @cases
 def test_second_derivatives(case):
-    """Huber's is 1 inside and 0 outside, that of log cosh 1 − tanh², those of the two with a corner are 0."""
+    """Huber's is 1 inside and 0 outside, log cosh has 1 − tanh², Poisson the rate, the two with a corner 0."""
     name = case.loss.name
     error = np.float32([-3, -1.25, -0.5, 0, 0.25, 1.25, 4])
     second = jax.vmap(jax.grad(lambda x: case.loss.gradient(x, jnp.zeros(()))))(error)
     expected = {
         "huber": (abs(error) <= 1.25).astype(float),
         "log_cosh": 1 - np.tanh(error.astype(np.float64)) ** 2,
+        "poisson_nll": np.exp(error.astype(np.float64)),
     }.get(name, np.zeros(7))
     tolerance.assert_close(second, expected, "a second derivative", operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
@@ -228,3 +230,12 @@ def test_wrong_parameters(name, options, error, words, gradient):
         getattr(jaxloss, f"d_{name}" if gradient else name)(x, x, **options)
     for word in words:
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_rate_of_zero(dtype):
+    """Its loss is 0 where nothing was counted, and infinite where anything was; the gradient is −a."""
+    x, a = jnp.asarray([-np.inf, -np.inf, 0], dtype), jnp.asarray([0, 2, 1], dtype)
+    losses = jaxloss.poisson_nll(x, a, reduction="none")
+    np.testing.assert_array_equal(losses, [0, np.inf, 1])
+    np.testing.assert_array_equal(jaxloss.d_poisson_nll(x, a, reduction="none"), jnp.asarray([0, -2, 0], dtype))

@@ -89,6 +89,7 @@ PROGRAMS = {
         "huber": ("x a", with_gradient(lambda x, a: jaxloss.huber(x, a, delta=0.5))),
         "quantile": ("x a", with_gradient(lambda x, a: jaxloss.quantile(x, a, q=0.25))),
         "log_cosh": ("x a", with_gradient(jaxloss.log_cosh)),
+        "poisson": ("x a", with_gradient(jaxloss.poisson_nll)),
         "binary": ("x a", with_gradient(jaxloss.binary_cross_entropy)),
         "binary with options": ("x a weights", with_gradient(binary_with_options)),
     },

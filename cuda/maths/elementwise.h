@@ -104,13 +104,28 @@ struct Quantile {
   }
 };
 
+// e^x − a x, of the logarithm x of a rate and a count a; the derivative is e^x − a.
+struct PoissonNll {
+  static constexpr const char* name = "poisson_nll";
+  static constexpr int constant_count = 0, parameter_count = 0;
+
+  explicit PoissonNll(const double*) {}
+
+  template <class Value>
+  JAXLOSS_INLINE void operator()(Value prediction, Value target, const Value*, Value& value, Value& derivative) const {
+    const Value rate = exponential(prediction);
+    value = rate - weighted(target, prediction);
+    derivative = rate - target;
+  }
+};
+
 template <class... Loss>
 struct LossList {};
 
 template <class... A, class... B>
 LossList<A..., B...> both(LossList<A...>, LossList<B...>);
 
-using ErrorLosses = LossList<SquaredError, AbsoluteError, Huber, LogCosh, Quantile>;
+using ErrorLosses = LossList<SquaredError, AbsoluteError, Huber, LogCosh, Quantile, PoissonNll>;
 using BinaryLosses = LossList<BinaryCrossEntropy, WeightedBinaryCrossEntropy, FocalBinaryCrossEntropy>;
 using ElementwiseLosses = decltype(both(ErrorLosses{}, BinaryLosses{}));
 

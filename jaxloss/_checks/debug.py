@@ -214,6 +214,14 @@ def regression(given: dict[str, Any], watch: _Watch) -> None:
     watch.options(given)
 
 
+def counts(given: dict[str, Any], watch: _Watch) -> None:
+    """Logarithms of rates, and counts."""
+    _where(given, watch)
+    watch.not_nan("log_rate", array("log_rate", given["log_rate"]), "element")
+    watch.add("target", array("target", given["target"]), NOT_NEGATIVE.words, NOT_NEGATIVE.contains, "element")
+    watch.options(given)
+
+
 def binary(given: dict[str, Any], watch: _Watch) -> None:
     """Logits, and targets from 0 to 1."""
     _where(given, watch)

@@ -14,6 +14,7 @@ _OF_LABELS = "which gives the log-probabilities of labels alone"
 _ONE_HOT = "which takes class indices, or floating-point probabilities"
 _FOCAL = "with focal_gamma and focal_alpha"
 _SQUARED = f"which has a factor 1/2, and {_EXAMPLES}"
+_RATES = f"which takes the logarithm of the rate, and {_EXAMPLES}"
 _SMOOTH_L1 = f"which with delta=beta is beta times as much, and {_EXAMPLES}"
 
 # Of each name, ours, and how it differs.
@@ -38,6 +39,8 @@ _OURS = {
     "MeanAbsoluteError": ("mae", _EXAMPLES),
     "MeanSquaredError": ("mse", _SQUARED),
     "NLLLoss": ("categorical_cross_entropy", _LOGITS),
+    "Poisson": ("poisson_nll", _RATES),
+    "PoissonNLLLoss": ("poisson_nll", _RATES),
     "SmoothL1Loss": ("huber", _SMOOTH_L1),
     "SparseCategoricalCrossentropy": ("categorical_cross_entropy", _LOGITS_FIRST),
     "bce": ("binary_cross_entropy", "which takes logits"),
@@ -77,6 +80,8 @@ _OURS = {
     "mean_squared_error": ("mse", _SQUARED),
     "mse_loss": ("mse", _SQUARED),
     "nll_loss": ("categorical_cross_entropy", _LOGITS),
+    "poisson": ("poisson_nll", _RATES),
+    "poisson_nll_loss": ("poisson_nll", _RATES),
     "pinball_loss": ("quantile", _EXAMPLES),
     "quantile_loss": ("quantile", _EXAMPLES),
     "safe_softmax_cross_entropy": ("categorical_cross_entropy", _REDUCED),

@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from jaxloss.formulas.arithmetic import Array, real
+from jaxloss.formulas.arithmetic import Array, product, real
 
 
 def squared_error(pred: Array, target: Array) -> Array:
@@ -76,3 +76,14 @@ def d_quantile(pred: Array, target: Array, q: Array | float = 0.5) -> Array:
     r"""The derivative with respect to the prediction, $-q$ below the target, $1 - q$ above, 0 where they are equal."""
     error = d_squared_error(pred, target)
     return jnp.where(error < 0, q, 1 - q) * jnp.sign(error)
+
+
+def poisson_nll(log_rate: Array, target: Array) -> Array:
+    r"""$e^x - a x$ of the logarithm $x$ of a rate and a count $a$; a count of 0 leaves the rate alone."""
+    x = real(log_rate)
+    return jnp.exp(x) - product(real(target), x)
+
+
+def d_poisson_nll(log_rate: Array, target: Array) -> Array:
+    r"""The derivative with respect to the logarithm of the rate, $e^x - a$."""
+    return jnp.exp(real(log_rate)) - real(target)
