@@ -206,7 +206,7 @@ def main() -> None:
     from benchmarks import record, worst_case_losses
     from jaxloss._ffi import call
 
-    call.FEW = 0  # kernels, where the formula might take so few
+    call.FALLBACK_SIZE = 0  # kernels, where the formula might take so few
     platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
     circumstances = record.circumstances()
     rows = []

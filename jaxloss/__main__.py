@@ -47,7 +47,7 @@ def _checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
     shares = np.asarray(jax.nn.softmax(a, axis=-1))
     hidden = random.normal(0, 0.3, (ROWS, FEATURES)).astype(np.float32)
     kernel = random.normal(0, 0.3, (FEATURES, WIDTH)).astype(np.float32)
-    assert x.size > call.FEW, "of so few elements no kernel runs"
+    assert x.size > call.FALLBACK_SIZE, "of so few elements no kernel runs"
     cross_entropy = functools.partial(jaxloss.categorical_cross_entropy, clip=None)
     return {
         "mse": (jaxloss.mse, formulas.squared_error, (x, a)),

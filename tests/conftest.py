@@ -23,7 +23,7 @@ from jaxloss._ffi import call  # noqa: E402
 from jaxloss._rows import cross_entropy  # noqa: E402
 
 # Small arrays are to test kernels. What the formula does in their place is test_formulas.py's.
-call.FEW = 0
+call.FALLBACK_SIZE = 0
 
 # Products of float32 are made in float32, which a GPU does not do unless it is asked to.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -40,7 +40,7 @@ PATHS = {"kernel": 0, "formula": 2**31}
 def path(request):
     """Whether kernels are called, or the formulas that stand in for them where elements are few, as in small tests they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(call, "FEW", PATHS[request.param])
+        patch.setattr(call, "FALLBACK_SIZE", PATHS[request.param])
         jax.clear_caches()
         yield request.param
     jax.clear_caches()

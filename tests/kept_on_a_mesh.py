@@ -52,7 +52,7 @@ def operands() -> list[np.ndarray]:
 
 def main(folder: pathlib.Path) -> None:
     """Compiles, or finds what was compiled."""
-    call.FEW = 0
+    call.FALLBACK_SIZE = 0
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

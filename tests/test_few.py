@@ -9,19 +9,19 @@ from jaxloss._ffi import call
 from losses import CATEGORICAL, MATRIX
 from modules import custom_call_targets
 
-FEW = 4096
+FALLBACK_SIZE = 4096
 
 
 @pytest.fixture
 def few_by_formula(monkeypatch, retraced):
-    monkeypatch.setattr(call, "FEW", FEW)
+    monkeypatch.setattr(call, "FALLBACK_SIZE", FALLBACK_SIZE)
 
 
 @pytest.mark.parametrize("case", [case for case in MATRIX if case.loss.name != "distillation"])
 def test_few_elements_are_left_to_formulas(few_by_formula, case):
     """Of elementwise losses, of probabilities without options, and of labels without options on a GPU."""
     without_options = {"indices": "gpu", "probabilities": jax.default_backend()}
-    for shape, is_few in (((64, FEW // 64), True), ((FEW // 64 + 1, 64), False)):
+    for shape, is_few in (((64, FALLBACK_SIZE // 64), True), ((FALLBACK_SIZE // 64 + 1, 64), False)):
         x, a = case.sample(shape)
         step = jax.jit(jax.value_and_grad(lambda x, a: case.loss(x, a))).lower(x, a).compile()
         if case.loss == CATEGORICAL:

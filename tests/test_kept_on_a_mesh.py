@@ -18,7 +18,7 @@ import meshes
 import modules
 from jaxloss import formulas
 from jaxloss._linear import autodiff
-from jaxloss._linear.local import Plan, Wanted
+from jaxloss._linear.local import GradientRequest, Plan
 from jaxloss._linear.split import Split
 from jaxloss._partitioning import descriptions, partitioned, partitioner
 from jaxloss._rows import cross_entropy, elementwise
@@ -125,7 +125,7 @@ DESCRIBED = {
         elementwise,
         (("mse", (), ()), (formulas.squared_error, formulas.d_squared_error), True, ((), ("d", "v"))),
     ),
-    "linear": (autodiff, (plan(jax.lax.Precision.HIGHEST), Wanted(True, True), Split({"v": ("v",)}, {}, ()))),
+    "linear": (autodiff, (plan(jax.lax.Precision.HIGHEST), GradientRequest(True, True), Split({"v": ("v",)}, {}, ()))),
     "linear, preset": (autodiff, (plan(jax.lax.DotAlgorithmPreset.BF16_BF16_F32), None, Split())),
     "linear, two precisions": (autodiff, (plan((jax.lax.Precision.HIGH, jax.lax.Precision.DEFAULT)), None, Split())),
 }

@@ -60,7 +60,7 @@ CASES = [
 
 @pytest.fixture(params=[0, 4096], ids=["kernel", "formula"])
 def few(request, monkeypatch, retraced):
-    monkeypatch.setattr(call, "FEW", request.param)
+    monkeypatch.setattr(call, "FALLBACK_SIZE", request.param)
 
 
 @pytest.mark.parametrize(("name", "option", "reduction"), CASES)

@@ -22,11 +22,11 @@ from jaxloss._autodiff.tangents import (
     counted,
     losses_of_weights,
     or_none,
-    restricted_to_live,
     scale_beyond,
     times,
     total_product,
     varying_like,
+    with_nonzero_tangents,
     zero_tangent,
 )
 from jaxloss._partitioning.partitioned import Op
@@ -95,14 +95,16 @@ def _kept_operands(loss: RowLoss, keep: Array, operands, *, parameters: float = 
     return tuple(kept(place, operand) for place, operand in enumerate(operands))
 
 
-def _tangents(loss: RowLoss, keep: Array, operands, losses: Array, stats, dots) -> tuple:
+def _tangents(loss: RowLoss, keep: Array, operands, losses: Array, stats, tangents) -> tuple:
     """The tangents of the losses and statistics of rows, 0 for those that are not kept."""
     # Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions: they
     # would keep XLA from folding a cotangent of 1, and from fusing.
-    tangents = jax.checkpoint(loss.tangents, prevent_cse=False)
-    dots = _kept_operands(loss, keep, (*dots[:2], None, *dots[3:]), parameters=0)
-    results = tangents(_kept_operands(loss, keep, operands), losses, _kept(keep, *stats), dots)
-    return tuple(zero_tangent(of) if dot is None else dot for of, dot in zip((losses, *stats), results, strict=True))
+    rule = jax.checkpoint(loss.tangents, prevent_cse=False)
+    tangents = _kept_operands(loss, keep, (*tangents[:2], None, *tangents[3:]), parameters=0)
+    results = rule(_kept_operands(loss, keep, operands), losses, _kept(keep, *stats), tangents)
+    return tuple(
+        zero_tangent(of) if tangent is None else tangent for of, tangent in zip((losses, *stats), results, strict=True)
+    )
 
 
 @functools.cache
@@ -112,10 +114,10 @@ def value_and_stats(loss: RowLoss) -> Op:
 
     def tangent(primals, tangents) -> Any:
         results = losses, *stats = op(*primals)
-        dots = tuple(map(or_none, tangents))
-        if all(dot is None for place, dot in enumerate(dots) if place != 2):
+        tangents = tuple(map(or_none, tangents))
+        if all(tangent is None for place, tangent in enumerate(tangents) if place != 2):
             return results, tuple(map(zero_tangent, results))
-        return results, _tangents(loss, ~is_masked(primals[2]), primals, losses, stats, dots)
+        return results, _tangents(loss, ~is_masked(primals[2]), primals, losses, stats, tangents)
 
     op.defjvp(tangent, symbolic_zeros=True)
     return op
@@ -127,9 +129,9 @@ def value(loss: RowLoss) -> Op:
     op = jax.custom_jvp(loss.value)
 
     def tangent(primals, tangents) -> Any:
-        of_live, live, live_dots = restricted_to_live(value_and_stats(loss), primals, tangents)
-        (losses, *_), (losses_dot, *_) = jax.jvp(of_live, live, live_dots)
-        return (losses,), (losses_dot,)
+        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(value_and_stats(loss), primals, tangents)
+        (losses, *_), (losses_tangent, *_) = jax.jvp(of_nonzero, nonzero, nonzero_tangents)
+        return (losses,), (losses_tangent,)
 
     op.defjvp(tangent, symbolic_zeros=True)
     return op
@@ -140,8 +142,8 @@ def _with_derivative_of(formula: Op, op: Op) -> Op:
     op = jax.custom_jvp(op)
 
     def tangent(primals, tangents) -> Any:
-        of_live, live, live_dots = restricted_to_live(formula, primals, tangents)
-        return op(*primals), jax.jvp(of_live, live, live_dots)[1]
+        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(formula, primals, tangents)
+        return op(*primals), jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
 
     op.defjvp(tangent, symbolic_zeros=True)
     return op
@@ -230,11 +232,11 @@ def pair(loss: RowLoss, with_stats: bool, in_kernel: bool) -> Callable[..., tupl
 def _with_gradient(paired: Callable[..., tuple[Array, ...]], x: Array, *others: Array):
     """The pair's results and the gradient of its total."""
 
-    def of_x(x):
+    def wrt_x(x):
         total, *rest = paired(x, *others)
         return total, rest
 
-    total, pull, rest = jax.vjp(of_x, x, has_aux=True)
+    total, pull, rest = jax.vjp(wrt_x, x, has_aux=True)
     return total, rest, pull(jnp.ones_like(total))[0]
 
 
@@ -258,33 +260,33 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
         # gradient of its own, and in reverse mode becomes their sum.
         axes = [axis for axis in manual_axes(*primals) if axis not in loss.split_axes]
         operands = tuple(varying(axes, operand) for operand in primals)
-        dots = tuple(None if dot is None else varying(axes, dot) for dot in map(or_none, tangents))
-        x_dot, target_dot, weight_dot, *parameter_dots = dots
-        others = (None, target_dot, None, *parameter_dots)
-        of_others = any(dot is not None for dot in others)
+        tangents = tuple(None if tangent is None else varying(axes, tangent) for tangent in map(or_none, tangents))
+        x_tangent, target_tangent, weight_tangent, *parameter_tangents = tangents
+        others = (None, target_tangent, None, *parameter_tangents)
+        wrt_others = any(tangent is not None for tangent in others)
         row_weight, scale, terms = operands[2], None, []
-        if x_dot is None:
-            total, losses, *stats = pair(loss, of_others or with_stats, False)(*operands)
+        if x_tangent is None:
+            total, losses, *stats = pair(loss, wrt_others or with_stats, False)(*operands)
         else:
             weighed = operands
             if operands[0].dtype == jnp.float16:
                 scale = scale_beyond(row_weight, loss.float16_weight)
                 weighed = (*operands[:2], row_weight / scale, *operands[3:])
-            whole = not of_others and weight_dot is None and in_kernel(True, operands)
-            total, rest, gradient = _with_gradient(pair(loss, of_others or with_stats, whole), *weighed)
+            whole = not wrt_others and weight_tangent is None and in_kernel(True, operands)
+            total, rest, gradient = _with_gradient(pair(loss, wrt_others or with_stats, whole), *weighed)
             total = times(total, scale)
-            terms.append(times(total_product(gradient, x_dot), scale))
+            terms.append(times(total_product(gradient, x_tangent), scale))
             losses, *stats = rest or (total,)  # of a whole sum nothing else is asked
-        if of_others:
-            losses_dot = _tangents(loss, counted(row_weight, losses), operands, losses, stats, others)[0]
-            terms.append(jnp.sum(along(row_weight, losses) * losses_dot))
-        if weight_dot is not None:
-            terms.append(total_product(losses_of_weights(row_weight, losses), weight_dot))
-        dot = sum(varying_like(total, term) for term in terms)
+        if wrt_others:
+            losses_tangent = _tangents(loss, counted(row_weight, losses), operands, losses, stats, others)[0]
+            terms.append(jnp.sum(along(row_weight, losses) * losses_tangent))
+        if weight_tangent is not None:
+            terms.append(total_product(losses_of_weights(row_weight, losses), weight_tangent))
+        tangent = sum(varying_like(total, term) for term in terms)
         if not with_stats:
-            return (total,), (dot,)
-        _, *stats_dots = _tangents(loss, ~is_masked(row_weight), operands, losses, stats, (x_dot, *others[1:]))
-        return (total, *stats), (dot, *stats_dots)
+            return (total,), (tangent,)
+        _, *stats_tangents = _tangents(loss, ~is_masked(row_weight), operands, losses, stats, (x_tangent, *others[1:]))
+        return (total, *stats), (tangent, *stats_tangents)
 
     total = jax.custom_jvp(primal)
     total.defjvp(tangent, symbolic_zeros=True)
@@ -304,24 +306,24 @@ def weighted_rows(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]
         return weighted(operands[2], losses), *stats
 
     def tangent(primals, tangents) -> Any:
-        dots = tuple(map(or_none, tangents))
-        row_weight, weight_dot = primals[2], dots[2]
+        tangents = tuple(map(or_none, tangents))
+        row_weight, weight_tangent = primals[2], tangents[2]
         losses, *stats = value_and_stats(loss)(*primals)
-        dot, stats_dots = jnp.zeros_like(losses), tuple(map(zero_tangent, stats))
-        if any(dot is not None for place, dot in enumerate(dots) if place != 2):
-            keep, by_formula = counted(row_weight, losses), dots
-            if loss.grad is not None and dots[0] is not None:
+        tangent, stats_tangents = jnp.zeros_like(losses), tuple(map(zero_tangent, stats))
+        if any(tangent is not None for place, tangent in enumerate(tangents) if place != 2):
+            keep, by_formula = counted(row_weight, losses), tangents
+            if loss.grad is not None and tangents[0] is not None:
                 weight = jnp.where(keep, along(row_weight, losses), MASKED)
                 residuals = (*primals[:2], weight, *primals[3:], *stats)
-                of_x = row_product(*_grad_and_formula(loss), residuals, dots[0])
-                dot, by_formula = varying_like(losses, of_x), (None, *dots[1:])
-            losses_dot = _tangents(loss, keep, primals, losses, stats, by_formula)[0]
-            dot = dot + along(row_weight, losses) * losses_dot
-            _, *stats_dots = _tangents(loss, ~is_masked(row_weight), primals, losses, stats, dots)
-        if weight_dot is not None:
-            dot = dot + losses * along(weight_dot, losses)
+                wrt_x = row_product(*_grad_and_formula(loss), residuals, tangents[0])
+                tangent, by_formula = varying_like(losses, wrt_x), (None, *tangents[1:])
+            losses_tangent = _tangents(loss, keep, primals, losses, stats, by_formula)[0]
+            tangent = tangent + along(row_weight, losses) * losses_tangent
+            _, *stats_tangents = _tangents(loss, ~is_masked(row_weight), primals, losses, stats, tangents)
+        if weight_tangent is not None:
+            tangent = tangent + losses * along(weight_tangent, losses)
         out = weighted(row_weight, losses)
-        return ((out, *stats), (dot, *stats_dots)) if with_stats else ((out,), (dot,))
+        return ((out, *stats), (tangent, *stats_tangents)) if with_stats else ((out,), (tangent,))
 
     rows = jax.custom_jvp(primal)
     rows.defjvp(tangent, symbolic_zeros=True)

@@ -13,29 +13,29 @@ from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from jaxloss._arrays import MASKED, Array, along, inlined, is_masked, manual_axes, varying
-from jaxloss._autodiff.tangents import or_none, restricted_to_live, row_dot
+from jaxloss._autodiff.tangents import or_none, row_dot, with_nonzero_tangents
 
 _primitive = Primitive("jaxloss_row_product")
 
 
-def row_product(gradient, formula, residuals: Sequence[Array], x_dot: Array) -> Array:
+def row_product(gradient, formula, residuals: Sequence[Array], x_tangent: Array) -> Array:
     """wᵢ ⟨dℓᵢ/dxᵢ, ẋᵢ⟩ of rows i, in reverse mode by `gradient`.
 
     Args:
         gradient: `residuals` to the gradient of the losses with respect to `x`, times the rows' weights.
         formula: the same as a formula, of which JAX knows the derivatives. Both are compared by identity.
         residuals: `(x, target, row_weight)` and what else of rows these want.
-        x_dot: the tangent of `x`.
+        x_tangent: the tangent of `x`.
     """
-    axes = manual_axes(*residuals, x_dot)
-    arrays = tuple(varying(axes, array) for array in (*residuals, x_dot))
+    axes = manual_axes(*residuals, x_tangent)
+    arrays = tuple(varying(axes, array) for array in (*residuals, x_tangent))
     jaxpr = jax.make_jaxpr(functools.partial(_product, formula))(*arrays)
     return _primitive.bind(*arrays, gradient=gradient, formula=formula, jaxpr=jaxpr)
 
 
 def _product(formula, *arrays: Array) -> Array:
-    *residuals, x_dot = arrays
-    return row_dot(formula(*residuals), x_dot, x_dot.ndim - 1)
+    *residuals, x_tangent = arrays
+    return row_dot(formula(*residuals), x_tangent, x_tangent.ndim - 1)
 
 
 def _evaluated(*arrays: Array, jaxpr, **_) -> Array:
@@ -43,26 +43,26 @@ def _evaluated(*arrays: Array, jaxpr, **_) -> Array:
 
 
 def _tangent(primals, tangents, *, gradient, formula, jaxpr):
-    *residuals, x_dot = primals
-    *dots, x_dot_dot = tangents
+    *residuals, x_tangent = primals
+    *tangents, x_second_tangent = tangents
     out = _primitive.bind(*primals, gradient=gradient, formula=formula, jaxpr=jaxpr)
     terms = []
-    if or_none(x_dot_dot) is not None:
-        terms.append(row_product(gradient, formula, residuals, x_dot_dot))
+    if or_none(x_second_tangent) is not None:
+        terms.append(row_product(gradient, formula, residuals, x_second_tangent))
 
     def of_residuals(*residuals):
-        return _product(formula, *residuals, x_dot)
+        return _product(formula, *residuals, x_tangent)
 
-    of_live, live, live_dots = restricted_to_live(of_residuals, residuals, dots)
-    if live:
-        terms.append(jax.jvp(of_live, live, live_dots)[1])
+    of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(of_residuals, residuals, tangents)
+    if nonzero:
+        terms.append(jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1])
     return out, sum(terms[1:], start=terms[0]) if terms else ad.Zero(jax.typeof(out).to_tangent_aval())
 
 
 def _transposed(cotangent, *arrays, gradient, **_):
-    *residuals, x_dot = arrays
+    *residuals, x_tangent = arrays
     if isinstance(cotangent, ad.Zero):
-        return (*(None for _ in residuals), ad.Zero(x_dot.aval))
+        return (*(None for _ in residuals), ad.Zero(x_tangent.aval))
     return (*(None for _ in residuals), _gradient(gradient, cotangent, *residuals))
 
 
@@ -77,11 +77,11 @@ def _batched(arrays, axes, *, gradient, formula, **_):
     size = next(array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None)
     if all(axis is None for axis in axes[:-1]):  # many tangents of the same rows
         return jax.vmap(functools.partial(_product, formula), axes)(*arrays), 0
-    *residuals, x_dot = (
+    *residuals, x_tangent = (
         jnp.broadcast_to(array, (size, *array.shape)) if axis is None else jnp.moveaxis(array, axis, 0)
         for array, axis in zip(arrays, axes, strict=True)
     )
-    return row_product(gradient, formula, residuals, x_dot), 0
+    return row_product(gradient, formula, residuals, x_tangent), 0
 
 
 _primitive.def_impl(lambda *arrays, **parameters: jax.jit(functools.partial(_evaluated, **parameters))(*arrays))

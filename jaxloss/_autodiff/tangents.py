@@ -22,17 +22,17 @@ def or_none(tangent):
     return None if isinstance(tangent, SymbolicZero | ad.Zero) else tangent
 
 
-def restricted_to_live(function: Callable, primals, tangents):
+def with_nonzero_tangents(function: Callable, primals, tangents):
     """`function` of those operands that have a tangent, and these operands and tangents."""
     places = [i for i, tangent in enumerate(tangents) if or_none(tangent) is not None]
 
-    def of_live(*live):
+    def of_nonzero(*nonzero):
         operands = list(primals)
-        for place, operand in zip(places, live, strict=True):
+        for place, operand in zip(places, nonzero, strict=True):
             operands[place] = operand
         return function(*operands)
 
-    return of_live, tuple(primals[i] for i in places), tuple(tangents[i] for i in places)
+    return of_nonzero, tuple(primals[i] for i in places), tuple(tangents[i] for i in places)
 
 
 def zero_tangent(primal: Array):

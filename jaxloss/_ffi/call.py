@@ -8,7 +8,7 @@ import jax
 from jaxloss._arrays import Array, manual_axes, sizes_known, varying
 from jaxloss._ffi import library
 
-FEW = 4096
+FALLBACK_SIZE = 4096
 """Of so few elements, a formula that XLA fuses with what is around it takes less time than starting a kernel."""
 
 EVERYWHERE = ("cpu", "cuda")
@@ -21,14 +21,15 @@ def call(
     formula: Callable,
     *operands: Array,
     aliases: dict[int, int] | None = None,
-    few_by_formula: Sequence[str] = (),
+    fallback_platforms: Sequence[str] = (),
     platforms: Sequence[str] = EVERYWHERE,
     **attributes,
 ) -> Any:
     """The kernel `name` where the platform has it, else the formula. Both give the tuple of results.
 
     `aliases` says which operand's memory the kernel may write a result to; XLA copies what is still needed.
-    `few_by_formula`: the platforms on which the formula is taken where the first operand's elements are at most `FEW`.
+    `fallback_platforms`: those on which the formula is taken where the first operand has at most `FALLBACK_SIZE`
+    elements.
     `platforms`: those that may have this kernel.
     """
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
@@ -46,8 +47,8 @@ def call(
             varying(axes, output.astype(result.dtype)) for output, result in zip(outputs, results, strict=True)
         )
 
-    few = sizes_known(operands[0]) and operands[0].size <= FEW
-    without = few_by_formula if few else ()
+    few = sizes_known(operands[0]) and operands[0].size <= FALLBACK_SIZE
+    without = fallback_platforms if few else ()
     branches = {name: kernel for name in library.PLATFORMS if name in platforms and name not in without}
     if not branches:
         return plain(*operands)

@@ -66,7 +66,7 @@ def _cross_entropy(
         plain,
         *operands,
         aliases=aliases,
-        few_by_formula=("cuda",) if jnp.issubdtype(target.dtype, jnp.integer) else EVERYWHERE,
+        fallback_platforms=("cuda",) if jnp.issubdtype(target.dtype, jnp.integer) else EVERYWHERE,
         clip=np.float64(clip),
     )
 

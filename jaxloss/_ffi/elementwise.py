@@ -46,7 +46,7 @@ def elementwise_value(
 
     operands = (x, target, row_weight, *_with_last_axis(parameters, features))
     (losses,) = call(
-        *(f"{name}_value", (result,), plain, *operands), few_by_formula=EVERYWHERE, constants=_attribute(constants)
+        *(f"{name}_value", (result,), plain, *operands), fallback_platforms=EVERYWHERE, constants=_attribute(constants)
     )
     return (_of_all_parts(losses, row_weight, weighed),)
 
@@ -75,7 +75,7 @@ def elementwise_value_and_grad(
     operands = (x, target, row_weight, *_with_last_axis(parameters, features))
     losses, gradient = call(
         *(f"{name}_value_and_grad", (result, like(x)), plain, *operands),
-        few_by_formula=EVERYWHERE,
+        fallback_platforms=EVERYWHERE,
         constants=_attribute(constants),
     )
     return _of_all_parts(losses, row_weight, weighed), gradient

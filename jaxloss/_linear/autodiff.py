@@ -20,16 +20,16 @@ from jaxloss._autodiff.tangents import (
     contracted,
     counted,
     or_none,
-    restricted_to_live,
     row_dot,
     scale_beyond,
     times,
     total_product,
     varying_like,
+    with_nonzero_tangents,
     zero_tangent,
 )
 from jaxloss._linear import local as _linear_work
-from jaxloss._linear.local import HIDDEN, KERNEL, LABELS, REST, WEIGHT, Plan, Wanted
+from jaxloss._linear.local import HIDDEN, KERNEL, LABELS, REST, WEIGHT, GradientRequest, Plan
 from jaxloss._linear.sharding import OnMesh
 from jaxloss._linear.split import Split
 from jaxloss._partitioning.partitioned import Call
@@ -63,22 +63,22 @@ def _losses_on_mesh(plan: Plan) -> OnMesh:
 
 
 @functools.cache
-def _gradients_on_mesh(plan: Plan, wanted: Wanted, direct: bool) -> OnMesh:
+def _gradients_on_mesh(plan: Plan, wanted: GradientRequest, direct: bool) -> OnMesh:
     local = functools.partial(_linear_work.gradients, plan, wanted, direct)
     results = ((plan.tokens,) * (1 + len(plan.stats)), wanted.of(plan.roles))
     return OnMesh((__name__, (plan, wanted)), local, plan.roles, results[0] + results[1], plan.axes, direct)
 
 
 @functools.cache
-def _tangents_on_mesh(plan: Plan, live: tuple[bool, ...]) -> OnMesh:
-    local = functools.partial(_linear_work.tangents, plan, live)
-    of_dots = tuple(roles for roles, is_live in zip(plan.roles, live, strict=True) if is_live)
+def _tangents_on_mesh(plan: Plan, nonzero: tuple[bool, ...]) -> OnMesh:
+    local = functools.partial(_linear_work.tangents, plan, nonzero)
+    of_tangents = tuple(roles for roles, is_live in zip(plan.roles, nonzero, strict=True) if is_live)
     moving = [name for name in plan.stats if name not in ("predicted", "rank")]
     results = (plan.tokens,) * (1 + len(moving))
-    return OnMesh(None, local, (*plan.roles, *of_dots), results, plan.axes, direct=False)
+    return OnMesh(None, local, (*plan.roles, *of_tangents), results, plan.axes, direct=False)
 
 
-def partitioned(plan: Plan, wanted: Wanted | None, outer: Split) -> Call:
+def partitioned(plan: Plan, wanted: GradientRequest | None, outer: Split) -> Call:
     """The call of that description."""
     return (_losses_on_mesh(plan) if wanted is None else _gradients_on_mesh(plan, wanted, direct=True)).call(outer)
 
@@ -132,7 +132,7 @@ def losses(plan: Plan) -> Op:
 
 
 @functools.cache
-def gradients(plan: Plan, wanted: Wanted) -> Op:
+def gradients(plan: Plan, wanted: GradientRequest) -> Op:
     """The same, and the wanted gradients of the weighted losses' sum."""
 
     @custom_vmap
@@ -148,29 +148,29 @@ def gradients(plan: Plan, wanted: Wanted) -> Op:
 
     def tangent(primals, tangents) -> Any:
         plain = _gradients_on_mesh(plan, wanted, direct=False)
-        of_live, live, live_dots = restricted_to_live(plain, primals, tangents)
-        return differentiable(*primals), jax.jvp(of_live, live, live_dots)[1]
+        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(plain, primals, tangents)
+        return differentiable(*primals), jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
 
     differentiable.defjvp(tangent, symbolic_zeros=True)
     return differentiable
 
 
-def _tangents(plan: Plan, operands, dots, results) -> tuple:
+def _tangents(plan: Plan, operands, tangents, results) -> tuple:
     """The tangents of `losses`, which gave these results; None stands for a tangent that is zero."""
-    dots = tuple(None if place == WEIGHT else dot for place, dot in enumerate(dots))
-    live = tuple(dot is not None for dot in dots)
-    if not any(live):
+    tangents = tuple(None if place == WEIGHT else tangent for place, tangent in enumerate(tangents))
+    nonzero = tuple(tangent is not None for tangent in tangents)
+    if not any(nonzero):
         return tuple(map(zero_tangent, results))
-    moving = _tangents_on_mesh(plan, live)(*operands, *(dot for dot in dots if dot is not None))
+    moving = _tangents_on_mesh(plan, nonzero)(*operands, *(tangent for tangent in tangents if tangent is not None))
     return *moving, *map(zero_tangent, results[len(moving) :])
 
 
-def _of_this_device(plan: Plan, operands, dots) -> tuple[tuple, tuple]:
+def _of_this_device(plan: Plan, operands, tangents) -> tuple[tuple, tuple]:
     """Operands and tangents that each device of a `shard_map` has its own of: in reverse mode, its gradients add up."""
     axes = [axis for axis in manual_axes(*operands) if axis not in plan.axes]
     return (
         tuple(varying(axes, operand) for operand in operands),
-        tuple(None if dot is None else varying(axes, dot) for dot in dots),
+        tuple(None if tangent is None else varying(axes, tangent) for tangent in tangents),
     )
 
 
@@ -188,9 +188,11 @@ def weighted_sum(plan: Plan) -> Op:
         return contracted(operands[WEIGHT], of_tokens), *stats
 
     def tangent(primals, tangents) -> Any:
-        operands, dots = _of_this_device(plan, primals, map(or_none, tangents))
-        weight, weight_dot = operands[WEIGHT], dots[WEIGHT]
-        wanted = Wanted(dots[HIDDEN] is not None, dots[KERNEL] is not None, plan.has_bias and dots[REST] is not None)
+        operands, tangents = _of_this_device(plan, primals, map(or_none, tangents))
+        weight, weight_tangent = operands[WEIGHT], tangents[WEIGHT]
+        wanted = GradientRequest(
+            tangents[HIDDEN] is not None, tangents[KERNEL] is not None, plan.has_bias and tangents[REST] is not None
+        )
         scale, weighed = None, operands
         if wanted and jnp.float16 in (operands[HIDDEN].dtype, operands[KERNEL].dtype) and not plan.sums_in_float16:
             scale = scale_beyond(weight, BOUNDED)
@@ -198,16 +200,18 @@ def weighted_sum(plan: Plan) -> Op:
         results = gradients(plan, wanted)(*weighed) if wanted else losses(plan)(*operands)
         (of_tokens, *stats), of_operands = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
         out = contracted(weight, of_tokens)
-        terms = [times(total_product(g, dot), scale) for g, dot in zip(of_operands, wanted.of(dots), strict=True)]
-        if weight_dot is not None:
-            terms.append(total_product(of_tokens, weight_dot))
-        parameter_dots = (*(None,) * (REST + plan.has_bias), *dots[REST + plan.has_bias :])
-        if any(dot is not None for dot in parameter_dots):
-            losses_dot = _tangents(plan, operands, parameter_dots, (of_tokens, *stats))[0]
-            terms.append(jnp.sum(weight * jnp.where(counted(weight, of_tokens), losses_dot, 0)))
-        dot = sum(varying_like(out, term) for term in terms)
-        stats_dots = _tangents(plan, operands, dots, (of_tokens, *stats))[1:] if stats else ()
-        return (out, *stats), (dot, *stats_dots)
+        terms = [
+            times(total_product(g, tangent), scale) for g, tangent in zip(of_operands, wanted.of(tangents), strict=True)
+        ]
+        if weight_tangent is not None:
+            terms.append(total_product(of_tokens, weight_tangent))
+        parameter_tangents = (*(None,) * (REST + plan.has_bias), *tangents[REST + plan.has_bias :])
+        if any(tangent is not None for tangent in parameter_tangents):
+            losses_tangent = _tangents(plan, operands, parameter_tangents, (of_tokens, *stats))[0]
+            terms.append(jnp.sum(weight * jnp.where(counted(weight, of_tokens), losses_tangent, 0)))
+        tangent = sum(varying_like(out, term) for term in terms)
+        stats_tangents = _tangents(plan, operands, tangents, (of_tokens, *stats))[1:] if stats else ()
+        return (out, *stats), (tangent, *stats_tangents)
 
     total.defjvp(tangent, symbolic_zeros=True)
     return total
@@ -223,21 +227,21 @@ def weighted_rows(plan: Plan) -> Op:
         return weighted(operands[WEIGHT], of_tokens), *stats
 
     def tangent(primals, tangents) -> Any:
-        operands, dots = _of_this_device(plan, primals, map(or_none, tangents))
-        weight, weight_dot = operands[WEIGHT], dots[WEIGHT]
-        live = [place for place, dot in enumerate(dots) if dot is not None and place != WEIGHT]
-        if live == [HIDDEN] and not plan.stats:
+        operands, tangents = _of_this_device(plan, primals, map(or_none, tangents))
+        weight, weight_tangent = operands[WEIGHT], tangents[WEIGHT]
+        nonzero = [place for place, tangent in enumerate(tangents) if tangent is not None and place != WEIGHT]
+        if nonzero == [HIDDEN] and not plan.stats:
             # A token's loss depends on its own hidden state only, so its gradient needs no cotangent to be made.
-            of_tokens, gradient = gradients(plan, Wanted(hidden=True))(*operands)
-            stats, stats_dots = (), ()
-            dot = row_dot(gradient, dots[HIDDEN], plan.token_rank)
+            of_tokens, gradient = gradients(plan, GradientRequest(hidden=True))(*operands)
+            stats, stats_tangents = (), ()
+            tangent = row_dot(gradient, tangents[HIDDEN], plan.token_rank)
         else:
             of_tokens, *stats = losses(plan)(*operands)
-            losses_dot, *stats_dots = _tangents(plan, operands, dots, (of_tokens, *stats))
-            dot = weight * jnp.where(counted(weight, of_tokens), losses_dot, 0)
-        if weight_dot is not None:
-            dot = dot + of_tokens * weight_dot
-        return (weighted(weight, of_tokens), *stats), (dot, *stats_dots)
+            losses_tangent, *stats_tangents = _tangents(plan, operands, tangents, (of_tokens, *stats))
+            tangent = weight * jnp.where(counted(weight, of_tokens), losses_tangent, 0)
+        if weight_tangent is not None:
+            tangent = tangent + of_tokens * weight_tangent
+        return (weighted(weight, of_tokens), *stats), (tangent, *stats_tangents)
 
     rows.defjvp(tangent, symbolic_zeros=True)
     return rows

@@ -14,9 +14,9 @@ from jaxloss._arrays import MASKED, Array, is_masked, varying
 MEMORY = 2**29
 """The bytes that the logits of a chunk may take. On an H100 chunks of this size cost 2 to 4 % of the products' time."""
 
-TRADED_MEMORY = 2**31
-"""The same on each of devices that trade, where XLA's own partitioning takes more. A chunk costs them more: what they
-tell each other of it, and a sum of the whole kernel's gradient, read and written while there is little else to do."""
+RESHARDED_MEMORY = 2**31
+"""The same on each of devices that re-shard, where XLA's own partitioning takes more. A chunk costs them more: its
+communication, and a sum of the whole kernel's gradient, read and written while there is little else to do."""
 
 FEWEST = 2048
 """Products of few tokens wait for the kernel to be read, and for the sum of its gradient to be read and written: an
@@ -49,7 +49,7 @@ class Result:
         dtype: of its numbers.
         axes: the mesh axes of a `shard_map` that it varies over.
         width: how many numbers a row has, None for one without an axis.
-        of_masked_row: what a row that is taken out has.
+        of_masked_row: what a row that is masked has.
     """
 
     dtype: jnp.dtype
@@ -58,7 +58,7 @@ class Result:
     of_masked_row: int = 0
 
     def initial(self, rows: int) -> Array:
-        """That of rows which are all taken out."""
+        """That of rows which are all masked."""
         shape = (rows,) if self.width is None else (rows, self.width)
         return varying(self.axes, jnp.full(shape, self.of_masked_row, self.dtype))
 
@@ -96,7 +96,7 @@ class Overlapping:
         return jax.lax.dynamic_update_slice_in_dim(array, of_chunk, self._start(chunk), 0)
 
     def weight(self, weight: Array, chunk: Array) -> Array:
-        """The weights of a chunk's rows, those taken out that another chunk counts."""
+        """The weights of a chunk's rows, those masked that another chunk counts."""
         own = self.take(weight, chunk)
         if self.rows % self.size == 0:
             return own
@@ -168,10 +168,10 @@ def _as_they_are(results: Sequence[Array]) -> tuple[Array, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """What devices tell each other that work on a part of the tokens or of the classes each.
+class Collectives:
+    """The communication of devices that work on a part of the tokens or of the classes each.
 
-    The results of each chunk are made one chunk late, those of the last after the sums: work beside telling these.
+    The results of each chunk are made one chunk late, those of the last after the sums: work beside this communication.
 
     Attributes:
         gathered: rows of this device to those of all that work on them, too, along a new first axis.
@@ -179,7 +179,7 @@ class Told:
         anywhere: whether something is so on any of these devices.
         complete: what is done with the sums that needs no other device.
         sums: then what does.
-        ended: `Stages.ended` for the last chunk.
+        finalize: `Stages.finalize` for the last chunk.
     """
 
     gathered: Callable[[Array], Array]
@@ -187,7 +187,7 @@ class Told:
     anywhere: Callable[[Array], Array]
     complete: Callable[[Sequence[Array]], Sequence[Array]]
     sums: Callable[[Sequence[Array]], Sequence[Array]]
-    ended: Callable[..., tuple[Array, ...]]
+    finalize: Callable[..., tuple[Array, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,14 +195,14 @@ class Stages:
     """What is done with the rows of a chunk.
 
     Attributes:
-        begun: rows to what the chunk adds to the sums, and what its results are made of.
-        ended: that to the results.
-        told: what devices tell each other. None where that is nothing, or where reverse mode comes.
+        forward: rows to what the chunk adds to the sums, and what its results are made of.
+        finalize: that to the results.
+        collectives: the communication. None where that is nothing, or where reverse mode comes.
     """
 
-    begun: Callable[..., tuple[tuple[Array, ...], Any]]
-    ended: Callable[..., tuple[Array, ...]] = _as_they_are
-    told: Told | None = None
+    forward: Callable[..., tuple[tuple[Array, ...], Any]]
+    finalize: Callable[..., tuple[Array, ...]] = _as_they_are
+    collectives: Collectives | None = None
 
 
 def scan_chunks(
@@ -224,89 +224,95 @@ def scan_chunks(
         rows: arrays whose first axis is the rows; the last is their weight.
         division: how rows are divided.
         size: how many rows a chunk has at most.
-        skip: whether a chunk of which every row is taken out is not worked on.
+        skip: whether a chunk of which every row is masked is not worked on.
         direct: whether reverse mode never comes here.
     """
     count = rows[0].shape[0]
     if isinstance(count, int):
         if count == 0:
             return tuple(sums), tuple(result.initial(0) for result in results)
-        way = division(count, min(size, count))
+        chunking = division(count, min(size, count))
     else:
-        way = Padded(count, size)
-    *others, weight = (way.split(array, MASKED if array is rows[-1] else 0) for array in rows)
-    filled = tuple(way.split(result.initial(count), result.of_masked_row) for result in results)
+        chunking = Padded(count, size)
+    *others, weight = (chunking.split(array, MASKED if array is rows[-1] else 0) for array in rows)
+    filled = tuple(chunking.split(result.initial(count), result.of_masked_row) for result in results)
 
     def rows_of(chunk, own_weight):
-        return (*(way.take(array, chunk) for array in others), own_weight)
+        return (*(chunking.take(array, chunk) for array in others), own_weight)
 
     def body(carry, chunk, skip):
         sums, filled = carry
-        own_weight = way.weight(weight, chunk)
+        own_weight = chunking.weight(weight, chunk)
 
         # Rematerialised: what reverse mode keeps of a chunk, if it comes here, is its number. Its logits, and even its
         # rows, are made again.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def worked_on(chunk, own_weight):
-            shares, rest = stages.begun(rows_of(chunk, own_weight))
-            return shares, stages.ended(rest)
+            shares, rest = stages.forward(rows_of(chunk, own_weight))
+            return shares, stages.finalize(rest)
 
         def work(sums):
             shares, of_chunk = worked_on(chunk, own_weight)
             return tuple(map(jnp.add, sums, shares)), of_chunk
 
         def idle(sums):
-            return sums, tuple(result.initial(way.size) for result in results)
+            return sums, tuple(result.initial(chunking.size) for result in results)
 
         sums, of_chunk = jax.lax.cond(is_masked(own_weight).all(), idle, work, sums) if skip else work(sums)
-        return sums, _with_rows(way, filled, of_chunk, chunk)
+        return sums, _with_rows(chunking, filled, of_chunk, chunk)
 
-    order, busy = jnp.arange(way.chunks), way.chunks
+    order, busy = jnp.arange(chunking.chunks), chunking.chunks
     if skip and direct:
         # Only the chunks that have work, in their order. A branch would do, too, but XLA copies the sums around it.
-        works = jax.vmap(lambda chunk: ~is_masked(way.weight(weight, chunk)).all())(order)
-        works = stages.told.anywhere(works) if stages.told else works
+        works = jax.vmap(lambda chunk: ~is_masked(chunking.weight(weight, chunk)).all())(order)
+        works = stages.collectives.anywhere(works) if stages.collectives else works
         order = jnp.argsort(~works, stable=True)
         busy = works.sum()
     carry = tuple(sums), filled
-    if stages.told:
-        carry = _one_late(stages, stages.told, way, others, weight, filled, order, busy)
+    if stages.collectives:
+        carry = _software_pipelined(stages, stages.collectives, chunking, others, weight, filled, order, busy)
     elif skip and direct:
         carry = jax.lax.fori_loop(0, busy, lambda i, carry: body(carry, order[i], skip=False), carry)
     else:
         carry = jax.lax.scan(lambda carry, chunk: (body(carry, chunk, skip), None), carry, order)[0]
     sums, filled = carry
-    return tuple(sums), tuple(map(way.joined, filled))
+    return tuple(sums), tuple(map(chunking.joined, filled))
 
 
-def _with_rows(way, filled, of_chunk, chunk):
+def _with_rows(chunking, filled, of_chunk, chunk):
     """The results with those of a chunk in place."""
-    return tuple(way.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
+    return tuple(chunking.put(*pair, chunk) for pair in zip(filled, of_chunk, strict=True))
 
 
-def _one_late(stages: Stages, told: Told, way, others, weight: Array, filled, order: Array, busy):
-    """The sums and results of the first `busy` chunks of `order`, one at least, on devices that tell each other."""
+def _software_pipelined(
+    stages: Stages, collectives: Collectives, chunking, others, weight: Array, filled, order: Array, busy
+):
+    """The sums and results of the first `busy` chunks of `order`, one at least, on devices that communicate."""
     # All rows at once, beside nothing that needs all multiprocessors. Beside a matrix product a device that begins to
     # gather before another holds some of its own until the other's product has ended.
-    gathered = tuple(map(told.gathered, (*others, weight)))
+    gathered = tuple(map(collectives.gathered, (*others, weight)))
 
     def rows_of(chunk):
         def of_device(*arrays):
             *others, weight = arrays
-            return (*(way.take(array, chunk) for array in others), way.weight(weight, chunk))
+            return (*(chunking.take(array, chunk) for array in others), chunking.weight(weight, chunk))
 
         return tuple(rows.reshape(-1, *rows.shape[2:]) for rows in jax.vmap(of_device)(*gathered))
 
     def step(i, carry):
         sums, filled, rest = carry
         # The logits of a chunk take the memory of the gradient of those before.
-        of_chunk, rows = jax.lax.optimization_barrier((stages.ended(rest), rows_of(order[i])))
-        shares, rest = stages.begun(rows)
-        return tuple(map(jnp.add, sums, shares)), _with_rows(way, filled, told.kept(of_chunk), order[i - 1]), rest
+        of_chunk, rows = jax.lax.optimization_barrier((stages.finalize(rest), rows_of(order[i])))
+        shares, rest = stages.forward(rows)
+        return (
+            tuple(map(jnp.add, sums, shares)),
+            _with_rows(chunking, filled, collectives.kept(of_chunk), order[i - 1]),
+            rest,
+        )
 
-    shares, rest = stages.begun(rows_of(order[0]))
+    shares, rest = stages.forward(rows_of(order[0]))
     sums, filled, rest = jax.lax.fori_loop(1, busy, step, (shares, filled, rest))
     # Else XLA would make the results first, for they free memory, and tell of the last ones before the sums.
-    sums, filled, rest = jax.lax.optimization_barrier((told.complete(sums), filled, rest))
-    sums, of_chunk = jax.lax.optimization_barrier((told.sums(sums), told.ended(rest)))
-    return sums, _with_rows(way, filled, told.kept(of_chunk), order[jnp.maximum(busy - 1, 0)])
+    sums, filled, rest = jax.lax.optimization_barrier((collectives.complete(sums), filled, rest))
+    sums, of_chunk = jax.lax.optimization_barrier((collectives.sums(sums), collectives.finalize(rest)))
+    return sums, _with_rows(chunking, filled, collectives.kept(of_chunk), order[jnp.maximum(busy - 1, 0)])

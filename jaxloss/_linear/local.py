@@ -18,18 +18,18 @@ from jaxloss._arrays import Array, along, manual_axes, promoted, varying
 from jaxloss._autodiff import pair as _pair
 from jaxloss._linear.chunks import (
     MEMORY,
-    TRADED_MEMORY,
+    RESHARDED_MEMORY,
+    Collectives,
     Overlapping,
     Result,
     Stages,
     Strided,
-    Told,
     chunk_size,
     scan_chunks,
 )
 from jaxloss._linear.split import Roles, Split
 from jaxloss._rows import cross_entropy
-from jaxloss._rows.vocab_parallel import of_slice
+from jaxloss._rows.vocab_parallel import local_shard
 from jaxloss._spec import Objective
 from jaxloss.formulas import real
 
@@ -94,7 +94,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class GradientRequest:
     """Which gradients are asked for."""
 
     hidden: bool = False
@@ -144,8 +144,8 @@ class Work:
 
     @property
     def hidden_dtype(self):
-        """What the gradient of hidden states is made in. Of tokens that were traded it is rounded once it is summed."""
-        return promoted(self.dtype, jnp.float32) if self.split.traded else self.dtype
+        """What the gradient of hidden states is made in. Of resharded tokens it is rounded once it is summed."""
+        return promoted(self.dtype, jnp.float32) if self.split.resharded else self.dtype
 
     @property
     def sum_dtype(self):
@@ -162,9 +162,9 @@ class Work:
         """How many tokens a chunk has at most."""
         if self.plan.chunk is not None:
             return self.plan.chunk
-        # Devices that trade have as many times more rows of a chunk as they have fewer of its classes.
-        classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.traded))
-        memory = TRADED_MEMORY if self.split.traded else MEMORY
+        # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
+        classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.resharded))
+        memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
         return chunk_size(self.count, classes, self.dtype.itemsize, memory)
 
     @property
@@ -178,19 +178,19 @@ class Work:
 
     def logits(self, hidden: Array, kernel: Array) -> Array:
         """`hidden @ kernel`."""
-        return self._dot(hidden.astype(self.dtype), kernel, (1, 1 - self.classes_axis), self.dtype)
+        return self._tangent(hidden.astype(self.dtype), kernel, (1, 1 - self.classes_axis), self.dtype)
 
     def of_hidden(self, d_logits: Array) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
-        return self._dot(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
+        return self._tangent(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
     def of_kernel(self, hidden: Array, weight: Array, d_logits: Array, dtype) -> Array:
         """A chunk's share of the gradient of the kernel."""
         hidden = self.kept(hidden, weight).astype(self.dtype)
         first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
-        return self._dot(first, second, (0, 0), dtype)
+        return self._tangent(first, second, (0, 0), dtype)
 
-    def _dot(self, a: Array, b: Array, contracted: tuple[int, int], dtype) -> Array:
+    def _tangent(self, a: Array, b: Array, contracted: tuple[int, int], dtype) -> Array:
         dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
         return jax.lax.dot_general(a, b, dimensions, precision=self.plan.precision, preferred_element_type=dtype)
 
@@ -205,7 +205,7 @@ class Work:
         logits = self.logits(hidden, self.kernel)
         if self.bias is not None:
             logits = (real(logits) + real(self.bias)[None]).astype(logits.dtype)
-        return of_slice(self.objective, self.axes, logits, labels, weight, *self.parameters)
+        return local_shard(self.objective, self.axes, logits, labels, weight, *self.parameters)
 
     def of_rows(self, names) -> list[Result]:
         """The results of these names: losses and statistics."""
@@ -243,14 +243,14 @@ def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Arr
 
 
 def gradients(
-    plan: Plan, wanted: Wanted, direct: bool, split: Split, strided: bool, *operands: Array
+    plan: Plan, wanted: GradientRequest, direct: bool, split: Split, strided: bool, *operands: Array
 ) -> tuple[Array, ...]:
     """The same, and the gradients of the weighted losses' sum with respect to what is wanted."""
     work = Work(plan, split, operands, direct=direct)
     hidden, *_ = operands
-    of_sums = Wanted(kernel=wanted.kernel, bias=wanted.bias)
+    of_sums = GradientRequest(kernel=wanted.kernel, bias=wanted.bias)
 
-    def begun(rows):
+    def forward(rows):
         *of_rows, d_logits = _pair.value_and_grad(work.loss)(*work.row_operands(*rows))
         sums = ()
         if wanted.kernel:
@@ -259,13 +259,13 @@ def gradients(
             sums += (real(d_logits).sum(0),)
         return sums, (of_rows, d_logits)
 
-    def ended(rest, of_hidden=work.of_hidden):
+    def finalize(rest, of_hidden=work.of_hidden):
         of_rows, d_logits = rest
         return *of_rows, *([of_hidden(d_logits)] if wanted.hidden else ())
 
     def of_hidden_later(d_logits):
-        # In a branch whose condition the host reads, so that the product starts after what is told of the sums. If it
-        # starts first, the other waits until it ends, for it needs a few multiprocessors, and the product holds all.
+        # In a branch whose condition the host reads, so that the product starts after the collectives of the sums:
+        # they would wait until it ends, for they need a few multiprocessors, and the product holds all.
         always = jax.lax.optimization_barrier(jnp.asarray(True))
         like = jax.eval_shape(work.of_hidden, d_logits)
         return jax.lax.cond(always, work.of_hidden, lambda _: work.zeros(like, like.dtype), d_logits)
@@ -297,66 +297,66 @@ def gradients(
     sums = [work.zeros(operand, dtype) for operand, dtype in zip(summed, added, strict=True)]
 
     def complete(sums):
-        return [total.astype(dtype) if split.traded else total for total, dtype in zip(sums, sent, strict=True)]
+        return [total.astype(dtype) if split.resharded else total for total, dtype in zip(sums, sent, strict=True)]
 
-    def told(sums):
+    def communicated(sums):
         return [split.over_tokens(*each) for each in zip(roles, sums, sent, strict=True)]
 
-    late = direct and bool(sums) and split.tells_sums and isinstance(work.count, int) and work.count > 0
-    last = functools.partial(ended, of_hidden=of_hidden_later)
-    telling = Told(split.gathered, kept, split.anywhere, complete, told, last) if late else None
-    stages = Stages(begun, ended, telling)
+    late = direct and bool(sums) and split.communicates_sums and isinstance(work.count, int) and work.count > 0
+    last = functools.partial(finalize, of_hidden=of_hidden_later)
+    collectives = Collectives(split.gathered, kept, split.anywhere, complete, communicated, last) if late else None
+    stages = Stages(forward, finalize, collectives)
     sums, filled = work.scan(strided, stages, sums, results)
     if not late:
-        sums = told(sums)
+        sums = communicated(sums)
     sums = [split.arranged(*each[:2]).astype(each[2]) for each in zip(roles, sums, dtypes, strict=True)]
     of_rows, of_hidden = filled[: 1 + len(plan.stats)], filled[1 + len(plan.stats) :]
     return *of_rows, *(split.over_classes(shares).astype(hidden.dtype) for shares in of_hidden), *sums
 
 
 def tangents(
-    plan: Plan, live: tuple[bool, ...], split: Split, strided: bool, *operands_and_dots: Array
+    plan: Plan, nonzero: tuple[bool, ...], split: Split, strided: bool, *operands_and_tangents: Array
 ) -> tuple[Array, ...]:
     """The tangents of the losses of tokens, and of those statistics that have one.
 
-    They are from the operands, and the tangents of those that `live` says have one.
+    They are from the operands, and the tangents of those that `nonzero` says have one.
     """
-    operands, given = operands_and_dots[: len(live)], iter(operands_and_dots[len(live) :])
+    operands, given = operands_and_tangents[: len(nonzero)], iter(operands_and_tangents[len(nonzero) :])
     work = Work(plan, split, operands)
     # In reverse mode, the casts become the sums over devices: once, for they are made before the scan.
-    dots = [next(given) if is_live else None for is_live in live]
-    dots = [dot if dot is None else varying(work.own_axes, dot) for dot in dots]
-    hidden_dot, kernel_dot, _, _, *rest_dots = dots
-    bias_dot = rest_dots.pop(0) if plan.has_bias else None
-    if kernel_dot is not None:  # in reverse mode, this is the type that the chunks' shares are summed in
-        kernel_dot = kernel_dot.astype(work.sum_dtype)
-    moving = () if hidden_dot is None else (work.flat(varying(work.all_axes, hidden_dot)),)
+    tangents = [next(given) if is_live else None for is_live in nonzero]
+    tangents = [tangent if tangent is None else varying(work.own_axes, tangent) for tangent in tangents]
+    hidden_tangent, kernel_tangent, _, _, *rest_tangents = tangents
+    bias_tangent = rest_tangents.pop(0) if plan.has_bias else None
+    if kernel_tangent is not None:  # in reverse mode, this is the type that the chunks' shares are summed in
+        kernel_tangent = kernel_tangent.astype(work.sum_dtype)
+    moving = () if hidden_tangent is None else (work.flat(varying(work.all_axes, hidden_tangent)),)
     names = ("losses", *(name for name in plan.stats if name not in ("predicted", "rank")))
     op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
 
     def step(rows):
-        *hidden_dots, hidden, labels, weight = rows
+        *hidden_tangents, hidden, labels, weight = rows
         logits, labels, weight, *parameters = work.row_operands(hidden, labels, weight)
-        terms = [real(work.logits(dot, work.kernel)) for dot in hidden_dots]
-        if kernel_dot is not None:
-            terms.append(real(work.logits(work.kept(hidden, weight), kernel_dot.astype(work.dtype))))
-        if bias_dot is not None:
-            terms.append(jnp.broadcast_to(real(bias_dot), logits.shape))
+        terms = [real(work.logits(tangent, work.kernel)) for tangent in hidden_tangents]
+        if kernel_tangent is not None:
+            terms.append(real(work.logits(work.kept(hidden, weight), kernel_tangent.astype(work.dtype))))
+        if bias_tangent is not None:
+            terms.append(jnp.broadcast_to(real(bias_tangent), logits.shape))
 
-        places = [place for place, dot in enumerate(rest_dots) if dot is not None]
+        places = [place for place, tangent in enumerate(rest_tangents) if tangent is not None]
         primals = [parameters[place] for place in places]
-        own_dots = [rest_dots[place] for place in places]
+        own_tangents = [rest_tangents[place] for place in places]
         if terms:
             primals.append(logits)
-            own_dots.append(sum(terms[1:], start=terms[0]).astype(logits.dtype))
+            own_tangents.append(sum(terms[1:], start=terms[0]).astype(logits.dtype))
 
-        def of_live(*now):
+        def of_nonzero(*now):
             now, own = list(now), list(parameters)
             of_logits = now.pop() if terms else logits
             for place, parameter in zip(places, now, strict=True):
                 own[place] = parameter
             return op(of_logits, labels, weight, *own)[: len(names)]
 
-        return (), jax.jvp(of_live, tuple(primals), tuple(own_dots))[1]
+        return (), jax.jvp(of_nonzero, tuple(primals), tuple(own_tangents))[1]
 
     return work.scan(strided, Stages(step), [], work.of_rows(names), *moving)[1]

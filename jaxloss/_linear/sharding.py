@@ -54,7 +54,7 @@ class OnMesh:
         specs = [as_spec(explicit_entries(operand)) for operand in operands]
         shapes = [operand.shape for operand in operands]
         splitting = [as_spec(splitting_entries(mesh, explicit_entries(operand))) for operand in operands]
-        split = split_of(mesh, self.operand_roles, shapes, splitting, self._may_trade and not mesh.auto_axes)
+        split = split_of(mesh, self.operand_roles, shapes, splitting, self._may_reshard and not mesh.auto_axes)
         results = on_explicit_axes(
             mesh,
             functools.partial(self._on_automatic_axes, within(own, split)),
@@ -79,7 +79,7 @@ class OnMesh:
         )
 
     @property
-    def _may_trade(self) -> bool:
+    def _may_reshard(self) -> bool:
         return self.direct and self.operand_roles[1] in self.result_roles
 
     def _on_automatic_axes(self, outer: Split, *operands: Array) -> tuple[Array, ...]:
@@ -97,9 +97,9 @@ class OnMesh:
 
         def partition(mesh, operands, specs, result_ranks) -> Partition:
             del result_ranks
-            may_trade = self._may_trade and not outer.operands
+            may_reshard = self._may_reshard and not outer.operands
             shapes = [operand.shape for operand in operands]
-            split = split_of(mesh, self.operand_roles, shapes, specs, may_trade, whole=outer.scattered)
+            split = split_of(mesh, self.operand_roles, shapes, specs, may_reshard, whole=outer.scattered)
             return Partition(
                 functools.partial(self.local, within(outer, split), False),
                 list(map(split.operand_spec, self.operand_roles)),

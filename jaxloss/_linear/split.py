@@ -1,13 +1,13 @@
-"""How work on tokens and a kernel is split over devices, and what they tell each other.
+"""How work on tokens and a kernel is split over devices, and what they communicate.
 
 Every axis of every operand and result has a role: `t0`, `t1` … for tokens, `v` for classes, `d` for the features of the
 kernel and `e` for those of hidden states. Devices split the tokens as hidden states are split, and the classes as the
 kernel is, over the mesh axes that remain. All else of the kernel is gathered, once. What is summed over tokens, and so
 has no axis of them, is added up over devices once, and scattered where the kernel was split over the same axes.
 
-Devices that share tokens tell each other sums as large as the kernel, and maybe the kernel. Where the tokens are few
-beside the classes, they trade: each works on all their tokens and its part of the classes. Then they tell each other
-the hidden states, their gradient chunk by chunk, and of the kernel and its gradient only what somebody else keeps.
+Devices that share tokens communicate sums as large as the kernel, and maybe the kernel. Where the tokens are few beside
+the classes, they re-shard: each works on all their tokens and its part of the classes. Then they communicate the hidden
+states, their gradient chunk by chunk, and of the kernel and its gradient only what somebody else keeps.
 """
 
 import dataclasses
@@ -31,18 +31,18 @@ class Split:
     Attributes:
         operands: of each role, as the operands are when the work begins.
         sums: of each role, of what is summed over tokens.
-        traded: those that split tokens and, while the work is done, classes instead: the last of those that do.
+        resharded: those that split tokens and, while the work is done, classes instead: the last of those that do.
     """
 
     operands: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     sums: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    traded: tuple[str, ...] = ()
+    resharded: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> tuple[str, ...]:
         """The mesh axes that split tokens while the work is done."""
         of_tokens = (axis for role, axes in self.operands.items() if role != "v" for axis in axes)
-        return tuple(axis for axis in of_tokens if axis not in self.traded)
+        return tuple(axis for axis in of_tokens if axis not in self.resharded)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -62,44 +62,44 @@ class Split:
         """Of an operand, which may be the kernel, whose axes are also those of a sum."""
         return _spec(self.operands, roles)
 
-    # ---- what devices tell each other --------------------------------------------------------------------------------
+    # ---- communication -----------------------------------------------------------------------------------------------
 
     def gathered(self, rows: Array) -> Array:
-        """The rows of all devices that trade, from those of this one, along a new first axis."""
-        return jax.lax.all_gather(rows, self.traded) if self.traded else rows[None]
+        """The rows of all devices that re-shard, from those of this one, along a new first axis."""
+        return jax.lax.all_gather(rows, self.resharded) if self.resharded else rows[None]
 
     def own(self, of_rows: Array) -> Array:
-        """What all devices that trade have of all their rows: this one's rows."""
-        if not self.traded:
+        """What all devices that re-shard have of all their rows: this one's rows."""
+        if not self.resharded:
             return of_rows
-        count = of_rows.shape[0] // jax.lax.axis_size(self.traded)
-        return jax.lax.dynamic_slice_in_dim(of_rows, jax.lax.axis_index(self.traded) * count, count)
+        count = of_rows.shape[0] // jax.lax.axis_size(self.resharded)
+        return jax.lax.dynamic_slice_in_dim(of_rows, jax.lax.axis_index(self.resharded) * count, count)
 
     def own_sum(self, shares: Array) -> Array:
         """The same of shares that are to be added up."""
-        return jax.lax.psum_scatter(shares, self.traded, tiled=True) if self.traded else shares
+        return jax.lax.psum_scatter(shares, self.resharded, tiled=True) if self.resharded else shares
 
     def anywhere(self, condition: Array) -> Array:
-        """Whether it holds on any device that trades."""
-        return jax.lax.pmax(condition.astype(jnp.int32), self.traded) > 0 if self.traded else condition
+        """Whether it holds on any device that re-shards."""
+        return jax.lax.pmax(condition.astype(jnp.int32), self.resharded) > 0 if self.resharded else condition
 
     def over_classes(self, shares: Array) -> Array:
         """The sum of the shares of all classes, where `own_sum` has not added them up."""
-        axes = tuple(axis for axis in self.classes if axis not in self.traded)
+        axes = tuple(axis for axis in self.classes if axis not in self.resharded)
         return jax.lax.psum(shares, axes) if axes else shares
 
     @property
-    def tells_sums(self) -> bool:
-        """Whether devices tell each other anything of what is summed over tokens."""
-        axes = self.tokens + self.traded
+    def communicates_sums(self) -> bool:
+        """Whether devices communicate anything that is summed over tokens."""
+        axes = self.tokens + self.resharded
         return bool(axes) and jax.lax.axis_size(axes) > 1
 
     def over_tokens(self, roles: Roles, share: Array, sent) -> Array:
-        """What devices tell each other of a sum over all tokens: the sum, or their part of it, once it is `arranged`.
+        """The communication of a sum over all tokens: the sum, or this device's part of it, once it is `arranged`.
 
-        `share` is of this device's tokens, or of its classes. What is complete is told in numbers of the type `sent`.
+        `share` is of this device's tokens, or of its classes. What is complete is sent as numbers of the type `sent`.
         """
-        if self.traded:
+        if self.resharded:
             return self._shared_out(roles, share.astype(sent))
         scattered = ()
         for place, role in enumerate(roles):
@@ -116,30 +116,30 @@ class Split:
 
     def _shared_out(self, roles: Roles, part: Array) -> Array:
         """A sum of this device's part of the classes, as the kernel is kept; parts of others along a first axis."""
-        place = self._place_of_traded(roles)
+        place = self._place_of_resharded(roles)
         if place is None:
-            return jax.lax.all_gather(part, self.traded)
+            return jax.lax.all_gather(part, self.resharded)
         if place == roles.index("v"):
             return part
-        devices = jax.lax.axis_size(self.traded)
+        devices = jax.lax.axis_size(self.resharded)
         shape = (*part.shape[:place], devices, part.shape[place] // devices, *part.shape[place + 1 :])
-        return jax.lax.all_to_all(jnp.moveaxis(part.reshape(shape), place, 0), self.traded, 0, 0, tiled=True)
+        return jax.lax.all_to_all(jnp.moveaxis(part.reshape(shape), place, 0), self.resharded, 0, 0, tiled=True)
 
-    def arranged(self, roles: Roles, told: Array) -> Array:
+    def arranged(self, roles: Roles, communicated: Array) -> Array:
         """A result, from what `over_tokens` gives.
 
-        Where devices traded, parts of the classes had an axis of their own until then: XLA transposes what it gathers
-        along another, before and after.
+        Where tokens were resharded, parts of the classes had an axis of their own until then: XLA transposes what it
+        gathers along another, before and after.
         """
         classes = roles.index("v")
-        if not self.traded or self._place_of_traded(roles) == classes:
-            return told
-        parts = jnp.moveaxis(told, 0, classes)
+        if not self.resharded or self._place_of_resharded(roles) == classes:
+            return communicated
+        parts = jnp.moveaxis(communicated, 0, classes)
         return parts.reshape(*parts.shape[:classes], -1, *parts.shape[classes + 2 :])
 
-    def _place_of_traded(self, roles: Roles) -> int | None:
-        """The axis of a sum that the mesh axes that are traded split in the end."""
-        places = (place for place, role in enumerate(roles) if {*self.traded} <= {*self.sums.get(role, ())})
+    def _place_of_resharded(self, roles: Roles) -> int | None:
+        """The axis of a sum that the mesh axes that are resharded split in the end."""
+        places = (place for place, role in enumerate(roles) if {*self.resharded} <= {*self.sums.get(role, ())})
         return next(places, None)
 
 
@@ -155,7 +155,7 @@ def within(outer: Split, inner: Split) -> Split:
     def both(a, b):
         return {role: a.get(role, ()) + b.get(role, ()) for role in {**a, **b}}
 
-    return Split(both(outer.operands, inner.operands), both(outer.sums, inner.sums), outer.traded + inner.traded)
+    return Split(both(outer.operands, inner.operands), both(outer.sums, inner.sums), outer.resharded + inner.resharded)
 
 
 def is_sum(roles: Roles) -> bool:
@@ -168,7 +168,7 @@ def split_of(
     roles: Sequence[Roles],
     shapes: Sequence[tuple[int, ...]],
     specs: Sequence[PartitionSpec],
-    may_trade: bool,
+    may_reshard: bool,
     whole: frozenset[str] = frozenset(),
 ) -> Split:
     """How to split the work, from how operands are split: the first are the hidden states and the kernel.
@@ -203,13 +203,13 @@ def split_of(
             sums[role] = sums.get(role, ()) + scattered
     split = Split(operands, sums)
     wider = split.classes + split.tokens
-    if may_trade and even(wider, shapes[1][roles[1].index("v")]) and _is_less_to_tell(mesh, split, roles, shapes):
+    if may_reshard and even(wider, shapes[1][roles[1].index("v")]) and _communicates_less(mesh, split, roles, shapes):
         return Split({**operands, "v": wider}, sums, split.tokens)
     return split
 
 
-def _is_less_to_tell(mesh, split: Split, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether devices that share tokens should trade.
+def _communicates_less(mesh, split: Split, roles: Sequence[Roles], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether devices that share tokens should re-shard.
 
     If they do, each of n sends (n - 1) / n of the hidden states of all, 2 bytes a number, and of their gradient, 4. If
     they do not, as much of the kernel's gradient, 4 bytes a number. 2 bytes a number of the kernel are sent anyway.

@@ -2,7 +2,7 @@
 
 A row-wise op's first operand is `[rows..., features...]`, and the axes of every other operand and of every result are
 the first axes of it: all of them, the rows', or fewer. So a batch axis is one more row axis, and a device that holds
-some of the rows computes them alone. Where features are split, the op says what the devices must tell each other
+some of the rows computes them alone. Where features are split, the op says what the devices must communicate
 (`split`). An operand with a number for each feature of the last axis, the same for many rows, has that axis last.
 
 Each axis of a mesh is treated by its own type. What an enclosing `shard_map` has split is the caller's. Explicit axes
@@ -43,7 +43,8 @@ class RowWise:
         split: the same where features are split over mesh axes, which it is given first, as a tuple of names.
         row_rank: how many of the first operand's axes are rows, given all operands.
         features: the positions of operands whose last axis is that of the first operand.
-        tells_last: whether `split` is given those mesh axes apart that the last axis is split over, as a second tuple.
+        passes_last_axes: whether `split` is given the mesh axes that the last axis is split over apart, as a second
+            tuple.
     """
 
     description: Description
@@ -51,7 +52,7 @@ class RowWise:
     split: Callable[..., tuple[Array, ...]]
     row_rank: Callable[..., int]
     features: tuple[int, ...] = ()
-    tells_last: bool = False
+    passes_last_axes: bool = False
 
     def __call__(self, *operands: Array) -> tuple[Array, ...]:
         """The results, wherever the operands lie."""
@@ -96,8 +97,8 @@ class RowWise:
         if not axes:
             return self.local
         last = mesh_axes(entries[-1:])
-        told = (axes[: len(axes) - len(last)], last) if self.tells_last else (axes,)
-        return functools.partial(self.split, *told)
+        given = (axes[: len(axes) - len(last)], last) if self.passes_last_axes else (axes,)
+        return functools.partial(self.split, *given)
 
     def _axes_of(self, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         """Which axis of the first operand each axis of each operand is, from the operands' ranks."""

@@ -17,7 +17,7 @@ from jaxloss._partitioning.meshes import Entry
 from jaxloss._partitioning.partitioned import Call, Op
 from jaxloss._partitioning.row_wise import RowWise, rank_of_weight
 from jaxloss._rows import long_rows
-from jaxloss._rows.vocab_parallel import known_gradient, of_slice, of_split_rows, whole_targets
+from jaxloss._rows.vocab_parallel import known_gradient, local_shard, vocab_parallel, whole_targets
 from jaxloss._rows.weights import Examples, row_weight
 from jaxloss._spec import Objective
 
@@ -59,7 +59,7 @@ def _weighed(objective: Objective, operands: Operands, examples: Examples) -> tu
     logits, target, parameters = operands
     rank = logits.ndim - 1
     weight = row_weight(examples, logits.shape, formulas.real(logits).dtype, example_rank=rank, row_rank=rank)
-    return of_slice(objective, objective.axes, logits, target, weight, *parameters)
+    return local_shard(objective, objective.axes, logits, target, weight, *parameters)
 
 
 def _row_rank(logits, *_) -> int:
@@ -92,19 +92,19 @@ def row_loss(objective: Objective) -> RowLoss:
     def split(names: tuple[str, ...], axes, *operands):
         """Of classes that `axes` split too, within what `objective.axes` have left of them."""
         on_axes = dataclasses.replace(objective, axes=objective.axes + axes)
-        return of_split_rows(on_axes, on_axes.axes, names, *of_slice(objective, axes, *operands))
+        return vocab_parallel(on_axes, on_axes.axes, names, *local_shard(objective, axes, *operands))
 
     def row_wise(attribute: str, local: Op, split: Op, rank: Callable[..., int] = _row_rank, **options) -> RowWise:
         return RowWise((__name__, (objective, attribute)), local, split, rank, **options)
 
     def op(purpose: str, names: tuple[str, ...]) -> RowWise:
-        in_slices = functools.partial(of_split_rows, objective, objective.axes, names)
+        in_slices = functools.partial(vocab_parallel, objective, objective.axes, names)
         local = in_slices if objective.axes else functools.partial(whole, purpose, names)
         return row_wise(purpose, local, functools.partial(split, names), features=features)
 
     def grad(axes, *operands_and_stats):
         operands, (maximum, log_sum, *_) = operands_and_stats[: -len(stats)], operands_and_stats[-len(stats) :]
-        logits, target, row_weight, *parameters = of_slice(objective, axes, *operands)
+        logits, target, row_weight, *parameters = local_shard(objective, axes, *operands)
         options = objective.options(parameters)
         on_axes = dataclasses.replace(objective, axes=objective.axes + axes)
         of_rows = (maximum, log_sum, *whole_targets(on_axes, on_axes.axes, logits, target, options))
@@ -126,7 +126,7 @@ def row_loss(objective: Objective) -> RowLoss:
                 of_device, *gradient = local(*operands)
             return jax.lax.psum(of_device, axes), *gradient
 
-        return row_wise(attribute, local, on_mesh, rank_of_weight, tells_last=True)
+        return row_wise(attribute, local, on_mesh, rank_of_weight, passes_last_axes=True)
 
     stats = objective.stats
     sums_rows = plain and not objective.axes and not objective.in_place
@@ -194,21 +194,21 @@ def _derivative(objective: Objective, operands, stats) -> Array:
     return _z_derivative(objective, operands, stats) * formulas.logit_slopes(logits, options)
 
 
-def _along_live(function, operands: Mapping[str, Array], dots: Mapping[str, Array | None]):
+def _along_live(function, operands: Mapping[str, Array], tangents: Mapping[str, Array | None]):
     """The derivative of `function` of operands along those that have a tangent; None where none has."""
-    live = {name: operands[name] for name, dot in dots.items() if dot is not None and name in operands}
-    if not live:
+    nonzero = {name: operands[name] for name, tangent in tangents.items() if tangent is not None and name in operands}
+    if not nonzero:
         return None
-    tangents = {name: dots[name] for name in live}
-    return jax.jvp(lambda live: function({**operands, **live}), (live,), (tangents,))[1]
+    tangents = {name: tangents[name] for name in nonzero}
+    return jax.jvp(lambda nonzero: function({**operands, **nonzero}), (nonzero,), (tangents,))[1]
 
 
-def _tangents(objective: Objective, operands, losses, stats, dots):
+def _tangents(objective: Objective, operands, losses, stats, tangents):
     """The tangents of losses and statistics: of the unclipped loss, through scaled logits and targets."""
     logits, target, _, *parameters = operands
     options = objective.options(parameters)
     named = {"logits": logits, "target": target, **options}
-    named_dots = {"logits": dots[0], "target": dots[1], **objective.options(dots[3:])}
+    named_tangents = {"logits": tangents[0], "target": tangents[1], **objective.options(tangents[3:])}
     maximum, log_sum, *details = stats
     rank = losses.ndim
 
@@ -227,19 +227,19 @@ def _tangents(objective: Objective, operands, losses, stats, dots):
 
     def summed(*terms) -> Array:
         """The sum of the terms, each ⟨derivative, tangent⟩ of rows."""
-        dot = functools.reduce(jnp.add, [row_dot(a, b, rank) for a, b in terms], jnp.zeros_like(losses))
-        return varying_like(losses, dot)
+        tangent = functools.reduce(jnp.add, [row_dot(a, b, rank) for a, b in terms], jnp.zeros_like(losses))
+        return varying_like(losses, tangent)
 
     z = of_z(named)
-    z_dot = _along_live(of_z, named, {"logits": named_dots["logits"]})
+    z_tangent = _along_live(of_z, named, {"logits": named_tangents["logits"]})
     # A masked class moves with no parameter.
     unmasked = {**named, "logits": jnp.where(jnp.isneginf(z), 0, logits)}
-    of_parameters = _along_live(of_z, unmasked, {name: named_dots.get(name) for name in ("softcap", "temperature")})
+    of_parameters = _along_live(of_z, unmasked, {name: named_tangents.get(name) for name in ("softcap", "temperature")})
     if of_parameters is not None:
         of_parameters = jnp.where(jnp.isneginf(z), 0, of_parameters)
-        z_dot = of_parameters if z_dot is None else z_dot + of_parameters
-    given_dots = {name: named_dots.get(name) for name in ("target", "mix")}
-    weighing_dots = {name: named_dots.get(name) for name in ("class_weights", "label_smoothing")}
+        z_tangent = of_parameters if z_tangent is None else z_tangent + of_parameters
+    given_tangents = {name: named_tangents.get(name) for name in ("target", "mix")}
+    weighing_tangents = {name: named_tangents.get(name) for name in ("class_weights", "label_smoothing")}
     nll = log_sum[..., None] - (z - maximum[..., None])
 
     def nll_where_targeted(target_of_class: Array) -> Array:
@@ -249,41 +249,41 @@ def _tangents(objective: Objective, operands, losses, stats, dots):
         return jnp.where(formulas.counted_classes(z, options), nll, 0)
 
     given_nll = nll_where_targeted(of_labels(named))
-    of_targets_dots = []
-    for of, along_dots in ((given_nll, given_dots), (nll_where_targeted(of_targets(named)), weighing_dots)):
-        b_dot = _along_live(of_targets, named, along_dots)
-        if b_dot is not None:
+    of_targets_tangents = []
+    for of, along_tangents in ((given_nll, given_tangents), (nll_where_targeted(of_targets(named)), weighing_tangents)):
+        b_tangent = _along_live(of_targets, named, along_tangents)
+        if b_tangent is not None:
             valid, _ = whole_targets(objective, objective.axes, logits, target, options)
-            of_targets_dots.append((of, jnp.where(valid[..., None], b_dot, 0)))
-    a_dot = _along_live(of_given, named, given_dots)
+            of_targets_tangents.append((of, jnp.where(valid[..., None], b_tangent, 0)))
+    a_tangent = _along_live(of_given, named, given_tangents)
 
     terms = []
-    if z_dot is not None:
-        terms.append((_z_derivative(objective, operands, stats), z_dot))
-    terms += of_targets_dots
-    losses_dot = summed(*terms)
-    if named_dots.get("z_loss") is not None:
+    if z_tangent is not None:
+        terms.append((_z_derivative(objective, operands, stats), z_tangent))
+    terms += of_targets_tangents
+    losses_tangent = summed(*terms)
+    if named_tangents.get("z_loss") is not None:
         lse = maximum + log_sum
-        losses_dot = losses_dot + lse * lse * along(named_dots["z_loss"], lse)
+        losses_tangent = losses_tangent + lse * lse * along(named_tangents["z_loss"], lse)
 
     # All of the log-sum-exp's tangent is given to one of its two terms: only their sum has a meaning.
     softmax = _softmax(objective, operands, stats)
-    log_sum_dot = None if z_dot is None else summed((softmax, z_dot))
+    log_sum_tangent = None if z_tangent is None else summed((softmax, z_tangent))
     if not objective.details:
-        return losses_dot, None, log_sum_dot
+        return losses_tangent, None, log_sum_tangent
 
-    entropy, entropy_dot = details[1], None
+    entropy, entropy_tangent = details[1], None
     valid, _ = whole_targets(objective, objective.axes, logits, target, options)
     terms = []
-    if z_dot is not None:
+    if z_tangent is not None:
         log_softmax = jnp.where(softmax == 0, 0, z - maximum[..., None] - log_sum[..., None])
         of_entropy = -softmax * (log_softmax + entropy[..., None])
-        entropy_dot = summed((of_entropy, z_dot))
+        entropy_tangent = summed((of_entropy, z_tangent))
         given = formulas.given_targets(logits, target, options)
         total = varying_like(losses, given.sum(-1))
         of_nll = formulas.softmax_minus_target(z, maximum, log_sum, total, given)
-        terms.append((jnp.where(valid[..., None], of_nll, 0), z_dot))
-    if a_dot is not None:
-        terms.append((given_nll, jnp.where(valid[..., None], a_dot, 0)))
-    nll_dot = summed(*terms) if terms else None
-    return losses_dot, None, log_sum_dot, nll_dot, entropy_dot, None, None
+        terms.append((jnp.where(valid[..., None], of_nll, 0), z_tangent))
+    if a_tangent is not None:
+        terms.append((given_nll, jnp.where(valid[..., None], a_tangent, 0)))
+    nll_tangent = summed(*terms) if terms else None
+    return losses_tangent, None, log_sum_tangent, nll_tangent, entropy_tangent, None, None

@@ -94,9 +94,9 @@ def row_loss(divergence: Divergence, axes: tuple[str, ...] = ()) -> RowLoss:
         gradient = weighted(operands[2], derivative(operands, tuple(stats))).astype(operands[0].dtype)
         return losses, *stats, gradient
 
-    def op(attribute: str, whole: Op, of_slice: Op) -> RowWise:
+    def op(attribute: str, whole: Op, local_shard: Op) -> RowWise:
         def split(more_axes, *operands):
-            return of_slice(axes + more_axes, *operands)
+            return local_shard(axes + more_axes, *operands)
 
         local = functools.partial(split, ()) if axes else whole
         return RowWise((__name__, (divergence, axes, attribute)), local, split, _row_rank)
@@ -153,82 +153,84 @@ def _derivative(divergence: Divergence, operands, stats):
     return formulas.d_divergence(divergence.terms, logits, target, stats, total, scale, *parameters)
 
 
-def _tangents(divergence: Divergence, operands, losses, stats, dots):
+def _tangents(divergence: Divergence, operands, losses, stats, tangents):
     logits, target, _, *numbers = operands
-    logits_dot, target_dot, _, *number_dots = dots
+    logits_tangent, target_tangent, _, *number_tangents = tangents
     maximum, log_sum, *of_teacher, total = stats
     rank = losses.ndim
     scale, *parameters = (along(number, logits) for number in numbers)
-    scale_dot, *parameter_dots = (None if dot is None else along(dot, logits) for dot in number_dots)
+    scale_tangent, *parameter_tangents = (
+        None if tangent is None else along(tangent, logits) for tangent in number_tangents
+    )
 
     def sum_of(*terms):
         terms = [term for term in terms if term is not None]
         return sum(terms[1:], start=terms[0]) if terms else None
 
-    def tempered_dot(x, x_dot, maximum):
+    def tempered_tangent(x, x_tangent, maximum):
         """The tangent of the tempered logits, but for what their maximum adds to all of a row."""
         return sum_of(
-            None if x_dot is None else scale * real(x_dot),
-            None if scale_dot is None else scale_dot * formulas.above_maximum(x, maximum),
+            None if x_tangent is None else scale * real(x_tangent),
+            None if scale_tangent is None else scale_tangent * formulas.above_maximum(x, maximum),
         )
 
-    def log_sum_dot(log_p, of_tempered, log_sum):
+    def log_sum_tangent(log_p, of_tempered, log_sum):
         if of_tempered is None:
             return None
         return varying_like(log_sum, row_dot(jnp.exp(log_p), of_tempered, rank))
 
-    def log_p_dot(of_tempered, of_log_sum):
+    def log_p_tangent(of_tempered, of_log_sum):
         return None if of_tempered is None else of_tempered - of_log_sum[..., None]
 
     log_p = formulas.log_probabilities(logits, maximum, log_sum, scale)
-    student_dot = tempered_dot(logits, logits_dot, maximum)
-    student_sum_dot = log_sum_dot(log_p, student_dot, log_sum)
+    student_tangent = tempered_tangent(logits, logits_tangent, maximum)
+    student_sum_tangent = log_sum_tangent(log_p, student_tangent, log_sum)
     if divergence.of_logits:
         teacher = formulas.log_probabilities(target, of_teacher[0], of_teacher[1], scale)
-        of_target = tempered_dot(target, target_dot, of_teacher[0])
-        teacher_sum_dot = log_sum_dot(teacher, of_target, of_teacher[1])
-        teacher_dot, sum_dots = log_p_dot(of_target, teacher_sum_dot), (None, teacher_sum_dot)
+        of_target = tempered_tangent(target, target_tangent, of_teacher[0])
+        teacher_sum_tangent = log_sum_tangent(teacher, of_target, of_teacher[1])
+        teacher_tangent, sum_tangents = log_p_tangent(of_target, teacher_sum_tangent), (None, teacher_sum_tangent)
     else:
-        teacher, sum_dots = real(target), ()
-        teacher_dot = None if target_dot is None else real(target_dot)
+        teacher, sum_tangents = real(target), ()
+        teacher_tangent = None if target_tangent is None else real(target_tangent)
 
     def terms(log_p, teacher, *parameters):
         if divergence.of_logits:
             return divergence.terms(log_p, teacher, jnp.exp(teacher), *parameters)
         return divergence.terms(log_p, formulas.log_of_probabilities(teacher), teacher, *parameters)
 
-    def summed_dot(which, log_p_dot):
+    def summed_tangent(which, log_p_tangent):
         """The tangent of the sum of the terms; that of `log_p` counts only if it is given."""
         primals = (log_p, teacher, *parameters)
-        dots = (log_p_dot, teacher_dot, *parameter_dots)
-        if all(dot is None for dot in dots):
+        tangents = (log_p_tangent, teacher_tangent, *parameter_tangents)
+        if all(tangent is None for tangent in tangents):
             return None
-        of_class = _jvp(lambda *operands: terms(*operands)[which], primals, dots)
+        of_class = _jvp(lambda *operands: terms(*operands)[which], primals, tangents)
         return row_dot(of_class, jnp.ones_like(of_class), rank)
 
     # Of the student's logits by the derivative itself: its transpose is then one pass over them.
     of_student = None
-    if student_dot is not None:
+    if student_tangent is not None:
         derivative = terms(log_p, teacher, *parameters)[1] - jnp.exp(log_p) * total[..., None]
-        of_student = row_dot(derivative, student_dot, rank)
-    losses_dot = sum_of(of_student, summed_dot(0, None))
-    total_dot = summed_dot(1, log_p_dot(student_dot, student_sum_dot))
+        of_student = row_dot(derivative, student_tangent, rank)
+    losses_tangent = sum_of(of_student, summed_tangent(0, None))
+    total_tangent = summed_tangent(1, log_p_tangent(student_tangent, student_sum_tangent))
 
-    def of_rows(result, dot):
-        return None if dot is None else varying_like(result, dot)
+    def of_rows(result, tangent):
+        return None if tangent is None else varying_like(result, tangent)
 
-    return of_rows(losses, losses_dot), None, student_sum_dot, *sum_dots, of_rows(total, total_dot)
+    return of_rows(losses, losses_tangent), None, student_sum_tangent, *sum_tangents, of_rows(total, total_tangent)
 
 
-def _jvp(function: Callable[..., Array], primals, dots) -> Array:
+def _jvp(function: Callable[..., Array], primals, tangents) -> Array:
     """The tangent of its result; None is the tangent of what has none."""
-    live = [place for place, dot in enumerate(dots) if dot is not None]
+    nonzero = [place for place, tangent in enumerate(tangents) if tangent is not None]
 
-    def of_live(*operands):
+    def of_nonzero(*operands):
         all_operands = list(primals)
-        for place, operand in zip(live, operands, strict=True):
+        for place, operand in zip(nonzero, operands, strict=True):
             all_operands[place] = operand
         return function(*all_operands)
 
-    values = tuple(primals[place] for place in live)
-    return jax.jvp(of_live, values, tuple(dots[place] for place in live))[1]
+    values = tuple(primals[place] for place in nonzero)
+    return jax.jvp(of_nonzero, values, tuple(tangents[place] for place in nonzero))[1]

@@ -121,7 +121,7 @@ def _of_operands(loss: Elementwise, formula: Formula, operands) -> Array:
     return formula(x, target, *calls.parameters_of_elements(parameters, loss.features, x))
 
 
-def _tangents(loss: Elementwise, operands, losses, stats, dots):
+def _tangents(loss: Elementwise, operands, losses, stats, tangents):
     x, target, _, *parameters = operands
     parameters = calls.parameters_of_elements(parameters, loss.features, x)
     arguments = (x, target, *parameters)
@@ -137,24 +137,28 @@ def _tangents(loss: Elementwise, operands, losses, stats, dots):
             lambda y: unclipped(*arguments[:place], y, *arguments[place + 1 :]), arguments[place : place + 1], one
         )[1]
 
-    x_dot, target_dot, _, *parameter_dots = dots
-    of_elements = [x_dot, target_dot]
-    for place, dot in enumerate(parameter_dots):
-        of_elements.append(None if dot is None else _of_every_element(dot, place in loss.features, x))
-    terms = [row_dot(partial(place), dot, losses.ndim) for place, dot in enumerate(of_elements) if dot is not None]
+    x_tangent, target_tangent, _, *parameter_tangents = tangents
+    of_elements = [x_tangent, target_tangent]
+    for place, tangent in enumerate(parameter_tangents):
+        of_elements.append(None if tangent is None else _of_every_element(tangent, place in loss.features, x))
+    terms = [
+        row_dot(partial(place), tangent, losses.ndim)
+        for place, tangent in enumerate(of_elements)
+        if tangent is not None
+    ]
     return (varying_like(losses, sum(terms[1:], start=terms[0])),)
 
 
-def _of_every_element(dot: Array, per_feature: bool, x: Array) -> Array:
+def _of_every_element(tangent: Array, per_feature: bool, x: Array) -> Array:
     """The tangent of a parameter, as often as there are elements."""
-    axes = (*range(dot.ndim - 1), x.ndim - 1) if per_feature else tuple(range(dot.ndim))
+    axes = (*range(tangent.ndim - 1), x.ndim - 1) if per_feature else tuple(range(tangent.ndim))
     mesh = mesh_of([x])
     if not mesh.explicit_axes:
-        return jax.lax.broadcast_in_dim(dot, x.shape, axes)
+        return jax.lax.broadcast_in_dim(tangent, x.shape, axes)
     # Where shardings are part of the types: split like `x`, so that in reverse mode devices add up what they have.
     entries = explicit_entries(x)
-    dot = resharded(mesh, dot, as_spec([entries[axis] for axis in axes]))
-    return jax.lax.broadcast_in_dim(dot, x.shape, axes, out_sharding=NamedSharding(mesh, as_spec(entries)))
+    tangent = resharded(mesh, tangent, as_spec([entries[axis] for axis in axes]))
+    return jax.lax.broadcast_in_dim(tangent, x.shape, axes, out_sharding=NamedSharding(mesh, as_spec(entries)))
 
 
 @functools.cache

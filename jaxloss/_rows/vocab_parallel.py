@@ -12,7 +12,7 @@ from jaxloss._ffi import cross_entropy as calls
 from jaxloss._spec import STATS, Objective
 
 
-def of_slice(objective: Objective, axes: tuple[str, ...], logits, target, row_weight, *parameters):
+def local_shard(objective: Objective, axes: tuple[str, ...], logits, target, row_weight, *parameters):
     """The same operands for this device's slice of the classes: labels that are elsewhere are -1."""
     if not axes:
         return logits, target, row_weight, *parameters
@@ -32,7 +32,7 @@ def of_slice(objective: Objective, axes: tuple[str, ...], logits, target, row_we
     return logits, target, row_weight, *options.values()
 
 
-def of_split_rows(objective, axes, names, logits, target, row_weight, *parameters) -> tuple[Array, ...]:
+def vocab_parallel(objective, axes, names, logits, target, row_weight, *parameters) -> tuple[Array, ...]:
     """The results that are named, of whole rows (the gradient of the slice), from this device's slice of the classes.
 
     Only numbers of one a row are exchanged: the maximum, and then at once what else a loss of labels is made of. The
@@ -44,24 +44,24 @@ def of_split_rows(objective, axes, names, logits, target, row_weight, *parameter
     add_up = functools.partial(jax.lax.psum, axis_name=axes)
     labels = _labels(target, options)
     rest, leading = formulas.sums_of_slice(maximum, statistics["maximum"], statistics["log_sum"])
-    told = {"rest": rest, "leading": leading}
+    summed = {"rest": rest, "leading": leading}
     for place, (label, _) in enumerate(labels):
         z, here = logits_at(logits, label, options)
-        told |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
+        summed |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
     if not labels or formulas.only(options, "class_weights", "label_smoothing"):
-        told["targets"] = formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1]))
-    told = dict(zip(told, add_up(tuple(told.values())), strict=True))
-    log_sum = formulas.log_of_sums(told["rest"], told["leading"])
-    total = told.get("targets", jnp.ones_like(maximum))
+        summed["targets"] = formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1]))
+    summed = dict(zip(summed, add_up(tuple(summed.values())), strict=True))
+    log_sum = formulas.log_of_sums(summed["rest"], summed["leading"])
+    total = summed.get("targets", jnp.ones_like(maximum))
     valid = jnp.ones(maximum.shape, bool)
     for place in range(len(labels)):
-        valid = valid & (told[f"known {place}"] > 0)
+        valid = valid & (summed[f"known {place}"] > 0)
     results = {"maximum": maximum, "log_sum": log_sum}
 
     def nll_of_labels(clip: float) -> Array:
         losses = jnp.zeros_like(maximum)
         for place, (_, of_target) in enumerate(labels):
-            nll = formulas.nll(told[f"logit {place}"], log_sum, clip)
+            nll = formulas.nll(summed[f"logit {place}"], log_sum, clip)
             losses = losses + jnp.where(of_target != 0, of_target * nll, 0)
         return losses
 
