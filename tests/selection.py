@@ -1,0 +1,98 @@
+"""What `make test` leaves to `make test-all`, and what `make check` runs: chosen by parameters alone, so the same in every run.
+
+Of a test of three parameters or more, `make test` runs so many cells that every two values of two parameters are together in
+one of them; of some of two parameters, every third or fourth cell of each row and column of their table. The products of
+losses are whole for one loss of elements and one of rows, whose code the others share.
+"""
+
+import collections
+import itertools
+
+import pytest
+
+import losses
+
+IN_FULL = (losses.Case(losses.BINARY, "probabilities"), losses.Case(losses.CATEGORICAL, "indices"))
+PRODUCTS = {"test_edges", "test_options", "test_transforms", "test_values"}
+"""Files whose every cell of these two losses is in `make test`."""
+
+DIAGONALS = {
+    "test_axis_name::test_agrees_with_the_formula": 3,
+    "test_cross_entropy_options::test_alone_and_in_pairs": 3,
+    "test_distillation_derivatives::test_derivatives_of_all_operands": 3,
+    "test_formulas::test_transforms_without_kernels": 2,
+    "test_linear_matrix::test_agrees_with_the_formula": 2,
+    "test_public_calls_on_meshes::test_results_are_those_of_one_device": 4,
+    "test_transforms::test_eager": 3,
+    "test_transforms::test_jitted": 5,
+    "test_transforms::test_weights_and_normalizer": 3,
+}
+"""Tests of two parameters, or with one in the place of two, of whose table one cell of so many is run."""
+
+EXAMPLES = {"test_examples"}
+"""Files that run programs of their own, each of many seconds."""
+
+SMOKE = set()
+"""Of each of these tests `make check` runs the first cell of those of `make test`."""
+
+
+def of_test(item) -> str:
+    return f"{item.path.stem}::{item.originalname}"
+
+
+def parameters(item) -> dict[str, str]:
+    """The parameters of the cell, as text."""
+    return {name: repr(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
+
+
+def pairs(cells: list[dict[str, str]]) -> set[int]:
+    """The places of so few of the cells that every two values which are together in a cell are together in one of these."""
+    of_cell = [set(itertools.combinations(sorted(cell.items()), 2)) for cell in cells]
+    missing, kept = set().union(*of_cell), set()
+    while missing:
+        best = max(range(len(cells)), key=lambda place: len(of_cell[place] & missing))
+        kept.add(best)
+        missing -= of_cell[best]
+    return kept
+
+
+def diagonal(cells: list[dict[str, str]], one_of: int) -> set[int]:
+    """The places of the cells whose parameters' numbers, in order of appearance, add up to a multiple of `one_of`."""
+    orders = collections.defaultdict(dict)
+    for cell in cells:
+        for name, value in cell.items():
+            orders[name].setdefault(value, len(orders[name]))
+    return {
+        place
+        for place, cell in enumerate(cells)
+        if sum(orders[name][value] for name, value in cell.items()) % one_of == 0
+    }
+
+
+def in_make_test(name: str, items) -> set[int]:
+    """The places of the cells of a test that `make test` runs."""
+    file, cells = items[0].path.stem, [parameters(item) for item in items]
+    if file in EXAMPLES:
+        return set()
+    chosen = set(range(len(items)))
+    if name in DIAGONALS:
+        chosen = diagonal(cells, DIAGONALS[name])
+    elif max(map(len, cells)) >= 3:
+        chosen = pairs(cells)
+    if file in PRODUCTS and "case" in cells[0]:
+        chosen |= {place for place, item in enumerate(items) if item.callspec.params["case"] in IN_FULL}
+    return chosen
+
+
+def mark(items) -> None:
+    """Adds the marker `slow` to what `make test` leaves out, and `smoke` to what `make check` runs."""
+    tests = collections.defaultdict(list)
+    for item in items:
+        tests[of_test(item)].append(item)
+    for name, cells in tests.items():
+        chosen = in_make_test(name, cells)
+        for place, cell in enumerate(cells):
+            if place not in chosen:
+                cell.add_marker(pytest.mark.slow)
+        if name in SMOKE:
+            cells[min(chosen)].add_marker(pytest.mark.smoke)
