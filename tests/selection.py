@@ -13,14 +13,15 @@ import pytest
 import losses
 
 IN_FULL = (losses.Case(losses.BINARY, "probabilities"), losses.Case(losses.CATEGORICAL, "indices"))
-PRODUCTS = {"test_edges", "test_options", "test_transforms", "test_values"}
-"""Files whose every cell of these two losses is in `make test`."""
+PRODUCTS = {"test_edges::test_empty", "test_transforms::test_jitted", "test_values::test_types_and_reductions"}
+"""Tests whose every cell of these two losses is in `make test`."""
 
 DIAGONALS = {
     "test_axis_name::test_agrees_with_the_formula": 3,
     "test_cross_entropy_options::test_alone_and_in_pairs": 3,
     "test_distillation_derivatives::test_derivatives_of_all_operands": 3,
     "test_formulas::test_transforms_without_kernels": 2,
+    "test_formulas::test_values_without_kernels": 2,
     "test_linear_matrix::test_agrees_with_the_formula": 2,
     "test_public_calls_on_meshes::test_results_are_those_of_one_device": 4,
     "test_transforms::test_eager": 3,
@@ -32,8 +33,42 @@ DIAGONALS = {
 EXAMPLES = {"test_examples"}
 """Files that run programs of their own, each of many seconds."""
 
-SMOKE = set()
-"""Of each of these tests `make check` runs the first cell of those of `make test`."""
+SMOKE = {
+    "test_axis_name": "exchanges_only_numbers_of_one_a_row",
+    "test_binary_options": "types",
+    "test_compiled": "value_and_gradient_are_one_custom_call",
+    "test_cross_entropy_options": "alone_and_in_pairs types",
+    "test_cross_entropy_stats": "values",
+    "test_debug_checks": "what_is_wrong_is_named",
+    "test_distillation": "gradients_of_every_operand types",
+    "test_eager": "nothing_is_copied_from_the_host",
+    "test_edges": "a_label_out_of_range_spoils_its_row_only a_masked_class empty nan_is_never_lost",
+    "test_edges_of_options": "a_bad_label_has_no_second_derivative class_weights_beside_masked_classes",
+    "test_errors": "the_whole_message target_of_another_shape",
+    "test_formulas": "unreduced_losses values_without_kernels",
+    "test_handlers": "every_target_is_here the_right_buffers_are_taken wrong_attributes_are_refused",
+    "test_infinite_logits": "its_row_is_nan",
+    "test_kept_on_a_mesh": "a_call_is_made_again_from_its_description",
+    "test_library": "backends the_self_check",
+    "test_linear": "value_and_gradients a_label_out_of_range_is_nan_and_has_no_gradient",
+    "test_linear_sharding": "placements",
+    "test_linear_transforms": "agrees_with_the_formula",
+    "test_long_rows": "agrees",
+    "test_loss_scaling": "gradients_are_as_near_as_float16_holds_them",
+    "test_optax": "any_call signature",
+    "test_options": "normalizer what_is_taken_out_may_hold_anything where_and_weights_of_every_shape",
+    "test_programs": "ahead_of_time",
+    "test_regression": "types options",
+    "test_relative_accuracy": "the_smallest_losses",
+    "test_shard_map": "gradient_inside",
+    "test_sharding": "placements",
+    "test_small_losses": "losses_and_gradients with_options",
+    "test_sums_of_rows": "agrees",
+    "test_traced_options": "out_of_range_is_nan",
+    "test_transforms": "eager jitted types weights_and_normalizer",
+    "test_values": "founding_definitions types_and_reductions",
+}
+"""Of each of these tests `make check` runs three cells of those of `make test`: the first, the last and one between."""
 
 
 def of_test(item) -> str:
@@ -79,7 +114,7 @@ def in_make_test(name: str, items) -> set[int]:
         chosen = diagonal(cells, DIAGONALS[name])
     elif max(map(len, cells)) >= 3:
         chosen = pairs(cells)
-    if file in PRODUCTS and "case" in cells[0]:
+    if name in PRODUCTS:
         chosen |= {place for place, item in enumerate(items) if item.callspec.params["case"] in IN_FULL}
     return chosen
 
@@ -94,5 +129,8 @@ def mark(items) -> None:
         for place, cell in enumerate(cells):
             if place not in chosen:
                 cell.add_marker(pytest.mark.slow)
-        if name in SMOKE:
-            cells[min(chosen)].add_marker(pytest.mark.smoke)
+        file, test = name.split("::test_")
+        if chosen and test in SMOKE.get(file, "").split():
+            places = sorted(chosen)
+            for place in {places[0], places[len(places) // 2], places[-1]}:
+                cells[place].add_marker(pytest.mark.smoke)

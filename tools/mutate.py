@@ -71,6 +71,24 @@ FILES = {
 EQUIVALENT = {}
 """Mutants that change no result, by name, and why."""
 
+WRITTEN = [
+    # Whether the label is a class, what is infinite beside a masked one, and what a clip leaves alone, in derivatives.
+    ("jaxloss/_cross_entropy.py", "return jnp.where(valid[..., None], difference, 0)", "return difference"),
+    ("jaxloss/_cross_entropy.py", "return jnp.where(jnp.isinf(nll) & (target_of_class == 0), 0, nll)", "return nll"),
+    ("jaxloss/_cross_entropy.py", "return jnp.where(formulas.counted_classes(z, options), nll, 0)", "return nll"),
+    ("jaxloss/_cross_entropy.py", "of_targets_dots.append((of, jnp.where(valid[..., None], b_dot, 0)))", "of_targets_dots.append((of, b_dot))"),
+    ("jaxloss/_cross_entropy.py", "terms.append((jnp.where(valid[..., None], of_nll, 0), z_dot))", "terms.append((of_nll, z_dot))"),
+    ("jaxloss/_cross_entropy.py", "terms.append((given_nll, jnp.where(valid[..., None], a_dot, 0)))", "terms.append((given_nll, a_dot))"),
+    ("jaxloss/_cross_entropy.py", "of_parameters = jnp.where(jnp.isneginf(z), 0, of_parameters)", "pass"),
+    ("jaxloss/_cross_entropy.py", "nll_where_targeted(of_labels(named))", "nll_where_targeted(of_given(named))"),
+    ("jaxloss/_cross_entropy.py", "jnp.where(z_loss == 0, 0, 2 * z_loss * lse)", "2 * z_loss * lse"),
+    ("jaxloss/_cross_entropy.py", "jnp.where(softmax == 0, 0, z - maximum[..., None] - log_sum[..., None])", "z - maximum[..., None] - log_sum[..., None]"),
+    ("jaxloss/_elementwise.py", "unclipped = loss.unclipped or loss.value", "unclipped = loss.value"),
+    ("jaxloss/_elementwise.py", "if place == 1 and loss.target_derivative is not None:", "if False:"),
+    ("jaxloss/_elementwise.py", "jnp.where(_calls.taken_out(row_weight), 0, _of_operands(loss, loss.value, operands))", "_of_operands(loss, loss.value, operands)"),
+]
+"""Of a file, what stands there once, and what instead: faults that rules of derivatives are prone to."""
+
 PYTHON_OPERATORS = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
     ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",
@@ -218,8 +236,12 @@ def of_c(file: str) -> list[Mutant]:
 
 
 def mutants() -> list[Mutant]:
-    """Those of every file, evenly over it."""
+    """Those that are written out, and those of every file, evenly over it."""
     chosen = []
+    for file, old, new in WRITTEN:
+        text = (ROOT / file).read_text()
+        assert text.count(old) == 1, f"{file} has this {text.count(old)} times: {old}"
+        chosen.append(Mutant(file, text.index(old), old, new))
     for file, (count, _) in FILES.items():
         every = of_python(file) if file.endswith(".py") else of_c(file)
         count = min(count, len(every))
@@ -270,10 +292,21 @@ def version() -> str:
     return re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
 
 
+PYTEST = f"""
+import sys
+# An editable installation finds the checkout before it looks along PYTHONPATH.
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "ScikitBuildRedirectingFinder"]
+import jaxloss, pytest
+assert jaxloss.__file__.startswith({str(TREE)!r}), jaxloss.__file__
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+"""A program that runs pytest on the copy."""
+
+
 def passes(tests: str, marker: str) -> tuple[bool, str]:
     """Whether these tests of the copy pass, and the first that does not."""
     paths = [f"tests/test_{name}.py" for name in tests.split()] if tests else ["tests"]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *paths]
+    command = [sys.executable, "-c", PYTEST, "-x", "-q", "--no-header", "-p", "no:cacheprovider", *paths]
     if marker:
         command += ["-m", marker]
     environment = os.environ | {
