@@ -6,6 +6,7 @@ test there but those marked `cpu_only`, and those of several devices, of which `
 two GPUs or more.
 """
 
+import glob
 import importlib.metadata
 import os
 import pathlib
@@ -13,10 +14,12 @@ import re
 
 VIRTUAL_DEVICES = 8
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={VIRTUAL_DEVICES}"
-if importlib.metadata.version("jaxlib").startswith("0.10.") and "use_fusion_emitters" not in os.environ["XLA_FLAGS"]:
-    # They take a CPU half of the time that the suite compiles for, and newer versions, which do not know the flag, have no
-    # other: the second run in CI, on the newest, is with them.
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+if importlib.metadata.version("jaxlib").startswith("0.10.") and not glob.glob("/dev/nvidia[0-9]*"):
+    # A CPU's programs compile in a third of the time. Newer versions do not know these flags: the second run in CI, on the
+    # newest, compiles as a user does.
+    quickly = ("backend_optimization_level=0", "llvm_disable_expensive_passes=true", "cpu_use_fusion_emitters=false")
+    for flag in (*quickly, "cpu_parallel_codegen_split_count=1"):
+        os.environ["XLA_FLAGS"] += f" --xla_{flag}"
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several test processes share one GPU
 
 import hypothesis  # noqa: E402

@@ -24,11 +24,21 @@ DIAGONALS = {
     "test_formulas::test_values_without_kernels": 2,
     "test_linear_matrix::test_agrees_with_the_formula": 2,
     "test_public_calls_on_meshes::test_results_are_those_of_one_device": 4,
+    "test_shard_map::test_gradient_inside": 4,
+    "test_shard_map::test_programs_inside": 3,
+    "test_sharding::test_gradient_of_both_operands": 2,
+    "test_sharding::test_masks_and_weights_split_like_the_rows": 3,
+    "test_sharding::test_placements_of_a_stack": 5,
+    "test_sharding::test_sizes_that_do_not_divide_the_mesh": 5,
+    "test_sums_of_rows::test_agrees": 2,
     "test_transforms::test_eager": 3,
-    "test_transforms::test_jitted": 5,
+    "test_transforms::test_jitted": 6,
+    "test_transforms::test_types": 5,
     "test_transforms::test_weights_and_normalizer": 3,
+    "test_values::test_shapes": 2,
+    "test_values::test_widths_around_those_of_vectors": 2,
 }
-"""Tests of two parameters, or with one in the place of two, of whose table one cell of so many is run."""
+"""Of these tests one cell of so many, along the diagonals of their tables."""
 
 EXAMPLES = {"test_examples"}
 """Files that run programs of their own, each of many seconds."""

@@ -1,16 +1,16 @@
 """Puts one fault after the other into a copy of this checkout, and says which of them the tests do not see.
 
-    python tools/mutate.py                     # every mutant below, against the tests of `make test` that are about its file
-    python tools/mutate.py --list              # the mutants
-    python tools/mutate.py --only formulas     # those whose file has that in its name; or whose number it is
-    python tools/mutate.py --survivors         # those that survived, once more: after a new test, or with --marker ""
+    python tools/mutate.py                  # every mutant, each against the tests of `make test` about its file
+    python tools/mutate.py --list           # the mutants
+    python tools/mutate.py --only formulas  # those whose file or line has that in it, or whose number it is
+    python tools/mutate.py --survivors      # those that survived, again: after a new test, with --whole, or --marker ""
 
-A mutant is one operator, number, name or branch of a line that is another. They are made from the syntax of the files in
-`FILES`, each at as many places as are written there, evenly over the file and the same in every run: `MUTANTS` says what is
-made of what. `EQUIVALENT` names those that change no result. The checkout is never touched: files are changed in a copy in
-`build/mutants/tree`, and for a mutant of a header the kernels of one instruction set are compiled there (`cmake` and `ninja`
-are asked for). What has been found is kept after every mutant, in `benchmarks/results/mutants.json`, by what the mutant is;
-a mutant whose file has changed since is tried again.
+A mutant is one operator, number, name or branch that is another. They are made from the syntax of the files that
+`mutants.toml` beside this file names, each at as many places as it says, evenly over the file and the same in every
+run; some are written out there, and so are those that change no result. The checkout is never touched: files are
+changed in a copy, `build/mutants/tree`, and for a mutant of a header the kernels of one instruction set are compiled
+there, for which `cmake` and `ninja` have to be installed. What was found is kept after every mutant, in
+`benchmarks/results/mutants.json`, under what the mutant changes; one whose file has changed since is tried again.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TREE = ROOT / "build/mutants/tree"
@@ -32,62 +33,8 @@ RESULTS = ROOT / "benchmarks/results/mutants.json"
 SECONDS = 900
 """After so many, the tests are stopped, and the mutant counts as killed: it made something endless."""
 
-FILES = {
-    "jaxloss/formulas/regression.py": (6, "regression formulas small_losses edges values"),
-    "jaxloss/formulas/binary.py": (12, "binary_options formulas relative_accuracy edges_of_options"),
-    "jaxloss/formulas/categorical.py": (16, "cross_entropy_options cross_entropy_stats edges_of_options formulas masked_classes small_losses"),
-    "jaxloss/formulas/distillation.py": (12, "distillation distillation_derivatives distillation_calls relative_accuracy formulas"),
-    "jaxloss/_cross_entropy.py": (8, "cross_entropy_options cross_entropy_stats edges_of_options masked_classes sums_of_rows axis_name programs"),
-    "jaxloss/_divergence.py": (6, "distillation distillation_calls distillation_derivatives sharding"),
-    "jaxloss/_elementwise.py": (6, "regression binary_options transforms sharding"),
-    "jaxloss/_examples.py": (6, "options transforms loss_scaling"),
-    "jaxloss/_linear_split.py": (5, "linear_sharding linear linear_trading"),
-    "jaxloss/_linear_work.py": (8, "linear linear_transforms linear_compiled linear_trading"),
-    "jaxloss/_long_rows.py": (3, "long_rows small_losses"),
-    "jaxloss/_pair.py": (8, "transforms options edges_of_options loss_scaling"),
-    "jaxloss/_parameters.py": (4, "traced_options binary_options cross_entropy_options"),
-    "jaxloss/_row_product.py": (4, "linear linear_transforms linear_trading"),
-    "jaxloss/_rows.py": (5, "transforms cross_entropy_options distillation sharding"),
-    "jaxloss/_split_classes.py": (6, "axis_name cross_entropy_options_sharding sharding"),
-    "jaxloss/_tangents.py": (5, "transforms edges_of_options options"),
-    "jaxloss/_token_chunks.py": (6, "linear linear_transforms linear_sharding"),
-    "cuda/maths/elementwise.h": (8, "values regression edges small_losses"),
-    "cuda/maths/binary.h": (8, "binary_options values relative_accuracy edges"),
-    "cuda/maths/cross_entropy.h": (4, "values small_losses edges"),
-    "cuda/maths/cross_entropy_options.h": (6, "cross_entropy_options cross_entropy_stats"),
-    "cuda/maths/divergence.h": (8, "distillation relative_accuracy"),
-    "cuda/maths/scalar.h": (4, "values edges"),
-    "cuda/cpu/cross_entropy.h": (10, "values small_losses edges infinite_logits options"),
-    "cuda/cpu/cross_entropy_narrow.h": (8, "values small_losses edges infinite_logits"),
-    "cuda/cpu/cross_entropy_options.h": (8, "cross_entropy_options cross_entropy_stats infinite_logits"),
-    "cuda/cpu/divergence.h": (5, "distillation infinite_logits"),
-    "cuda/cpu/elementwise.h": (4, "values options edges"),
-    "cuda/cpu/functions.h": (6, "values accuracy small_losses edges"),
-    "cuda/cpu/simd.h": (6, "values edges"),
-    "cuda/cpu/steps.h": (6, "values edges"),
-}
-"""Of each file, how many mutants, and the tests about it (`values` is tests/test_values.py), the likeliest to see it first."""
-
-EQUIVALENT = {}
-"""Mutants that change no result, by name, and why."""
-
-WRITTEN = [
-    # Whether the label is a class, what is infinite beside a masked one, and what a clip leaves alone, in derivatives.
-    ("jaxloss/_cross_entropy.py", "return jnp.where(valid[..., None], difference, 0)", "return difference"),
-    ("jaxloss/_cross_entropy.py", "return jnp.where(jnp.isinf(nll) & (target_of_class == 0), 0, nll)", "return nll"),
-    ("jaxloss/_cross_entropy.py", "return jnp.where(formulas.counted_classes(z, options), nll, 0)", "return nll"),
-    ("jaxloss/_cross_entropy.py", "of_targets_dots.append((of, jnp.where(valid[..., None], b_dot, 0)))", "of_targets_dots.append((of, b_dot))"),
-    ("jaxloss/_cross_entropy.py", "terms.append((jnp.where(valid[..., None], of_nll, 0), z_dot))", "terms.append((of_nll, z_dot))"),
-    ("jaxloss/_cross_entropy.py", "terms.append((given_nll, jnp.where(valid[..., None], a_dot, 0)))", "terms.append((given_nll, a_dot))"),
-    ("jaxloss/_cross_entropy.py", "of_parameters = jnp.where(jnp.isneginf(z), 0, of_parameters)", "pass"),
-    ("jaxloss/_cross_entropy.py", "nll_where_targeted(of_labels(named))", "nll_where_targeted(of_given(named))"),
-    ("jaxloss/_cross_entropy.py", "jnp.where(z_loss == 0, 0, 2 * z_loss * lse)", "2 * z_loss * lse"),
-    ("jaxloss/_cross_entropy.py", "jnp.where(softmax == 0, 0, z - maximum[..., None] - log_sum[..., None])", "z - maximum[..., None] - log_sum[..., None]"),
-    ("jaxloss/_elementwise.py", "unclipped = loss.unclipped or loss.value", "unclipped = loss.value"),
-    ("jaxloss/_elementwise.py", "if place == 1 and loss.target_derivative is not None:", "if False:"),
-    ("jaxloss/_elementwise.py", "jnp.where(_calls.taken_out(row_weight), 0, _of_operands(loss, loss.value, operands))", "_of_operands(loss, loss.value, operands)"),
-]
-"""Of a file, what stands there once, and what instead: faults that rules of derivatives are prone to."""
+TABLE = tomllib.loads((ROOT / "tools/mutants.toml").read_text())
+FILES, EQUIVALENT, WRITTEN = TABLE["files"], TABLE["equivalent"], TABLE["written"]
 
 PYTHON_OPERATORS = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
@@ -113,9 +60,11 @@ SWAPPED = ("where", "select")
 C_OPERATORS = {
     " < ": " >= ", " <= ": " > ", " > ": " <= ", " >= ": " < ", " == ": " != ", " != ": " == ",
     " + ": " - ", " - ": " + ", " * ": " / ", " / ": " * ", " && ": " || ", " || ": " && ", " += ": " -= ",
-    "at_least(": "at_most(", "at_most(": "at_least(", "Value(1)": "Value(0)", "Value(0)": "Value(1)", "Value(0.5)": "Value(1)",
-    "true": "false", "false": "true",
+    "at_least(": "at_most(", "at_most(": "at_least(", "true": "false", "false": "true",
+    "Value(1)": "Value(0)", "Value(0)": "Value(1)", "Value(0.5)": "Value(1)",
 }  # fmt: skip
+C_MINUS = r"(?<=[(=,?:] )-(?=\w)|(?<=\()-(?=\w)|(?<=return )-(?=\w)"
+"""A minus before one operand, which is left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +86,8 @@ class Mutant:
         text = (ROOT / self.file).read_text()
         begin = text.rfind("\n", 0, self.start) + 1
         end = text.find("\n", self.start + len(self.old))
-        line = text[begin : self.start] + "⟦" + self.old + " → " + self.new + "⟧" + text[self.start + len(self.old) : end]
+        before, after = text[begin : self.start], text[self.start + len(self.old) : end]
+        line = f"{before}⟦{self.old} → {self.new}⟧{after}"
         return f"{self.file}: {' '.join(line.split())}"
 
     def applied(self) -> str:
@@ -197,7 +147,8 @@ def of_python(file: str) -> list[Mutant]:
             case ast.Constant(value=bool(value)):
                 replaced(begin(node), str(value), str(not value))
             case ast.Constant(value=int() | float()):
-                replaced(begin(node), text[begin(node) : end(node)], {0: "1", 1: "0"}.get(node.value, f"(2 * {node.value})"))
+                another = {0: "1", 1: "0"}.get(node.value, f"(2 * {node.value})")
+                replaced(begin(node), text[begin(node) : end(node)], another)
             case ast.keyword(arg="strict" | "prevent_cse"):  # a check of ours, and a hint to the compiler
                 return
             case ast.Call(func=ast.Attribute(attr=name) as function, args=arguments):
@@ -205,8 +156,10 @@ def of_python(file: str) -> list[Mutant]:
                     replaced(end(function) - len(name), name, PYTHON_NAMES[name])
                 elif name in SWAPPED and len(arguments) == 3:
                     swapped(arguments[1], arguments[2])
+        if isinstance(node, ast.JoinedStr | ast.Raise):
+            return
         for field, child in ast.iter_fields(node):
-            if field in ("annotation", "returns", "decorator_list", "slice") or isinstance(node, ast.JoinedStr | ast.Raise):
+            if field in ("annotation", "returns", "decorator_list", "slice"):
                 continue
             for each in child if isinstance(child, list) else [child]:
                 if isinstance(each, ast.AST):
@@ -226,11 +179,12 @@ def of_c(file: str) -> list[Mutant]:
         code = line.split("//")[0]
         skipped = re.match(r"\s*(#|template|static_assert|using|static constexpr const char)|\S", line)
         if not skipped:
-            for old, new in C_OPERATORS.items():
-                for match in re.finditer(re.escape(old), code):
-                    found.append(Mutant(file, at + match.start(), old, new))
-            for match in re.finditer(r"(?<=[(=,?:] )-(?=\w)|(?<=\()-(?=\w)|(?<=return )-(?=\w)", code):
-                found.append(Mutant(file, at + match.start(), "-", ""))
+            places = [(re.escape(old), old, new) for old, new in C_OPERATORS.items()] + [(C_MINUS, "-", "")]
+            found += [
+                Mutant(file, at + match.start(), old, new)
+                for pattern, old, new in places
+                for match in re.finditer(pattern, code)
+            ]
         at += len(line)
     return sorted(set(found), key=lambda mutant: (mutant.start, mutant.new))
 
@@ -238,7 +192,7 @@ def of_c(file: str) -> list[Mutant]:
 def mutants() -> list[Mutant]:
     """Those that are written out, and those of every file, evenly over it."""
     chosen = []
-    for file, old, new in WRITTEN:
+    for file, old, new in (row.values() for row in WRITTEN):
         text = (ROOT / file).read_text()
         assert text.count(old) == 1, f"{file} has this {text.count(old)} times: {old}"
         chosen.append(Mutant(file, text.index(old), old, new))
@@ -254,10 +208,8 @@ def mutants() -> list[Mutant]:
 
 def copied() -> None:
     """Makes the copy what the checkout is; what has not changed keeps its time, so that little is compiled again."""
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for name in names:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
         if (ROOT / name).is_file():
             written(name, (ROOT / name).read_bytes())
 
@@ -332,11 +284,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="mutants whose name has this in it, or the number of one")
     parser.add_argument("--marker", default="not slow", help="of the tests that are run, as pytest's -m takes it")
     parser.add_argument("--survivors", action="store_true", help="those that survived, again")
-    parser.add_argument("--whole", action="store_true", help="run every test file, not only those about the mutant's file")
+    parser.add_argument("--whole", action="store_true", help="every test, not only those about the file")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
     options = parser.parse_args()
 
-    known = json.loads(RESULTS.read_text())["mutants"] if RESULTS.exists() else {}
+    known = found_before()
     chosen = [
         (number, mutant)
         for number, mutant in enumerate(mutants())
@@ -347,9 +299,12 @@ def main() -> None:
             print(f"{number:4d} {known.get(mutant.name, {}).get('result', ''):10} {mutant.line:4d} {mutant.name}")
         return
 
-    start, changed_library = time.monotonic(), None
+    start = time.monotonic()
     copied()
-    if not library():
+    built = ROOT / "jaxloss/libjaxloss.so"
+    if built.exists() and all(mutant.file.endswith(".py") for _, mutant in chosen):
+        shutil.copy(built, TREE / "jaxloss/libjaxloss.so")
+    elif not library():
         sys.exit("the library of the checkout itself does not compile: ninja -C build/mutants/library")
     for number, mutant in chosen:
         before, digest = known.get(mutant.name, {}), hashlib.sha256((ROOT / mutant.file).read_bytes()).hexdigest()[:12]
@@ -370,14 +325,18 @@ def main() -> None:
                 result, by = ("survived", "") if passed else ("killed", by)
         finally:
             written(mutant.file, (ROOT / mutant.file).read_bytes())
-            changed_library = changed_library or is_c
         print(f"{number:4d} {result:10} {mutant.name}  {by}", flush=True)
-        known[mutant.name] = {"result": result, "by": by, "file": digest}
-        kept(known)
-    table(known)
+        kept({mutant.name: {"result": result, "by": by, "file": digest}})
+    table(found_before())
 
 
-def kept(known: dict) -> None:
+def found_before() -> dict:
+    return json.loads(RESULTS.read_text())["mutants"] if RESULTS.exists() else {}
+
+
+def kept(found: dict) -> None:
+    """Adds it to the results, and leaves out what is no mutant any more."""
+    known = found_before() | found
     now = {mutant.name: known[mutant.name] for mutant in mutants() if mutant.name in known}
     RESULTS.write_text(json.dumps({"counts": counted(now), "mutants": now}, indent=1, ensure_ascii=False) + "\n")
 
