@@ -10,7 +10,10 @@ WORKERS ?= 2
 python := .venv/bin/python
 sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo example test test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs cuda wheel try-wheel clean
+# A file's tests share programs: one process runs them all.
+pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: help demo example test check test-all mutants test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs cuda wheel try-wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -25,9 +28,24 @@ example: ## train one of the examples: NAME=image_classifier, or another of docs
 	@tools/environment examples
 	$(python) -m examples.$(NAME) $(ARGS)
 
-test: ## the whole suite
+test: ## every test, and of the large products of parameters a choice: seven minutes on two cores
 	@tools/environment test
-	$(python) -m pytest -n $(WORKERS) $(ARGS)
+	@echo "make test: about seven minutes on two idle cores, less once it has run here"
+	$(pytest) -m "not slow" $(ARGS)
+
+check: ## a few tests of every layer: a minute and a half
+	@tools/environment test
+	@echo "make check: about a minute and a half on two idle cores"
+	$(pytest) -m smoke $(ARGS)
+
+test-all: ## what `make test` leaves out: the rest of the products, and the examples
+	@tools/environment test
+	@echo "make test-all: what make test leaves out, about fifteen minutes on two idle cores"
+	$(pytest) -m slow $(ARGS)
+
+mutants: ## faults, one after the other, that the tests must see: ARGS="--only binary" for some, an hour and more for all
+	@tools/environment test
+	$(python) tools/mutate.py $(ARGS)
 
 test-gpu: ## the suite on the GPU, with the active environment's own jax (needs no network)
 	tools/install-for-gpu

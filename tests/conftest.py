@@ -6,11 +6,20 @@ test there but those marked `cpu_only`, and those of several devices, of which `
 two GPUs or more.
 """
 
+import glob
+import importlib.metadata
 import os
+import pathlib
 import re
 
 VIRTUAL_DEVICES = 8
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={VIRTUAL_DEVICES}"
+if importlib.metadata.version("jaxlib").startswith("0.10.") and not glob.glob("/dev/nvidia[0-9]*"):
+    # A CPU's programs compile in a third of the time. Newer versions do not know these flags: the second run in CI, on the
+    # newest, compiles as a user does.
+    quickly = ("backend_optimization_level=0", "llvm_disable_expensive_passes=true", "cpu_use_fusion_emitters=false")
+    for flag in (*quickly, "cpu_parallel_codegen_split_count=1"):
+        os.environ["XLA_FLAGS"] += f" --xla_{flag}"
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several test processes share one GPU
 
 import hypothesis  # noqa: E402
@@ -19,6 +28,7 @@ import pytest  # noqa: E402
 
 import losses  # noqa: E402
 import meshes  # noqa: E402
+import selection  # noqa: E402
 from jaxloss._ffi import call  # noqa: E402
 from jaxloss._rows import cross_entropy  # noqa: E402
 
@@ -27,6 +37,13 @@ call.FALLBACK_SIZE = 0
 
 # Products of float32 are made in float32, which a GPU does not do unless it is asked to.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# What one run, or one process of it, has compiled, no other compiles again; also after a fixture has emptied jit's own cache.
+COMPILED = pathlib.Path(__file__).parents[1] / "build/tests-compiled"
+if jax.default_backend() == "cpu" and not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # The same examples in every run: a failure is one that the last change made.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=60)
@@ -46,32 +63,7 @@ def path(request):
     jax.clear_caches()
 
 
-# Files of many programs: what the newest jax could break in them, it breaks in the others too.
-MANY_PROGRAMS = {
-    "test_binary_options",
-    "test_cross_entropy_options",
-    "test_distillation_derivatives",
-    "test_examples",
-    "test_infinite_logits",
-    "test_linear_matrix",
-    "test_linear_sharding",
-    "test_linear_transforms",
-    "test_optax",
-    "test_public_calls_on_meshes",
-    "test_regression",
-    "test_strict",
-    "test_symbolic_classes",
-    "test_traced_options",
-}
-MATRICES = {"test_axis_name", "test_shard_map", "test_sharding", "test_transforms"}
 CATEGORICAL = losses.Case(losses.CATEGORICAL, "indices")
-
-
-def is_slow(item) -> bool:
-    """Whether a second run in CI may do without: so much of the suite that the rest takes a few minutes."""
-    case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
-    name = item.path.stem
-    return name in MANY_PROGRAMS or (name in MATRICES and case is not None and case not in losses.CASES)
 
 
 def is_for_gpus(item) -> bool:
@@ -127,9 +119,8 @@ def pytest_collection_modifyitems(config, items):
             f"-m multi_gpu needs two NVIDIA GPUs or more: jax has {', '.join(map(str, jax.devices()))}"
             " (with JAXLOSS_TEST_DEVICES=2, the same tests run on CPU devices)"
         )
+    selection.mark(items)
     for item in items:
-        if is_slow(item):
-            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("several_devices"):
             if is_for_gpus(item):
                 item.add_marker(pytest.mark.multi_gpu)

@@ -116,9 +116,8 @@ def test_parameters_without_kernels(without_kernels, case):
         x[~where] = np.nan
         assert_agrees(case, x, a, where=where, reduction="none")
         xs, targets = (np.nan_to_num(np.stack([t, t])) for t in (x, a))
-        losses, gradients = jax.vmap(jax.value_and_grad(lambda x, a, where=where: case.loss(x, a, where=where)))(
-            xs, targets
-        )
+        of_one = jax.value_and_grad(lambda x, a, where=where: case.loss(x, a, where=where))
+        losses, gradients = jax.jit(jax.vmap(of_one))(xs, targets)
         expected = case.expected(xs[0], targets[0], where=where)
         for i in range(2):
             for actual, exact in ((losses[i], expected.value), (gradients[i], expected.of_prediction)):

@@ -9,17 +9,17 @@ import jaxloss
 
 pytestmark = pytest.mark.usefixtures("path")
 
-BROKEN = {4: jnp.inf, 7: jnp.nan}  # the row, and what its first logit is
+BROKEN = {4: np.inf, 7: np.nan}  # the row, and what its first logit is
 ROWS = 9
 WIDTHS = (2, 7, 20, 65, 700, 5000)
 
 # Targets of every row, one kind after the other.
 TARGETS = {
-    "labels": lambda width: [jnp.full(ROWS, 0), jnp.full(ROWS, 1)],
+    "labels": lambda width: [np.full(ROWS, 0), np.full(ROWS, 1)],
     "probabilities": lambda width: [
-        *(jax.nn.one_hot(jnp.full(ROWS, label), width) for label in (0, 1)),
-        jnp.full((ROWS, width), 1 / width),
-        jnp.zeros((ROWS, width)),
+        *(np.tile(np.eye(width, dtype=np.float32)[label], (ROWS, 1)) for label in (0, 1)),
+        np.full((ROWS, width), 1 / width, np.float32),
+        np.zeros((ROWS, width), np.float32),
     ],
 }
 
@@ -44,17 +44,21 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_its_row_is_nan(name, target, width, dtype):
     loss, targets = LOSSES[name], TARGETS[target](width)
-    x = jnp.full((ROWS, width), 0.5, dtype)
+    x = np.full((ROWS, width), 0.5, dtype)
     for row, number in BROKEN.items():
-        x = x.at[row, 0].set(number)
-    x, a = jnp.tile(x, (len(targets), 1)), jnp.concatenate(targets)
+        x[row, 0] = number
+    x, a = np.tile(x, (len(targets), 1)), np.concatenate(targets)
     broken = np.tile(np.isin(np.arange(ROWS), list(BROKEN)), len(targets))
 
-    results = {"value": loss(x, a), "gradient": jax.grad(lambda x: loss(x, a).sum())(x)}
-    if name == "plain":
-        of_sum = jax.grad(lambda x: jaxloss.categorical_cross_entropy(x, a, clip=None, reduction="sum"))
-        results["gradient of the sum"] = of_sum(x)
-    for what, result in results.items():
+    @jax.jit
+    def all_of_them(x, a):
+        results = {"value": loss(x, a), "gradient": jax.grad(lambda x: loss(x, a).sum())(x)}
+        if name == "plain":
+            of_sum = jax.grad(lambda x: jaxloss.categorical_cross_entropy(x, a, clip=None, reduction="sum"))
+            results["gradient of the sum"] = of_sum(x)
+        return results
+
+    for what, result in all_of_them(x, a).items():
         is_nan = np.isnan(np.asarray(result, np.float32))
         assert is_nan[broken].all(), what
         assert not is_nan[~broken].any(), what

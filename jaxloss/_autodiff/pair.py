@@ -266,7 +266,8 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
         wrt_others = any(tangent is not None for tangent in others)
         row_weight, scale, terms = operands[2], None, []
         if x_tangent is None:
-            total, losses, *stats = pair(loss, wrt_others or with_stats, False)(*operands)
+            losses, *stats = (value_and_stats if wrt_others or with_stats else value)(loss)(*operands)
+            total = contracted(row_weight, losses)
         else:
             weighed = operands
             if operands[0].dtype == jnp.float16:

@@ -1,0 +1,146 @@
+"""What `make test` leaves to `make test-all`, and what `make check` runs: chosen by parameters alone, so the same in every run.
+
+Of a test of three parameters or more, `make test` runs so many cells that every two values of two parameters are together in
+one of them; of some of two parameters, every third or fourth cell of each row and column of their table. The products of
+losses are whole for one loss of elements and one of rows, whose code the others share.
+"""
+
+import collections
+import itertools
+
+import pytest
+
+import losses
+
+IN_FULL = (losses.Case(losses.BINARY, "probabilities"), losses.Case(losses.CATEGORICAL, "indices"))
+PRODUCTS = {"test_edges::test_empty", "test_transforms::test_jitted", "test_values::test_types_and_reductions"}
+"""Tests whose every cell of these two losses is in `make test`."""
+
+DIAGONALS = {
+    "test_axis_name::test_agrees_with_the_formula": 3,
+    "test_cross_entropy_options::test_alone_and_in_pairs": 3,
+    "test_distillation_derivatives::test_derivatives_of_all_operands": 3,
+    "test_formulas::test_transforms_without_kernels": 2,
+    "test_formulas::test_values_without_kernels": 2,
+    "test_linear_matrix::test_agrees_with_the_formula": 2,
+    "test_public_calls_on_meshes::test_results_are_those_of_one_device": 4,
+    "test_shard_map::test_gradient_inside": 4,
+    "test_shard_map::test_programs_inside": 3,
+    "test_sharding::test_gradient_of_both_operands": 2,
+    "test_sharding::test_masks_and_weights_split_like_the_rows": 3,
+    "test_sharding::test_placements_of_a_stack": 5,
+    "test_sharding::test_sizes_that_do_not_divide_the_mesh": 5,
+    "test_sums_of_rows::test_agrees": 2,
+    "test_transforms::test_eager": 3,
+    "test_transforms::test_jitted": 6,
+    "test_transforms::test_types": 5,
+    "test_transforms::test_weights_and_normalizer": 3,
+    "test_values::test_shapes": 2,
+    "test_values::test_widths_around_those_of_vectors": 2,
+}
+"""Of these tests one cell of so many, along the diagonals of their tables."""
+
+EXAMPLES = {"test_examples"}
+"""Files that run programs of their own, each of many seconds."""
+
+SMOKE = {
+    "test_axis_name": "exchanges_only_numbers_of_one_a_row",
+    "test_binary_options": "types",
+    "test_compiled": "value_and_gradient_are_one_custom_call",
+    "test_cross_entropy_options": "alone_and_in_pairs types",
+    "test_cross_entropy_stats": "values",
+    "test_debug_checks": "what_is_wrong_is_named",
+    "test_distillation": "gradients_of_every_operand types",
+    "test_eager": "nothing_is_copied_from_the_host",
+    "test_edges": "a_label_out_of_range_spoils_its_row_only a_masked_class empty nan_is_never_lost",
+    "test_edges_of_options": "a_bad_label_has_no_second_derivative class_weights_beside_masked_classes",
+    "test_errors": "the_whole_message target_of_another_shape",
+    "test_formulas": "unreduced_losses values_without_kernels",
+    "test_handlers": "every_target_is_here the_right_buffers_are_taken wrong_attributes_are_refused",
+    "test_infinite_logits": "its_row_is_nan",
+    "test_kept_on_a_mesh": "a_call_is_made_again_from_its_description",
+    "test_library": "backends the_self_check",
+    "test_linear": "value_and_gradients a_label_out_of_range_is_nan_and_has_no_gradient",
+    "test_linear_sharding": "placements",
+    "test_linear_transforms": "agrees_with_the_formula",
+    "test_long_rows": "agrees",
+    "test_loss_scaling": "gradients_are_as_near_as_float16_holds_them",
+    "test_optax": "any_call signature",
+    "test_options": "normalizer what_is_taken_out_may_hold_anything where_and_weights_of_every_shape",
+    "test_programs": "ahead_of_time",
+    "test_regression": "types options",
+    "test_relative_accuracy": "the_smallest_losses",
+    "test_shard_map": "gradient_inside",
+    "test_sharding": "placements",
+    "test_small_losses": "losses_and_gradients with_options",
+    "test_sums_of_rows": "agrees",
+    "test_traced_options": "out_of_range_is_nan",
+    "test_transforms": "eager jitted types weights_and_normalizer",
+    "test_values": "founding_definitions types_and_reductions",
+}
+"""Of each of these tests `make check` runs three cells of those of `make test`: the first, the last and one between."""
+
+
+def of_test(item) -> str:
+    return f"{item.path.stem}::{item.originalname}"
+
+
+def parameters(item) -> dict[str, str]:
+    """The parameters of the cell, as text."""
+    return {name: repr(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
+
+
+def pairs(cells: list[dict[str, str]]) -> set[int]:
+    """The places of so few of the cells that every two values which are together in a cell are together in one of these."""
+    of_cell = [set(itertools.combinations(sorted(cell.items()), 2)) for cell in cells]
+    missing, kept = set().union(*of_cell), set()
+    while missing:
+        best = max(range(len(cells)), key=lambda place: len(of_cell[place] & missing))
+        kept.add(best)
+        missing -= of_cell[best]
+    return kept
+
+
+def diagonal(cells: list[dict[str, str]], one_of: int) -> set[int]:
+    """The places of the cells whose parameters' numbers, in order of appearance, add up to a multiple of `one_of`."""
+    orders = collections.defaultdict(dict)
+    for cell in cells:
+        for name, value in cell.items():
+            orders[name].setdefault(value, len(orders[name]))
+    return {
+        place
+        for place, cell in enumerate(cells)
+        if sum(orders[name][value] for name, value in cell.items()) % one_of == 0
+    }
+
+
+def in_make_test(name: str, items) -> set[int]:
+    """The places of the cells of a test that `make test` runs."""
+    file, cells = items[0].path.stem, [parameters(item) for item in items]
+    if file in EXAMPLES:
+        return set()
+    chosen = set(range(len(items)))
+    if name in DIAGONALS:
+        chosen = diagonal(cells, DIAGONALS[name])
+    elif max(map(len, cells)) >= 3:
+        chosen = pairs(cells)
+    if name in PRODUCTS:
+        chosen |= {place for place, item in enumerate(items) if item.callspec.params["case"] in IN_FULL}
+    return chosen
+
+
+def mark(items) -> None:
+    """Adds the marker `slow` to what `make test` leaves out, and `smoke` to what `make check` runs."""
+    tests = collections.defaultdict(list)
+    for item in items:
+        tests[of_test(item)].append(item)
+    for name, cells in tests.items():
+        chosen = in_make_test(name, cells)
+        for place, cell in enumerate(cells):
+            if place not in chosen:
+                cell.add_marker(pytest.mark.slow)
+        file, test = name.split("::test_")
+        if chosen and test in SMOKE.get(file, "").split():
+            places = sorted(chosen)
+            for place in {places[0], places[len(places) // 2], places[-1]}:
+                cells[place].add_marker(pytest.mark.smoke)

@@ -1,0 +1,364 @@
+"""Puts one fault after the other into a copy of this checkout, and says which of them the tests do not see.
+
+    python tools/mutate.py                  # every mutant, each against the tests of `make test` about its file
+    python tools/mutate.py --list           # the mutants
+    python tools/mutate.py --only formulas  # those whose file or line has that in it, or whose number it is
+    python tools/mutate.py --survivors      # those that survived, again: after a new test, with --whole, or --marker ""
+
+A mutant is one operator, number, name or branch that is another. They are made from the syntax of the files that
+`mutants.toml` beside this file names, each at as many places as it says, evenly over the file and the same in every
+run; some are written out there, and so are those that change no result. The checkout is never touched: files are
+changed in a copy, `build/mutants/tree`, and for a mutant of a header the kernels of one instruction set are compiled
+there, for which `cmake` and `ninja` have to be installed. What was found is kept after every mutant, in
+`benchmarks/results/mutants.json`, under what the mutant changes; one whose file has changed since is tried again.
+"""
+
+import argparse
+import ast
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TREE = ROOT / "build/mutants/tree"
+RESULTS = ROOT / "benchmarks/results/mutants.json"
+SECONDS = 900
+"""After so many, the tests are stopped, and the mutant counts as killed: it made something endless."""
+
+TABLE = tomllib.loads((ROOT / "tools/mutants.toml").read_text())
+FILES, EQUIVALENT, WRITTEN = TABLE["files"], TABLE["equivalent"], TABLE["written"]
+
+PYTHON_OPERATORS = {
+    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
+    ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.Pow: "*", ast.And: "or", ast.Or: "and",
+}  # fmt: skip
+PYTHON_NAMES = {
+    "minimum": "maximum",
+    "maximum": "minimum",
+    "exp": "expm1",
+    "expm1": "exp",
+    "log": "log1p",
+    "log1p": "log",
+    "sum": "max",
+    "any": "all",
+    "all": "any",
+    "isfinite": "isnan",
+    "isinf": "isnan",
+}
+SWAPPED = ("where", "select")
+"""Functions of a condition and two results, which are swapped."""
+
+C_OPERATORS = {
+    " < ": " >= ", " <= ": " > ", " > ": " <= ", " >= ": " < ", " == ": " != ", " != ": " == ",
+    " + ": " - ", " - ": " + ", " * ": " / ", " / ": " * ", " && ": " || ", " || ": " && ", " += ": " -= ",
+    "at_least(": "at_most(", "at_most(": "at_least(", "true": "false", "false": "true",
+    "Value(1)": "Value(0)", "Value(0)": "Value(1)", "Value(0.5)": "Value(1)",
+}  # fmt: skip
+C_MINUS = r"(?<=[(=,?:] )-(?=\w)|(?<=\()-(?=\w)|(?<=return )-(?=\w)"
+"""A minus before one operand, which is left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One place of a file, and what stands there instead."""
+
+    file: str
+    start: int
+    old: str
+    new: str
+
+    @property
+    def line(self) -> int:
+        return (ROOT / self.file).read_text().count("\n", 0, self.start) + 1
+
+    @property
+    def name(self) -> str:
+        """What it changes, in the words of its line: it stays the same when other lines move."""
+        text = (ROOT / self.file).read_text()
+        begin = text.rfind("\n", 0, self.start) + 1
+        end = text.find("\n", self.start + len(self.old))
+        before, after = text[begin : self.start], text[self.start + len(self.old) : end]
+        line = f"{before}⟦{self.old} → {self.new}⟧{after}"
+        return f"{self.file}: {' '.join(line.split())}"
+
+    def applied(self) -> str:
+        text = (ROOT / self.file).read_text()
+        assert text.startswith(self.old, self.start)
+        return text[: self.start] + self.new + text[self.start + len(self.old) :]
+
+
+def of_python(file: str) -> list[Mutant]:
+    """Every mutant of a Python file: of its functions' bodies, without annotations and documentation."""
+    text = (ROOT / file).read_text()
+    starts = [0]
+    for line in text.encode().splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    encoded = text.encode()
+
+    def place(line: int, column: int) -> int:
+        return len(encoded[: starts[line - 1] + column].decode())
+
+    def begin(node) -> int:
+        return place(node.lineno, node.col_offset)
+
+    def end(node) -> int:
+        return place(node.end_lineno, node.end_col_offset)
+
+    found = []
+
+    def replaced(at: int, old: str, new: str) -> None:
+        found.append(Mutant(file, at, old, new))
+
+    def between(left, right, new: str) -> None:
+        """The operator between two operands, whatever brackets are around these."""
+        gap = text[end(left) : begin(right)]
+        operator = re.search(r"[^\s()\\]+(?: (?:not|in)\b)?", re.sub(r"#.*", lambda m: " " * len(m[0]), gap))
+        if operator:
+            replaced(end(left) + operator.start(), operator[0], new)
+
+    def swapped(first, second) -> None:
+        old = text[begin(first) : end(second)]
+        new = text[begin(second) : end(second)] + text[end(first) : begin(second)] + text[begin(first) : end(first)]
+        if new != old:
+            replaced(begin(first), old, new)
+
+    def visit(node) -> None:
+        match node:
+            case ast.Compare(left=left, ops=[operator], comparators=[right]):
+                between(left, right, PYTHON_OPERATORS[type(operator)])
+            case ast.BinOp(left=left, op=operator, right=right) if type(operator) in PYTHON_OPERATORS:
+                if not isinstance(left, ast.Constant) or not isinstance(left.value, str):
+                    between(left, right, PYTHON_OPERATORS[type(operator)])
+            case ast.BoolOp(op=operator, values=[left, right, *_]):
+                between(left, right, PYTHON_OPERATORS[type(operator)])
+            case ast.UnaryOp(op=ast.USub() | ast.Not(), operand=operand):
+                replaced(begin(node), text[begin(node) : begin(operand)], "")
+            case ast.IfExp(body=body, orelse=otherwise):
+                replaced(begin(body), text[begin(body) : end(body)], text[begin(otherwise) : end(otherwise)])
+            case ast.Constant(value=bool(value)):
+                replaced(begin(node), str(value), str(not value))
+            case ast.Constant(value=int() | float()):
+                another = {0: "1", 1: "0"}.get(node.value, f"(2 * {node.value})")
+                replaced(begin(node), text[begin(node) : end(node)], another)
+            case ast.keyword(arg="strict" | "prevent_cse"):  # a check of ours, and a hint to the compiler
+                return
+            case ast.Call(func=ast.Attribute(attr=name) as function, args=arguments):
+                if name in PYTHON_NAMES:
+                    replaced(end(function) - len(name), name, PYTHON_NAMES[name])
+                elif name in SWAPPED and len(arguments) == 3:
+                    swapped(arguments[1], arguments[2])
+        if isinstance(node, ast.JoinedStr | ast.Raise):
+            return
+        for field, child in ast.iter_fields(node):
+            if field in ("annotation", "returns", "decorator_list", "slice"):
+                continue
+            for each in child if isinstance(child, list) else [child]:
+                if isinstance(each, ast.AST):
+                    visit(each)
+
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            for statement in node.body if isinstance(node.body, list) else [node.body]:
+                visit(statement)
+    return sorted(set(found), key=lambda mutant: (mutant.start, mutant.new))
+
+
+def of_c(file: str) -> list[Mutant]:
+    """Every mutant of a C++ header: of lines of code inside functions, which are indented."""
+    text, found, at = (ROOT / file).read_text(), [], 0
+    for line in text.splitlines(keepends=True):
+        code = line.split("//")[0]
+        skipped = re.match(r"\s*(#|template|static_assert|using|static constexpr const char)|\S", line)
+        if not skipped:
+            places = [(re.escape(old), old, new) for old, new in C_OPERATORS.items()] + [(C_MINUS, "-", "")]
+            found += [
+                Mutant(file, at + match.start(), old, new)
+                for pattern, old, new in places
+                for match in re.finditer(pattern, code)
+            ]
+        at += len(line)
+    return sorted(set(found), key=lambda mutant: (mutant.start, mutant.new))
+
+
+def mutants() -> list[Mutant]:
+    """Those that are written out, and those of every file, evenly over it."""
+    chosen = []
+    for file, old, new in (row.values() for row in WRITTEN):
+        text = (ROOT / file).read_text()
+        assert text.count(old) == 1, f"{file} has this {text.count(old)} times: {old}"
+        chosen.append(Mutant(file, text.index(old), old, new))
+    for file, (count, _) in FILES.items():
+        every = of_python(file) if file.endswith(".py") else of_c(file)
+        count = min(count, len(every))
+        chosen += [every[(2 * i + 1) * len(every) // (2 * count)] for i in range(count)]
+    return chosen
+
+
+# ---- a copy of the checkout ----------------------------------------------------------------------------------------
+
+
+def copied() -> None:
+    """Makes the copy what the checkout is; what has not changed keeps its time, so that little is compiled again."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+        if (ROOT / name).is_file():
+            written(name, (ROOT / name).read_bytes())
+
+
+def written(name: str, content: bytes) -> None:
+    """One file of the copy."""
+    target = TREE / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if name == "CMakeLists.txt":
+        content = content.replace(b"-O3", b"-O1")  # which compiles in a third of the time
+    if not target.is_file() or target.read_bytes() != content:
+        target.write_bytes(content)
+
+
+def library() -> bool:
+    """Whether the kernels of the copy compile, those of one instruction set; its library is then new."""
+    folder = TREE.parent / "library"
+    if not (folder / "build.ninja").exists():
+        configured = [
+            *("cmake", "-S", TREE, "-B", folder, "-G", "Ninja", "-DJAXLOSS_CUDA=OFF", "-DCMAKE_BUILD_TYPE=None"),
+            *(f"-DPython_EXECUTABLE={sys.executable}", f"-DSKBUILD_PROJECT_VERSION_FULL={version()}"),
+            *("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=generic"),
+        ]
+        subprocess.run(configured, check=True, stdout=subprocess.DEVNULL)
+    if subprocess.run(["ninja", "-C", folder], capture_output=True).returncode:
+        return False
+    shutil.copy(folder / "libjaxloss.so", TREE / "jaxloss/libjaxloss.so")
+    return True
+
+
+def version() -> str:
+    return re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+
+
+PYTEST = f"""
+import sys
+# An editable installation finds the checkout before it looks along PYTHONPATH.
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "ScikitBuildRedirectingFinder"]
+import jaxloss, pytest
+assert jaxloss.__file__.startswith({str(TREE)!r}), jaxloss.__file__
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+"""A program that runs pytest on the copy."""
+
+
+def passes(tests: str, marker: str) -> tuple[bool, str]:
+    """Whether these tests of the copy pass, and the first that does not."""
+    paths = [f"tests/test_{name}.py" for name in tests.split()] if tests else ["tests"]
+    command = [sys.executable, "-c", PYTEST, "-x", "-q", "--no-header", "-p", "no:cacheprovider", *paths]
+    if marker:
+        command += ["-m", marker]
+    environment = os.environ | {
+        "PYTHONPATH": str(TREE),
+        "JAX_COMPILATION_CACHE_DIR": str(TREE.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    try:
+        ran = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return False, f"nothing within {SECONDS} s"
+    first = re.search(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
+    return ran.returncode in (0, 5), first[1] if first else f"pytest ended with {ran.returncode}"
+
+
+# ---- a campaign ----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="say which mutants there are")
+    parser.add_argument("--only", default="", help="mutants whose name has this in it, or the number of one")
+    parser.add_argument("--marker", default="not slow", help="of the tests that are run, as pytest's -m takes it")
+    parser.add_argument("--survivors", action="store_true", help="those that survived, again")
+    parser.add_argument("--whole", action="store_true", help="every test, not only those about the file")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
+    options = parser.parse_args()
+
+    known = found_before()
+    chosen = [
+        (number, mutant)
+        for number, mutant in enumerate(mutants())
+        if options.only in (mutant.name, str(number)) or (options.only in mutant.name and not options.only.isdigit())
+    ]
+    if options.list:
+        for number, mutant in chosen:
+            print(f"{number:4d} {known.get(mutant.name, {}).get('result', ''):10} {mutant.line:4d} {mutant.name}")
+        return
+
+    start = time.monotonic()
+    copied()
+    built = ROOT / "jaxloss/libjaxloss.so"
+    if built.exists() and all(mutant.file.endswith(".py") for _, mutant in chosen):
+        shutil.copy(built, TREE / "jaxloss/libjaxloss.so")
+    elif not library():
+        sys.exit("the library of the checkout itself does not compile: ninja -C build/mutants/library")
+    for number, mutant in chosen:
+        before, digest = known.get(mutant.name, {}), hashlib.sha256((ROOT / mutant.file).read_bytes()).hexdigest()[:12]
+        again = options.survivors and before.get("result") == "survived"
+        if (before.get("file") == digest and not again) or (options.survivors and not again):
+            continue
+        if time.monotonic() - start > 60 * options.minutes:
+            break
+        is_c = not mutant.file.endswith(".py")
+        written(mutant.file, mutant.applied().encode())
+        try:
+            if mutant.name in EQUIVALENT:
+                result, by = "equivalent", EQUIVALENT[mutant.name]
+            elif is_c and not library():
+                result, by = "killed", "the compiler"
+            else:
+                passed, by = passes("" if options.whole else FILES[mutant.file][1], options.marker)
+                result, by = ("survived", "") if passed else ("killed", by)
+        finally:
+            written(mutant.file, (ROOT / mutant.file).read_bytes())
+        print(f"{number:4d} {result:10} {mutant.name}  {by}", flush=True)
+        kept({mutant.name: {"result": result, "by": by, "file": digest}})
+    table(found_before())
+
+
+def found_before() -> dict:
+    return json.loads(RESULTS.read_text())["mutants"] if RESULTS.exists() else {}
+
+
+def kept(found: dict) -> None:
+    """Adds it to the results, and leaves out what is no mutant any more."""
+    known = found_before() | found
+    now = {mutant.name: known[mutant.name] for mutant in mutants() if mutant.name in known}
+    RESULTS.write_text(json.dumps({"counts": counted(now), "mutants": now}, indent=1, ensure_ascii=False) + "\n")
+
+
+def counted(known: dict) -> dict[str, dict[str, int]]:
+    """How many of each file, and of all, have each result."""
+    counts = {}
+    for name, found in known.items():
+        for row in (name.split(":")[0], "all"):
+            of_row = counts.setdefault(row, {"killed": 0, "survived": 0, "equivalent": 0})
+            of_row[found["result"]] += 1
+    return dict(sorted(counts.items()))
+
+
+def table(known: dict) -> None:
+    print(f"\n{'':44}killed survived equivalent")
+    for row, of_row in counted(known).items():
+        print(f"{row:44}{of_row['killed']:6} {of_row['survived']:8} {of_row['equivalent']:10}")
+    for name, found in known.items():
+        if found["result"] == "survived":
+            print(f"survived: {name}")
+
+
+if __name__ == "__main__":
+    main()
