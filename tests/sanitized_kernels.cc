@@ -11,6 +11,10 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/cross_entropy.cc"
+#include "cpu/cross_entropy_options.cc"
+#include "cpu/divergence.cc"
+#include "cpu/elementwise.cc"
 #include "cpu/kernels.cc"
 
 namespace {

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,13 @@ def python(code, *, path=None, folder=None, **environment):
         variables["PYTHONPATH"] = str(path)
     command = [sys.executable, *(() if folder else ("-P",)), "-c", code]
     return subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=900)
+
+
+def test_two_interpreters_do_not_build_in_one_folder():
+    project = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text())
+    folder = project["tool"]["scikit-build"]["build-dir"]
+    tags = {"wheel_tag": "py3-none-any", "build_type": "Release", "state": "wheel"}  # the same for every interpreter
+    assert folder.format(cache_tag="cpython-311", **tags) != folder.format(cache_tag="cpython-313", **tags)
 
 
 def test_backends():

@@ -36,7 +36,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 def _announce(settings) -> None:
     """Tells whoever sits at the terminal, to whom pip shows nothing of a build unless it is told `-v`."""
     kernels = (
-        "CPU and CUDA kernels, six minutes or more" if _wants_cuda(settings) else "CPU kernels, two to five minutes"
+        "CPU and CUDA kernels, six minutes or more" if _wants_cuda(settings) else "CPU kernels, one to two minutes"
     )
     with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
         print(f"\njaxloss: compiling {kernels}; pip's -v shows each file", file=terminal)

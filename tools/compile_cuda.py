@@ -55,11 +55,11 @@ def main(architectures: list[str]) -> None:
 
 
 def reuse_cpu_kernels() -> None:
-    """Takes the objects of the CPU kernels, a sixth of the work, from the build that .venv holds, if there is one.
+    """Takes the objects of the CPU kernels from the build that .venv holds, if there is one.
 
     With them goes what ninja noted when it made them: it makes again what was made otherwise, or of other files.
     """
-    for log in Path("build").glob("py3-none-*/.ninja_log"):
+    for log in Path("build").glob(f"py3-none-*-{sys.implementation.cache_tag}/.ninja_log"):
         OBJECTS.mkdir(parents=True, exist_ok=True)
         for name in (".ninja_log", ".ninja_deps"):
             if (log.parent / name).exists():

@@ -40,15 +40,12 @@ struct Integers {
   IntRegister registers[kRegisters];
 
   Integers() = default;
-  JAXLOSS_INLINE explicit Integers(int32_t x) {
-    for (int k = 0; k < kRegisters; k++) registers[k] = IntRegister{} + x;
-  }
+  JAXLOSS_INLINE Integers(IntRegister first, IntRegister second) : registers{first, second} {}
+  JAXLOSS_INLINE explicit Integers(int32_t x) : Integers{IntRegister{} + x, IntRegister{} + x} {}
 
-#define JAXLOSS_OPERATOR(Result, op, Operand)                                                    \
-  JAXLOSS_INLINE friend Result operator op(Operand a, Operand b) {                               \
-    Result result;                                                                               \
-    for (int k = 0; k < kRegisters; k++) result.registers[k] = a.registers[k] op b.registers[k]; \
-    return result;                                                                               \
+#define JAXLOSS_OPERATOR(Result, op, Operand)                                          \
+  JAXLOSS_INLINE friend Result operator op(Operand a, Operand b) {                     \
+    return Result{a.registers[0] op b.registers[0], a.registers[1] op b.registers[1]}; \
   }
   JAXLOSS_OPERATOR(Integers, +, Integers)
   JAXLOSS_OPERATOR(Integers, -, Integers)
@@ -58,12 +55,10 @@ struct Integers {
   JAXLOSS_OPERATOR(Integers, <, Integers)
   JAXLOSS_OPERATOR(Integers, >=, Integers)
   JAXLOSS_INLINE friend Integers operator<<(Integers a, int count) {
-    for (int k = 0; k < kRegisters; k++) a.registers[k] = a.registers[k] << count;
-    return a;
+    return {a.registers[0] << count, a.registers[1] << count};
   }
   JAXLOSS_INLINE friend Integers operator>>(Integers a, int count) {
-    for (int k = 0; k < kRegisters; k++) a.registers[k] = a.registers[k] >> count;
-    return a;
+    return {a.registers[0] >> count, a.registers[1] >> count};
   }
 };
 
@@ -71,9 +66,9 @@ struct Vector {
   FloatRegister registers[kRegisters];
 
   Vector() = default;
-  JAXLOSS_INLINE explicit Vector(double x) {
-    for (int k = 0; k < kRegisters; k++) registers[k] = FloatRegister{} + static_cast<float>(x);
-  }
+  JAXLOSS_INLINE Vector(FloatRegister first, FloatRegister second) : registers{first, second} {}
+  JAXLOSS_INLINE explicit Vector(double x)
+      : Vector{FloatRegister{} + static_cast<float>(x), FloatRegister{} + static_cast<float>(x)} {}
 
   JAXLOSS_OPERATOR(Vector, +, Vector)
   JAXLOSS_OPERATOR(Vector, -, Vector)
@@ -83,24 +78,17 @@ struct Vector {
   JAXLOSS_OPERATOR(Integers, >, Vector)
   JAXLOSS_OPERATOR(Integers, ==, Vector)
 #undef JAXLOSS_OPERATOR
-  JAXLOSS_INLINE friend Vector operator-(Vector a) {
-    for (int k = 0; k < kRegisters; k++) a.registers[k] = -a.registers[k];
-    return a;
-  }
+  JAXLOSS_INLINE friend Vector operator-(Vector a) { return {-a.registers[0], -a.registers[1]}; }
 };
 
 JAXLOSS_INLINE Vector select(Integers condition, Vector yes, Vector no) {
-  Vector result;
-  for (int k = 0; k < kRegisters; k++) {
-    result.registers[k] = condition.registers[k] ? yes.registers[k] : no.registers[k];
-  }
-  return result;
+  return {condition.registers[0] ? yes.registers[0] : no.registers[0],
+          condition.registers[1] ? yes.registers[1] : no.registers[1]};
 }
 
 JAXLOSS_INLINE Vector converted(Integers x) {
-  Vector result;
-  for (int k = 0; k < kRegisters; k++) result.registers[k] = __builtin_convertvector(x.registers[k], FloatRegister);
-  return result;
+  return {__builtin_convertvector(x.registers[0], FloatRegister),
+          __builtin_convertvector(x.registers[1], FloatRegister)};
 }
 
 // One lane, read and written; a double is a vector of one.

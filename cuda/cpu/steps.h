@@ -12,12 +12,11 @@ struct Step {
   static constexpr int64_t width = kLanes;
 
   JAXLOSS_INLINE static Vector load(const Stored* from) {
-    Vector result;
-    for (int k = 0; k < kRegisters; k++) result.registers[k] = load_register(from + k * kRegisterLanes);
-    return result;
+    return {load_register(from), load_register(from + kRegisterLanes)};
   }
   JAXLOSS_INLINE static void store(Stored* to, Vector value) {
-    for (int k = 0; k < kRegisters; k++) store_register(to + k * kRegisterLanes, value.registers[k]);
+    store_register(to, value.registers[0]);
+    store_register(to + kRegisterLanes, value.registers[1]);
   }
 };
 
@@ -36,26 +35,31 @@ using ValueOf = typename Step<Stored>::Value;
 // A step of a row that is shorter than one: the lanes beyond `count` are zeros, and are not stored.
 template <class Stored>
 JAXLOSS_INLINE ValueOf<Stored> load_step(const Stored* from, int64_t count) {
-  if (count == Step<Stored>::width) return Step<Stored>::load(from);
-  Stored padded[Step<Stored>::width] = {};
-  for (int64_t i = 0; i < count; i++) padded[i] = from[i];
-  return Step<Stored>::load(padded);
+  Stored padded[Step<Stored>::width];
+  if (count != Step<Stored>::width) {
+    std::memset(padded, 0, sizeof(padded));
+    std::memcpy(padded, from, count * sizeof(Stored));
+    from = padded;
+  }
+  return Step<Stored>::load(from);
 }
 template <class Stored>
 JAXLOSS_INLINE void store_step(Stored* to, ValueOf<Stored> value, int64_t count) {
   if (count == Step<Stored>::width) return Step<Stored>::store(to, value);
   Stored padded[Step<Stored>::width];
   Step<Stored>::store(padded, value);
-  for (int64_t i = 0; i < count; i++) to[i] = padded[i];
+  std::memcpy(to, padded, count * sizeof(Stored));
 }
 
 // One number of a row.
 template <class Stored>
 JAXLOSS_INLINE Accumulator<Stored> number(const Stored* x) {
-  if constexpr (std::is_same_v<Stored, Accumulator<Stored>>)
+  if constexpr (std::is_same_v<Stored, Accumulator<Stored>>) {
     return *x;
-  else
-    return lane(load_step(x, 1), 0);
+  } else {
+    const Stored padded[kRegisterLanes] = {*x};
+    return load_register(padded)[0];
+  }
 }
 
 // The lanes from the first to the last but one, zeros for the others.

@@ -42,17 +42,18 @@ JAXLOSS_INLINE void transpose(FloatRegister (&square)[kRegisterLanes]) {
   }
 }
 
-// `kLanes` rows of at most `kMost` elements, which lie one after the other in memory.
+// `kLanes` rows of at most `kMost` elements, which lie one after the other in memory. (Calls: a copy of these functions
+// in each kernel would be most of what is compiled.)
 template <int64_t kMost>
 struct Columns {
   Vector column[kMost];
 
   template <class Stored>
-  JAXLOSS_INLINE void load(const Stored* rows, int64_t width) {
+  __attribute__((noinline)) void load(const Stored* rows, int64_t width) {
     if (width < kRegisterLanes) return load_few(rows, width);
     for (int k = 0; k < kRegisters; k++) {
       const Stored* from = rows + k * kRegisterLanes * width;
-      for_each_square(width, [&](int64_t first) {
+      for_each_square(width, [&](int64_t first) JAXLOSS_IN_LOOP {
         FloatRegister square[kRegisterLanes];
         for (int i = 0; i < kRegisterLanes; i++) square[i] = load_register(from + i * width + first);
         transpose(square);
@@ -62,11 +63,11 @@ struct Columns {
   }
 
   template <class Stored>
-  JAXLOSS_INLINE void store(Stored* rows, int64_t width) const {
+  __attribute__((noinline)) void store(Stored* rows, int64_t width) const {
     if (width < kRegisterLanes) return store_few(rows, width);
     for (int k = 0; k < kRegisters; k++) {
       Stored* to = rows + k * kRegisterLanes * width;
-      for_each_square(width, [&](int64_t first) {
+      for_each_square(width, [&](int64_t first) JAXLOSS_IN_LOOP {
         FloatRegister square[kRegisterLanes];
         for (int i = 0; i < kRegisterLanes; i++) square[i] = column[first + i].registers[k];
         transpose(square);
@@ -79,9 +80,9 @@ struct Columns {
   // The last square of a width that is not a multiple of them goes over columns of the one before once more.
   template <class Body>
   JAXLOSS_INLINE static void for_each_square(int64_t width, Body body) {
-    int64_t first = 0;
-    for (; first + kRegisterLanes <= width; first += kRegisterLanes) body(first);
-    if (first < width) body(width - kRegisterLanes);
+    for (int64_t first = 0; first < width; first += kRegisterLanes) {
+      body(first + kRegisterLanes <= width ? first : width - kRegisterLanes);
+    }
   }
 
   // Rows shorter than a register.

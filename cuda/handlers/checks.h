@@ -2,7 +2,9 @@
 // it is memory that is protected, whoever the caller is.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "tasks.h"
 #include "xla/ffi/api/ffi.h"
@@ -36,13 +38,16 @@ struct DataTypeOf<float16> {
   static constexpr ffi::DataType value = ffi::F16;
 };
 
-inline int64_t product(Dimensions dimensions, size_t first, size_t last) {
+// Of what there is a copy for each kernel if it is inlined, and nobody waits for.
+#define JAXLOSS_CALLED __attribute__((noinline))
+
+JAXLOSS_CALLED inline int64_t product(Dimensions dimensions, size_t first, size_t last) {
   int64_t count = 1;
   for (size_t axis = first; axis < last; axis++) count *= dimensions[axis];
   return count;
 }
 
-inline std::string written(Dimensions dimensions) {
+JAXLOSS_CALLED inline std::string written(Dimensions dimensions) {
   std::string text = "[";
   for (size_t axis = 0; axis < dimensions.size(); axis++) {
     text += (axis ? ", " : "") + std::to_string(dimensions[axis]);
@@ -56,36 +61,48 @@ class Checks {
   // `buffer` holds `Stored` and its axes are the first `rank` axes of `whole`, then `extra` (none if negative).
   template <class Stored, class Buffer>
   Checks& leading(const char* name, const Buffer& buffer, Dimensions whole, size_t rank, int64_t extra = -1) {
-    const Dimensions found = buffer.dimensions();
-    type(name, buffer.element_type(), DataTypeOf<Stored>::value);
-    bool same = rank <= whole.size() && found.size() == rank + (extra >= 0 ? 1 : 0);
-    for (size_t axis = 0; same && axis < rank; axis++) same = found[axis] == whole[axis];
-    if (same && extra >= 0) same = found[rank] == extra;
-    require(same, std::string(name) + " has shape " + written(found) + ": expected the first " + std::to_string(rank) +
-                      " axes of " + written(whole) + (extra >= 0 ? " and " + std::to_string(extra) : ""));
-    return *this;
+    return leading(name, buffer.element_type(), DataTypeOf<Stored>::value, buffer.dimensions(), whole, rank, extra);
   }
 
-  Checks& type(const char* name, ffi::DataType found, ffi::DataType expected) {
-    require(found == expected, std::string(name) + " has element type " + std::to_string(static_cast<int>(found)) +
-                                   ": expected " + std::to_string(static_cast<int>(expected)));
+  JAXLOSS_CALLED Checks& require(bool condition, const char* complaint) {
+    if (!condition && complaint_.empty()) complaint_ = complaint;
     return *this;
   }
-
-  Checks& require(bool condition, const std::string& complaint) {
+  JAXLOSS_CALLED Checks& require(bool condition, const char* name, const char* complaint) {
+    if (!condition && complaint_.empty()) complaint_ = std::string(name) + complaint;
+    return *this;
+  }
+  JAXLOSS_CALLED Checks& require(bool condition, const std::string& complaint) {
     if (!condition && complaint_.empty()) complaint_ = complaint;
     return *this;
   }
 
   // 0 for none; NaN is no clip.
-  Checks& clip(double clip) {
+  JAXLOSS_CALLED Checks& clip(double clip) {
     return require(clip >= 0 && clip < 1, "clip is " + std::to_string(clip) + ": expected at least 0 and less than 1");
   }
 
   bool passed() const { return complaint_.empty(); }
-  ffi::Error error() const { return ffi::Error::InvalidArgument("jaxloss: " + complaint_); }
+  JAXLOSS_CALLED ffi::Error error() const { return ffi::Error::InvalidArgument("jaxloss: " + complaint_); }
 
  private:
+  JAXLOSS_CALLED Checks& leading(const char* name, ffi::DataType found_type, ffi::DataType type, Dimensions found,
+                                 Dimensions whole, size_t rank, int64_t extra) {
+    if (found_type != type) {
+      require(false, std::string(name) + " has element type " + std::to_string(static_cast<int>(found_type)) +
+                         ": expected " + std::to_string(static_cast<int>(type)));
+    }
+    bool same = rank <= whole.size() && found.size() == rank + (extra >= 0 ? 1 : 0);
+    for (size_t axis = 0; same && axis < rank; axis++) same = found[axis] == whole[axis];
+    if (same && extra >= 0) same = found[rank] == extra;
+    if (!same) {
+      require(false, std::string(name) + " has shape " + written(found) + ": expected the first " +
+                         std::to_string(rank) + " axes of " + written(whole) +
+                         (extra >= 0 ? " and " + std::to_string(extra) : ""));
+    }
+    return *this;
+  }
+
   std::string complaint_;
 };
 
@@ -94,12 +111,16 @@ Stored* data(const Buffer& buffer) {
   return static_cast<Stored*>(buffer.untyped_data());
 }
 
+JAXLOSS_CALLED inline ffi::Error no_kernel(ffi::DataType prediction, ffi::DataType target) {
+  return ffi::Error::InvalidArgument("jaxloss: no kernel for a prediction of element type " +
+                                     std::to_string(static_cast<int>(prediction)) + " with a target of element type " +
+                                     std::to_string(static_cast<int>(target)));
+}
+
 // Calls `body(StoredTypes<…>{})` for the pair of stored types that the buffers hold.
 template <class Body, class... Pair>
 ffi::Error for_stored_types(ffi::DataType prediction, ffi::DataType target, Body body, List<Pair...>) {
-  ffi::Error result = ffi::Error::InvalidArgument(
-      "jaxloss: no kernel for a prediction of element type " + std::to_string(static_cast<int>(prediction)) +
-      " with a target of element type " + std::to_string(static_cast<int>(target)));
+  std::optional<ffi::Error> result;
   const auto attempt = [&](auto pair) {
     using Types = decltype(pair);
     if (prediction == DataTypeOf<typename Types::Prediction>::value &&
@@ -108,7 +129,7 @@ ffi::Error for_stored_types(ffi::DataType prediction, ffi::DataType target, Body
     }
   };
   (attempt(Pair{}), ...);
-  return result;
+  return result ? std::move(*result) : no_kernel(prediction, target);
 }
 
 }  // namespace jaxloss

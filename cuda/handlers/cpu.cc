@@ -29,6 +29,19 @@ std::pair<int64_t, int64_t> units_and_width(const Rows& rows) {
   return {rows.rows, rows.classes};
 }
 
+// A task of any type, so that there is one loop over the thread pool and not one for each type.
+struct AnyTask {
+  const void* task;
+  void (*run_task)(const void* task, int64_t begin, int64_t end);
+
+  template <class Task>
+  explicit AnyTask(const Task& task_)
+      : task(&task_), run_task([](const void* any, int64_t begin, int64_t end) {
+          cpu::instruction_set().kernels->run(*static_cast<const Task*>(any), begin, end);
+        }) {}
+  void operator()(int64_t begin, int64_t end) const { run_task(task, begin, end); }
+};
+
 struct Cpu {
   using Context = ffi::ThreadPool;
   static constexpr const char* name = "cpu";
@@ -39,9 +52,7 @@ struct Cpu {
   template <class Task>
   static ffi::Error run(ffi::ThreadPool pool, const Task& task) {
     const auto [units, width] = units_and_width(task);
-    const cpu::Kernels& kernels = *cpu::instruction_set().kernels;
-    parallel_for(pool, units, units_per_share(width),
-                 [&kernels, &task](int64_t begin, int64_t end) { kernels.run(task, begin, end); });
+    parallel_for(pool, units, units_per_share(width), AnyTask(task));
     return ffi::Error::Success();
   }
 };

@@ -21,7 +21,7 @@ class OptionOperands {
     if (!buffer) return;
     const size_t rank = buffer->dimensions().size();
     checks_.leading<Number>(name, *buffer, whole(), rank)
-        .require(rank <= in_.rank(), std::string(name) + " has more axes than there are rows");
+        .require(rank <= in_.rank(), name, " has more axes than there are rows");
     if (!checks_.passed()) return;
     numbers.number = data<Number>(*buffer);
     numbers.rows_per_number = product(whole(), rank, in_.rank());
@@ -42,8 +42,7 @@ class OptionOperands {
     const std::optional<ffi::AnyBuffer> buffer = next(name);
     if (!buffer) return;
     const size_t rank = buffer->dimensions().size();
-    checks_.require(rank >= 1 && rank <= whole().size(),
-                    std::string(name) + " has no axis of classes, or too many axes");
+    checks_.require(rank >= 1 && rank <= whole().size(), name, " has no axis of classes, or too many axes");
     if (!checks_.passed()) return;
     checks_.leading<Real>(name, *buffer, whole(), rank - 1, in_.classes());
     if (!checks_.passed()) return;
@@ -57,7 +56,7 @@ class OptionOperands {
   std::optional<ffi::AnyBuffer> next(const char* name) {
     if (!(given_ >> bit_++ & 1) || !checks_.passed()) return std::nullopt;
     const auto buffer = arguments_.get<ffi::AnyBuffer>(index_++);
-    checks_.require(buffer.has_value(), std::string(name) + " is missing");
+    checks_.require(buffer.has_value(), name, " is missing");
     return buffer.has_value() ? std::optional(*buffer) : std::nullopt;
   }
   Dimensions whole() const { return in_.logits.dimensions(); }

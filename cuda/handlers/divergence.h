@@ -44,7 +44,7 @@ ffi::Error divergence(typename Platform::Context context, ffi::AnyBuffer logits,
     if (gradient) checks.leading<Logit>("gradient", *gradient, whole, whole.size());
     const auto numbers = [&](const char* name, const ffi::AnyBuffer& buffer) -> RowNumbers<Real> {
       const size_t axes = buffer.dimensions().size();
-      checks.leading<Real>(name, buffer, whole, axes).require(axes <= rank, std::string(name) + " has too many axes");
+      checks.leading<Real>(name, buffer, whole, axes).require(axes <= rank, name, " has too many axes");
       return {0, data<Real>(buffer), axes <= rank ? product(whole, axes, rank) : 1};
     };
     const auto stat = [&](size_t i) -> Real* {

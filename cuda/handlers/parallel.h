@@ -17,7 +17,8 @@ namespace jaxloss {
 // have no thread left to start it. Every thread takes shares until none is left, this one too, and it then waits only
 // for shares that are being worked on. A task that starts later finds no share and touches nothing but the counters.
 template <class Body>
-void parallel_for(xla::ffi::ThreadPool& pool, int64_t count, int64_t grain, const Body& body) {
+__attribute__((noinline)) void parallel_for(xla::ffi::ThreadPool& pool, int64_t count, int64_t grain,
+                                            const Body& body) {
   const int64_t shares = (count + grain - 1) / grain;
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), shares) - 1;
   if (helpers <= 0) {
