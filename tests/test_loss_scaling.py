@@ -27,7 +27,6 @@ LOSSES = {
     "huber": lambda x, **given: jaxloss.huber(x, Y, **given),
     "log_cosh": lambda x, **given: jaxloss.log_cosh(x, Y, **given),
     "quantile": lambda x, **given: jaxloss.quantile(x, Y, q=0.9, **given),
-    "poisson": lambda x, **given: jaxloss.poisson_nll(x, Y, **given),
     "binary": lambda x, **given: jaxloss.binary_cross_entropy(x, BITS, **given),
     "binary, weighted": lambda x, **given: jaxloss.binary_cross_entropy(x, BITS, pos_weight=3.0, **given),
     "focal": lambda x, **given: jaxloss.binary_cross_entropy(x, BITS, focal_gamma=2.0, **given),

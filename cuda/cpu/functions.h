@@ -50,12 +50,14 @@ JAXLOSS_INLINE Vector exponential_beyond_first_order(Vector r) {
 }
 
 // e^x within 2 ulp over the whole range, subnormal results and ±Inf and NaN included: 2^k in two factors, so that
-// neither overflows on the way to a subnormal or to infinity.
+// neither overflows on the way to a subnormal. To infinity it goes by a choice: the last product may be one operation
+// with a sum that follows, and what would overflow then does not.
 JAXLOSS_INLINE Vector exponential(Vector x) {
   const PowerOfTwo power(at_most(at_least(x, Vector(-104.0)), Vector(89.0)));
   const Vector p = exponential_beyond_first_order(power.r) + power.r + Vector(1.0);
   const Integers k = power.biased - Integers(0x4b400000 + 127), half = k >> 1, bias(127);
-  return p * float_of((half + bias) << 23) * float_of((k - half + bias) << 23);
+  const Vector of_finite = p * float_of((half + bias) << 23) * float_of((k - half + bias) << 23);
+  return select(x > Vector(88.7228394), Vector(__builtin_inf()), of_finite);
 }
 
 // e^x for x ≤ 0, the same but for results below the smallest normal number, which may be zero: 2^k in one factor.

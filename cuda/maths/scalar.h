@@ -26,7 +26,14 @@ JAXLOSS_INLINE bool is_negative(float x) { return std::signbit(x); }
 JAXLOSS_INLINE bool is_negative(double x) { return std::signbit(x); }
 #endif
 
-JAXLOSS_INLINE float exponential(float x) { return expf(x); }
+// Not one operation with a sum that follows, in which what overflows would not.
+JAXLOSS_INLINE float exponential(float x) {
+#ifdef __CUDA_ARCH__
+  return __fadd_rn(expf(x), 0.0f);
+#else
+  return expf(x);
+#endif
+}
 JAXLOSS_INLINE double exponential(double x) { return exp(x); }
 
 // e^−x for x ≥ 0. On a GPU by one instruction, 0 where the result is subnormal: the exponent of 2 is rounded, by more
