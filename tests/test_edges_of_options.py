@@ -37,9 +37,42 @@ def test_a_bad_label_has_no_second_derivative(names, reduction):
 
     found = product(x, labels.at[1].set(CLASSES), tangent)
     np.testing.assert_array_equal(found[1], 0)
-    good = np.array([0, 2, 3])
-    expected = product(x[good], labels[good], tangent[good])
-    np.testing.assert_allclose(found[good], expected, rtol=1e-5, atol=1e-6)
+    expected = product(x[GOOD], labels[GOOD], tangent[GOOD])
+    np.testing.assert_allclose(found[GOOD], expected, rtol=1e-5, atol=1e-6)
+
+
+GOOD = np.array([0, 2, 3])
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "class_weights"])
+def test_a_bad_label_has_no_derivative_of_an_option(name):
+    """What is smoothed over the classes of its row counts no more than the label does."""
+    x, labels = sample()
+    number = {"label_smoothing": np.float32(0.2), "class_weights": np.linspace(0.5, 2, CLASSES, dtype=np.float32)}
+
+    def of(number_now, x, labels):
+        return jaxloss.categorical_cross_entropy(x, labels, reduction="sum", **{**number, name: number_now})
+
+    gradient = jax.jit(jax.grad(of))
+    found = gradient(number[name], x, labels.at[1].set(CLASSES))
+    np.testing.assert_allclose(found, gradient(number[name], x[GOOD], labels[GOOD]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_statistics_of_a_bad_label_have_no_derivatives():
+    """Those of its negative log-likelihood, with respect to the logits and to the share of the first label."""
+    x, labels = sample()
+    others, share = (labels + 1) % CLASSES, jnp.full(ROWS, 0.7)
+
+    def of(x, share, labels, others):
+        _, stats = jaxloss.categorical_cross_entropy_with_stats(x, (labels, others, share), reduction="none")
+        return stats.nll.sum()
+
+    gradients = jax.jit(jax.grad(of, (0, 1)))
+    found = gradients(x, share, labels.at[1].set(CLASSES), others)
+    expected = gradients(x[GOOD], share[GOOD], labels[GOOD], others[GOOD])
+    for of_all, of_good in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(of_all[1], 0)
+        np.testing.assert_allclose(of_all[GOOD], of_good, rtol=1e-5, atol=1e-6)
 
 
 def negative_log_likelihoods(x) -> np.ndarray:
