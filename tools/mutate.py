@@ -146,8 +146,8 @@ def of_python(file: str) -> list[Mutant]:
                 replaced(begin(body), text[begin(body) : end(body)], text[begin(otherwise) : end(otherwise)])
             case ast.Constant(value=bool(value)):
                 replaced(begin(node), str(value), str(not value))
-            case ast.Constant(value=int() | float()):
-                another = {0: "1", 1: "0"}.get(node.value, f"(2 * {node.value})")
+            case ast.Constant(value=int() | float() as value):
+                another = "1" if value == 0 else "0" if value == 1 else f"(2 * {value})"
                 replaced(begin(node), text[begin(node) : end(node)], another)
             case ast.keyword(arg="strict" | "prevent_cse"):  # a check of ours, and a hint to the compiler
                 return
@@ -241,7 +241,7 @@ def library() -> bool:
 
 
 def version() -> str:
-    return re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 PYTEST = f"""
