@@ -15,10 +15,9 @@ import re
 VIRTUAL_DEVICES = 8
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={VIRTUAL_DEVICES}"
 if importlib.metadata.version("jaxlib").startswith("0.10.") and not glob.glob("/dev/nvidia[0-9]*"):
-    # A CPU's programs compile in a third of the time. Newer versions do not know these flags: the second run in CI, on the
+    # A CPU's programs compile in half of the time. Newer versions do not know these flags: the second run in CI, on the
     # newest, compiles as a user does.
-    quickly = ("backend_optimization_level=0", "llvm_disable_expensive_passes=true", "cpu_use_fusion_emitters=false")
-    for flag in (*quickly, "cpu_parallel_codegen_split_count=1"):
+    for flag in ("cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1"):
         os.environ["XLA_FLAGS"] += f" --xla_{flag}"
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several test processes share one GPU
 
