@@ -277,7 +277,7 @@ def test_log_cosh_relative_to_itself(path):
     of_small = np.log1p(2 * np.sinh(e / 2) ** 2)
     expected = np.where(e < 1, of_small, e + np.log1p(np.exp(-2 * e)) - np.log(np.longdouble(2)))
     assert ulp_errors(value, expected[:, 0]).max() <= 5  # three roundings before the logarithm
-    assert ulp_errors(gradient, np.tanh(e)).max() <= 4
+    assert ulp_errors(gradient, np.tanh(e)).max() <= (5 if path == "formula" else 4)  # the tangent of XLA on a GPU
 
 
 @pytest.mark.parametrize("with_stats", [False, True])

@@ -202,7 +202,8 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   const auto terms = [&](Real x, Real y, Real& p, Real& value, Real& derivative) {
     const Real log_p = student.log_probability(x);
     p = Functions::exp(log_p);
-    const Real log_q = of_logits ? teacher_softmax.log_probability(y) : Functions::log(y);
+    // Not the hardware's logarithm, of which nothing is left near 1.
+    const Real log_q = of_logits ? teacher_softmax.log_probability(y) : logarithm(y);
     const Real q = of_logits ? Functions::exp(log_q) : y;
     const Real d = of_logits ? ratio.log(x, y) : log_p - log_q;
     divergence(std::bool_constant<of_logits>(), Functions{}, log_p, log_q, d, p, q, value, derivative);
