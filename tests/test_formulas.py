@@ -10,7 +10,7 @@ import pytest
 import tolerance
 from agreement import assert_agrees
 from jaxloss import formulas
-from jaxloss._ffi import call, library
+from jaxloss._ffi import elementwise, library
 from losses import CASES, FLOATS, MATRIX, REDUCTIONS
 from modules import custom_call_targets
 from test_transforms import assert_agree, of_each, operands
@@ -154,5 +154,5 @@ def test_the_parts_of_a_long_row_without_kernels(without_kernels):
     """A long row's loss is made of several parts, of which the formula fills the first."""
     (case,) = (case for case in CASES if case.loss.name == "mse")
     x, a = case.sample((2, 20_000))
-    assert call._parts(x, 1) > 1
+    assert elementwise._parts(x, 1) > 1
     assert_agrees(case, x, a)
