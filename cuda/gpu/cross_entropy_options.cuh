@@ -43,8 +43,8 @@ __device__ __forceinline__ Best<Real> across_lanes(Best<Real> best, int lanes, F
   return best;
 }
 
-// Σ e^(z − max) and Σ e^(z − max) (z − max) of logits without the first of the largest, whose terms are 1 and 0: what is
-// small beside them keeps its digits.
+// Σ e^(z − max) and Σ e^(z − max) (z − max) of logits without the first of the largest, whose terms are 1 and 0: what
+// is small beside them keeps its digits.
 template <class Real>
 struct EntropySums {
   Real max, rest, dot;

@@ -58,8 +58,8 @@ int lanes_of(int64_t classes) {
 
 // ---- one row --------------------------------------------------------------------------------------------------------
 
-// The maximum and the sum of exponentials, at a temperature of 1 / scale, of the logits that a thread has seen. The terms
-// of the largest, which are 1, are counted: what is small beside them keeps its digits.
+// The maximum and the sum of exponentials, at a temperature of 1 / scale, of the logits that a thread has seen. The
+// terms of the largest, which are 1, are counted: what is small beside them keeps its digits.
 template <class Real>
 class TemperedSums {
  public:
