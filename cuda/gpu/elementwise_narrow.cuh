@@ -15,9 +15,9 @@ constexpr int kTileElements = 4096;
 // Block b takes `tile_rows` rows from row b · tile_rows on, of up to `kTileElements` elements together. Elements are
 // read once (those of rows taken out too, where they share a vector with others, to no effect), gradients written once.
 // `vectors`: every tile begins at an aligned address of every array. Each row's losses are summed by `lanes` threads, a
-// power of two.
+// power of two. (2 blocks in double: else the compiler would rather spill registers than give a thread more of them.)
 template <class Loss, class Prediction, class Target>
-__global__ void __launch_bounds__(kNarrowThreads)
+__global__ void __launch_bounds__(kNarrowThreads, sizeof(Accumulator<Prediction>) == 8 ? 2 : 0)
     elementwise_tile(Loss loss, ElementwiseRows<Prediction, Target, Loss::parameter_count> rows, int tile_rows,
                      int lanes, bool vectors) {
   using Real = Accumulator<Prediction>;
