@@ -276,8 +276,9 @@ def test_log_cosh_relative_to_itself(path):
     e = x.astype(np.longdouble)
     of_small = np.log1p(2 * np.sinh(e / 2) ** 2)
     expected = np.where(e < 1, of_small, e + np.log1p(np.exp(-2 * e)) - np.log(np.longdouble(2)))
-    assert ulp_errors(value, expected[:, 0]).max() <= 5  # three roundings before the logarithm
-    assert ulp_errors(gradient, np.tanh(e)).max() <= (5 if path == "formula" else 4)  # the tangent of XLA on a GPU
+    assert ulp_errors(value, expected[:, 0]).max() <= 4
+    of_gpus_tanh = path == "formula" and jax.default_backend() == "gpu"  # XLA's own is 4.19 ulp off on an H200
+    assert ulp_errors(gradient, np.tanh(e)).max() <= (5 if of_gpus_tanh else 4)
 
 
 @pytest.mark.parametrize("with_stats", [False, True])

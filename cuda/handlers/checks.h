@@ -38,7 +38,7 @@ struct DataTypeOf<float16> {
   static constexpr ffi::DataType value = ffi::F16;
 };
 
-// Of what there is a copy for each kernel if it is inlined, and nobody waits for.
+// What is inlined has a copy in each handler, and takes long to compile; a check is not on a path whose time counts.
 #define JAXLOSS_CALLED __attribute__((noinline))
 
 JAXLOSS_CALLED inline int64_t product(Dimensions dimensions, size_t first, size_t last) {

@@ -137,6 +137,11 @@ def value(loss: RowLoss) -> Op:
     return op
 
 
+def _losses(loss: RowLoss, with_stats: bool) -> Op:
+    """The op that gives the losses of rows, and their statistics if these are asked for."""
+    return (value_and_stats if with_stats else value)(loss)
+
+
 def _with_derivative_of(formula: Op, op: Op) -> Op:
     """`op`, whose derivative is that of the same results as a formula."""
     op = jax.custom_jvp(op)
@@ -209,7 +214,7 @@ def pair(loss: RowLoss, with_stats: bool, in_kernel: bool) -> Callable[..., tupl
         if in_kernel:
             assert loss.total is not None
             return loss.total(*operands)
-        losses, *stats = (value_and_stats if with_stats else value)(loss)(*operands)
+        losses, *stats = _losses(loss, with_stats)(*operands)
         return contracted(operands[2], losses), losses, *stats
 
     def forward(*operands):
@@ -266,7 +271,7 @@ def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
         wrt_others = any(tangent is not None for tangent in others)
         row_weight, scale, terms = operands[2], None, []
         if x_tangent is None:
-            losses, *stats = (value_and_stats if wrt_others or with_stats else value)(loss)(*operands)
+            losses, *stats = _losses(loss, wrt_others or with_stats)(*operands)
             total = contracted(row_weight, losses)
         else:
             weighed = operands
@@ -303,7 +308,7 @@ def weighted_rows(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]
     """
 
     def primal(*operands):
-        losses, *stats = (value_and_stats if with_stats else value)(loss)(*operands)
+        losses, *stats = _losses(loss, with_stats)(*operands)
         return weighted(operands[2], losses), *stats
 
     def tangent(primals, tangents) -> Any:
