@@ -24,18 +24,13 @@ from jaxloss._rows.weights import along_rows, leading
 from jaxloss._types import Reduction
 
 
-def _d_plain_of_target(logits: Array, target: Array) -> Array:
-    del target
-    return -formulas.real(logits)
-
-
 @functools.cache
 def _plain(clip: float) -> _elementwise.Elementwise:
     return _elementwise.Elementwise(
         name="binary_cross_entropy",
         value=functools.partial(formulas.binary_cross_entropy, clip=clip),
-        derivative=formulas.d_binary_cross_entropy,
-        target_derivative=_d_plain_of_target,
+        d_value=formulas.d_binary_cross_entropy,
+        d_value_of_target=formulas.d_binary_cross_entropy_of_target,
         constants=(clip,),
         float16_weight=BOUNDED,
     )
@@ -47,12 +42,12 @@ def _weighted(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwis
     return _elementwise.Elementwise(
         name="weighted_binary_cross_entropy",
         value=functools.partial(formulas.weighted_binary_cross_entropy, clip=clip),
-        derivative=formulas.d_weighted_binary_cross_entropy,
-        target_derivative=formulas.d_weighted_binary_cross_entropy_of_target,
+        d_value=formulas.d_weighted_binary_cross_entropy,
+        d_value_of_target=formulas.d_weighted_binary_cross_entropy_of_target,
         unclipped=functools.partial(formulas.weighted_binary_cross_entropy, clip=None),
         constants=(clip,),
         float16_weight=BOUNDED,
-        features=features,
+        per_feature=features,
     )
 
 
@@ -62,11 +57,11 @@ def _focal(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwise:
     return _elementwise.Elementwise(
         name="focal_binary_cross_entropy",
         value=functools.partial(formulas.focal_binary_cross_entropy, clip=clip),
-        derivative=formulas.d_focal_binary_cross_entropy,
+        d_value=formulas.d_focal_binary_cross_entropy,
         unclipped=functools.partial(formulas.focal_binary_cross_entropy, clip=None),
         constants=(clip,),
         float16_weight=BOUNDED,
-        features=features,
+        per_feature=features,
     )
 
 

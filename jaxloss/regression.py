@@ -3,7 +3,7 @@
 from jax.typing import ArrayLike
 
 from jaxloss import formulas
-from jaxloss._arrays import Array, Formula
+from jaxloss._arrays import Array
 from jaxloss._checks import arguments as _arguments
 from jaxloss._checks import debug as _debug
 from jaxloss._checks import examples as _examples
@@ -14,29 +14,15 @@ from jaxloss._rows import elementwise as _elementwise
 from jaxloss._rows import weights as _weights
 from jaxloss._types import Reduction
 
-
-def _of_error(name: str, value: Formula, derivative: Formula) -> _elementwise.Elementwise:
-    """A loss of the difference between prediction and target."""
-    return _elementwise.Elementwise(
-        name=name, value=value, derivative=derivative, target_derivative=lambda *operands: -derivative(*operands)
-    )
-
-
-def _minus_log_rate(log_rate: Array, target: Array) -> Array:
-    del target
-    return -formulas.real(log_rate)
-
-
-_SQUARED_ERROR = _of_error("mse", formulas.squared_error, formulas.d_squared_error)
-_ABSOLUTE_ERROR = _of_error("mae", formulas.absolute_error, formulas.d_absolute_error)
-_HUBER = _of_error("huber", formulas.huber, formulas.d_huber)
-_LOG_COSH = _of_error("log_cosh", formulas.log_cosh, formulas.d_log_cosh)
-_QUANTILE = _of_error("quantile", formulas.quantile, formulas.d_quantile)
+_SQUARED_ERROR = _elementwise.Elementwise("mse", formulas.squared_error, formulas.d_squared_error, of_difference=True)
+_ABSOLUTE_ERROR = _elementwise.Elementwise(
+    "mae", formulas.absolute_error, formulas.d_absolute_error, of_difference=True
+)
+_HUBER = _elementwise.Elementwise("huber", formulas.huber, formulas.d_huber, of_difference=True)
+_LOG_COSH = _elementwise.Elementwise("log_cosh", formulas.log_cosh, formulas.d_log_cosh, of_difference=True)
+_QUANTILE = _elementwise.Elementwise("quantile", formulas.quantile, formulas.d_quantile, of_difference=True)
 _POISSON_NLL = _elementwise.Elementwise(
-    name="poisson_nll",
-    value=formulas.poisson_nll,
-    derivative=formulas.d_poisson_nll,
-    target_derivative=_minus_log_rate,
+    "poisson_nll", formulas.poisson_nll, formulas.d_poisson_nll, d_value_of_target=formulas.d_poisson_nll_of_target
 )
 
 

@@ -17,11 +17,14 @@ import kept_on_a_mesh
 import meshes
 import modules
 from jaxloss import formulas
+from jaxloss._autodiff import row_loss
 from jaxloss._linear import autodiff
-from jaxloss._linear.local import GradientRequest, Plan
+from jaxloss._linear.local import Plan
 from jaxloss._linear.split import Split
 from jaxloss._partitioning import descriptions, partitioned, partitioner
-from jaxloss._rows import cross_entropy, elementwise
+from jaxloss._rows.cross_entropy import CrossEntropy
+from jaxloss._rows.divergence import Divergence
+from jaxloss._rows.elementwise import Elementwise
 from jaxloss._spec import Objective
 
 P = PartitionSpec
@@ -119,15 +122,25 @@ def plan(precision):
 
 
 DESCRIBED = {
-    "rows": (cross_entropy, (Objective(0.1, ("z_loss", "softcap"), 1000, True, ("v",)), "grad", ((), ("d",)))),
-    "unknown classes": (cross_entropy, (Objective(0.0, (), None), "value", ((), ()))),
-    "elements": (
-        elementwise,
-        (("mse", (), ()), (formulas.squared_error, formulas.d_squared_error), True, ((), ("d", "v"))),
+    "rows": (
+        row_loss,
+        (CrossEntropy(Objective(0.1, ("z_loss", "softcap"), 1000, True, ("v",))), "grad", ((), ("d",))),
     ),
-    "linear": (autodiff, (plan(jax.lax.Precision.HIGHEST), GradientRequest(True, True), Split({"v": ("v",)}, {}, ()))),
-    "linear, preset": (autodiff, (plan(jax.lax.DotAlgorithmPreset.BF16_BF16_F32), None, Split())),
-    "linear, two precisions": (autodiff, (plan((jax.lax.Precision.HIGH, jax.lax.Precision.DEFAULT)), None, Split())),
+    "unknown classes": (row_loss, (CrossEntropy(Objective(0.0, (), None)), "value", ((), ()))),
+    "divergence": (
+        row_loss,
+        (Divergence("jensen_shannon", formulas.js_terms, True, ("v",)), "value_and_grad", ((), ())),
+    ),
+    "elements": (
+        row_loss,
+        (Elementwise("mse", formulas.squared_error, formulas.d_squared_error), "total_and_grad", ((), ("d", "v"))),
+    ),
+    "linear": (
+        autodiff,
+        (plan(jax.lax.Precision.HIGHEST), ("hidden", "kernel"), Split({"v": ("v",)}, {}, ())),
+    ),
+    "linear, preset": (autodiff, (plan(jax.lax.DotAlgorithmPreset.BF16_BF16_F32), (), Split())),
+    "linear, two precisions": (autodiff, (plan((jax.lax.Precision.HIGH, jax.lax.Precision.DEFAULT)), (), Split())),
 }
 
 
@@ -148,7 +161,7 @@ def test_formulas_with_options_are_described():
     assert (again.func, again.keywords) == (given.func, given.keywords)
 
 
-@pytest.mark.parametrize("foreign", [print, os.path.join, object(), {1, 2}, cross_entropy.row_loss])
+@pytest.mark.parametrize("foreign", [print, os.path.join, object(), {1, 2}, CrossEntropy])
 def test_nothing_else_is_described(foreign):
     with pytest.raises(TypeError, match="can not be described"):
         descriptions.text_of((foreign,))

@@ -1,22 +1,19 @@
 """A loss paired with its hand-derived gradient, in reverse and in forward mode.
 
-`weighted_sum(loss)` is Σ wᵢ ℓᵢ of rows i. Its value and its gradient with respect to `x` come out of one custom call,
-joined by `jax.custom_vjp`; a `custom_jvp` around that gives it forward mode. Derivatives with respect to other
-operands, and those of the custom calls themselves, which second and higher orders ask for, are plain formulas.
-
-Operands are always `(x, target, row_weight, *parameters)`.
+`weighted_sum(loss)` is Σ wᵢ ℓᵢ of rows i. One forward pass makes its value and its gradients, and `jax.custom_vjp`
+joins it with a backward pass that only scales them; a `custom_jvp` around that gives it forward mode. Derivatives with
+respect to other operands, and those of the passes themselves, which second and higher orders ask for, are plain JAX.
 """
 
-import dataclasses
+import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxloss._arrays import MASKED, Array, along, is_masked, manual_axes, varying, weighted
-from jaxloss._autodiff.row_product import row_product
+from jaxloss._arrays import Array, along, is_masked, manual_axes, varying, weighted
 from jaxloss._autodiff.tangents import (
     contracted,
     counted,
@@ -26,311 +23,197 @@ from jaxloss._autodiff.tangents import (
     times,
     total_product,
     varying_like,
-    with_nonzero_tangents,
-    zero_tangent,
 )
-from jaxloss._partitioning.partitioned import Op
 
 
-@dataclasses.dataclass(frozen=True)
-class RowLoss:
-    """A loss of rows: its row-wise ops on `(x, target, row_weight, *parameters)`, and their derivatives as formulas.
+class Loss(abc.ABC):
+    """What `weighted_sum` and `weighted_rows` ask of a loss of rows. It is hashable.
 
-    Losses are those of the rows, unweighted; gradients are times the row's weight.
+    Its operands are a named tuple, one of whose fields is `row_weight`. Losses are those of the rows, unweighted;
+    gradients are those of their weighted sum. Where tangents are a named tuple like the operands, None stands for zero.
 
     Attributes:
-        row_rank: how many axes of `x` are rows, from the operands.
-        value: to `(losses,)`.
-        value_and_stats: to `(losses, *stats)`, where the statistics are what the formulas below need of a row.
-        value_and_grad: to `(losses, gradient)`, or to `(losses, *stats, gradient)`.
-        derivative: the derivative of a row's loss with respect to `x`, from operands and statistics.
-        tangents: the tangents of losses and statistics, from operands, losses, statistics and the operands' tangents
-            (None for zero; that of `row_weight` is always None). None in the result stands for zeros too.
-        grad_gives_stats: whether `value_and_grad` gives the statistics.
-        grad: operands and statistics to `(gradient,)`; None where the derivative's formula is as fast.
-        stats: how many statistics `grad` is given.
-        sums: whether, of these operands with one weight for all rows, the weighted losses are rather summed where they
-            are computed; its first argument is whether the gradient is wanted too.
-        total: to `(total,)`, that sum; for each weight, where there are several.
-        total_and_grad: to `(total, gradient)`.
-        features: the positions of the operands whose last axis is that of `x`, and not its first ones'.
-        split_axes: the mesh axes that an enclosing `shard_map` has split the features over.
+        wrt: the names of the operands that a forward pass makes gradients of.
         float16_weight: a row weight that makes a gradient so large that float16 holds its small elements, too, and so
             small that it holds the large ones.
     """
 
-    row_rank: Callable[..., int]
-    value: Op
-    value_and_stats: Op
-    value_and_grad: Op
-    derivative: Callable[[tuple, tuple], Array]
-    tangents: Callable[[tuple, Array, tuple, tuple], tuple]
-    grad_gives_stats: bool = False
-    grad: Op | None = None
-    stats: int = 0
-    sums: Callable[..., bool] = lambda *_: False
-    total: Op | None = None
-    total_and_grad: Op | None = None
-    features: tuple[int, ...] = ()
-    split_axes: tuple[str, ...] = ()
+    wrt: tuple[str, ...]
     float16_weight: float = 0.5
 
+    @property
+    def split_axes(self) -> tuple[str, ...]:
+        """The mesh axes that an enclosing `shard_map` has split the features over."""
+        return ()
 
-def _kept(keep: Array, *arrays: Array, otherwise: float = 0) -> tuple[Array, ...]:
-    """The arrays with other numbers in the rows that are not kept, so that what is there can reach no derivative."""
-    return tuple(
-        jnp.where(along(keep, a), a, otherwise) if jnp.issubdtype(a.dtype, jnp.floating) and a.ndim >= keep.ndim else a
-        for a in arrays
-    )
+    @abc.abstractmethod
+    def rounds_to_float16(self, operands) -> bool:
+        """Whether a gradient of the forward pass is rounded to float16."""
 
+    @abc.abstractmethod
+    def losses(self, operands, with_stats: bool) -> tuple[Array, ...]:
+        """`(losses, *stats)`, differentiable; without statistics if they are not asked for."""
 
-def _kept_operands(loss: RowLoss, keep: Array, operands, *, parameters: float = 1) -> tuple:
-    """The operands of rows so, but for the weights; parameters become 1, a number that none is undefined at."""
+    @abc.abstractmethod
+    def losses_and_gradients(
+        self, wrt: tuple[str, ...], operands, with_stats: bool
+    ) -> tuple[Array, list[Array], dict[str, Array]]:
+        """Losses, statistics, and the gradients with respect to the operands of these names; differentiable."""
 
-    def kept(place, operand):
-        if operand is None or place == 2 or place in loss.features:
-            return operand
-        return _kept(keep, operand, otherwise=0 if place < 2 else parameters)[0]
+    @abc.abstractmethod
+    def tangents(self, keep: Array, operands, losses: Array, stats: Sequence[Array], tangents) -> tuple[Any, ...]:
+        """The tangents of losses and statistics, 0 in the rows that are not kept."""
 
-    return tuple(kept(place, operand) for place, operand in enumerate(operands))
+    @abc.abstractmethod
+    def rows_and_tangents(self, operands, tangents) -> tuple[Array, list[Array], Array, list[Any]]:
+        """Losses, statistics, the tangents of the losses times the rows' weights, and those of the statistics.
 
+        Of `row_weight` the tangent is None.
+        """
 
-def _tangents(loss: RowLoss, keep: Array, operands, losses: Array, stats, tangents) -> tuple:
-    """The tangents of the losses and statistics of rows, 0 for those that are not kept."""
-    # Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions: they
-    # would keep XLA from folding a cotangent of 1, and from fusing.
-    rule = jax.checkpoint(loss.tangents, prevent_cse=False)
-    tangents = _kept_operands(loss, keep, (*tangents[:2], None, *tangents[3:]), parameters=0)
-    results = rule(_kept_operands(loss, keep, operands), losses, _kept(keep, *stats), tangents)
-    return tuple(
-        zero_tangent(of) if tangent is None else tangent for of, tangent in zip((losses, *stats), results, strict=True)
-    )
+    def sums(self, with_gradient: bool, operands) -> bool:
+        """Whether the losses of these operands, whose rows have one weight, are rather summed as they are computed."""
+        del with_gradient, operands
+        return False
 
+    def total(self, operands) -> Array:
+        """That sum, differentiable."""
+        raise NotImplementedError
 
-@functools.cache
-def value_and_stats(loss: RowLoss) -> Op:
-    """The op of that name, with its derivative."""
-    op = jax.custom_jvp(loss.value_and_stats)
-
-    def tangent(primals, tangents) -> Any:
-        results = losses, *stats = op(*primals)
-        tangents = tuple(map(or_none, tangents))
-        if all(tangent is None for place, tangent in enumerate(tangents) if place != 2):
-            return results, tuple(map(zero_tangent, results))
-        return results, _tangents(loss, ~is_masked(primals[2]), primals, losses, stats, tangents)
-
-    op.defjvp(tangent, symbolic_zeros=True)
-    return op
+    def total_and_gradients(self, operands) -> tuple[Array, dict[str, Array]]:
+        """That sum, and the gradients with respect to all of `wrt`; differentiable."""
+        raise NotImplementedError
 
 
 @functools.cache
-def value(loss: RowLoss) -> Op:
-    """The op of that name, with its derivative: that of `value_and_stats`."""
-    op = jax.custom_jvp(loss.value)
+def pair(loss: Loss, wrt: tuple[str, ...], with_stats: bool, summed: bool) -> Callable[..., tuple[Array, ...]]:
+    """Σ wᵢ ℓᵢ of rows, its forward pass joined with the hand-derived gradients by `jax.custom_vjp`.
 
-    def tangent(primals, tangents) -> Any:
-        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(value_and_stats(loss), primals, tangents)
-        (losses, *_), (losses_tangent, *_) = jax.jvp(of_nonzero, nonzero, nonzero_tangents)
-        return (losses,), (losses_tangent,)
-
-    op.defjvp(tangent, symbolic_zeros=True)
-    return op
-
-
-def _losses(loss: RowLoss, with_stats: bool) -> Op:
-    """The op that gives the losses of rows, and their statistics if these are asked for."""
-    return (value_and_stats if with_stats else value)(loss)
-
-
-def _with_derivative_of(formula: Op, op: Op) -> Op:
-    """`op`, whose derivative is that of the same results as a formula."""
-    op = jax.custom_jvp(op)
-
-    def tangent(primals, tangents) -> Any:
-        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(formula, primals, tangents)
-        return op(*primals), jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
-
-    op.defjvp(tangent, symbolic_zeros=True)
-    return op
-
-
-@functools.cache
-def value_and_grad(loss: RowLoss) -> Op:
-    """The op of that name, with its derivative."""
-
-    def formula(*operands):
-        losses, *stats = value_and_stats(loss)(*operands)
-        gradient = _gradient(loss, operands, stats).astype(operands[0].dtype)
-        return (losses, *stats, gradient) if loss.grad_gives_stats else (losses, gradient)
-
-    return _with_derivative_of(formula, loss.value_and_grad)
-
-
-@functools.cache
-def total_and_grad(loss: RowLoss) -> Op:
-    """The op of that name, with its derivative."""
-    assert loss.total_and_grad is not None
-
-    def formula(*operands):
-        losses, *stats = value_and_stats(loss)(*operands)
-        return contracted(operands[2], losses), _gradient(loss, operands, stats).astype(operands[0].dtype)
-
-    return _with_derivative_of(formula, loss.total_and_grad)
-
-
-def _gradient(loss: RowLoss, operands, stats) -> Array:
-    """As a formula."""
-    keep = ~is_masked(operands[2])
-    derivative = loss.derivative(_kept_operands(loss, keep, operands), _kept(keep, *stats))
-    return weighted(operands[2], _kept(keep, derivative)[0])
-
-
-@functools.cache
-def _grad_and_formula(loss: RowLoss) -> tuple[Callable[..., Array], Callable[..., Array]]:
-    """The gradient alone, of operands and statistics: the op of that name, with its derivative, and the formula."""
-    assert loss.grad is not None
-
-    def formula(*arrays):
-        of_stats = len(arrays) - loss.stats
-        return _gradient(loss, arrays[:of_stats], arrays[of_stats:])
-
-    def rounded(*arrays):
-        return (formula(*arrays).astype(arrays[0].dtype),)
-
-    op = _with_derivative_of(rounded, loss.grad)
-    return lambda *arrays: op(*arrays)[0], formula
-
-
-@functools.cache
-def pair(loss: RowLoss, with_stats: bool, in_kernel: bool) -> Callable[..., tuple[Array, ...]]:
-    """Σ wᵢ ℓᵢ of rows, its forward pass joined with the hand-derived gradient with respect to `x` by `jax.custom_vjp`.
-
-    The result is `(total, losses, *stats)`, or with `in_kernel`, where the losses are summed as they are computed,
-    `(total,)`. Only the total is differentiated, and only with respect to `x`; `weighted_sum` does the rest.
+    The result is `(total, losses, *stats)`, or with `summed`, where the losses are summed as they are computed,
+    `(total,)`. Only the total is differentiated, and only with respect to the operands that `wrt` names; `weighted_sum`
+    does the rest.
     """
 
     @jax.custom_vjp
-    def paired(*operands):
-        if in_kernel:
-            assert loss.total is not None
-            return loss.total(*operands)
-        losses, *stats = _losses(loss, with_stats)(*operands)
-        return contracted(operands[2], losses), losses, *stats
+    def paired(operands):
+        if summed:
+            return (loss.total(operands),)
+        losses, *stats = loss.losses(operands, with_stats)
+        return contracted(operands.row_weight, losses), losses, *stats
 
-    def forward(*operands):
-        if in_kernel:
-            total, gradient = total_and_grad(loss)(*operands)
-            return (total,), (gradient, operands[1:])
-        losses, *stats, gradient = value_and_grad(loss)(*operands)
-        if with_stats and not loss.grad_gives_stats:
-            losses, *stats = value_and_stats(loss)(*operands)
-        return (contracted(operands[2], losses), losses, *stats), (gradient, operands[1:])
+    def forward(operands):
+        without = type(operands)(*(None for _ in operands))
+        if summed:
+            total, gradients = loss.total_and_gradients(operands)
+            return (total,), (gradients, without)
+        losses, stats, gradients = loss.losses_and_gradients(wrt, operands, with_stats)
+        return (contracted(operands.row_weight, losses), losses, *stats), (gradients, without)
 
     def backward(residuals, cotangents):
-        gradient, others = residuals
-        return cotangents[0].astype(gradient.dtype) * gradient, *(None for _ in others)
+        gradients, without = residuals
+        scaled = {name: cotangents[0].astype(gradient.dtype) * gradient for name, gradient in gradients.items()}
+        return (without._replace(**scaled),)
 
     paired.defvjp(forward, backward)
     return paired
 
 
-def _with_gradient(paired: Callable[..., tuple[Array, ...]], x: Array, *others: Array):
-    """The pair's results and the gradient of its total."""
+def _with_gradients(paired: Callable[..., tuple[Array, ...]], wrt: tuple[str, ...], operands):
+    """The pair's results and the gradients of its total."""
 
-    def wrt_x(x):
-        total, *rest = paired(x, *others)
+    def of_named(named: dict[str, Array]):
+        total, *rest = paired(operands._replace(**named))
         return total, rest
 
-    total, pull, rest = jax.vjp(wrt_x, x, has_aux=True)
+    total, pull, rest = jax.vjp(of_named, {name: getattr(operands, name) for name in wrt}, has_aux=True)
     return total, rest, pull(jnp.ones_like(total))[0]
 
 
-@functools.cache
-def weighted_sum(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
-    """The scalar Σ wᵢ ℓᵢ of rows with weights w, from the operands; `with_stats`, that and the statistics.
+def _some(tangents) -> bool:
+    """Whether any is not zero."""
+    return bool(jax.tree.leaves(tangents))
 
-    It is the `pair` in a shell that gives it forward mode, ⟨gradient, tangent⟩, which JAX transposes back to reverse
-    mode, and the derivatives with respect to the other operands as formulas.
+
+def of_each_device(loss: Loss, operands, tangents) -> tuple[Any, Any]:
+    """Operands and tangents that every device of a `shard_map` has its own of.
+
+    There an operand that every device holds may meet one that differs: this cast gives each device a gradient of its
+    own, and in reverse mode becomes their sum.
+    """
+    axes = [axis for axis in manual_axes(*jax.tree.leaves(operands)) if axis not in loss.split_axes]
+    return tuple(jax.tree.map(functools.partial(varying, axes), arrays) for arrays in (operands, tangents))
+
+
+@functools.cache
+def weighted_sum(loss: Loss, with_stats: bool = False) -> Callable[..., tuple[Array, ...]]:
+    """From operands to `(total,)`, the scalar Σ wᵢ ℓᵢ of rows with weights w; `with_stats`, to `(total, *stats)`.
+
+    It is the `pair` in a shell that gives it forward mode, ⟨gradients, tangents⟩, which JAX transposes back to reverse
+    mode, and the derivatives with respect to the other operands.
     """
 
-    def in_kernel(with_grad: bool, operands) -> bool:
-        return not with_stats and operands[2].ndim == 0 and loss.sums(with_grad, *operands)
+    def summed(with_gradient: bool, operands) -> bool:
+        return not with_stats and operands.row_weight.ndim == 0 and loss.sums(with_gradient, operands)
 
-    def primal(*operands):
-        total, *rest = pair(loss, with_stats, in_kernel(False, operands))(*operands)
+    @jax.custom_jvp
+    def weighted_sum(operands):
+        total, *rest = pair(loss, (), with_stats, summed(False, operands))(operands)
         return total, *rest[1:]
 
     def tangent(primals, tangents) -> Any:
-        # In a shard_map, an operand that every device holds may meet one that differs: this cast gives each device a
-        # gradient of its own, and in reverse mode becomes their sum.
-        axes = [axis for axis in manual_axes(*primals) if axis not in loss.split_axes]
-        operands = tuple(varying(axes, operand) for operand in primals)
-        tangents = tuple(None if tangent is None else varying(axes, tangent) for tangent in map(or_none, tangents))
-        x_tangent, target_tangent, weight_tangent, *parameter_tangents = tangents
-        others = (None, target_tangent, None, *parameter_tangents)
-        wrt_others = any(tangent is not None for tangent in others)
-        row_weight, scale, terms = operands[2], None, []
-        if x_tangent is None:
-            losses, *stats = _losses(loss, wrt_others or with_stats)(*operands)
+        operands, tangents = of_each_device(loss, primals[0], jax.tree.map(or_none, *tangents))
+        row_weight, weight_tangent = operands.row_weight, tangents.row_weight
+        wrt = tuple(name for name in loss.wrt if getattr(tangents, name) is not None)
+        tangents = tangents._replace(row_weight=None)
+        others = tangents._replace(**dict.fromkeys(wrt))
+        scale, terms = None, []
+        if not wrt:
+            losses, *stats = loss.losses(operands, with_stats or _some(others))
             total = contracted(row_weight, losses)
         else:
             weighed = operands
-            if operands[0].dtype == jnp.float16:
+            if loss.rounds_to_float16(operands):
                 scale = scale_beyond(row_weight, loss.float16_weight)
-                weighed = (*operands[:2], row_weight / scale, *operands[3:])
-            whole = not wrt_others and weight_tangent is None and in_kernel(True, operands)
-            total, rest, gradient = _with_gradient(pair(loss, wrt_others or with_stats, whole), *weighed)
+                weighed = operands._replace(row_weight=row_weight / scale)
+            whole = not _some(others) and weight_tangent is None and summed(True, operands)
+            paired = pair(loss, wrt, with_stats or _some(others), whole)
+            total, rest, gradients = _with_gradients(paired, wrt, weighed)
             total = times(total, scale)
-            terms.append(times(total_product(gradient, x_tangent), scale))
+            terms += [times(total_product(gradients[name], getattr(tangents, name)), scale) for name in wrt]
             losses, *stats = rest or (total,)  # of a whole sum nothing else is asked
-        if wrt_others:
-            losses_tangent = _tangents(loss, counted(row_weight, losses), operands, losses, stats, others)[0]
+        if _some(others):
+            losses_tangent = loss.tangents(counted(row_weight, losses), operands, losses, stats, others)[0]
             terms.append(jnp.sum(along(row_weight, losses) * losses_tangent))
         if weight_tangent is not None:
             terms.append(total_product(losses_of_weights(row_weight, losses), weight_tangent))
         tangent = sum(varying_like(total, term) for term in terms)
         if not with_stats:
             return (total,), (tangent,)
-        _, *stats_tangents = _tangents(loss, ~is_masked(row_weight), operands, losses, stats, (x_tangent, *others[1:]))
+        _, *stats_tangents = loss.tangents(~is_masked(row_weight), operands, losses, stats, tangents)
         return (total, *stats), (tangent, *stats_tangents)
 
-    total = jax.custom_jvp(primal)
-    total.defjvp(tangent, symbolic_zeros=True)
-    return total if with_stats else lambda *operands: total(*operands)[0]
+    weighted_sum.defjvp(tangent, symbolic_zeros=True)
+    return weighted_sum
 
 
 @functools.cache
-def weighted_rows(loss: RowLoss, with_stats: bool = False) -> Callable[..., Any]:
-    """The losses wᵢ ℓᵢ of rows with weights w, from the operands; `with_stats`, those and the statistics.
+def weighted_rows(loss: Loss, with_stats: bool = False) -> Callable[..., tuple[Array, ...]]:
+    """From operands to `(losses,)`, wᵢ ℓᵢ of rows with weights w; `with_stats`, to `(losses, *stats)`."""
 
-    Their derivative is made from the statistics that the forward call leaves: in reverse mode by the kernel of the
-    gradient, if there is one, else by a plain formula, which XLA fuses into one pass over `x`.
-    """
-
-    def primal(*operands):
-        losses, *stats = _losses(loss, with_stats)(*operands)
-        return weighted(operands[2], losses), *stats
+    @jax.custom_jvp
+    def weighted_rows(operands):
+        losses, *stats = loss.losses(operands, with_stats)
+        return weighted(operands.row_weight, losses), *stats
 
     def tangent(primals, tangents) -> Any:
-        tangents = tuple(map(or_none, tangents))
-        row_weight, weight_tangent = primals[2], tangents[2]
-        losses, *stats = value_and_stats(loss)(*primals)
-        tangent, stats_tangents = jnp.zeros_like(losses), tuple(map(zero_tangent, stats))
-        if any(tangent is not None for place, tangent in enumerate(tangents) if place != 2):
-            keep, by_formula = counted(row_weight, losses), tangents
-            if loss.grad is not None and tangents[0] is not None:
-                weight = jnp.where(keep, along(row_weight, losses), MASKED)
-                residuals = (*primals[:2], weight, *primals[3:], *stats)
-                wrt_x = row_product(*_grad_and_formula(loss), residuals, tangents[0])
-                tangent, by_formula = varying_like(losses, wrt_x), (None, *tangents[1:])
-            losses_tangent = _tangents(loss, keep, primals, losses, stats, by_formula)[0]
-            tangent = tangent + along(row_weight, losses) * losses_tangent
-            _, *stats_tangents = _tangents(loss, ~is_masked(row_weight), primals, losses, stats, tangents)
+        (operands,), tangents = primals, jax.tree.map(or_none, *tangents)
+        row_weight, weight_tangent = operands.row_weight, tangents.row_weight
+        tangents = tangents._replace(row_weight=None)
+        losses, stats, tangent, stats_tangents = loss.rows_and_tangents(operands, tangents)
         if weight_tangent is not None:
             tangent = tangent + losses * along(weight_tangent, losses)
-        out = weighted(row_weight, losses)
-        return ((out, *stats), (tangent, *stats_tangents)) if with_stats else ((out,), (tangent,))
+        results, of_results = (weighted(row_weight, losses), *stats), (tangent, *stats_tangents)
+        return (results, of_results) if with_stats else (results[:1], of_results[:1])
 
-    rows = jax.custom_jvp(primal)
-    rows.defjvp(tangent, symbolic_zeros=True)
-    return rows if with_stats else lambda *operands: rows(*operands)[0]
+    weighted_rows.defjvp(tangent, symbolic_zeros=True)
+    return weighted_rows

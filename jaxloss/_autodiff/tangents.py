@@ -23,16 +23,18 @@ def or_none(tangent):
 
 
 def with_nonzero_tangents(function: Callable, primals, tangents):
-    """`function` of those operands that have a tangent, and these operands and tangents."""
-    places = [i for i, tangent in enumerate(tangents) if or_none(tangent) is not None]
+    """`function` of those arrays of its operands that have a tangent, and these arrays and tangents."""
+    arrays, structure = jax.tree.flatten(primals)
+    tangents = structure.flatten_up_to(tangents)
+    places = [place for place, tangent in enumerate(tangents) if or_none(tangent) is not None]
 
     def of_nonzero(*nonzero):
-        operands = list(primals)
+        operands = list(arrays)
         for place, operand in zip(places, nonzero, strict=True):
             operands[place] = operand
-        return function(*operands)
+        return function(*structure.unflatten(operands))
 
-    return of_nonzero, tuple(primals[i] for i in places), tuple(tangents[i] for i in places)
+    return of_nonzero, tuple(arrays[i] for i in places), tuple(tangents[i] for i in places)
 
 
 def zero_tangent(primal: Array):

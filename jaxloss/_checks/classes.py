@@ -13,7 +13,7 @@ from jaxloss._checks import arguments
 from jaxloss._checks import examples as _examples
 from jaxloss._checks.arrays import axis_moved, real_dtype
 from jaxloss._checks.parameters import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, integer, number, real_array
-from jaxloss._rows.cross_entropy import Operands
+from jaxloss._rows.cross_entropy import Given
 from jaxloss._rows.weights import Examples, along_rows, leading
 from jaxloss._spec import PARAMETERS, Objective
 from jaxloss._types import AxisName, ClassTarget, Normalizer, Reduction
@@ -43,7 +43,7 @@ class Classes:
     """
 
     objective: Objective
-    operands: Operands
+    operands: Given
     examples: Examples
     axis: int
 

@@ -50,65 +50,51 @@ def _aliases(in_place: bool, names: Sequence[str]) -> dict[int, int] | None:
 # ---- without options -------------------------------------------------------------------------------------------------
 
 
-def _cross_entropy(
-    purpose: str, names: Sequence[str], clip: float, *operands: Array, in_place: bool = False
+_PURPOSES = {("losses",): "value", ("losses", *STATS): "value_and_stats", ("losses", "gradient"): "value_and_grad"}
+"""The end of a target's name, by what it gives."""
+
+
+def cross_entropy(
+    names: tuple[str, ...], logits: Array, target: Array, row_weight: Array, *, clip: float, in_place: bool = False
 ) -> tuple[Array, ...]:
-    logits, target, row_weight = operands
+    """Those `RESULTS` that are named: the losses of rows alone, with their `STATS`, or with the gradient.
+
+    The gradient is times the row's weight. `clip` is 0 for none. `in_place`: the gradient may overwrite the logits.
+    """
 
     def plain(logits, target, row_weight):
         return _results(names, logits, target, row_weight, {}, clip, logits.shape[-1])
 
-    shapes = _shapes(names, logits, row_weight)
-    aliases = _aliases(in_place, names)
     return call(
-        f"cross_entropy_{purpose}",
-        shapes,
+        f"cross_entropy_{_PURPOSES[names]}",
+        _shapes(names, logits, row_weight),
         plain,
-        *operands,
-        aliases=aliases,
+        *(logits, target, row_weight),
+        aliases=_aliases(in_place, names),
         fallback_platforms=("cuda",) if jnp.issubdtype(target.dtype, jnp.integer) else EVERYWHERE,
         clip=np.float64(clip),
     )
-
-
-def cross_entropy_value(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array, ...]:
-    """The loss of each row; `clip` is 0 for none."""
-    return _cross_entropy("value", ("losses",), clip, logits, target, row_weight)
-
-
-def cross_entropy_value_and_stats(logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple[Array, ...]:
-    """The loss of each row, and its `formulas.softmax_stats`."""
-    return _cross_entropy("value_and_stats", ("losses", *STATS), clip, logits, target, row_weight)
-
-
-def cross_entropy_value_and_grad(
-    logits: Array, target: Array, row_weight: Array, *, clip: float, in_place: bool = False
-) -> tuple[Array, ...]:
-    """The loss of each row, and the gradient with respect to the logits times the row's weight.
-
-    `in_place`: the gradient may overwrite the logits.
-    """
-    names = ("losses", "gradient")
-    return _cross_entropy("value_and_grad", names, clip, logits, target, row_weight, in_place=in_place)
 
 
 PARTS = 8192
 """Of a sum that a kernel leaves: more than its blocks are, and few enough for XLA to add up at once."""
 
 
-def cross_entropy_total(purpose: str, logits: Array, target: Array, row_weight: Array, *, clip: float) -> tuple:
-    """Σ w ℓ of all rows, which have one weight w and labels; with `purpose` "value_and_grad" the gradient, too.
+def cross_entropy_total(
+    with_gradient: bool, logits: Array, target: Array, row_weight: Array, *, clip: float
+) -> tuple[Array, ...]:
+    """Σ w ℓ of all rows, which have one weight w and labels, and the gradient if asked for.
 
     On a GPU no row's loss is written: it would be more than the logits of a row of two classes.
     """
-    names = ("losses", "gradient") if purpose == "value_and_grad" else ("losses",)
+    names = ("losses", "gradient") if with_gradient else ("losses",)
 
     def plain(*operands):
-        losses, *gradient = _cross_entropy(purpose, names, clip, *operands)
+        losses, *gradient = cross_entropy(names, *operands, clip=clip)
         return jnp.pad(losses.sum()[None], (0, PARTS - 1)), *gradient
 
     sums, *gradient = call(
-        f"cross_entropy_sums_{purpose}",
+        f"cross_entropy_sums_{_PURPOSES[names]}",
         (jax.ShapeDtypeStruct((PARTS,), row_weight.dtype), *_shapes(names[1:], logits, row_weight)),
         plain,
         *(logits, target, row_weight),

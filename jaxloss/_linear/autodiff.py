@@ -1,41 +1,30 @@
 """Cross entropy of `hidden @ kernel` as a function that JAX may differentiate, batch and split.
 
-Value and gradients of a reduced loss come out of one scan (`local`), in a `custom_jvp` whose tangent is ⟨gradients,
-tangents⟩. Unreduced losses and statistics are differentiated by scans that make each chunk's logits again. Those scans,
-and the derivatives of the first, which second order asks for, are plain JAX that saves no logits.
+Value and gradients of a reduced loss come out of one scan (`local`), which `pair` joins with a backward pass. Unreduced
+losses and statistics are differentiated by scans that make each chunk's logits again. Those scans, and the derivatives
+of the first, which second order asks for, are plain JAX that saves no logits.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from jaxloss._arrays import Array, inlined, manual_axes, varying, weighted
-from jaxloss._autodiff.tangents import (
-    BOUNDED,
-    contracted,
-    counted,
-    or_none,
-    row_dot,
-    scale_beyond,
-    times,
-    total_product,
-    varying_like,
-    with_nonzero_tangents,
-    zero_tangent,
-)
-from jaxloss._linear import local as _linear_work
-from jaxloss._linear.local import HIDDEN, KERNEL, LABELS, REST, WEIGHT, GradientRequest, Plan
+from jaxloss._arrays import Array, inlined
+from jaxloss._autodiff.pair import Loss, of_each_device, weighted_rows, weighted_sum
+from jaxloss._autodiff.tangents import BOUNDED, counted, or_none, row_dot, with_nonzero_tangents, zero_tangent
+from jaxloss._linear import local
+from jaxloss._linear.local import LinearOperands, Plan
 from jaxloss._linear.sharding import OnMesh
 from jaxloss._linear.split import Split
 from jaxloss._partitioning.partitioned import Call
 from jaxloss._rows.weights import Examples, row_weight
 
-Op = Callable[..., Any]
+Op = Callable[[LinearOperands], tuple[Array, ...]]
 
 
 @inlined(static_argnums=0)
@@ -49,7 +38,49 @@ def value(plan: Plan, operands: tuple[Array, Array, Array], examples: Examples, 
     dtype = jnp.float64 if jnp.float64 in (hidden.dtype, kernel.dtype) else jnp.float32
     rank = plan.token_rank
     weight = row_weight(examples, shape, dtype, example_rank=rank, row_rank=rank, full=True)
-    return _reduced(plan, examples.reduction == "none")(hidden, kernel, labels, weight, *rest)
+    reduced = weighted_rows if examples.reduction == "none" else weighted_sum
+    return reduced(Linear(plan), bool(plan.stats))(plan.operands((hidden, kernel, labels, weight, *rest)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Loss):
+    """The loss of tokens, which are the rows; statistics are those that the plan asks for."""
+
+    plan: Plan
+
+    wrt = ("hidden", "kernel", "bias")
+    float16_weight = BOUNDED
+
+    @property
+    def split_axes(self) -> tuple[str, ...]:
+        return self.plan.axes
+
+    def rounds_to_float16(self, operands: LinearOperands) -> bool:
+        types = (operands.hidden.dtype, operands.kernel.dtype)
+        return jnp.float16 in types and not self.plan.sums_in_float16
+
+    def losses(self, operands: LinearOperands, with_stats: bool) -> tuple[Array, ...]:
+        return losses(self.plan)(operands)
+
+    def losses_and_gradients(self, wrt: tuple[str, ...], operands: LinearOperands, with_stats: bool):
+        losses, *rest = gradients(self.plan, wrt)(operands)
+        stats = len(self.plan.stats)
+        return losses, rest[:stats], dict(zip(wrt, rest[stats:], strict=True))
+
+    def tangents(self, keep: Array, operands: LinearOperands, losses: Array, stats, tangents: LinearOperands):
+        losses_tangent, *stats_tangents = _tangents(self.plan, operands, (losses, *stats), tangents)
+        return jnp.where(keep, losses_tangent, 0), *stats_tangents
+
+    def rows_and_tangents(self, operands: LinearOperands, tangents: LinearOperands):
+        operands, tangents = of_each_device(self, operands, tangents)
+        if tangents.hidden is not None and not jax.tree.leaves(tangents._replace(hidden=None)) and not self.plan.stats:
+            # A token's loss depends on its own hidden state only, so its gradient needs no cotangent to be made.
+            of_tokens, gradient = gradients(self.plan, ("hidden",))(operands)
+            return of_tokens, [], row_dot(gradient, tangents.hidden, self.plan.token_rank), []
+        of_tokens, *stats = losses(self.plan)(operands)
+        keep = counted(operands.row_weight, of_tokens)
+        losses_tangent, *stats_tangents = self.tangents(keep, operands, of_tokens, stats, tangents)
+        return of_tokens, stats, operands.row_weight * losses_tangent, stats_tangents
 
 
 # ---- the work on a mesh, batched -------------------------------------------------------------------------------------
@@ -58,51 +89,55 @@ def value(plan: Plan, operands: tuple[Array, Array, Array], examples: Examples, 
 @functools.cache
 def _losses_on_mesh(plan: Plan) -> OnMesh:
     results = (plan.tokens,) * (1 + len(plan.stats))
-    local = functools.partial(_linear_work.losses, plan, True)
-    return OnMesh((__name__, (plan, None)), local, plan.roles, results, plan.axes, direct=True)
+    of_device = functools.partial(local.losses, plan, True)
+    return OnMesh((__name__, (plan, ())), of_device, plan.flat(plan.roles), results, plan.axes, direct=True)
 
 
 @functools.cache
-def _gradients_on_mesh(plan: Plan, wanted: GradientRequest, direct: bool) -> OnMesh:
-    local = functools.partial(_linear_work.gradients, plan, wanted, direct)
-    results = ((plan.tokens,) * (1 + len(plan.stats)), wanted.of(plan.roles))
-    return OnMesh((__name__, (plan, wanted)), local, plan.roles, results[0] + results[1], plan.axes, direct)
+def _gradients_on_mesh(plan: Plan, wrt: tuple[str, ...], direct: bool) -> OnMesh:
+    of_device = functools.partial(local.gradients, plan, wrt, direct)
+    of_tokens = (plan.tokens,) * (1 + len(plan.stats))
+    results = (*of_tokens, *(getattr(plan.roles, name) for name in wrt))
+    return OnMesh((__name__, (plan, wrt)), of_device, plan.flat(plan.roles), results, plan.axes, direct)
 
 
 @functools.cache
 def _tangents_on_mesh(plan: Plan, nonzero: tuple[bool, ...]) -> OnMesh:
-    local = functools.partial(_linear_work.tangents, plan, nonzero)
-    of_tangents = tuple(roles for roles, is_live in zip(plan.roles, nonzero, strict=True) if is_live)
-    moving = [name for name in plan.stats if name not in ("predicted", "rank")]
-    results = (plan.tokens,) * (1 + len(moving))
-    return OnMesh(None, local, (*plan.roles, *of_tangents), results, plan.axes, direct=False)
+    of_device = functools.partial(local.tangents, plan, nonzero)
+    roles = plan.flat(plan.roles)
+    of_tangents = tuple(roles for roles, has_one in zip(roles, nonzero, strict=True) if has_one)
+    differentiable = [name for name in plan.stats if name not in ("predicted", "rank")]
+    results = (plan.tokens,) * (1 + len(differentiable))
+    return OnMesh(None, of_device, (*roles, *of_tangents), results, plan.axes, direct=False)
 
 
-def partitioned(plan: Plan, wanted: GradientRequest | None, outer: Split) -> Call:
+def partitioned(plan: Plan, wrt: tuple[str, ...], outer: Split) -> Call:
     """The call of that description."""
-    return (_losses_on_mesh(plan) if wanted is None else _gradients_on_mesh(plan, wanted, direct=True)).call(outer)
+    return (_gradients_on_mesh(plan, wrt, direct=True) if wrt else _losses_on_mesh(plan)).call(outer)
 
 
-def _batched(size: int, batched, operands, plan: Plan, op_of: Callable[[Plan], Op], sums: bool):
+def _batched(
+    size: int, batched: LinearOperands, operands: LinearOperands, plan: Plan, op_of: Callable[[Plan], Op], *, sums: bool
+):
     """The rule of `custom_vmap` for the op that `op_of` makes of a plan; `sums`: if it sums over tokens."""
-    of_tokens = (HIDDEN, LABELS, WEIGHT)
-    if sums or any(has_axis for place, has_axis in enumerate(batched) if place not in of_tokens):
+    of_tokens = ("hidden", "labels", "row_weight")
+    if sums or any(jax.tree.leaves(batched._replace(**dict.fromkeys(of_tokens)))):
         # One after the other: each is a scan over chunks as large as memory allows.
-        op, several = op_of(plan), [operand for operand, has_axis in zip(operands, batched, strict=True) if has_axis]
+        op, (arrays, structure) = op_of(plan), jax.tree.flatten(operands)
+        has_axis = jax.tree.leaves(batched)
 
         def one(several):
-            now = iter(several)
-            return op(*(next(now) if has_axis else o for o, has_axis in zip(operands, batched, strict=True)))
+            own = iter(several)
+            return op(structure.unflatten(next(own) if has else a for a, has in zip(arrays, has_axis, strict=True)))
 
-        results = jax.lax.map(one, several)
+        results = jax.lax.map(one, [a for a, has in zip(arrays, has_axis, strict=True) if has])
     else:  # a batch axis is one more axis of tokens
         wider = dataclasses.replace(plan, token_rank=plan.token_rank + 1)
-        results = op_of(wider)(
-            *(
-                jnp.broadcast_to(operand, (size, *operand.shape)) if place in of_tokens and not has_axis else operand
-                for place, (operand, has_axis) in enumerate(zip(operands, batched, strict=True))
-            )
-        )
+        with_axis = {
+            name: array if getattr(batched, name) else jnp.broadcast_to(array, (size, *array.shape))
+            for name, array in ((name, getattr(operands, name)) for name in of_tokens)
+        }
+        results = op_of(wider)(operands._replace(**with_axis))
     return results, tuple(True for _ in results)
 
 
@@ -114,40 +149,44 @@ def losses(plan: Plan) -> Op:
     """The losses of tokens, unweighted, and the statistics that are asked for."""
 
     @custom_vmap
-    def op(*operands):
-        return _losses_on_mesh(plan)(*operands)
+    def op(operands):
+        return _losses_on_mesh(plan)(*plan.flat(operands))
 
     @op.def_vmap
-    def _(size, batched, *operands):
-        return _batched(size, batched, operands, plan, losses, sums=False)
+    def _(size, batched, operands):
+        return _batched(size, batched[0], operands, plan, losses, sums=False)
 
     differentiable = jax.custom_jvp(op)
 
     def tangent(primals, tangents) -> Any:
         results = differentiable(*primals)  # not op: third order comes here
-        return results, _tangents(plan, primals, tuple(map(or_none, tangents)), results)
+        tangents = jax.tree.map(or_none, *tangents)._replace(row_weight=None)
+        return results, _tangents(plan, primals[0], results, tangents)
 
     differentiable.defjvp(tangent, symbolic_zeros=True)
     return differentiable
 
 
 @functools.cache
-def gradients(plan: Plan, wanted: GradientRequest) -> Op:
-    """The same, and the wanted gradients of the weighted losses' sum."""
+def gradients(plan: Plan, wrt: tuple[str, ...]) -> Op:
+    """The same, and the gradients of the weighted losses' sum with respect to the operands that `wrt` names."""
 
     @custom_vmap
-    def op(*operands):
-        return _gradients_on_mesh(plan, wanted, direct=True)(*operands)
+    def op(operands):
+        return _gradients_on_mesh(plan, wrt, direct=True)(*plan.flat(operands))
 
     @op.def_vmap
-    def _(size, batched, *operands):
-        op_of = functools.partial(gradients, wanted=wanted)
-        return _batched(size, batched, operands, plan, op_of, sums=wanted.kernel or wanted.bias)
+    def _(size, batched, operands):
+        return _batched(
+            size, batched[0], operands, plan, functools.partial(gradients, wrt=wrt), sums=wrt != ("hidden",)
+        )
 
     differentiable = jax.custom_jvp(op)
 
     def tangent(primals, tangents) -> Any:
-        plain = _gradients_on_mesh(plan, wanted, direct=False)
+        def plain(operands):
+            return _gradients_on_mesh(plan, wrt, direct=False)(*plan.flat(operands))
+
         of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(plain, primals, tangents)
         return differentiable(*primals), jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
 
@@ -155,93 +194,12 @@ def gradients(plan: Plan, wanted: GradientRequest) -> Op:
     return differentiable
 
 
-def _tangents(plan: Plan, operands, tangents, results) -> tuple:
+def _tangents(plan: Plan, operands: LinearOperands, results: Sequence[Array], tangents: LinearOperands) -> tuple:
     """The tangents of `losses`, which gave these results; None stands for a tangent that is zero."""
-    tangents = tuple(None if place == WEIGHT else tangent for place, tangent in enumerate(tangents))
-    nonzero = tuple(tangent is not None for tangent in tangents)
+    flat = plan.flat(tangents)
+    nonzero = tuple(tangent is not None for tangent in flat)
     if not any(nonzero):
         return tuple(map(zero_tangent, results))
-    moving = _tangents_on_mesh(plan, nonzero)(*operands, *(tangent for tangent in tangents if tangent is not None))
-    return *moving, *map(zero_tangent, results[len(moving) :])
-
-
-def _of_this_device(plan: Plan, operands, tangents) -> tuple[tuple, tuple]:
-    """Operands and tangents that each device of a `shard_map` has its own of: in reverse mode, its gradients add up."""
-    axes = [axis for axis in manual_axes(*operands) if axis not in plan.axes]
-    return (
-        tuple(varying(axes, operand) for operand in operands),
-        tuple(None if tangent is None else varying(axes, tangent) for tangent in tangents),
-    )
-
-
-def _reduced(plan: Plan, unreduced: bool) -> Op:
-    return (weighted_rows if unreduced else weighted_sum)(plan)
-
-
-@functools.cache
-def weighted_sum(plan: Plan) -> Op:
-    """The scalar Σ wᵢ ℓᵢ of tokens with weights w, from the operands, and the statistics that are asked for."""
-
-    @jax.custom_jvp
-    def total(*operands):
-        of_tokens, *stats = losses(plan)(*operands)
-        return contracted(operands[WEIGHT], of_tokens), *stats
-
-    def tangent(primals, tangents) -> Any:
-        operands, tangents = _of_this_device(plan, primals, map(or_none, tangents))
-        weight, weight_tangent = operands[WEIGHT], tangents[WEIGHT]
-        wanted = GradientRequest(
-            tangents[HIDDEN] is not None, tangents[KERNEL] is not None, plan.has_bias and tangents[REST] is not None
-        )
-        scale, weighed = None, operands
-        if wanted and jnp.float16 in (operands[HIDDEN].dtype, operands[KERNEL].dtype) and not plan.sums_in_float16:
-            scale = scale_beyond(weight, BOUNDED)
-            weighed = (*operands[:WEIGHT], weight / scale, *operands[WEIGHT + 1 :])
-        results = gradients(plan, wanted)(*weighed) if wanted else losses(plan)(*operands)
-        (of_tokens, *stats), of_operands = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
-        out = contracted(weight, of_tokens)
-        terms = [
-            times(total_product(g, tangent), scale) for g, tangent in zip(of_operands, wanted.of(tangents), strict=True)
-        ]
-        if weight_tangent is not None:
-            terms.append(total_product(of_tokens, weight_tangent))
-        parameter_tangents = (*(None,) * (REST + plan.has_bias), *tangents[REST + plan.has_bias :])
-        if any(tangent is not None for tangent in parameter_tangents):
-            losses_tangent = _tangents(plan, operands, parameter_tangents, (of_tokens, *stats))[0]
-            terms.append(jnp.sum(weight * jnp.where(counted(weight, of_tokens), losses_tangent, 0)))
-        tangent = sum(varying_like(out, term) for term in terms)
-        stats_tangents = _tangents(plan, operands, tangents, (of_tokens, *stats))[1:] if stats else ()
-        return (out, *stats), (tangent, *stats_tangents)
-
-    total.defjvp(tangent, symbolic_zeros=True)
-    return total
-
-
-@functools.cache
-def weighted_rows(plan: Plan) -> Op:
-    """The losses wᵢ ℓᵢ of tokens with weights w, from the operands, and the statistics that are asked for."""
-
-    @jax.custom_jvp
-    def rows(*operands):
-        of_tokens, *stats = losses(plan)(*operands)
-        return weighted(operands[WEIGHT], of_tokens), *stats
-
-    def tangent(primals, tangents) -> Any:
-        operands, tangents = _of_this_device(plan, primals, map(or_none, tangents))
-        weight, weight_tangent = operands[WEIGHT], tangents[WEIGHT]
-        nonzero = [place for place, tangent in enumerate(tangents) if tangent is not None and place != WEIGHT]
-        if nonzero == [HIDDEN] and not plan.stats:
-            # A token's loss depends on its own hidden state only, so its gradient needs no cotangent to be made.
-            of_tokens, gradient = gradients(plan, GradientRequest(hidden=True))(*operands)
-            stats, stats_tangents = (), ()
-            tangent = row_dot(gradient, tangents[HIDDEN], plan.token_rank)
-        else:
-            of_tokens, *stats = losses(plan)(*operands)
-            losses_tangent, *stats_tangents = _tangents(plan, operands, tangents, (of_tokens, *stats))
-            tangent = weight * jnp.where(counted(weight, of_tokens), losses_tangent, 0)
-        if weight_tangent is not None:
-            tangent = tangent + of_tokens * weight_tangent
-        return (weighted(weight, of_tokens), *stats), (tangent, *stats_tangents)
-
-    rows.defjvp(tangent, symbolic_zeros=True)
-    return rows
+    given = (tangent for tangent in flat if tangent is not None)
+    differentiable = _tangents_on_mesh(plan, nonzero)(*plan.flat(operands), *given)
+    return *differentiable, *map(zero_tangent, results[len(differentiable) :])

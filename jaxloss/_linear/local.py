@@ -3,19 +3,20 @@
 Of a chunk's logits come losses alone; or, by the fused custom call that overwrites the logits with their gradient,
 losses and the gradients of hidden states, kernel and bias, for one more matrix product each for the first two.
 
-Operands are always `(hidden, kernel, labels, row_weight, [bias,] *parameters)`.
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxloss._arrays import Array, along, manual_axes, promoted, varying
-from jaxloss._autodiff import pair as _pair
+from jaxloss._autodiff import row_loss
+from jaxloss._autodiff.row_loss import Operands
 from jaxloss._linear.chunks import (
     MEMORY,
     RESHARDED_MEMORY,
@@ -28,12 +29,30 @@ from jaxloss._linear.chunks import (
     scan_chunks,
 )
 from jaxloss._linear.split import Roles, Split
-from jaxloss._rows import cross_entropy
+from jaxloss._rows.cross_entropy import CrossEntropy
 from jaxloss._rows.vocab_parallel import local_shard
 from jaxloss._spec import Objective
 from jaxloss.formulas import real
 
-HIDDEN, KERNEL, LABELS, WEIGHT, REST = range(5)
+
+class LinearOperands(NamedTuple):
+    """What a linear loss is of; or what belongs to each of these.
+
+    Attributes:
+        hidden: hidden states, `[tokens..., D]`.
+        kernel: `[D, V]` or `[V, D]`.
+        labels: `[tokens...]`.
+        row_weight: `[tokens...]`.
+        bias: `[V]`, or None.
+        parameters: those that the objective names.
+    """
+
+    hidden: Any
+    kernel: Any
+    labels: Any
+    row_weight: Any
+    bias: Any = None
+    parameters: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,36 +97,27 @@ class Plan:
         return tuple(f"t{axis}" for axis in range(self.token_rank))
 
     @property
-    def roles(self) -> tuple[Roles, ...]:
+    def roles(self) -> LinearOperands:
         """Of the operands' axes."""
         kernel = ("v", "d") if self.classes_first else ("d", "v")
-        bias: tuple[Roles, ...] = (("v",),) if self.has_bias else ()
-        parameters: tuple[Roles, ...] = tuple(
-            ("v",) if name == "class_weights" else () for name in self.objective.parameters
-        )
-        return (*self.tokens, "e"), kernel, self.tokens, self.tokens, *bias, *parameters
+        parameters = tuple(("v",) if name == "class_weights" else () for name in self.objective.parameters)
+        return LinearOperands((*self.tokens, "e"), kernel, self.tokens, self.tokens, ("v",), parameters)
+
+    def flat(self, operands: LinearOperands) -> tuple:
+        """One after the other, as devices split them; so what belongs to each."""
+        bias = (operands.bias,) if self.has_bias else ()
+        return *operands[:4], *bias, *operands.parameters
+
+    def operands(self, flat: Sequence) -> LinearOperands:
+        """The reverse."""
+        hidden, kernel, labels, row_weight, *rest = flat
+        bias = rest.pop(0) if self.has_bias else None
+        return LinearOperands(hidden, kernel, labels, row_weight, bias, tuple(rest))
 
     @property
     def stats(self) -> tuple[str, ...]:
         """The names of the statistics of a token that are asked for."""
         return self.objective.stats if self.objective.details else ()
-
-
-@dataclasses.dataclass(frozen=True)
-class GradientRequest:
-    """Which gradients are asked for."""
-
-    hidden: bool = False
-    kernel: bool = False
-    bias: bool = False
-
-    def __bool__(self) -> bool:
-        return self.hidden or self.kernel or self.bias
-
-    def of(self, operands: tuple) -> tuple:
-        """Those of the operands that are wanted; of their roles or tangents, likewise."""
-        places = ((self.hidden, HIDDEN), (self.kernel, KERNEL), (self.bias, REST))
-        return tuple(operands[place] for wanted, place in places if wanted)
 
 
 class Work:
@@ -122,18 +132,18 @@ class Work:
         direct: whether it is not differentiated.
     """
 
-    def __init__(self, plan: Plan, split: Split, operands: tuple, *, direct: bool = False):
+    def __init__(self, plan: Plan, split: Split, operands: LinearOperands, *, direct: bool = False):
         self.plan, self.split, self.direct = plan, split, direct
         self.axes = axes = split.classes
-        self.all_axes = manual_axes(*operands)
+        self.all_axes = manual_axes(*jax.tree.leaves(operands))
         self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
-        hidden, kernel, labels, weight, *rest = (varying(self.own_axes, operand) for operand in operands)
+        hidden, kernel, labels, weight, self.bias, self.parameters = jax.tree.map(
+            functools.partial(varying, self.own_axes), operands
+        )
         self.dtype = promoted(hidden.dtype, kernel.dtype)
         self.kernel = kernel.astype(self.dtype)
-        self.bias = rest.pop(0) if plan.has_bias else None
-        self.parameters = tuple(rest)
         self.objective = dataclasses.replace(plan.objective, axes=axes, in_place=True)
-        self.loss = cross_entropy.row_loss(self.objective)
+        self.loss = CrossEntropy(self.objective)
         self.token_shape = hidden.shape[:-1]
         self.rows = tuple(self.flat(array) for array in (hidden, labels, weight))
 
@@ -200,12 +210,12 @@ class Work:
             return hidden
         return jnp.where(along(weight == 0, hidden), 0, hidden)
 
-    def row_operands(self, hidden: Array, labels: Array, weight: Array) -> tuple[Array, ...]:
+    def row_operands(self, hidden: Array, labels: Array, weight: Array) -> Operands:
         """The logits of a chunk and what else its row loss is given."""
         logits = self.logits(hidden, self.kernel)
         if self.bias is not None:
             logits = (real(logits) + real(self.bias)[None]).astype(logits.dtype)
-        return local_shard(self.objective, self.axes, logits, labels, weight, *self.parameters)
+        return Operands.of(local_shard(self.objective, self.axes, logits, labels, weight, *self.parameters))
 
     def of_rows(self, names) -> list[Result]:
         """The results of these names: losses and statistics."""
@@ -235,33 +245,35 @@ def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Arr
 
     `direct`: this is not differentiated.
     """
-    work = Work(plan, split, operands, direct=direct)
-    op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
+    work = Work(plan, split, plan.operands(operands), direct=direct)
+    op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
 
-    stages = Stages(lambda rows: ((), op(*work.row_operands(*rows))))
+    stages = Stages(lambda rows: ((), op(work.row_operands(*rows))))
     return work.scan(strided, stages, [], work.of_rows(("losses", *plan.stats)))[1]
 
 
 def gradients(
-    plan: Plan, wanted: GradientRequest, direct: bool, split: Split, strided: bool, *operands: Array
+    plan: Plan, wrt: tuple[str, ...], direct: bool, split: Split, strided: bool, *flat: Array
 ) -> tuple[Array, ...]:
-    """The same, and the gradients of the weighted losses' sum with respect to what is wanted."""
+    """The same, and the gradients of the weighted losses' sum with respect to the operands that `wrt` names."""
+    operands = plan.operands(flat)
     work = Work(plan, split, operands, direct=direct)
-    hidden, *_ = operands
-    of_sums = GradientRequest(kernel=wanted.kernel, bias=wanted.bias)
+    hidden = operands.hidden
+    of_sums = tuple(name for name in wrt if name != "hidden")
 
     def forward(rows):
-        *of_rows, d_logits = _pair.value_and_grad(work.loss)(*work.row_operands(*rows))
+        hidden, _, weight = rows
+        *of_rows, d_logits = row_loss.value_and_grad(work.loss)(work.row_operands(*rows))
         sums = ()
-        if wanted.kernel:
-            sums += (work.of_kernel(rows[HIDDEN], rows[-1], d_logits, added[0]),)
-        if wanted.bias:
+        if "kernel" in wrt:
+            sums += (work.of_kernel(hidden, weight, d_logits, added[0]),)
+        if "bias" in wrt:
             sums += (real(d_logits).sum(0),)
         return sums, (of_rows, d_logits)
 
     def finalize(rest, of_hidden=work.of_hidden):
         of_rows, d_logits = rest
-        return *of_rows, *([of_hidden(d_logits)] if wanted.hidden else ())
+        return *of_rows, *([of_hidden(d_logits)] if "hidden" in wrt else ())
 
     def of_hidden_later(d_logits):
         # In a branch whose condition the host reads, so that the product starts after the collectives of the sums:
@@ -275,14 +287,11 @@ def gradients(
         return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.dtype) for shares in of_hidden)
 
     results = work.of_rows(("losses", *plan.stats))
-    if wanted.hidden:
+    if "hidden" in wrt:
         results.append(Result(work.dtype, work.all_axes, width=hidden.shape[-1]))
 
-    summed, roles, dtypes = of_sums.of(operands), of_sums.of(plan.roles), []
-    if wanted.kernel:
-        dtypes.append(work.sum_dtype)
-    if wanted.bias:
-        dtypes.append(real(operands[REST]).dtype)
+    summed, roles = (tuple(getattr(of_each, name) for name in of_sums) for of_each in (operands, plan.roles))
+    dtypes = [work.sum_dtype if name == "kernel" else real(operands.bias).dtype for name in of_sums]
     sent = dtypes
     if direct:  # then what becomes of the sums is known: bfloat16 in the end has float32's range
         sent = [
@@ -290,7 +299,7 @@ def gradients(
             for pair in zip((operand.dtype for operand in summed), dtypes, strict=True)
         ]
     added = dtypes
-    if wanted.kernel and sent[0] == work.dtype and work.is_one_chunk and not split.tokens:
+    if "kernel" in wrt and sent[0] == work.dtype and work.is_one_chunk and not split.tokens:
         # Nothing is added to the one share, so the product may round it. If it does not, XLA makes product and rounding
         # one kernel of its own, which takes more than twice as long.
         added = [sent[0], *dtypes[1:]]
@@ -322,30 +331,29 @@ def tangents(
     They are from the operands, and the tangents of those that `nonzero` says have one.
     """
     operands, given = operands_and_tangents[: len(nonzero)], iter(operands_and_tangents[len(nonzero) :])
-    work = Work(plan, split, operands)
+    work = Work(plan, split, plan.operands(operands))
     # In reverse mode, the casts become the sums over devices: once, for they are made before the scan.
-    tangents = [next(given) if is_live else None for is_live in nonzero]
-    tangents = [tangent if tangent is None else varying(work.own_axes, tangent) for tangent in tangents]
-    hidden_tangent, kernel_tangent, _, _, *rest_tangents = tangents
-    bias_tangent = rest_tangents.pop(0) if plan.has_bias else None
+    tangents = plan.operands([varying(work.own_axes, next(given)) if has_one else None for has_one in nonzero])
+    hidden_tangent, kernel_tangent, _, _, bias_tangent, parameter_tangents = tangents
     if kernel_tangent is not None:  # in reverse mode, this is the type that the chunks' shares are summed in
         kernel_tangent = kernel_tangent.astype(work.sum_dtype)
     moving = () if hidden_tangent is None else (work.flat(varying(work.all_axes, hidden_tangent)),)
     names = ("losses", *(name for name in plan.stats if name not in ("predicted", "rank")))
-    op = (_pair.value_and_stats if plan.stats else _pair.value)(work.loss)
+    op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
 
     def step(rows):
         *hidden_tangents, hidden, labels, weight = rows
-        logits, labels, weight, *parameters = work.row_operands(hidden, labels, weight)
+        operands = work.row_operands(hidden, labels, weight)
+        logits, parameters = operands.x, operands.parameters
         terms = [real(work.logits(tangent, work.kernel)) for tangent in hidden_tangents]
         if kernel_tangent is not None:
             terms.append(real(work.logits(work.kept(hidden, weight), kernel_tangent.astype(work.dtype))))
         if bias_tangent is not None:
             terms.append(jnp.broadcast_to(real(bias_tangent), logits.shape))
 
-        places = [place for place, tangent in enumerate(rest_tangents) if tangent is not None]
+        places = [place for place, tangent in enumerate(parameter_tangents) if tangent is not None]
         primals = [parameters[place] for place in places]
-        own_tangents = [rest_tangents[place] for place in places]
+        own_tangents = [parameter_tangents[place] for place in places]
         if terms:
             primals.append(logits)
             own_tangents.append(sum(terms[1:], start=terms[0]).astype(logits.dtype))
@@ -355,7 +363,7 @@ def tangents(
             of_logits = now.pop() if terms else logits
             for place, parameter in zip(places, now, strict=True):
                 own[place] = parameter
-            return op(of_logits, labels, weight, *own)[: len(names)]
+            return op(operands._replace(x=of_logits, parameters=tuple(own)))[: len(names)]
 
         return (), jax.jvp(of_nonzero, tuple(primals), tuple(own_tangents))[1]
 

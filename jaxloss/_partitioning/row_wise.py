@@ -40,11 +40,10 @@ class RowWise:
     Attributes:
         description: that of its `Call`s, but for their last argument: a function of the others gives this op.
         local: the op on one device: operands to a tuple of results.
-        split: the same where features are split over mesh axes, which it is given first, as a tuple of names.
+        split: the same where features are split over mesh axes, which it is given first, as two tuples of names: those
+            that split the last axis come second.
         row_rank: how many of the first operand's axes are rows, given all operands.
         features: the positions of operands whose last axis is that of the first operand.
-        passes_last_axes: whether `split` is given the mesh axes that the last axis is split over apart, as a second
-            tuple.
     """
 
     description: Description
@@ -52,7 +51,6 @@ class RowWise:
     split: Callable[..., tuple[Array, ...]]
     row_rank: Callable[..., int]
     features: tuple[int, ...] = ()
-    passes_last_axes: bool = False
 
     def __call__(self, *operands: Array) -> tuple[Array, ...]:
         """The results, wherever the operands lie."""
@@ -97,8 +95,7 @@ class RowWise:
         if not axes:
             return self.local
         last = mesh_axes(entries[-1:])
-        given = (axes[: len(axes) - len(last)], last) if self.passes_last_axes else (axes,)
-        return functools.partial(self.split, *given)
+        return functools.partial(self.split, axes[: len(axes) - len(last)], last)
 
     def _axes_of(self, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         """Which axis of the first operand each axis of each operand is, from the operands' ranks."""
@@ -132,12 +129,6 @@ class RowWise:
 
         module, arguments = self.description
         return Call((module, (*arguments, outer)), whole, partition, rule)
-
-
-def rank_of_weight(x, target, row_weight, *_) -> int:
-    """The rows of an op that sums all that has one weight."""
-    del x, target
-    return len(row_weight.shape)
 
 
 def common_entries(specs: Sequence[PartitionSpec], axes_of: Sequence[Sequence[int]]) -> tuple[Entry, ...]:

@@ -1,21 +1,18 @@
-"""Cross entropy as row-wise ops: a row is all classes of an example, and they may be split over devices."""
+"""Cross entropy as a loss of rows: a row is all classes of an example, and they may be split over devices."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jaxloss import formulas
 from jaxloss._arrays import Array, along, inlined, sizes_known
-from jaxloss._autodiff import pair
-from jaxloss._autodiff.pair import RowLoss
+from jaxloss._autodiff.pair import weighted_rows, weighted_sum
+from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_grad
 from jaxloss._autodiff.tangents import BOUNDED, row_dot, totals, varying_like
 from jaxloss._ffi import cross_entropy as calls
-from jaxloss._partitioning.meshes import Entry
-from jaxloss._partitioning.partitioned import Call, Op
-from jaxloss._partitioning.row_wise import RowWise, rank_of_weight
 from jaxloss._rows import long_rows
 from jaxloss._rows.vocab_parallel import known_gradient, local_shard, vocab_parallel, whole_targets
 from jaxloss._rows.weights import Examples, row_weight
@@ -30,58 +27,102 @@ SHORT_BYTES = 512
 SHORT_BYTES_WITH_GRAD = {2: 128, 4: 64}
 """Where the gradient is wanted too, by the bytes of a logit: longer rows are faster whole in registers."""
 
-Operands = tuple[Array, Array, tuple[Array, ...]]
+Given = tuple[Array, Array, tuple[Array, ...]]
 """Logits `[..., V]`, target, and the parameters that the objective names."""
 
 
 @inlined(static_argnums=0)
-def value(objective: Objective, operands: Operands, examples: Examples) -> Array:
+def value(objective: Objective, given: Given, examples: Examples) -> Array:
     """The reduced loss; an example is a row."""
-    reduced = pair.weighted_rows if examples.reduction == "none" else pair.weighted_sum
-    return reduced(row_loss(objective))(*_weighed(objective, operands, examples))
+    return _reduced(examples)(CrossEntropy(objective))(_operands(objective, given, examples))[0]
 
 
 @inlined(static_argnums=0)
-def value_and_stats(objective: Objective, operands: Operands, examples: Examples) -> tuple[Array, dict[str, Array]]:
+def value_and_stats(objective: Objective, given: Given, examples: Examples) -> tuple[Array, dict[str, Array]]:
     """The reduced loss, and the statistics of each row by name."""
-    reduced = pair.weighted_rows if examples.reduction == "none" else pair.weighted_sum
-    loss, *stats = reduced(row_loss(objective), with_stats=True)(*_weighed(objective, operands, examples))
+    reduced = _reduced(examples)(CrossEntropy(objective), with_stats=True)
+    loss, *stats = reduced(_operands(objective, given, examples))
     return loss, dict(zip(objective.stats, stats, strict=True))
 
 
 @inlined(static_argnums=0)
-def gradient(objective: Objective, operands: Operands, examples: Examples) -> Array:
+def gradient(objective: Objective, given: Given, examples: Examples) -> Array:
     """The gradient of the reduced loss with respect to the logits, which no clip changes."""
-    return pair.value_and_grad(row_loss(objective))(*_weighed(objective, operands, examples))[-1]
+    return value_and_grad(CrossEntropy(objective))(_operands(objective, given, examples))[-1]
 
 
-def _weighed(objective: Objective, operands: Operands, examples: Examples) -> tuple[Array, ...]:
-    logits, target, parameters = operands
+def _reduced(examples: Examples) -> Callable:
+    return weighted_rows if examples.reduction == "none" else weighted_sum
+
+
+def _operands(objective: Objective, given: Given, examples: Examples) -> Operands:
+    logits, target, parameters = given
     rank = logits.ndim - 1
     weight = row_weight(examples, logits.shape, formulas.real(logits).dtype, example_rank=rank, row_rank=rank)
-    return local_shard(objective, objective.axes, logits, target, weight, *parameters)
+    return Operands.of(local_shard(objective, objective.axes, logits, target, weight, *parameters))
 
 
-def _row_rank(logits, *_) -> int:
-    return len(logits.shape) - 1
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(RowLoss):
+    """The cross entropy of rows of logits, of operands as `_operands` gives them. It has `objective.stats`."""
 
+    objective: Objective
 
-@functools.cache
-def row_loss(objective: Objective) -> RowLoss:
-    """The cross entropy of rows, of operands as `_weighed` gives them. The statistics are `objective.stats`."""
-    plain = not objective.parameters and not objective.details
-    features = tuple(3 + place for place, name in enumerate(objective.parameters) if name == "class_weights")
+    has_vjp = True
+    float16_weight = BOUNDED
 
-    def whole(purpose: str, names: tuple[str, ...], logits, target, row_weight, *parameters):
-        each = long_rows.slices(logits) if plain and jnp.issubdtype(target.dtype, jnp.integer) else 1
+    @property
+    def split_axes(self) -> tuple[str, ...]:
+        return self.objective.axes
+
+    @property
+    def stats(self) -> int:
+        return len(self.objective.stats)
+
+    @property
+    def gives_stats_with_gradient(self) -> bool:
+        return self.objective.details
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        return tuple(place for place, name in enumerate(self.objective.parameters) if name == "class_weights")
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the kernels without options compute it."""
+        return not self.objective.parameters and not self.objective.details
+
+    def _results(self, outputs: Outputs) -> tuple[str, ...]:
+        """The results of rows that the outputs are, or are made of."""
+        with_stats = outputs is Outputs.VALUE_AND_STATS
+        with_gradient = outputs in (Outputs.VALUE_AND_GRAD, Outputs.TOTAL_AND_GRAD)
+        stats = self.objective.stats if with_stats or (with_gradient and self.objective.details) else ()
+        return "losses", *stats, *(("gradient",) if with_gradient else ())
+
+    def row_rank(self, outputs: Outputs, operands: Operands) -> int:
+        if outputs in (Outputs.TOTAL, Outputs.TOTAL_AND_GRAD):
+            return len(operands.row_weight.shape)
+        return len(operands.x.shape) - 1
+
+    def forward(self, outputs: Outputs, operands: Operands) -> tuple[Array, ...]:
+        objective, names = self.objective, self._results(outputs)
+        logits, target, row_weight, parameters = operands
+        if outputs in (Outputs.TOTAL, Outputs.TOTAL_AND_GRAD):
+            if row_weight.ndim == 0:
+                return calls.cross_entropy_total("gradient" in names, logits, target, row_weight, clip=objective.clip)
+            of_rows = Outputs.VALUE if outputs is Outputs.TOTAL else Outputs.VALUE_AND_GRAD
+            losses, *gradient = self.forward(of_rows, operands)
+            return totals(row_weight, losses), *gradient
+        if objective.axes:
+            return vocab_parallel(objective, objective.axes, names, *operands.flat)
+        each = long_rows.slices(logits) if self._plain and jnp.issubdtype(target.dtype, jnp.integer) else 1
         if each > 1:
             return long_rows.results(objective, names, each, logits, target, row_weight)
-        if plain:
-            function = getattr(calls, f"cross_entropy_{purpose}")
-            in_place = {"in_place": objective.in_place} if "gradient" in names else {}
-            return function(logits, target, row_weight, clip=objective.clip, **in_place)
+        if self._plain:
+            in_place = objective.in_place
+            return calls.cross_entropy(names, logits, target, row_weight, clip=objective.clip, in_place=in_place)
         return calls.cross_entropy_with_options(
-            purpose,
+            outputs,
             names,
             *(logits, target, row_weight, objective.options(parameters)),
             clip=objective.clip,
@@ -89,87 +130,59 @@ def row_loss(objective: Objective) -> RowLoss:
             in_place=objective.in_place,
         )
 
-    def split(names: tuple[str, ...], axes, *operands):
-        """Of classes that `axes` split too, within what `objective.axes` have left of them."""
-        on_axes = dataclasses.replace(objective, axes=objective.axes + axes)
-        return vocab_parallel(on_axes, on_axes.axes, names, *local_shard(objective, axes, *operands))
+    def partition(self, outputs: Outputs, axes, last_axes, operands: Operands) -> tuple[Array, ...]:
+        if outputs not in (Outputs.TOTAL, Outputs.TOTAL_AND_GRAD):
+            return self._of_shards(outputs, last_axes, operands)
+        if last_axes:
+            losses, *gradient = self._of_shards(outputs, last_axes, operands)
+            total = totals(operands.row_weight, losses)
+        else:
+            total, *gradient = self.forward(outputs, operands)
+        return jax.lax.psum(total, axes), *gradient
 
-    def row_wise(attribute: str, local: Op, split: Op, rank: Callable[..., int] = _row_rank, **options) -> RowWise:
-        return RowWise((__name__, (objective, attribute)), local, split, rank, **options)
+    def _on(self, axes: tuple[str, ...]) -> Objective:
+        """The objective where these axes, too, have split the classes, within what its own have left of them."""
+        return dataclasses.replace(self.objective, axes=self.objective.axes + axes)
 
-    def op(purpose: str, names: tuple[str, ...]) -> RowWise:
-        in_slices = functools.partial(vocab_parallel, objective, objective.axes, names)
-        local = in_slices if objective.axes else functools.partial(whole, purpose, names)
-        return row_wise(purpose, local, functools.partial(split, names), features=features)
+    def _of_shards(self, outputs: Outputs, axes: tuple[str, ...], operands: Operands) -> tuple[Array, ...]:
+        on_axes = self._on(axes)
+        local = local_shard(self.objective, axes, *operands.flat)
+        return vocab_parallel(on_axes, on_axes.axes, self._results(outputs), *local)
 
-    def grad(axes, *operands_and_stats):
-        operands, (maximum, log_sum, *_) = operands_and_stats[: -len(stats)], operands_and_stats[-len(stats) :]
-        logits, target, row_weight, *parameters = local_shard(objective, axes, *operands)
-        options = objective.options(parameters)
-        on_axes = dataclasses.replace(objective, axes=objective.axes + axes)
+    def sums(self, with_gradient: bool, operands: Operands) -> bool:
+        """Rather than the losses of rows, a kernel writes their sum where rows are many and short."""
+        logits, target, *_ = operands
+        itemsize = logits.dtype.itemsize
+        has_labels = jnp.issubdtype(target.dtype, jnp.integer)
+        if not self._plain or self.objective.axes or self.objective.in_place:
+            return False
+        if itemsize not in SHORT_BYTES_WITH_GRAD or not has_labels or not sizes_known(logits):
+            return False
+        row_bytes = logits.shape[-1] * itemsize
+        short = row_bytes <= (SHORT_BYTES_WITH_GRAD[itemsize] if with_gradient else SHORT_BYTES)
+        return short and logits.size * itemsize >= MANY_BYTES
+
+    def vjp(self, axes: tuple[str, ...], operands: Operands, stats: Sequence[Array]) -> Array:
+        maximum, log_sum, *_ = stats
+        logits, target, row_weight, *parameters = local_shard(self.objective, axes, *operands.flat)
+        on_axes, options = self._on(axes), self.objective.options(parameters)
         of_rows = (maximum, log_sum, *whole_targets(on_axes, on_axes.axes, logits, target, options))
-        return (known_gradient(on_axes, options, logits, target, row_weight, *of_rows),)
+        return known_gradient(on_axes, options, logits, target, row_weight, *of_rows)
 
-    def total(attribute: str, purpose: str, names: tuple[str, ...]) -> RowWise:
-        def local(*operands):
-            row_weight = operands[2]
-            if row_weight.ndim == 0:
-                return calls.cross_entropy_total(purpose, *operands, clip=objective.clip)
-            losses, *gradient = whole(purpose, names, *operands)
-            return totals(row_weight, losses), *gradient
+    def derivative(self, operands: Operands, stats: Sequence[Array]) -> Array:
+        options = self.objective.options(operands.parameters)
+        return _z_derivative(self.objective, operands, stats) * formulas.logit_slopes(operands.x, options)
 
-        def on_mesh(axes, class_axes, *operands):
-            if class_axes:
-                losses, *gradient = split(names, class_axes, *operands)
-                of_device = totals(operands[2], losses)
-            else:
-                of_device, *gradient = local(*operands)
-            return jax.lax.psum(of_device, axes), *gradient
-
-        return row_wise(attribute, local, on_mesh, rank_of_weight, passes_last_axes=True)
-
-    stats = objective.stats
-    sums_rows = plain and not objective.axes and not objective.in_place
-    return RowLoss(
-        row_rank=_row_rank,
-        value=op("value", ("losses",)),
-        value_and_stats=op("value_and_stats", ("losses", *stats)),
-        value_and_grad=op("value_and_grad", ("losses", *(stats if objective.details else ()), "gradient")),
-        derivative=functools.partial(_derivative, objective),
-        tangents=functools.partial(_tangents, objective),
-        grad_gives_stats=objective.details,
-        grad=row_wise("grad", functools.partial(grad, ()), grad, features=features),
-        stats=len(stats),
-        sums=_many_short_rows if sums_rows else lambda *_: False,
-        total=total("total", "value", ("losses",)) if sums_rows else None,
-        total_and_grad=total("total_and_grad", "value_and_grad", ("losses", "gradient")) if sums_rows else None,
-        features=features,
-        split_axes=objective.axes,
-        float16_weight=BOUNDED,
-    )
-
-
-def partitioned(objective: Objective, attribute: str, outer: tuple[Entry, ...]) -> Call:
-    """The call of that description."""
-    return getattr(row_loss(objective), attribute).call(outer)
-
-
-def _many_short_rows(with_grad: bool, logits: Array, target: Array, _: Array) -> bool:
-    itemsize = logits.dtype.itemsize
-    has_labels = jnp.issubdtype(target.dtype, jnp.integer)
-    if itemsize not in SHORT_BYTES_WITH_GRAD or not has_labels or not sizes_known(logits):
-        return False
-    row_bytes = logits.shape[-1] * itemsize
-    short = row_bytes <= (SHORT_BYTES_WITH_GRAD[itemsize] if with_grad else SHORT_BYTES)
-    return short and logits.size * itemsize >= MANY_BYTES
+    def jvp(self, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands):
+        return _tangents(self.objective, operands, losses, stats, tangents)
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
 
 
-def _z_derivative(objective: Objective, operands, stats) -> Array:
+def _z_derivative(objective: Objective, operands: Operands, stats: Sequence[Array]) -> Array:
     """The derivative of the losses with respect to the scaled logits."""
-    (logits, target, _, *parameters), (maximum, log_sum, *_) = operands, stats
+    (logits, target, _, parameters), (maximum, log_sum, *_) = operands, stats
     options = objective.options(parameters)
     valid, total = whole_targets(objective, objective.axes, logits, target, options)
     if "z_loss" in options:
@@ -181,17 +194,10 @@ def _z_derivative(objective: Objective, operands, stats) -> Array:
     return jnp.where(valid[..., None], difference, 0)
 
 
-def _softmax(objective: Objective, operands, stats) -> Array:
-    logits, _, _, *parameters = operands
+def _softmax(objective: Objective, operands: Operands, stats: Sequence[Array]) -> Array:
     maximum, log_sum, *_ = stats
-    z = formulas.scaled_logits(logits, objective.options(parameters))
+    z = formulas.scaled_logits(operands.x, objective.options(operands.parameters))
     return formulas.softmax_of(z, maximum, log_sum)
-
-
-def _derivative(objective: Objective, operands, stats) -> Array:
-    logits, _, _, *parameters = operands
-    options = objective.options(parameters)
-    return _z_derivative(objective, operands, stats) * formulas.logit_slopes(logits, options)
 
 
 def _along_live(function, operands: Mapping[str, Array], tangents: Mapping[str, Array | None]):
@@ -203,12 +209,12 @@ def _along_live(function, operands: Mapping[str, Array], tangents: Mapping[str, 
     return jax.jvp(lambda nonzero: function({**operands, **nonzero}), (nonzero,), (tangents,))[1]
 
 
-def _tangents(objective: Objective, operands, losses, stats, tangents):
+def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands):
     """The tangents of losses and statistics: of the unclipped loss, through scaled logits and targets."""
-    logits, target, _, *parameters = operands
+    logits, target, _, parameters = operands
     options = objective.options(parameters)
     named = {"logits": logits, "target": target, **options}
-    named_tangents = {"logits": tangents[0], "target": tangents[1], **objective.options(tangents[3:])}
+    named_tangents = {"logits": tangents.x, "target": tangents.target, **objective.options(tangents.parameters)}
     maximum, log_sum, *details = stats
     rank = losses.ndim
 

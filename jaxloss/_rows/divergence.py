@@ -1,38 +1,42 @@
-"""Divergences as row-wise ops: a row is all classes of an example, and they may be split over devices."""
+"""Divergences as losses of rows: a row is all classes of an example, and they may be split over devices."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jaxloss import formulas
 from jaxloss._arrays import Array, along, inlined, is_masked, weighted
-from jaxloss._autodiff import pair
-from jaxloss._autodiff.pair import RowLoss
+from jaxloss._autodiff.pair import weighted_rows, weighted_sum
+from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_grad
 from jaxloss._autodiff.tangents import BOUNDED, row_dot, varying_like
 from jaxloss._ffi import divergence as calls
-from jaxloss._partitioning.meshes import Entry
-from jaxloss._partitioning.partitioned import Call, Op
-from jaxloss._partitioning.row_wise import RowWise
 from jaxloss._rows.weights import Examples, row_weight
 from jaxloss.formulas import real
 
 
 @dataclasses.dataclass(frozen=True)
-class Divergence:
-    """A divergence of the student's distribution from the teacher's.
+class Divergence(RowLoss):
+    """A divergence of the distribution of rows of logits, the student's, from the teacher's.
+
+    Operands are logits, teacher, row weight, and as parameters the scale (1 over the temperature) and the divergence's
+    own. The statistics of a row are its `formulas.divergence_stats` and the sum of its classes' second terms, `total`.
 
     Attributes:
         name: its functor in `cuda/maths/divergence.h`.
         terms: that functor as a formula.
         of_logits: whether the teacher is given as logits, not as probabilities.
+        axes: the mesh axes that an enclosing `shard_map` has split the classes over: logits and teacher are the slice
+            of this device, losses and statistics are the whole row's.
     """
 
     name: str
     terms: Callable[..., tuple[Array, Array]]
     of_logits: bool
+    axes: tuple[str, ...] = ()
+
+    float16_weight = BOUNDED
 
     @property
     def call(self) -> str:
@@ -42,14 +46,63 @@ class Divergence:
     def stats(self) -> int:
         return 5 if self.of_logits else 3
 
+    @property
+    def gives_stats_with_gradient(self) -> bool:
+        return True
+
+    @property
+    def split_axes(self) -> tuple[str, ...]:
+        return self.axes
+
+    def row_rank(self, outputs: Outputs, operands: Operands) -> int:
+        return len(operands.x.shape) - 1
+
+    def forward(self, outputs: Outputs, operands: Operands) -> tuple[Array, ...]:
+        if self.axes:
+            return self._by_formula(outputs, (), operands)
+
+        def of_row(*operands):
+            return _losses_and_stats(self, (), *operands)
+
+        def derivative(operands, stats):
+            return self.derivative(Operands.of(operands), stats)
+
+        if outputs is Outputs.VALUE_AND_GRAD:
+            return calls.divergence_value_and_grad(self.call, self.stats, of_row, derivative, *operands.flat)
+        results = calls.divergence_value(self.call, self.stats, of_row, *operands.flat)
+        return results[:1] if outputs is Outputs.VALUE else results
+
+    def partition(self, outputs: Outputs, axes, last_axes, operands: Operands) -> tuple[Array, ...]:
+        return self._by_formula(outputs, axes + last_axes, operands)
+
+    def _by_formula(self, outputs: Outputs, axes: tuple[str, ...], operands: Operands) -> tuple[Array, ...]:
+        """The outputs from the slices of the classes that these axes, too, have left."""
+        losses, *stats = _losses_and_stats(self, self.axes + axes, *operands.flat)
+        if outputs is Outputs.VALUE:
+            return (losses,)
+        if outputs is Outputs.VALUE_AND_STATS:
+            return losses, *stats
+        gradient = weighted(operands.row_weight, self.derivative(operands, stats))
+        return losses, *stats, gradient.astype(operands.x.dtype)
+
+    def derivative(self, operands: Operands, stats: Sequence[Array]) -> Array:
+        logits, target, _, numbers = operands
+        *stats, total = stats
+        scale, *parameters = (along(number, logits) for number in numbers)
+        return formulas.d_divergence(self.terms, logits, target, stats, total, scale, *parameters)
+
+    def jvp(self, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands):
+        return _tangents(self, operands, losses, stats, tangents)
+
 
 @inlined(static_argnums=(0, 1))
 def value(
     divergence: Divergence, axes: tuple[str, ...], logits: Array, target: Array, examples: Examples, *numbers: Array
 ) -> Array:
-    """The reduced divergence of logits `[..., V]`; an example is a row. For `axes` and `numbers` see `row_loss`."""
-    reduced = pair.weighted_rows if examples.reduction == "none" else pair.weighted_sum
-    return reduced(row_loss(divergence, axes))(logits, target, _weight(logits, examples), *numbers)
+    """The reduced divergence of logits `[..., V]`; an example is a row. For `axes` and `numbers` see `Divergence`."""
+    loss = dataclasses.replace(divergence, axes=axes)
+    reduced = weighted_rows if examples.reduction == "none" else weighted_sum
+    return reduced(loss)(_operands(logits, target, examples, numbers))[0]
 
 
 @inlined(static_argnums=(0, 1))
@@ -57,66 +110,14 @@ def gradient(
     divergence: Divergence, axes: tuple[str, ...], logits: Array, target: Array, examples: Examples, *numbers: Array
 ) -> Array:
     """The gradient of the reduced divergence with respect to the student's logits."""
-    loss = row_loss(divergence, axes)
-    return pair.value_and_grad(loss)(logits, target, _weight(logits, examples), *numbers)[-1]
+    loss = dataclasses.replace(divergence, axes=axes)
+    return value_and_grad(loss)(_operands(logits, target, examples, numbers))[-1]
 
 
-def _weight(logits: Array, examples: Examples) -> Array:
+def _operands(logits: Array, target: Array, examples: Examples, numbers: tuple[Array, ...]) -> Operands:
     rank = logits.ndim - 1
-    return row_weight(examples, logits.shape, real(logits).dtype, example_rank=rank, row_rank=rank)
-
-
-def _row_rank(logits, *_) -> int:
-    return len(logits.shape) - 1
-
-
-@functools.cache
-def row_loss(divergence: Divergence, axes: tuple[str, ...] = ()) -> RowLoss:
-    """The divergence of rows of logits from a teacher.
-
-    Operands are logits, teacher, row weight, scale (1 over the temperature) and the divergence's parameters. The
-    statistics of a row are its `formulas.divergence_stats` and the sum of its classes' second terms, the total. With
-    `axes`, an enclosing `shard_map` has split the classes over these mesh axes: logits and teacher are the slice of
-    this device, losses and statistics are the whole row's.
-    """
-    formula = functools.partial(_losses_and_stats, divergence)
-    derivative = functools.partial(_derivative, divergence)
-
-    def value_and_stats(*operands):
-        return calls.divergence_value(divergence.call, divergence.stats, functools.partial(formula, ()), *operands)
-
-    def value_and_grad(*operands):
-        of_row = functools.partial(formula, ())
-        return calls.divergence_value_and_grad(divergence.call, divergence.stats, of_row, derivative, *operands)
-
-    def slice_value_and_grad(axes, *operands):
-        losses, *stats = formula(axes, *operands)
-        gradient = weighted(operands[2], derivative(operands, tuple(stats))).astype(operands[0].dtype)
-        return losses, *stats, gradient
-
-    def op(attribute: str, whole: Op, local_shard: Op) -> RowWise:
-        def split(more_axes, *operands):
-            return local_shard(axes + more_axes, *operands)
-
-        local = functools.partial(split, ()) if axes else whole
-        return RowWise((__name__, (divergence, axes, attribute)), local, split, _row_rank)
-
-    return RowLoss(
-        row_rank=_row_rank,
-        value=op("value", lambda *operands: value_and_stats(*operands)[:1], lambda *operands: formula(*operands)[:1]),
-        value_and_stats=op("value_and_stats", value_and_stats, formula),
-        value_and_grad=op("value_and_grad", value_and_grad, slice_value_and_grad),
-        derivative=derivative,
-        tangents=functools.partial(_tangents, divergence),
-        grad_gives_stats=True,
-        split_axes=axes,
-        float16_weight=BOUNDED,
-    )
-
-
-def partitioned(divergence: Divergence, axes: tuple[str, ...], attribute: str, outer: tuple[Entry, ...]) -> Call:
-    """The call of that description."""
-    return getattr(row_loss(divergence, axes), attribute).call(outer)
+    weight = row_weight(examples, logits.shape, real(logits).dtype, example_rank=rank, row_rank=rank)
+    return Operands(logits, target, weight, numbers)
 
 
 def _losses_and_stats(divergence: Divergence, axes: tuple[str, ...], logits, target, row_weight, scale, *parameters):
@@ -146,16 +147,9 @@ def _losses_and_stats(divergence: Divergence, axes: tuple[str, ...], logits, tar
     return tuple(jnp.where(out, 0, rows) for rows in (losses, *stats, total))
 
 
-def _derivative(divergence: Divergence, operands, stats):
-    logits, target, _, *numbers = operands
-    *stats, total = stats
-    scale, *parameters = (along(number, logits) for number in numbers)
-    return formulas.d_divergence(divergence.terms, logits, target, stats, total, scale, *parameters)
-
-
-def _tangents(divergence: Divergence, operands, losses, stats, tangents):
-    logits, target, _, *numbers = operands
-    logits_tangent, target_tangent, _, *number_tangents = tangents
+def _tangents(divergence: Divergence, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands):
+    logits, target, _, numbers = operands
+    logits_tangent, target_tangent, _, number_tangents = tangents
     maximum, log_sum, *of_teacher, total = stats
     rank = losses.ndim
     scale, *parameters = (along(number, logits) for number in numbers)

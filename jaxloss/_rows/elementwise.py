@@ -1,4 +1,4 @@
-"""The elementwise losses as row-wise ops: sums over a row's elements, each with a value and a derivative."""
+"""The elementwise losses as losses of rows: sums over a row's elements, each with a value and a derivative."""
 
 import dataclasses
 import functools
@@ -8,145 +8,114 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxloss._arrays import Array, Formula, inlined, is_masked
-from jaxloss._autodiff import pair
-from jaxloss._autodiff.pair import RowLoss
+from jaxloss._autodiff.pair import weighted_rows, weighted_sum
+from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_grad
 from jaxloss._autodiff.tangents import row_dot, varying_like
 from jaxloss._ffi import elementwise as calls
-from jaxloss._partitioning.meshes import Entry, as_spec, explicit_entries, mesh_of, resharded
-from jaxloss._partitioning.partitioned import Call
-from jaxloss._partitioning.row_wise import RowWise, rank_of_weight
+from jaxloss._partitioning.meshes import as_spec, explicit_entries, mesh_of, resharded
 from jaxloss._rows.weights import Examples, row_weight
 from jaxloss.formulas import real
 
-_FIRST_PARAMETER = 3  # of the operands (x, target, row_weight, *parameters)
-
 
 @dataclasses.dataclass(frozen=True)
-class Elementwise:
-    """What an elementwise loss is.
+class Elementwise(RowLoss):
+    """An elementwise loss: a row's is the sum of its elements'. As many axes are rows as `row_weight` has.
 
     Attributes:
         name: its functor in `cuda/maths/elementwise.h`.
         value: its formula, of prediction, target and parameters.
-        derivative: the derivative with respect to the prediction, of the same.
-        target_derivative: the derivative with respect to the target; that of `unclipped` if None.
+        d_value: the derivative with respect to the prediction, of the same.
+        of_difference: whether it is a loss of the difference of prediction and target, so that the derivative with
+            respect to the target is the other's negative.
+        d_value_of_target: the derivative with respect to the target, where that of `unclipped` is not exact enough.
         unclipped: the formula that derivatives with respect to parameters are of; `value` if None.
         constants: what the functor is made with.
-        features: the positions of the parameters that have a number for each index of the prediction's last axis. The
-            others are scalars.
-        float16_weight: as `RowLoss` has it.
+        per_feature: the positions of the parameters that have a number for each index of the prediction's last axis.
+            The others are scalars.
+        float16_weight: as `Loss` has it.
     """
 
     name: str
     value: Formula
-    derivative: Formula
-    target_derivative: Formula | None = None
+    d_value: Formula
+    of_difference: bool = False
+    d_value_of_target: Formula | None = None
     unclipped: Formula | None = None
     constants: tuple[float, ...] = ()
-    features: tuple[int, ...] = ()
+    per_feature: tuple[int, ...] = ()
     float16_weight: float = 0.5
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        return self.per_feature
 
-@inlined(static_argnums=0)
-def value(loss: Elementwise, x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...] = ()) -> Array:
-    """The reduced loss; an example is one index of the first axis."""
-    parameters = _computed(parameters, x)
-    if examples.reduction == "none":
-        weight = _weight(x, examples, full=True)
-        return pair.weighted_rows(unreduced(loss))(x, target, weight, *parameters)
-    return pair.weighted_sum(row_loss(loss))(x, target, _weight(x, examples), *parameters)
+    def row_rank(self, outputs: Outputs, operands: Operands) -> int:
+        return len(operands.row_weight.shape)
+
+    def forward(self, outputs: Outputs, operands: Operands) -> tuple[Array, ...]:
+        weighed = outputs in (Outputs.TOTAL, Outputs.TOTAL_AND_GRAD)
+        of_kernel = (self.name, self.constants, self.per_feature, self.value)
+        if outputs in (Outputs.VALUE_AND_GRAD, Outputs.TOTAL_AND_GRAD):
+            return calls.elementwise_value_and_grad(*of_kernel, self.d_value, *operands.flat, weighed=weighed)
+        return calls.elementwise_value(*of_kernel, *operands.flat, weighed=weighed)
+
+    def partition(self, outputs: Outputs, axes, last_axes, operands: Operands) -> tuple[Array, ...]:
+        losses, *gradient = self.forward(outputs, operands)
+        return jax.lax.psum(losses, axes + last_axes), *gradient
+
+    def sums(self, with_gradient: bool, operands: Operands) -> bool:
+        return True
+
+    def derivative(self, operands: Operands, stats) -> Array:
+        return self._of_elements(self.d_value, operands)
+
+    def _of_elements(self, formula: Formula, operands: Operands) -> Array:
+        x, target, _, parameters = operands
+        return formula(x, target, *calls.parameters_of_elements(parameters, self.per_feature, x))
+
+    def jvp(self, operands: Operands, losses: Array, stats, tangents: Operands):
+        x, target, _, parameters = operands
+        arguments = (x, target, *calls.parameters_of_elements(parameters, self.per_feature, x))
+
+        def partial(place: int) -> Array:
+            """The derivative with respect to the argument there."""
+            if place == 0:
+                return self.d_value(*arguments)
+            if place == 1 and self.of_difference:
+                return -self.d_value(*arguments)
+            if place == 1 and self.d_value_of_target is not None:
+                return self.d_value_of_target(*arguments)
+            before, argument, after = arguments[:place], arguments[place], arguments[place + 1 :]
+            unclipped = self.unclipped or self.value
+            return jax.jvp(lambda y: unclipped(*before, y, *after), (argument,), (jnp.ones_like(argument),))[1]
+
+        of_parameters = (
+            None if tangent is None else _of_every_element(tangent, place in self.per_feature, x)
+            for place, tangent in enumerate(tangents.parameters)
+        )
+        terms = [
+            row_dot(partial(place), tangent, losses.ndim)
+            for place, tangent in enumerate((tangents.x, tangents.target, *of_parameters))
+            if tangent is not None
+        ]
+        return (varying_like(losses, sum(terms[1:], start=terms[0])),) if terms else (None,)
 
 
-@inlined(static_argnums=0)
-def gradient(
-    loss: Elementwise, x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...] = ()
-) -> Array:
-    """The gradient of the reduced loss with respect to `x`."""
-    operands = (x, target, _weight(x, examples), *_computed(parameters, x))
-    return pair.value_and_grad(row_loss(loss))(*operands)[1]
+class _Unreduced(Elementwise):
+    """Every element a row of its own, by formula: nothing is summed, so XLA fuses it with whatever comes next."""
 
-
-def _computed(parameters: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
-    """The parameters in the type that the loss of `x` is computed in."""
-    return tuple(parameter.astype(real(x).dtype) for parameter in parameters)
-
-
-def _weight(x: Array, examples: Examples, *, full: bool = False) -> Array:
-    return row_weight(examples, x.shape, real(x).dtype, example_rank=min(1, x.ndim), row_rank=x.ndim, full=full)
+    def run(self, outputs: Outputs, operands: Operands, stats=()) -> tuple[Array, ...]:
+        x, _, row_weight, _ = operands
+        losses = jnp.where(is_masked(row_weight), 0, self._of_elements(self.value, operands))
+        if outputs is not Outputs.VALUE_AND_GRAD:
+            return (losses,)
+        derivative = row_weight * self.derivative(operands, ())
+        return losses, jnp.where(row_weight == 0, 0, derivative).astype(x.dtype)
 
 
 @functools.cache
-def row_loss(loss: Elementwise) -> RowLoss:
-    """The sum of the losses of a row's elements; `row_weight` has as many axes as are rows."""
-    kernel = (loss.name, loss.constants, loss.features)
-    value = _row_wise(kernel, (loss.value,), weighed=False)
-    return RowLoss(
-        row_rank=rank_of_weight,
-        value=value,
-        value_and_stats=value,
-        value_and_grad=_row_wise(kernel, (loss.value, loss.derivative), weighed=False),
-        sums=lambda *_: True,
-        total=_row_wise(kernel, (loss.value,), weighed=True),
-        total_and_grad=_row_wise(kernel, (loss.value, loss.derivative), weighed=True),
-        derivative=lambda operands, _: _of_operands(loss, loss.derivative, operands),
-        tangents=functools.partial(_tangents, loss),
-        features=value.features,
-        float16_weight=loss.float16_weight,
-    )
-
-
-def _row_wise(kernel: tuple, of_elements: tuple[Formula, ...], weighed: bool) -> RowWise:
-    """The sum of the losses of a row's elements, and their derivative if there is a formula of it besides the value's.
-
-    `kernel` is a loss's name, constants and features; `weighed` says whether sums are times the row's weight.
-    """
-    function = calls.elementwise_value if len(of_elements) == 1 else calls.elementwise_value_and_grad
-    local = functools.partial(function, *kernel, *of_elements, weighed=weighed)
-
-    def split(axes, *operands):
-        losses, *gradient = local(*operands)
-        return jax.lax.psum(losses, axes), *gradient
-
-    features = tuple(_FIRST_PARAMETER + place for place in kernel[-1])
-    return RowWise((__name__, (kernel, of_elements, weighed)), local, split, rank_of_weight, features)
-
-
-def partitioned(kernel: tuple, of_elements: tuple[Formula, ...], weighed: bool, outer: tuple[Entry, ...]) -> Call:
-    """The call of that description."""
-    return _row_wise(kernel, of_elements, weighed).call(outer)
-
-
-def _of_operands(loss: Elementwise, formula: Formula, operands) -> Array:
-    x, target, _, *parameters = operands
-    return formula(x, target, *calls.parameters_of_elements(parameters, loss.features, x))
-
-
-def _tangents(loss: Elementwise, operands, losses, stats, tangents):
-    x, target, _, *parameters = operands
-    parameters = calls.parameters_of_elements(parameters, loss.features, x)
-    arguments = (x, target, *parameters)
-    unclipped = loss.unclipped or loss.value
-
-    def partial(place):
-        if place == 0:
-            return loss.derivative(*arguments)
-        if place == 1 and loss.target_derivative is not None:
-            return loss.target_derivative(*arguments)
-        one = (jnp.ones_like(arguments[place]),)
-        return jax.jvp(
-            lambda y: unclipped(*arguments[:place], y, *arguments[place + 1 :]), arguments[place : place + 1], one
-        )[1]
-
-    x_tangent, target_tangent, _, *parameter_tangents = tangents
-    of_elements = [x_tangent, target_tangent]
-    for place, tangent in enumerate(parameter_tangents):
-        of_elements.append(None if tangent is None else _of_every_element(tangent, place in loss.features, x))
-    terms = [
-        row_dot(partial(place), tangent, losses.ndim)
-        for place, tangent in enumerate(of_elements)
-        if tangent is not None
-    ]
-    return (varying_like(losses, sum(terms[1:], start=terms[0])),)
+def _unreduced(loss: Elementwise) -> _Unreduced:
+    return _Unreduced(**{field.name: getattr(loss, field.name) for field in dataclasses.fields(loss)})
 
 
 def _of_every_element(tangent: Array, per_feature: bool, x: Array) -> Array:
@@ -161,23 +130,26 @@ def _of_every_element(tangent: Array, per_feature: bool, x: Array) -> Array:
     return jax.lax.broadcast_in_dim(tangent, x.shape, axes, out_sharding=NamedSharding(mesh, as_spec(entries)))
 
 
-@functools.cache
-def unreduced(loss: Elementwise) -> RowLoss:
-    """Every element a row of its own, by formula: nothing is summed, so XLA fuses it with whatever comes next."""
-
-    def value(*operands):
-        row_weight = operands[2]
-        return (jnp.where(is_masked(row_weight), 0, _of_operands(loss, loss.value, operands)),)
-
-    def value_and_grad(*operands):
-        x, _, row_weight, *_ = operands
-        derivative = row_weight * _of_operands(loss, loss.derivative, operands)
-        return *value(*operands), jnp.where(row_weight == 0, 0, derivative).astype(x.dtype)
-
-    return dataclasses.replace(
-        row_loss(loss), value=value, value_and_stats=value, value_and_grad=value_and_grad, row_rank=_rank_of_x
-    )
+# ---- reduced ---------------------------------------------------------------------------------------------------------
 
 
-def _rank_of_x(x: Array, *_) -> int:
-    return x.ndim
+@inlined(static_argnums=0)
+def value(loss: Elementwise, x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...] = ()) -> Array:
+    """The reduced loss; an example is one index of the first axis."""
+    if examples.reduction == "none":
+        return weighted_rows(_unreduced(loss))(_operands(x, target, examples, parameters, full=True))[0]
+    return weighted_sum(loss)(_operands(x, target, examples, parameters))[0]
+
+
+@inlined(static_argnums=0)
+def gradient(
+    loss: Elementwise, x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...] = ()
+) -> Array:
+    """The gradient of the reduced loss with respect to `x`."""
+    return value_and_grad(loss)(_operands(x, target, examples, parameters))[1]
+
+
+def _operands(x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...], full=False) -> Operands:
+    dtype = real(x).dtype  # of the loss
+    weight = row_weight(examples, x.shape, dtype, example_rank=min(1, x.ndim), row_rank=x.ndim, full=full)
+    return Operands(x, target, weight, tuple(parameter.astype(dtype) for parameter in parameters))

@@ -50,7 +50,7 @@ def results(
     own_labels = labels[..., None] - parts.shape[-1] * jnp.arange(each, dtype=labels.dtype)
     own_labels = jnp.where(formulas.in_range(own_labels, parts.shape[-1]), own_labels, 0)
     weight = jnp.broadcast_to(along(row_weight, own_labels), own_labels.shape)
-    _, maxima, log_sums = calls.cross_entropy_value_and_stats(parts, own_labels, weight, clip=0.0)
+    _, maxima, log_sums = calls.cross_entropy(("losses", *STATS), parts, own_labels, weight, clip=0.0)
 
     maximum = maxima.max(-1)
     log_sum = formulas.log_of_sums(*(x.sum(-1) for x in formulas.sums_of_slice(maximum[..., None], maxima, log_sums)))

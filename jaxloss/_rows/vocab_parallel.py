@@ -125,7 +125,7 @@ def _local_statistics(objective: Objective, logits, target, row_weight, options)
             classes=objective.classes_of(logits.shape[-1]),
         )
     else:
-        results = calls.cross_entropy_value_and_stats(logits, target, row_weight, clip=objective.clip)
+        results = calls.cross_entropy(names, logits, target, row_weight, clip=objective.clip)
     named = dict(zip(names, results, strict=True))
     return {name: named[name] for name in STATS}, named
 

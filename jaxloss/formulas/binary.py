@@ -90,6 +90,12 @@ def _weighted(
     return agreeing, other
 
 
+def d_binary_cross_entropy_of_target(logits: Array, target: Array) -> Array:
+    """The derivative of the unclipped loss with respect to the target, $-x$."""
+    del target
+    return -real(logits)
+
+
 def weighted_binary_cross_entropy(
     logits: Array,
     target: Array,

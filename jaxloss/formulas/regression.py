@@ -87,3 +87,9 @@ def poisson_nll(log_rate: Array, target: Array) -> Array:
 def d_poisson_nll(log_rate: Array, target: Array) -> Array:
     r"""The derivative with respect to the logarithm of the rate, $e^x - a$."""
     return jnp.exp(real(log_rate)) - real(target)
+
+
+def d_poisson_nll_of_target(log_rate: Array, target: Array) -> Array:
+    """The derivative with respect to the count, $-x$, at a count of 0 too."""
+    del target
+    return -real(log_rate)

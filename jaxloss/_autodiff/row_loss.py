@@ -1,0 +1,335 @@
+"""A loss of rows of one array: the row-wise ops that compute it, each with a derivative of its own.
+
+A family of losses is a class that says how a row's loss is computed on one device (`forward`), how where a row's
+features are split over devices (`partition`), and what its derivatives are (`derivative`, `vjp`, `jvp`).
+"""
+
+import abc
+import enum
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss._arrays import MASKED, Array, along, is_masked, weighted
+from jaxloss._autodiff.pair import Loss
+from jaxloss._autodiff.row_product import row_product
+from jaxloss._autodiff.tangents import contracted, counted, or_none, varying_like, with_nonzero_tangents, zero_tangent
+from jaxloss._partitioning.meshes import Entry
+from jaxloss._partitioning.partitioned import Call
+from jaxloss._partitioning.row_wise import RowWise
+
+
+class Operands(NamedTuple):
+    """What a loss of rows is of: `x [rows..., features...]`, and what belongs to its rows and features.
+
+    Attributes:
+        x: what the gradient is with respect to.
+        target: of the shape of `x`, or of its rows.
+        row_weight: of the shape of the rows, or of their first axes: then all rows of an index have that weight.
+        parameters: numbers of rows, or of the features of rows.
+    """
+
+    x: Array
+    target: Array
+    row_weight: Array
+    parameters: tuple[Array, ...] = ()
+
+    @classmethod
+    def of(cls, flat: Sequence[Array]) -> "Operands":
+        """The reverse of `flat`."""
+        x, target, row_weight, *parameters = flat
+        return cls(x, target, row_weight, tuple(parameters))
+
+    @property
+    def flat(self) -> tuple[Array, ...]:
+        """One after the other, as a custom call and a partitioner see them."""
+        return *self[:3], *self.parameters
+
+
+class Outputs(enum.StrEnum):
+    """What a row-wise op gives."""
+
+    VALUE = "value"
+    """`(losses,)`."""
+    VALUE_AND_STATS = "value_and_stats"
+    """`(losses, *stats)`: the statistics are what derivatives need to know of a row."""
+    VALUE_AND_GRAD = "value_and_grad"
+    """`(losses, gradient)`, or `(losses, *stats, gradient)` where the pass has the statistics at hand."""
+    TOTAL = "total"
+    """`(total,)`, the weighted sum of the losses of the rows of each weight."""
+    TOTAL_AND_GRAD = "total_and_grad"
+    """`(total, gradient)`."""
+    GRAD = "grad"
+    """`(gradient,)`, from operands and statistics."""
+
+
+class RowLoss(Loss):
+    """A loss of rows, of `Operands`. Subclasses are frozen dataclasses: a description names them to other processes.
+
+    Attributes:
+        has_vjp: whether there is a `vjp`: where there is none, the derivative's formula is as fast.
+    """
+
+    wrt = ("x",)
+    has_vjp: bool = False
+
+    @property
+    def stats(self) -> int:
+        """How many statistics a row has."""
+        return 0
+
+    @property
+    def gives_stats_with_gradient(self) -> bool:
+        """Whether the pass of value and gradient gives the statistics too."""
+        return False
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The positions of the parameters that have the last axis of `x`, and not its first ones."""
+        return ()
+
+    @abc.abstractmethod
+    def row_rank(self, outputs: Outputs, operands: Operands) -> int:
+        """How many axes of `x` are rows, to the op of these outputs."""
+
+    @abc.abstractmethod
+    def forward(self, outputs: Outputs, operands: Operands) -> tuple[Array, ...]:
+        """The outputs, computed on one device."""
+
+    @abc.abstractmethod
+    def partition(
+        self, outputs: Outputs, axes: tuple[str, ...], last_axes: tuple[str, ...], operands: Operands
+    ) -> tuple[Array, ...]:
+        """The outputs where mesh axes have split `x` beyond its rows: `last_axes` its last axis, `axes` others."""
+
+    @abc.abstractmethod
+    def derivative(self, operands: Operands, stats: Sequence[Array]) -> Array:
+        """The derivative of each row's loss with respect to `x`, a formula."""
+
+    def vjp(self, axes: tuple[str, ...], operands: Operands, stats: Sequence[Array]) -> Array:
+        """The gradient from statistics that are known, where these mesh axes have split the features."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def jvp(
+        self, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands
+    ) -> tuple[Array | None, ...]:
+        """The tangents of losses and statistics, formulas; None for zeros. That of `row_weight` is None."""
+
+    def run(self, outputs: Outputs, operands: Operands, stats: Sequence[Array] = ()) -> tuple[Array, ...]:
+        """The outputs, wherever the operands lie."""
+        return _row_wise(self, outputs)(*operands.flat, *stats)
+
+    # ---- what a pair asks ------------------------------------------------------------------------------------------
+
+    def rounds_to_float16(self, operands: Operands) -> bool:
+        return operands.x.dtype == jnp.float16
+
+    def losses(self, operands: Operands, with_stats: bool) -> tuple[Array, ...]:
+        return (value_and_stats if with_stats else value)(self)(operands)
+
+    def losses_and_gradients(self, wrt, operands: Operands, with_stats: bool):
+        del wrt
+        losses, *stats, gradient = value_and_grad(self)(operands)
+        if with_stats and not self.gives_stats_with_gradient:
+            losses, *stats = value_and_stats(self)(operands)
+        return losses, stats, {"x": gradient}
+
+    def total(self, operands: Operands) -> Array:
+        return self.run(Outputs.TOTAL, operands)[0]
+
+    def total_and_gradients(self, operands: Operands):
+        total, gradient = total_and_grad(self)(operands)
+        return total, {"x": gradient}
+
+    def tangents(
+        self, keep: Array, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands
+    ) -> tuple[Any, ...]:
+        # Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions:
+        # they would keep XLA from folding a cotangent of 1, and from fusing.
+        rule = jax.checkpoint(self.jvp, prevent_cse=False)
+        kept_tangents = _kept_operands(self, keep, tangents, parameters=0)
+        results = rule(_kept_operands(self, keep, operands), losses, _kept(keep, *stats), kept_tangents)
+        return tuple(
+            zero_tangent(of) if tangent is None else tangent
+            for of, tangent in zip((losses, *stats), results, strict=True)
+        )
+
+    def rows_and_tangents(self, operands: Operands, tangents: Operands) -> tuple[Array, list[Array], Array, list[Any]]:
+        """In reverse mode by the kernel of the gradient from the statistics, if there is one.
+
+        Else by a plain formula, which XLA fuses into one pass over `x`.
+        """
+        losses, *stats = value_and_stats(self)(operands)
+        tangent, stats_tangents = jnp.zeros_like(losses), list(map(zero_tangent, stats))
+        if jax.tree.leaves(tangents):
+            row_weight, by_formula = operands.row_weight, tangents
+            keep = counted(row_weight, losses)
+            if self.has_vjp and tangents.x is not None:
+                weight = jnp.where(keep, along(row_weight, losses), MASKED)
+                residuals = (*operands._replace(row_weight=weight).flat, *stats)
+                wrt_x = row_product(*_grad_and_formula(self), residuals, tangents.x)
+                tangent, by_formula = varying_like(losses, wrt_x), tangents._replace(x=None)
+            losses_tangent = self.tangents(keep, operands, losses, stats, by_formula)[0]
+            tangent = tangent + along(row_weight, losses) * losses_tangent
+            _, *stats_tangents = self.tangents(~is_masked(row_weight), operands, losses, stats, tangents)
+        return losses, stats, tangent, stats_tangents
+
+
+# ---- how it is partitioned -------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _row_wise(loss: RowLoss, outputs: Outputs) -> RowWise:
+    """The row-wise op of these outputs, of the flat operands."""
+
+    def separated(flat) -> tuple[Operands, Sequence[Array]]:
+        place = len(flat) - (loss.stats if outputs is Outputs.GRAD else 0)
+        return Operands.of(flat[:place]), flat[place:]
+
+    def local(*flat):
+        operands, stats = separated(flat)
+        return (loss.vjp((), operands, stats),) if outputs is Outputs.GRAD else loss.forward(outputs, operands)
+
+    def split(axes, last_axes, *flat):
+        operands, stats = separated(flat)
+        if outputs is Outputs.GRAD:
+            return (loss.vjp(axes + last_axes, operands, stats),)
+        return loss.partition(outputs, axes, last_axes, operands)
+
+    def row_rank(*flat) -> int:
+        return loss.row_rank(outputs, separated(flat)[0])
+
+    features = tuple(3 + place for place in loss.features)
+    return RowWise((__name__, (loss, outputs)), local, split, row_rank, features)
+
+
+def partitioned(loss: RowLoss, outputs: str, outer: tuple[Entry, ...]) -> Call:
+    """The call of that description."""
+    return _row_wise(loss, Outputs(outputs)).call(outer)
+
+
+# ---- rows that are not kept ------------------------------------------------------------------------------------------
+
+
+def _kept(keep: Array, *arrays: Array, otherwise: float = 0) -> tuple[Array, ...]:
+    """The arrays with other numbers in the rows that are not kept, so that what is there can reach no derivative."""
+    return tuple(
+        jnp.where(along(keep, a), a, otherwise) if jnp.issubdtype(a.dtype, jnp.floating) and a.ndim >= keep.ndim else a
+        for a in arrays
+    )
+
+
+def _kept_operands(loss: RowLoss, keep: Array, operands: Operands, *, parameters: float = 1) -> Operands:
+    """The operands of rows so, but for the weights; parameters become 1, a number that none is undefined at."""
+
+    def kept(operand: Array | None, otherwise: float = 0) -> Any:
+        return None if operand is None else _kept(keep, operand, otherwise=otherwise)[0]
+
+    return Operands(
+        kept(operands.x),
+        kept(operands.target),
+        operands.row_weight,
+        tuple(
+            parameter if place in loss.features else kept(parameter, parameters)
+            for place, parameter in enumerate(operands.parameters)
+        ),
+    )
+
+
+# ---- the ops, with their derivatives ---------------------------------------------------------------------------------
+
+Op = Callable[..., tuple[Array, ...]]
+
+
+@functools.cache
+def value_and_stats(loss: RowLoss) -> Op:
+    """From operands to `Outputs.VALUE_AND_STATS`."""
+
+    @jax.custom_jvp
+    def value_and_stats(operands):
+        return loss.run(Outputs.VALUE_AND_STATS, operands)
+
+    def tangent(primals, tangents) -> Any:
+        (operands,), tangents = primals, jax.tree.map(or_none, *tangents)._replace(row_weight=None)
+        results = losses, *stats = value_and_stats(operands)
+        if not jax.tree.leaves(tangents):
+            return results, tuple(map(zero_tangent, results))
+        return results, loss.tangents(~is_masked(operands.row_weight), operands, losses, stats, tangents)
+
+    value_and_stats.defjvp(tangent, symbolic_zeros=True)
+    return value_and_stats
+
+
+def _with_derivative_of(formula: Op, op: Op) -> Op:
+    """`op`, whose derivative is that of the first results of a formula."""
+    op = jax.custom_jvp(op)
+
+    def tangent(primals, tangents) -> Any:
+        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(formula, primals, tangents)
+        results = op(*primals)
+        return results, jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1][: len(results)]
+
+    op.defjvp(tangent, symbolic_zeros=True)
+    return op
+
+
+@functools.cache
+def value(loss: RowLoss) -> Op:
+    """From operands to `Outputs.VALUE`; its derivative is that of `value_and_stats`."""
+    return _with_derivative_of(value_and_stats(loss), functools.partial(loss.run, Outputs.VALUE))
+
+
+@functools.cache
+def value_and_grad(loss: RowLoss) -> Op:
+    """From operands to `Outputs.VALUE_AND_GRAD`."""
+
+    def formula(operands):
+        losses, *stats = value_and_stats(loss)(operands)
+        gradient = _gradient(loss, operands, stats).astype(operands.x.dtype)
+        return (losses, *stats, gradient) if loss.gives_stats_with_gradient else (losses, gradient)
+
+    return _with_derivative_of(formula, functools.partial(loss.run, Outputs.VALUE_AND_GRAD))
+
+
+@functools.cache
+def total_and_grad(loss: RowLoss) -> Op:
+    """From operands to `Outputs.TOTAL_AND_GRAD`."""
+
+    def formula(operands):
+        losses, *stats = value_and_stats(loss)(operands)
+        total = contracted(operands.row_weight, losses)
+        return total, _gradient(loss, operands, stats).astype(operands.x.dtype)
+
+    return _with_derivative_of(formula, functools.partial(loss.run, Outputs.TOTAL_AND_GRAD))
+
+
+def _gradient(loss: RowLoss, operands: Operands, stats: Sequence[Array]) -> Array:
+    """As a formula."""
+    keep = ~is_masked(operands.row_weight)
+    derivative = loss.derivative(_kept_operands(loss, keep, operands), _kept(keep, *stats))
+    return weighted(operands.row_weight, _kept(keep, derivative)[0])
+
+
+@functools.cache
+def _grad_and_formula(loss: RowLoss) -> tuple[Callable[..., Array], Callable[..., Array]]:
+    """The gradient alone, of flat operands and statistics: by `vjp`, with its derivative, and as a formula."""
+
+    def separated(arrays) -> tuple[Operands, Sequence[Array]]:
+        place = len(arrays) - loss.stats
+        return Operands.of(arrays[:place]), arrays[place:]
+
+    def formula(*arrays):
+        return _gradient(loss, *separated(arrays))
+
+    def rounded(*arrays):
+        return (formula(*arrays).astype(arrays[0].dtype),)
+
+    def grad(*arrays):
+        return loss.run(Outputs.GRAD, *separated(arrays))
+
+    op = _with_derivative_of(rounded, grad)
+    return lambda *arrays: op(*arrays)[0], formula
