@@ -59,9 +59,9 @@ def linear_cross_entropy(
 
     Args:
         hidden: $h$, `[..., D]`; <dtypes>.
-        kernel: $W$, `[D, V]`, of such a type too.
-        labels: $y$, class indices `[...]` of an integer type. A token whose label is not in `[0, V)` has <result> NaN
-            and gradient 0, unless it is `ignore_index`.
+        kernel: $W$, `[D, V]`; its type is one of these too.
+        labels: $y$, class indices `[...]` of an integer type. A token whose label is not in `[0, V)` has a <result>
+            of NaN and a gradient of 0, unless it is `ignore_index`.
         bias: $b$, `[V]`. Default: none.
         kernel_axis: the class axis of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
         reduction: <reduction> The gradients of the first two are made with the value. Those of `"none"` wait for a
@@ -74,7 +74,7 @@ def linear_cross_entropy(
         accumulate_dtype: the type that the kernel's gradient is summed in, over chunks and devices: bfloat16 takes
             half the memory and some percent less time, but rounds the sum at every chunk. A single chunk has no sum,
             and a gradient that is to be bfloat16 is rounded once, as it is made.
-        precision: of the matrix products, as `jax.lax.dot_general` takes it.
+        precision: that of the matrix products, as `jax.lax.dot_general` takes it.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss

@@ -5,7 +5,9 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import get_args
 
+import jax
 import pytest
 
 import jaxloss
@@ -116,14 +118,30 @@ def test_an_option_of_cross_entropy_is_described_alike():
         assert other["temperature"] == first["temperature"]
 
 
+def test_the_parameters_without_a_derivative():
+    """They are what may be no array, masks and labels: a new option is either among them or said to be differentiable."""
+    constants = set(TABLES["jaxloss._docs.losses._EVERY_LOSS"]["not differentiable"].split(", "))
+    assert constants <= PARAMETERS
+    for name in FUNCTIONS:
+        if not name.startswith("jaxloss.optax."):
+            parameters = inspect.signature(FUNCTIONS[name]).parameters
+            arrays = {name for name, x in parameters.items() if jax.Array in get_args(x.annotation)}
+            assert set(parameters) - constants == arrays - {"where", "labels"}
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_every_entry_of_a_table_is_used(name):
     folders = pathlib.Path(_docs.__file__).parent, pathlib.Path(drop_ins.__file__).parent
     modules = [path for folder in folders for path in folder.glob("*.py")]
     source = "".join(path.read_text() for path in [*modules, *pathlib.Path(jaxloss.__file__).parent.glob("*.py")])
-    constants = set(TABLES["jaxloss._docs.losses._EVERY_LOSS"]["not differentiable"].split(", "))
-    assert constants <= PARAMETERS
-    used = {*PARAMETERS, "Returns", *described.ERRORS, "not differentiable", *re.findall(r"<([a-z][\w ]*)>", source)}
+    used = {
+        *PARAMETERS,
+        "Returns",
+        "TypeError",
+        "ValueError",
+        "not differentiable",
+        *re.findall(r"<([a-z][\w ]*)>", source),
+    }
     assert set(TABLES[name]) <= used
 
 

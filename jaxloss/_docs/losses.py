@@ -1,4 +1,8 @@
-"""What the parameters of losses mean, by family. An option of cross entropy has its one entry in `_CLASSES`."""
+"""What the parameters of losses mean, by family.
+
+An option of cross entropy has its one entry in `_CLASSES`; one that the loss has no derivative with respect to is also
+named under `not differentiable`.
+"""
 
 from jaxloss._docs.described import table
 
@@ -63,7 +67,7 @@ _CLASSES = table(
     z_loss: $\zeta$, <number>, 0 or more: the square of each <unit>'s log-sum-exp, times $\zeta$, is added to its loss.
         Class weights do not multiply this term.
     softcap: $s$, <number> above 0: a logit $x$ becomes $s \tanh(x / s)$. It bounds masked logits too, to $-s$. None
-        for none.
+        for no bound.
     temperature: $T$, <number> above 0; it divides the logits after the softcap.
     num_classes: $K$, the number of classes, for <padded> beyond it. Padding counts as -Inf whatever it holds, gets
         gradient exactly 0 and takes no smoothing. Default: `V`.
