@@ -19,6 +19,8 @@ from jaxloss._checks import examples as _examples
 from jaxloss._checks import parameters as _parameters
 from jaxloss._checks.arrays import array, of_dtype
 from jaxloss._checks.debug import watched
+from jaxloss._docs.described import described
+from jaxloss._docs.losses import ELEMENTS, GRADIENT
 from jaxloss._rows import elementwise as _elementwise
 from jaxloss._rows.weights import along_rows, leading
 from jaxloss._types import Reduction
@@ -66,6 +68,7 @@ def _focal(clip: float, features: tuple[int, ...]) -> _elementwise.Elementwise:
 
 
 @watched(_debug.binary)
+@described(ELEMENTS)
 def binary_cross_entropy(
     logits: ArrayLike,
     target: ArrayLike,
@@ -87,8 +90,9 @@ def binary_cross_entropy(
     $$\frac1n \sum -a \log t - (1 - a) \log(1 - t), \quad t = \sigma(x),
       \qquad \frac{\partial}{\partial x} = \frac{t - a}{n}$$
 
-    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements. With
-    all options (class weights $c$, `pos_weight` $p$, `label_smoothing` $\epsilon$, `focal_gamma` $\gamma$ and
+    The sum is over all elements. <batch size>
+
+    With all options (class weights $c$, `pos_weight` $p$, `label_smoothing` $\epsilon$, `focal_gamma` $\gamma$ and
     `focal_alpha` $\alpha$), an element's loss is
 
     $$c\, \alpha_t\, q^\gamma \left(-p\, a' \log t - (1 - a') \log(1 - t)\right), \quad
@@ -96,34 +100,22 @@ def binary_cross_entropy(
       \alpha_t = \alpha a' + (1 - \alpha)(1 - a')$$
 
     Args:
-        logits: $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or 0-D array
-            is an example. Infinite logits that agree with the target are fine.
+        logits: $x$, <elements> Infinite logits that agree with the target are fine.
         target: probabilities $a$, of the same shape; integers and booleans are probabilities 0 and 1.
-        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
-            Shape `[n]`, or an axis for each of `logits`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is unmasked. Default: all count.
         ignore_index: elements whose target, of an integer type, is this number are masked, as by `where`.
-        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
-            Default: 1.
-        class_weights: `[C]` numbers $c$ for the indices of the last axis of `logits`; $n$ stays. Default: 1.
+        class_weights: `[C]` numbers $c$ for the indices of the last axis of `logits`; $n$ stays the same. Default: 1.
         pos_weight: a number $p$, or `[C]` of them, that the loss of the positive class is multiplied by. Default: 1.
         label_smoothing: a number $\epsilon$ in [0, 1], how far the target is moved to ½. Default: 0.
-        focal_gamma: a number $\gamma \ge 0$: the larger, the less elements count that are right already. Default: 0.
-        focal_alpha: a number $\alpha$ in [0, 1], the share of the positive class; $1 - \alpha$ is that of the negative
+        focal_gamma: a number $\gamma \ge 0$: the larger it is, the less the elements count that are right
+            already.
+            Default: 0.
+        focal_alpha: a number $\alpha$ in [0, 1], the weight of the positive class; $1 - \alpha$ is that of the negative
             one. Default: no such factor.
         clip: $-\log t$ and $-\log(1 - t)$ in the value are those of $t$ clipped to `[clip, 1 - clip]`. The gradient is
             never clipped, so that a saturated prediction still learns. None for the exact value.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
 
     Returns:
-        A scalar, or for `"none"` an array like `logits`; float64 where logits or target are, else float32. A mean over
-        no example is 0. The loss is differentiable with respect to `logits`, `target` and every number among the
-        options but `clip`. Numbers may be traced: another value compiles nothing.
-
-    Raises:
-        TypeError: `logits` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
+        <Returns> Options that are numbers may be traced: another value compiles nothing.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -146,6 +138,7 @@ def binary_cross_entropy(
 
 
 @watched(_debug.binary)
+@described(GRADIENT, of=binary_cross_entropy)
 def d_binary_cross_entropy(
     logits: ArrayLike,
     target: ArrayLike,
@@ -164,28 +157,7 @@ def d_binary_cross_entropy(
 ) -> Array:
     r"""The gradient of `binary_cross_entropy` with respect to `logits`, without options $(\sigma(x) - a) / n$.
 
-    Args:
-        logits: as for `binary_cross_entropy`.
-        target: as for `binary_cross_entropy`.
-        where: as for `binary_cross_entropy`; the gradient of what is masked is 0.
-        ignore_index: as for `binary_cross_entropy`.
-        weights: as for `binary_cross_entropy`.
-        class_weights: as for `binary_cross_entropy`.
-        pos_weight: as for `binary_cross_entropy`.
-        label_smoothing: as for `binary_cross_entropy`.
-        focal_gamma: as for `binary_cross_entropy`.
-        focal_alpha: as for `binary_cross_entropy`.
-        clip: as for `binary_cross_entropy`; it does not change the gradient.
-        reduction: as for `binary_cross_entropy`; `"none"` gives the derivative of each element's own loss, as does
-            `"sum"`.
-        normalizer: as for `binary_cross_entropy`.
-
-    Returns:
-        An array like `logits`.
-
-    Raises:
-        TypeError: as `binary_cross_entropy`.
-        ValueError: as `binary_cross_entropy`.
+    <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss

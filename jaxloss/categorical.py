@@ -15,11 +15,14 @@ from jaxloss._checks import debug as _debug
 from jaxloss._checks.arrays import array, axis_moved, of_dtype
 from jaxloss._checks.classes import Options, checked
 from jaxloss._checks.debug import watched
+from jaxloss._docs.described import described
+from jaxloss._docs.losses import GRADIENT, RESULTS_OF_ROWS, ROWS, STATISTICS
 from jaxloss._rows import cross_entropy as _cross_entropy
 from jaxloss._types import AxisName, ClassTarget, Normalizer, Reduction
 
 
 @watched(_debug.categorical)
+@described(ROWS)
 def categorical_cross_entropy(
     logits: ArrayLike,
     target: ClassTarget,
@@ -44,10 +47,11 @@ def categorical_cross_entropy(
     $$\frac1n \sum -a_i \log t_i, \quad t = \mathrm{softmax}(x),
       \qquad \frac{\partial}{\partial x_i} = \frac{t_i - a_i}{n}$$
 
-    An example is a row: everything but the class axis; $n$ is the number of rows. Where a target $a$ does not sum
-    to 1, the gradient is $t_i \sum_j a_j - a_i$. In the value, and not in the gradient, $t$ is at least `clip`, 1e-7 by
-    default, so a row's loss is at most 16.118 per unit of target; `clip=None` gives the exact value, which is the
-    default of `linear_cross_entropy`.
+    <batch size>
+
+    Where a target $a$ does not sum to 1, the gradient is $t_i \sum_j a_j - a_i$. In the value, and not in the gradient,
+    $t$ is at least `clip`, 1e-7 by default, so a row's loss is at most 16.118 per unit of target; `clip=None` gives the
+    exact value, which is the default of `linear_cross_entropy`.
 
     With options the softmax is that of $z_i = s \tanh(x_i / s) / T$ (softcap $s$, temperature $T$), the target is
     $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$, smoothing $\varepsilon$ over $K$ classes),
@@ -56,46 +60,13 @@ def categorical_cross_entropy(
     numbers or traced scalars: a schedule does not compile anew.
 
     Args:
-        logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked: its
-            probability is 0, it takes no smoothing, and its gradient is 0, less what of the target it has. So a label
-            on a masked class has the loss $-\log \mathrm{clip}$, infinite without a clip, and there gradient -1.
+        logits: $x$, `[..., V]`; <dtypes>. A class whose logit is -Inf is masked: its probability is 0, it takes no
+            smoothing, and its gradient is 0, less what of the target it has. So a label on a masked class has the loss
+            $-\log \mathrm{clip}$, infinite without a clip, and there gradient -1.
         target: class indices `[...]` of an integer type, or probabilities `[..., V]` of a floating-point type. A row
             whose index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`. Or, for mixup,
             `(labels, other_labels, share)`: two arrays of class indices and the share of the first, a scalar or
             `[...]`.
-        axis: the class axis of `logits`, and of a target of probabilities.
-        where: a boolean mask, false for masked rows: their loss and gradient are exactly 0, even where they
-            hold NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`;
-            nothing else broadcasts. $n$ counts the unmasked rows. Default: all count.
-        ignore_index: rows whose class index is this are masked, as by `where`.
-        weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
-            1.
-        class_weights: $w$, `[V]`: what each class's part of the target is multiplied by; $n$ stays, unless
-            `normalizer` says otherwise. Default: 1.
-        label_smoothing: $\varepsilon$, from 0 to 1. What of it would fall on masked classes falls on none.
-        z_loss: $\zeta$, 0 or more; the term is not multiplied by class weights.
-        softcap: $s$, above 0; None for none. It bounds masked logits too, to $-s$.
-        temperature: $T$, above 0; it divides the logits after the softcap.
-        num_classes: $K$, for logits that are padded beyond it. Padding counts as -Inf whatever it holds, gets gradient
-            exactly 0 and takes no smoothing. Default: `V`.
-        clip: the value is that of $\max(t_i, \mathrm{clip})$. The gradient is never clipped, so that a saturated
-            prediction still learns. None for the exact value.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum, over the
-            unmasked rows, of `weights` times their label's class weight (of probabilities $\sum_i w_i a_i$).
-        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: logits, probabilities and class weights are this device's shard, class indices and
-            `num_classes` are those of the whole vocabulary. The loss is that of whole rows, the gradient that of the
-            shard; the devices exchange only scalars per row.
-
-    Returns:
-        A scalar, or for `"none"` an array `[...]`; float64 where logits or probabilities are, else float32. The loss is
-        differentiable with respect to `logits`, a target of probabilities, the share of a mixed one, `weights`,
-        `class_weights`, `normalizer` and every option that is a number; a mean over no row is 0.
-
-    Raises:
-        TypeError: `logits` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -132,6 +103,7 @@ def categorical_cross_entropy(
 
 
 @watched(_debug.categorical)
+@described(GRADIENT, of=categorical_cross_entropy)
 def d_categorical_cross_entropy(
     logits: ArrayLike,
     target: ClassTarget,
@@ -153,31 +125,7 @@ def d_categorical_cross_entropy(
 ) -> Array:
     r"""The gradient of `categorical_cross_entropy` with respect to `logits`: $(t - a) / n$ without options.
 
-    Args:
-        logits: as for `categorical_cross_entropy`.
-        target: as for `categorical_cross_entropy`.
-        axis: as for `categorical_cross_entropy`.
-        where: as for `categorical_cross_entropy`; the gradient of what is masked is 0.
-        ignore_index: as for `categorical_cross_entropy`.
-        weights: as for `categorical_cross_entropy`.
-        class_weights: as for `categorical_cross_entropy`.
-        label_smoothing: as for `categorical_cross_entropy`.
-        z_loss: as for `categorical_cross_entropy`.
-        softcap: as for `categorical_cross_entropy`.
-        temperature: as for `categorical_cross_entropy`.
-        num_classes: as for `categorical_cross_entropy`; the gradient of padding is 0.
-        clip: as for `categorical_cross_entropy`; it does not change the gradient.
-        reduction: as for `categorical_cross_entropy`; `"none"` gives the gradient of each row's own loss, as does
-            `"sum"`.
-        normalizer: as for `categorical_cross_entropy`.
-        axis_name: as for `categorical_cross_entropy`.
-
-    Returns:
-        An array like `logits`.
-
-    Raises:
-        TypeError: as `categorical_cross_entropy`.
-        ValueError: as `categorical_cross_entropy`.
+    Here $t = \mathrm{softmax}(x)$. <batch size> The options enter as in `categorical_cross_entropy`.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -228,6 +176,7 @@ class CrossEntropyStats(NamedTuple):
 
 
 @watched(_debug.categorical)
+@described(STATISTICS, of=categorical_cross_entropy)
 def categorical_cross_entropy_with_stats(
     logits: ArrayLike,
     target: ClassTarget,
@@ -249,31 +198,7 @@ def categorical_cross_entropy_with_stats(
 ) -> tuple[Array, CrossEntropyStats]:
     r"""`categorical_cross_entropy`, and statistics of each row from the same pass over the logits.
 
-    Args:
-        logits: as for `categorical_cross_entropy`.
-        target: as for `categorical_cross_entropy`.
-        axis: as for `categorical_cross_entropy`.
-        where: as for `categorical_cross_entropy`; the statistics of masked rows are 0, but `predicted` and `rank`.
-        ignore_index: as for `categorical_cross_entropy`.
-        weights: as for `categorical_cross_entropy`.
-        class_weights: as for `categorical_cross_entropy`.
-        label_smoothing: as for `categorical_cross_entropy`.
-        z_loss: as for `categorical_cross_entropy`.
-        softcap: as for `categorical_cross_entropy`.
-        temperature: as for `categorical_cross_entropy`.
-        num_classes: as for `categorical_cross_entropy`.
-        clip: as for `categorical_cross_entropy`; statistics are never clipped.
-        reduction: as for `categorical_cross_entropy`; statistics are never reduced.
-        normalizer: as for `categorical_cross_entropy`.
-        axis_name: as for `categorical_cross_entropy`.
-
-    Returns:
-        The loss, and `CrossEntropyStats` of arrays `[...]`. `nll`, `lse` and `entropy` are differentiable like the
-        loss, alone or together with it; gradients stop at the others.
-
-    Raises:
-        TypeError: as `categorical_cross_entropy`.
-        ValueError: as `categorical_cross_entropy`.
+    <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -323,6 +248,7 @@ def public_stats(
 
 
 @watched(_debug.categorical)
+@described(RESULTS_OF_ROWS)
 def log_prob(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -336,25 +262,17 @@ def log_prob(
 ) -> Array:
     r"""The logarithm of the probability of each row's label: $\log t_y$ with $t = \mathrm{softmax}(z)$.
 
-    For policy gradients and evaluation. The options are those of `categorical_cross_entropy`.
+    It serves policy gradients and evaluation. $z$ is the logits $x$ after the options, as in
+    `categorical_cross_entropy`.
 
     Args:
-        logits: `[..., V]`; float32, bfloat16, float16 or float64.
-        labels: class indices `[...]` of an integer type; one that is out of range gives NaN, and gradient 0.
-        axis: the class axis of `logits`.
-        where: a boolean mask `[...]`, false for masked rows: they give 0, and gradient 0.
-        softcap: as for `categorical_cross_entropy`.
-        temperature: as for `categorical_cross_entropy`.
-        num_classes: as for `categorical_cross_entropy`.
-        axis_name: as for `categorical_cross_entropy`.
-
-    Returns:
-        An array `[...]`; float64 for float64 logits, else float32. Differentiable with respect to `logits`, `softcap`
-        and `temperature`.
+        logits: $x$, `[..., V]`; <dtypes>.
+        labels: $y$, class indices `[...]` of an integer type. One that is not in `[0, V)` gives NaN, and gradient 0.
+        axis_name: <axis_name> Labels are indices of the whole vocabulary.
 
     Raises:
-        TypeError: `logits` is not floating-point, or `labels` is not of an integer type.
-        ValueError: shapes do not match, or an option has no such value.
+        TypeError: `logits` is not floating-point, `labels` is not of an integer type, or another argument is of the
+            wrong kind.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -380,6 +298,7 @@ def log_prob(
 
 
 @watched(_debug.categorical)
+@described(RESULTS_OF_ROWS)
 def entropy(
     logits: ArrayLike,
     *,
@@ -390,24 +309,12 @@ def entropy(
     num_classes: int | None = None,
     axis_name: AxisName = None,
 ) -> Array:
-    r"""The entropy of each row's softmax: $\sum_i -t_i \log t_i$.
+    r"""The entropy of each row's softmax: $\sum_i -t_i \log t_i$ with $t = \mathrm{softmax}(z)$.
+
+    $z$ is the logits $x$ after the options, as in `categorical_cross_entropy`.
 
     Args:
-        logits: `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf adds nothing.
-        axis: the class axis of `logits`.
-        where: a boolean mask `[...]`, false for masked rows: they give 0, and gradient 0.
-        softcap: as for `categorical_cross_entropy`.
-        temperature: as for `categorical_cross_entropy`.
-        num_classes: as for `categorical_cross_entropy`.
-        axis_name: as for `categorical_cross_entropy`.
-
-    Returns:
-        An array `[...]`; float64 for float64 logits, else float32. Differentiable with respect to `logits`, `softcap`
-        and `temperature`.
-
-    Raises:
-        TypeError: `logits` is not floating-point.
-        ValueError: an option has no such value.
+        logits: $x$, `[..., V]`; <dtypes>. A class whose logit is -Inf adds nothing.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss

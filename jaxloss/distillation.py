@@ -7,12 +7,15 @@ from jaxloss._arrays import Array
 from jaxloss._checks import debug as _debug
 from jaxloss._checks import teacher as _teacher
 from jaxloss._checks.debug import watched
+from jaxloss._docs.described import described
+from jaxloss._docs.losses import DIVERGENCES, GRADIENT
 from jaxloss._rows import divergence as _divergence
 from jaxloss._rows.divergence import Divergence
 from jaxloss._types import AxisName, Reduction, TargetType
 
 
 @watched(_debug.divergence)
+@described(DIVERGENCES)
 def kl_divergence(
     logits: ArrayLike,
     target: ArrayLike,
@@ -31,41 +34,18 @@ def kl_divergence(
     $$\mathrm{KL}(a \| t) = \frac1n \sum a_i \log\frac{a_i}{t_i}, \quad t = \mathrm{softmax}(x / T),
       \qquad \frac{\partial}{\partial x_i} = \frac{t_i - a_i}{n T}$$
 
-    An example is a row: everything but the class axis; $n$ is the number of rows. A term whose $a_i$ is 0 is 0.
-    Where a target $a$ does not sum to 1, the gradient is $(t_i \sum_j a_j - a_i) / (n T)$.
+    <batch size> A term whose $a_i$ is 0 is 0. Where a target $a$ does not sum to 1, the gradient is
+    $(t_i \sum_j a_j - a_i) / (n T)$.
 
     The gradient falls like $1 / T^2$ at high temperatures. The factor $T^2$ that makes up for it is not included:
     multiply the loss by `temperature**2` to have it.
 
     Args:
-        logits: $x$, `[..., V]`, the student's; float32, bfloat16, float16 or float64. A class whose logit is -Inf is
-            masked: its probability and, where the target has none for it either, its gradient are 0; else the loss is
-            infinite.
-        target: probabilities $a$ `[..., V]`; or the teacher's logits $y$ `[..., V]`, of which
+        logits: $x$, `[..., V]`, the student's; <dtypes>. A class whose logit is -Inf is masked: its probability and,
+            where the target has none for it either, its gradient are 0; else the loss is infinite.
+        target: the teacher's probabilities $a$, `[..., V]`; or the teacher's logits $y$, `[..., V]`, of which
             $a = \mathrm{softmax}(y / T)$.
-        target_type: which of the two, `"probabilities"` or `"logits"`.
-        axis: the class axis of `logits` and `target`.
-        where: a boolean mask, false for masked rows: their loss and gradient are exactly 0, even where they
-            hold NaN. Shape `[...]`, or an axis for each of `logits`, as long or 1 and 1 for the classes, or `()`;
-            nothing else broadcasts. $n$ counts the unmasked rows. Default: all count.
-        weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
-            1.
-        temperature: $T$, a number or scalar array greater than 0, which divides `logits`, and a target of logits. A
-            JAX array that is not greater than 0 makes every loss NaN.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
-        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: `logits` and `target` are this device's shard. The loss is that of whole rows, the
-            gradient that of the shard; the devices exchange only scalars per row.
-
-    Returns:
-        A scalar, or for `"none"` an array `[...]`; float64 where logits or target are, else float32. The loss is
-        differentiable with respect to `logits`, `target`, `weights`, `normalizer` and `temperature`; the derivative
-        with respect to a probability that is 0 is given as 0. A mean over no row is 0.
-
-    Raises:
-        TypeError: `logits` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
+        target_type: which of the two the target is, `"probabilities"` or `"logits"`.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -99,6 +79,7 @@ def kl_divergence(
 
 
 @watched(_debug.divergence)
+@described(GRADIENT, of=kl_divergence)
 def d_kl_divergence(
     logits: ArrayLike,
     target: ArrayLike,
@@ -114,24 +95,7 @@ def d_kl_divergence(
 ) -> Array:
     r"""The gradient of `kl_divergence` with respect to `logits`: $(t_i \sum_j a_j - a_i) / (n T)$.
 
-    Args:
-        logits: as for `kl_divergence`.
-        target: as for `kl_divergence`.
-        target_type: as for `kl_divergence`.
-        axis: as for `kl_divergence`.
-        where: as for `kl_divergence`; the gradient of what is masked is 0.
-        weights: as for `kl_divergence`.
-        temperature: as for `kl_divergence`.
-        reduction: as for `kl_divergence`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.
-        normalizer: as for `kl_divergence`.
-        axis_name: as for `kl_divergence`.
-
-    Returns:
-        An array like `logits`.
-
-    Raises:
-        TypeError: as `kl_divergence`.
-        ValueError: as `kl_divergence`.
+    Here $t = \mathrm{softmax}(x / T)$. <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -157,6 +121,7 @@ def d_kl_divergence(
 
 
 @watched(_debug.divergence)
+@described(DIVERGENCES)
 def jensen_shannon(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -179,8 +144,7 @@ def jensen_shannon(
       \Big(\log\frac{p_i}{m_i} - \sum_j p_j \log\frac{p_j}{m_j}\Big)$$
 
     with the student's $p = \mathrm{softmax}(x / T)$ and the teacher's $q = \mathrm{softmax}(y / T)$. It is finite for
-    all finite logits, at most $\log 2$ for $\beta = \frac12$, and 0 only for equal distributions. An example is a row:
-    everything but the class axis; $n$ is the number of rows.
+    all finite logits, at most $\log 2$ for $\beta = \frac12$, and 0 only for equal distributions. <batch size>
 
     The divergence vanishes as $\beta$ goes to 0 or 1, so these are no values of it. What other libraries return there
     is the limit of its quotient with $\beta$ or $1 - \beta$: for 0 the forward divergence
@@ -190,34 +154,12 @@ def jensen_shannon(
     A factor $T^2$ is not included: multiply the loss by `temperature**2` to have it.
 
     Args:
-        student_logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked:
-            its probability and gradient are 0.
+        student_logits: $x$, `[..., V]`; <dtypes>. A class whose logit is -Inf is masked: its probability and gradient
+            are 0.
         teacher_logits: $y$, `[..., V]`; or, with `target_type="probabilities"`, the teacher's probabilities $q$.
-        beta: $\beta$, the teacher's share of the mixture, a number or scalar array strictly between 0 and 1. A JAX
-            array that is not between them makes every loss NaN.
+        beta: $\beta$, the teacher's share of the mixture, <number> strictly between 0 and 1. A JAX array that is not
+            between them makes every loss NaN.
         target_type: `"logits"` or `"probabilities"`: what the teacher is given as.
-        axis: the class axis of both.
-        where: a boolean mask, false for masked rows: their loss and gradient are exactly 0, even where they
-            hold NaN. Shape `[...]`, or an axis for each of `student_logits`, as long or 1 and 1 for the classes, or
-            `()`; nothing else broadcasts. $n$ counts the unmasked rows. Default: all count.
-        weights: numbers that rows' losses are multiplied by, of the shapes that `where` may have; $n$ stays. Default:
-            1.
-        temperature: $T$, a number or scalar array greater than 0, which divides the student's logits, and the
-            teacher's. A JAX array that is not greater than 0 makes every loss NaN.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each row.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
-        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: student and teacher are this device's shard. The loss is that of whole rows, the
-            gradient that of the shard; the devices exchange only scalars per row.
-
-    Returns:
-        A scalar, or for `"none"` an array `[...]`; float64 where student or teacher are, else float32. The loss is
-        differentiable with respect to student, teacher, `weights`, `normalizer`, `temperature` and `beta`; the
-        derivative with respect to a probability that is 0 is given as 0. A mean over no row is 0.
-
-    Raises:
-        TypeError: `student_logits` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -252,6 +194,7 @@ def jensen_shannon(
 
 
 @watched(_debug.divergence)
+@described(GRADIENT, of=jensen_shannon)
 def d_jensen_shannon(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -268,25 +211,7 @@ def d_jensen_shannon(
 ) -> Array:
     r"""The gradient of `jensen_shannon` with respect to `student_logits`.
 
-    Args:
-        student_logits: as for `jensen_shannon`.
-        teacher_logits: as for `jensen_shannon`.
-        beta: as for `jensen_shannon`.
-        target_type: as for `jensen_shannon`.
-        axis: as for `jensen_shannon`.
-        where: as for `jensen_shannon`; the gradient of what is masked is 0.
-        weights: as for `jensen_shannon`.
-        temperature: as for `jensen_shannon`.
-        reduction: as for `jensen_shannon`; `"none"` gives the gradient of each row's own loss, as does `"sum"`.
-        normalizer: as for `jensen_shannon`.
-        axis_name: as for `jensen_shannon`.
-
-    Returns:
-        An array like `student_logits`.
-
-    Raises:
-        TypeError: as `jensen_shannon`.
-        ValueError: as `jensen_shannon`.
+    <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss

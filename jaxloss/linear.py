@@ -9,12 +9,15 @@ from jaxloss._checks import debug as _debug
 from jaxloss._checks.classes import Options
 from jaxloss._checks.debug import watched
 from jaxloss._checks.linear import checked
+from jaxloss._docs.described import described
+from jaxloss._docs.losses import STATISTICS, TOKENS, UNREDUCED
 from jaxloss._linear import autodiff as _linear
 from jaxloss._types import AxisName, Normalizer, Reduction
 from jaxloss.categorical import CrossEntropyStats, public_stats
 
 
 @watched(_debug.linear)
+@described(TOKENS)
 def linear_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -49,57 +52,29 @@ def linear_cross_entropy(
     The gradients are the same. Value and gradients take the three matrix products that they need anyway, and the memory
     of one chunk's logits; value and gradient with respect to `hidden` or `kernel` alone take two products.
 
-    An example is a token: one index of all axes of `hidden` but the last. The options are those of
-    `categorical_cross_entropy`, in the same pass. Logits and their gradients have the type that `hidden @ kernel` has,
-    so two 16-bit operands keep the products on tensor cores.
+    <batch size>
+
+    The options are those of `categorical_cross_entropy`, in the same pass. Logits and their gradients have the type
+    that `hidden @ kernel` has, so two 16-bit operands keep the products on tensor cores.
 
     Args:
-        hidden: $h$, `[..., D]`; float32, bfloat16, float16 or float64.
-        kernel: $W$, `[D, V]`, of such a type too.
-        labels: $y$, class indices `[...]` of an integer type. A token whose label is not in `[0, V)` has loss NaN and
-            gradient 0, unless it is `ignore_index`.
+        hidden: $h$, `[..., D]`; <dtypes>.
+        kernel: $W$, `[D, V]`; its type is one of these too.
+        labels: $y$, class indices `[...]` of an integer type. A token whose label is not in `[0, V)` has a <result>
+            of NaN and a gradient of 0, unless it is `ignore_index`.
         bias: $b$, `[V]`. Default: none.
         kernel_axis: the class axis of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
-        where: a boolean mask `[...]`, false for masked tokens: their loss and gradient are exactly 0, even
-            where they hold NaN, and a chunk of nothing else is skipped. $n$ counts the unmasked tokens. Default: all
-            count.
-        ignore_index: tokens whose label is this are masked, as by `where`.
-        weights: numbers `[...]` that tokens' losses are multiplied by; $n$ stays. Default: 1.
-        class_weights: `[V]`: what the loss of a class's tokens is multiplied by; $n$ stays, unless `normalizer` says
-            otherwise. Default: 1.
-        label_smoothing: from 0 to 1; a number or a traced scalar, like the next three.
-        z_loss: 0 or more: what the square of the log-sum-exp is multiplied by and added.
-        softcap: above 0; a tanh bounds the logits by it. None for none.
-        temperature: above 0; it divides the logits after the softcap.
-        num_classes: how many classes there are, if `kernel` is padded beyond that. Default: `V`.
-        clip: the value is that of $\max(\mathrm{softmax}, \mathrm{clip})$; the gradient is never clipped. Default:
-            none.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each token. The
-            gradients of the first two are made with the value. Those of `"none"` wait for a cotangent of each token:
-            the logits are then made a second time (not for the gradient of `hidden` alone).
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum, over the
-            unmasked tokens, of `weights` times their label's class weight.
+        reduction: <reduction> The gradients of the first two are made with the value. Those of `"none"` wait for a
+            cotangent of each token: the logits are then made a second time (not for the gradient of `hidden` alone).
         shift: a token's label is `shift` places further along the last axis of `labels`, as in next-token
-            prediction. The last `shift` tokens of each sequence are masked. `where` and `weights` are those of the
-            tokens that predict.
+            prediction. The last `shift` tokens of each sequence are masked. What else is given per token, such as
+            `where`, is about the tokens that predict.
         chunk_size: how many tokens a device works on at a time. Default: as many as fill half a gigabyte of logits, or
             two gigabytes where devices share tokens and each works on a shard of the vocabulary; at least 2048.
         accumulate_dtype: the type that the kernel's gradient is summed in, over chunks and devices: bfloat16 takes
             half the memory and some percent less time, but rounds the sum at every chunk. A single chunk has no sum,
             and a gradient that is to be bfloat16 is rounded once, as it is made.
-        precision: of the matrix products, as `jax.lax.dot_general` takes it.
-        axis_name: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
-            split the classes over: `kernel` and `bias` are this device's shard, labels are indices of the whole
-            vocabulary. The devices exchange only scalars per token, and the gradient of `hidden`.
-
-    Returns:
-        A scalar, or for `"none"` an array `[...]`; float64 for float64 logits, else float32. The loss is differentiable
-        with respect to `hidden`, `kernel`, `bias`, `weights`, `class_weights`, `normalizer` and every option that is a
-        number; a mean over no token is 0.
-
-    Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
+        precision: that of the matrix products, as `jax.lax.dot_general` takes it.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -134,6 +109,7 @@ def linear_cross_entropy(
 
 
 @watched(_debug.linear)
+@described(STATISTICS, of=linear_cross_entropy)
 def linear_cross_entropy_with_stats(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -161,37 +137,10 @@ def linear_cross_entropy_with_stats(
 ) -> tuple[Array, CrossEntropyStats]:
     r"""`linear_cross_entropy`, and statistics of each token from the same pass over the logits.
 
-    Args:
-        hidden: as for `linear_cross_entropy`.
-        kernel: as for `linear_cross_entropy`.
-        labels: as for `linear_cross_entropy`.
-        bias: as for `linear_cross_entropy`.
-        kernel_axis: as for `linear_cross_entropy`.
-        where: as for `linear_cross_entropy`; the statistics of masked tokens are 0, but `predicted` and `rank`.
-        ignore_index: as for `linear_cross_entropy`.
-        weights: as for `linear_cross_entropy`.
-        class_weights: as for `linear_cross_entropy`.
-        label_smoothing: as for `linear_cross_entropy`.
-        z_loss: as for `linear_cross_entropy`.
-        softcap: as for `linear_cross_entropy`.
-        temperature: as for `linear_cross_entropy`.
-        num_classes: as for `linear_cross_entropy`.
-        clip: as for `linear_cross_entropy`; statistics are never clipped.
-        reduction: as for `linear_cross_entropy`; statistics are never reduced.
-        normalizer: as for `linear_cross_entropy`.
-        shift: as for `linear_cross_entropy`.
-        chunk_size: as for `linear_cross_entropy`.
-        accumulate_dtype: as for `linear_cross_entropy`.
-        precision: as for `linear_cross_entropy`.
-        axis_name: as for `linear_cross_entropy`.
+    <batch size>
 
     Returns:
-        The loss, and `CrossEntropyStats` of arrays `[...]`. `nll`, `lse` and `entropy` are differentiable like the
-        loss: their gradients take three more products. Gradients stop at the others.
-
-    Raises:
-        TypeError: as `linear_cross_entropy`.
-        ValueError: as `linear_cross_entropy`.
+        <Returns> Gradients of `nll`, `lse` and `entropy` take three more products.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -226,6 +175,7 @@ def linear_cross_entropy_with_stats(
 
 
 @watched(_debug.linear)
+@described(UNREDUCED, of=linear_cross_entropy)
 def linear_log_prob(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -248,32 +198,8 @@ def linear_log_prob(
 
     $$\log \mathrm{softmax}(h_i W + b)_{y_i}$$
 
-    For evaluation and for reinforcement learning: it is differentiable like `linear_cross_entropy` with
-    `reduction="none"`, of which it is the negative.
-
-    Args:
-        hidden: as for `linear_cross_entropy`.
-        kernel: as for `linear_cross_entropy`.
-        labels: as for `linear_cross_entropy`.
-        bias: as for `linear_cross_entropy`.
-        kernel_axis: as for `linear_cross_entropy`.
-        where: as for `linear_cross_entropy`; a masked token has 0.
-        ignore_index: as for `linear_cross_entropy`.
-        softcap: as for `linear_cross_entropy`.
-        temperature: as for `linear_cross_entropy`.
-        num_classes: as for `linear_cross_entropy`.
-        shift: as for `linear_cross_entropy`.
-        chunk_size: as for `linear_cross_entropy`.
-        accumulate_dtype: as for `linear_cross_entropy`.
-        precision: as for `linear_cross_entropy`.
-        axis_name: as for `linear_cross_entropy`.
-
-    Returns:
-        An array `[...]`; float64 for float64 logits, else float32.
-
-    Raises:
-        TypeError: as `linear_cross_entropy`.
-        ValueError: as `linear_cross_entropy`.
+    It serves evaluation and reinforcement learning. It is the negative of `linear_cross_entropy` with
+    `reduction="none"`, and differentiable like it.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss

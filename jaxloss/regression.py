@@ -10,6 +10,8 @@ from jaxloss._checks import examples as _examples
 from jaxloss._checks import parameters as _parameters
 from jaxloss._checks.arrays import array, of_dtype
 from jaxloss._checks.debug import watched
+from jaxloss._docs.described import described
+from jaxloss._docs.losses import ELEMENTS, GRADIENT
 from jaxloss._rows import elementwise as _elementwise
 from jaxloss._rows import weights as _weights
 from jaxloss._types import Reduction
@@ -27,6 +29,7 @@ _POISSON_NLL = _elementwise.Elementwise(
 
 
 @watched(_debug.regression)
+@described(ELEMENTS)
 def mse(
     pred: ArrayLike,
     target: ArrayLike,
@@ -40,27 +43,7 @@ def mse(
 
     $$\mathrm{mse}(x, a) = \frac1n \sum \tfrac12 (x - a)^2, \qquad \frac{\partial}{\partial x} = \frac{x - a}{n}$$
 
-    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
-
-    Args:
-        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
-            0-D array is an example.
-        target: $a$, of the same shape; any real type.
-        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
-            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is unmasked. Default: all count.
-        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
-            Default: 1.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
-
-    Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
-        is differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
-
-    Raises:
-        TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
+    The sum is over all elements. <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -77,6 +60,7 @@ def mse(
 
 
 @watched(_debug.regression)
+@described(GRADIENT, of=mse)
 def d_mse(
     pred: ArrayLike,
     target: ArrayLike,
@@ -88,20 +72,7 @@ def d_mse(
 ) -> Array:
     """The gradient of `mse` with respect to `pred`: $(x - a) / n$.
 
-    Args:
-        pred: as for `mse`.
-        target: as for `mse`.
-        where: as for `mse`; the gradient of what is masked is 0.
-        weights: as for `mse`.
-        reduction: as for `mse`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
-        normalizer: as for `mse`.
-
-    Returns:
-        An array like `pred`.
-
-    Raises:
-        TypeError: as `mse`.
-        ValueError: as `mse`.
+    <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -113,6 +84,7 @@ def d_mse(
 
 
 @watched(_debug.regression)
+@described(ELEMENTS)
 def mae(
     pred: ArrayLike,
     target: ArrayLike,
@@ -127,27 +99,7 @@ def mae(
     $$\mathrm{mae}(x, a) = \frac1n \sum |x - a|,
       \qquad \frac{\partial}{\partial x} = \frac{\mathrm{sign}(x - a)}{n}$$
 
-    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
-
-    Args:
-        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
-            0-D array is an example.
-        target: $a$, of the same shape; any real type.
-        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
-            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is unmasked. Default: all count.
-        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
-            Default: 1.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
-
-    Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
-        is differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
-
-    Raises:
-        TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
+    The sum is over all elements. <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -161,6 +113,7 @@ def mae(
 
 
 @watched(_debug.regression)
+@described(GRADIENT, of=mae)
 def d_mae(
     pred: ArrayLike,
     target: ArrayLike,
@@ -172,20 +125,7 @@ def d_mae(
 ) -> Array:
     r"""The gradient of `mae` with respect to `pred`: $\mathrm{sign}(x - a) / n$, where the sign of 0 is 0.
 
-    Args:
-        pred: as for `mae`.
-        target: as for `mae`.
-        where: as for `mae`; the gradient of what is masked is 0.
-        weights: as for `mae`.
-        reduction: as for `mae`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
-        normalizer: as for `mae`.
-
-    Returns:
-        An array like `pred`.
-
-    Raises:
-        TypeError: as `mae`.
-        ValueError: as `mae`.
+    <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -197,6 +137,7 @@ def d_mae(
 
 
 @watched(_debug.regression)
+@described(ELEMENTS)
 def huber(
     pred: ArrayLike,
     target: ArrayLike,
@@ -213,29 +154,10 @@ def huber(
       \delta \left(|e| - \frac12 \delta\right) & |e| > \delta \end{cases}, \quad e = x - a,
       \qquad \frac{\partial}{\partial x} = \frac{\max(-\delta, \min(e, \delta))}{n}$$
 
-    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
+    The sum is over all elements. <batch size>
 
     Args:
-        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
-            0-D array is an example.
-        target: $a$, of the same shape; any real type.
         delta: a number $\delta > 0$, the error beyond which the loss is linear; it may be traced.
-        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
-            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is unmasked. Default: all count.
-        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
-            Default: 1.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
-
-    Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
-        is differentiable with respect to `pred`, `target`, `delta`, `weights` and `normalizer`; a mean over no example
-        is 0.
-
-    Raises:
-        TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -250,6 +172,7 @@ def huber(
 
 
 @watched(_debug.regression)
+@described(GRADIENT, of=huber)
 def d_huber(
     pred: ArrayLike,
     target: ArrayLike,
@@ -262,21 +185,7 @@ def d_huber(
 ) -> Array:
     r"""The gradient of `huber` with respect to `pred`: $\max(-\delta, \min(x - a, \delta)) / n$.
 
-    Args:
-        pred: as for `huber`.
-        target: as for `huber`.
-        delta: as for `huber`.
-        where: as for `huber`; the gradient of what is masked is 0.
-        weights: as for `huber`.
-        reduction: as for `huber`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
-        normalizer: as for `huber`.
-
-    Returns:
-        An array like `pred`.
-
-    Raises:
-        TypeError: as `huber`.
-        ValueError: as `huber`.
+    <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -289,6 +198,7 @@ def d_huber(
 
 
 @watched(_debug.regression)
+@described(ELEMENTS)
 def log_cosh(
     pred: ArrayLike,
     target: ArrayLike,
@@ -303,27 +213,7 @@ def log_cosh(
     $$\mathrm{log\_cosh}(x, a) = \frac1n \sum \log \cosh(x - a),
       \qquad \frac{\partial}{\partial x} = \frac{\tanh(x - a)}{n}$$
 
-    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
-
-    Args:
-        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
-            0-D array is an example.
-        target: $a$, of the same shape; any real type.
-        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
-            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is unmasked. Default: all count.
-        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
-            Default: 1.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
-
-    Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
-        is differentiable with respect to `pred`, `target`, `weights` and `normalizer`; a mean over no example is 0.
-
-    Raises:
-        TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
+    The sum is over all elements. <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -337,6 +227,7 @@ def log_cosh(
 
 
 @watched(_debug.regression)
+@described(GRADIENT, of=log_cosh)
 def d_log_cosh(
     pred: ArrayLike,
     target: ArrayLike,
@@ -348,20 +239,7 @@ def d_log_cosh(
 ) -> Array:
     r"""The gradient of `log_cosh` with respect to `pred`: $\tanh(x - a) / n$.
 
-    Args:
-        pred: as for `log_cosh`.
-        target: as for `log_cosh`.
-        where: as for `log_cosh`; the gradient of what is masked is 0.
-        weights: as for `log_cosh`.
-        reduction: as for `log_cosh`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
-        normalizer: as for `log_cosh`.
-
-    Returns:
-        An array like `pred`.
-
-    Raises:
-        TypeError: as `log_cosh`.
-        ValueError: as `log_cosh`.
+    <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -373,6 +251,7 @@ def d_log_cosh(
 
 
 @watched(_debug.regression)
+@described(ELEMENTS)
 def quantile(
     pred: ArrayLike,
     target: ArrayLike,
@@ -389,29 +268,10 @@ def quantile(
       (1 - q)(x - a) & x \ge a \end{cases},
       \qquad \frac{\partial}{\partial x} = \frac1n \begin{cases} -q & x < a \\ 1 - q & x > a \end{cases}$$
 
-    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
+    The sum is over all elements. <batch size>
 
     Args:
-        pred: predictions $x$, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element of a 1-D or
-            0-D array is an example.
-        target: $a$, of the same shape; any real type.
         q: a number between 0 and 1, the quantile to predict; ½ for the median. It may be traced.
-        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
-            Shape `[n]`, or an axis for each of `pred`, as long or 1, or `()`; nothing else broadcasts. $n$ counts the
-            examples of which any element is unmasked. Default: all count.
-        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
-            Default: 1.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
-
-    Returns:
-        A scalar, or for `"none"` an array like `pred`; float64 where predictions or target are, else float32. The loss
-        is differentiable with respect to `pred`, `target`, `q`, `weights` and `normalizer`; a mean over no example is
-        0.
-
-    Raises:
-        TypeError: `pred` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -426,6 +286,7 @@ def quantile(
 
 
 @watched(_debug.regression)
+@described(GRADIENT, of=quantile)
 def d_quantile(
     pred: ArrayLike,
     target: ArrayLike,
@@ -438,23 +299,7 @@ def d_quantile(
 ) -> Array:
     r"""The gradient of `quantile` with respect to `pred`: $-q / n$ below the target, $(1 - q) / n$ above it.
 
-    Where prediction and target are equal it is 0.
-
-    Args:
-        pred: as for `quantile`.
-        target: as for `quantile`.
-        q: as for `quantile`.
-        where: as for `quantile`; the gradient of what is masked is 0.
-        weights: as for `quantile`.
-        reduction: as for `quantile`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
-        normalizer: as for `quantile`.
-
-    Returns:
-        An array like `pred`.
-
-    Raises:
-        TypeError: as `quantile`.
-        ValueError: as `quantile`.
+    Where prediction and target are equal it is 0. <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -467,6 +312,7 @@ def d_quantile(
 
 
 @watched(_debug.counts)
+@described(ELEMENTS)
 def poisson_nll(
     log_rate: ArrayLike,
     target: ArrayLike,
@@ -481,31 +327,15 @@ def poisson_nll(
     $$\mathrm{poisson\_nll}(x, a) = \frac1n \sum (e^x - a x),
       \qquad \frac{\partial}{\partial x} = \frac{e^x - a}{n}$$
 
-    $x$ is the logarithm of the predicted rate, which is positive then, whatever $x$ is. The constant that is left out,
+    $x$ is the logarithm of the predicted rate, so the rate is positive whatever $x$ is. The constant that is left out,
     $\log a!$, changes no gradient with respect to $x$; add `jax.scipy.special.gammaln(target + 1)` for the whole
     likelihood.
 
-    The sum is over all elements, $n$ is the batch size: the length of the first axis, not the number of elements.
+    The sum is over all elements. <batch size>
 
     Args:
-        log_rate: logarithms $x$ of rates, `[n, ...]`, of any shape; float32, bfloat16, float16 or float64. Each element
-            of a 1-D or 0-D array is an example.
+        log_rate: logarithms $x$ of rates, <elements>
         target: counts $a$, of the same shape; any real type, not negative.
-        where: a boolean mask, false for what is masked: its loss and gradient are exactly 0, even where it holds NaN.
-            Shape `[n]`, or an axis for each of `log_rate`, as long or 1, or `()`; nothing else broadcasts. $n$ counts
-            the examples of which any element is unmasked. Default: all count.
-        weights: numbers that examples' losses are multiplied by, of the shapes that `where` may have; $n$ stays.
-            Default: 1.
-        reduction: `"mean"` divides the sum by $n$, `"sum"` does not, `"none"` returns the loss of each element.
-        normalizer: a number or scalar array that replaces $n$ in `"mean"`.
-
-    Returns:
-        A scalar, or for `"none"` an array like `log_rate`; float64 where rates or target are, else float32. The loss is
-        differentiable with respect to `log_rate`, `target`, `weights` and `normalizer`; a mean over no example is 0.
-
-    Raises:
-        TypeError: `log_rate` is not floating-point, or another argument is of the wrong kind.
-        ValueError: shapes do not match, or an option has no such value.
 
     >>> import jax.numpy as jnp
     >>> import jaxloss
@@ -519,6 +349,7 @@ def poisson_nll(
 
 
 @watched(_debug.counts)
+@described(GRADIENT, of=poisson_nll)
 def d_poisson_nll(
     log_rate: ArrayLike,
     target: ArrayLike,
@@ -530,20 +361,7 @@ def d_poisson_nll(
 ) -> Array:
     r"""The gradient of `poisson_nll` with respect to `log_rate`: $(e^x - a) / n$.
 
-    Args:
-        log_rate: as for `poisson_nll`.
-        target: as for `poisson_nll`.
-        where: as for `poisson_nll`; the gradient of what is masked is 0.
-        weights: as for `poisson_nll`.
-        reduction: as for `poisson_nll`; `"none"` gives the derivative of each element's own loss, as does `"sum"`.
-        normalizer: as for `poisson_nll`.
-
-    Returns:
-        An array like `log_rate`.
-
-    Raises:
-        TypeError: as `poisson_nll`.
-        ValueError: as `poisson_nll`.
+    <batch size>
 
     >>> import jax.numpy as jnp
     >>> import jaxloss

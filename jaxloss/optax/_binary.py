@@ -9,26 +9,21 @@ from jax.typing import ArrayLike
 
 from jaxloss._arrays import Array
 from jaxloss._checks.arrays import array
+from jaxloss._docs.described import described
 from jaxloss.binary import binary_cross_entropy
+from jaxloss.optax._docs import MARGINS, SIGMOIDS
 from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, signed, wide, with_derivatives
 
 _LARGE = 1e30  # stands for an infinite logit: of any loss of it, the derivatives of all orders are finite
 
 
 @one_program
+@described(SIGMOIDS)
 def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""Binary cross entropy of each element, $-a \log \sigma(x) - (1 - a) \log \sigma(-x)$.
 
     Args:
-        logits: $x$, of a floating-point type. Infinite logits that agree with the label are fine.
-        labels: probabilities $a$, of any real type; broadcasts with `logits`.
-
-    Returns:
-        An array of the shape that the operands broadcast to, of the type of `logits`.
-
-    Raises:
-        TypeError: `logits` is not floating-point.
-        ValueError: shapes do not broadcast.
+        logits: <logits> Infinite logits that agree with the label are fine.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -42,6 +37,7 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
 
 
 @one_program
+@described(SIGMOIDS)
 def sigmoid_focal_loss(
     logits: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike | None = None, gamma: ArrayLike = 2.0
 ) -> Array:
@@ -50,17 +46,11 @@ def sigmoid_focal_loss(
     $$1 - p_t = (1 - a)\, \sigma(x) + a\, \sigma(-x), \qquad \alpha_t = \alpha a + (1 - \alpha)(1 - a)$$
 
     Args:
-        logits: $x$, of a floating-point type.
-        labels: probabilities $a$, of any real type; broadcasts with `logits`.
         alpha: the weight of positive examples, in `[0, 1]`. Default: both kinds weigh 1.
         gamma: the exponent; 0 gives binary cross entropy.
 
     Returns:
         An array of the shape that the operands broadcast to, of the type that `logits`, `alpha` and `gamma` promote to.
-
-    Raises:
-        TypeError: `logits` is not floating-point.
-        ValueError: shapes do not broadcast.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -83,18 +73,9 @@ def sigmoid_focal_loss(
 
 
 @one_program
+@described(MARGINS)
 def hinge_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> Array:
     r"""The hinge loss of each element, $\max(0, 1 - x a)$.
-
-    Args:
-        predictor_outputs: $x$, of any real type.
-        targets: $a$, -1 or 1; broadcasts with $x$.
-
-    Returns:
-        An array of the shape and type that the operands broadcast and promote to.
-
-    Raises:
-        ValueError: shapes do not broadcast.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -107,11 +88,11 @@ def hinge_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> Array:
 
 
 @one_program
+@described(MARGINS)
 def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> Array:
     r"""The perceptron loss of each element, $\max(0, -x a)$.
 
     Args:
-        predictor_outputs: $x$, of any real type.
         targets: $a$, -1 or 1, of the same shape.
 
     Returns:
@@ -132,6 +113,7 @@ def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> Array:
 
 
 @one_program
+@described(MARGINS)
 def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> Array:
     r"""The binary sparsemax loss of each element.
 
@@ -143,9 +125,6 @@ def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> Array:
 
     Returns:
         An array of the shape that the operands broadcast to, of the type of `logits`.
-
-    Raises:
-        ValueError: shapes do not broadcast.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses

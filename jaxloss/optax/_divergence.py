@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._arrays import Array
+from jaxloss._docs.described import described
+from jaxloss.optax._docs import DIVERGENCES
 from jaxloss.optax._operands import broadcast, floating, mask, of_array, of_type, one_program, wide
 
 
 @one_program
+@described(DIVERGENCES)
 def kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -20,19 +23,6 @@ def kl_divergence(
     where: ArrayLike | None = None,
 ) -> Array:
     r"""The Kullback-Leibler divergence $\sum_i a_i (\log a_i - \log p_i)$.
-
-    Args:
-        log_predictions: $\log p$, of a floating-point type.
-        targets: $a$, probabilities, of a floating-point type; broadcasts with `log_predictions`.
-        axis: the axis or axes that are summed over; None for all.
-        where: booleans that broadcast with the operands, false for masked elements, which may hold anything.
-
-    Returns:
-        An array without the axes that were summed over, of the type that the operands promote to.
-
-    Raises:
-        TypeError: an operand is not floating-point.
-        ValueError: shapes do not broadcast, `axis` is none of the operands', or `where` is not boolean.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -46,6 +36,7 @@ def kl_divergence(
 
 
 @one_program
+@described(DIVERGENCES)
 def kl_divergence_with_log_targets(
     log_predictions: ArrayLike,
     log_targets: ArrayLike,
@@ -55,17 +46,7 @@ def kl_divergence_with_log_targets(
     r"""The Kullback-Leibler divergence $\sum_i a_i (\log a_i - \log p_i)$ from $\log a$.
 
     Args:
-        log_predictions: $\log p$, of a floating-point type.
         log_targets: $\log a$, of a floating-point type; broadcasts with `log_predictions`.
-        axis: as for `kl_divergence`.
-        where: as for `kl_divergence`.
-
-    Returns:
-        As `kl_divergence`.
-
-    Raises:
-        TypeError: as `kl_divergence`.
-        ValueError: as `kl_divergence`.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -80,6 +61,7 @@ def kl_divergence_with_log_targets(
 
 
 @one_program
+@described(DIVERGENCES)
 def generalized_kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -87,19 +69,6 @@ def generalized_kl_divergence(
     where: ArrayLike | None = None,
 ) -> Array:
     r"""The Kullback-Leibler divergence of unnormalized distributions, $\sum_i a_i (\log a_i - \log p_i) + p_i - a_i$.
-
-    Args:
-        log_predictions: as for `kl_divergence`.
-        targets: as for `kl_divergence`.
-        axis: as for `kl_divergence`.
-        where: as for `kl_divergence`.
-
-    Returns:
-        As `kl_divergence`.
-
-    Raises:
-        TypeError: as `kl_divergence`.
-        ValueError: as `kl_divergence`.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -112,27 +81,14 @@ def generalized_kl_divergence(
     return of_type(_sum(_terms(log_p, a) + (jnp.exp(log_p) - a), axis), log_predictions, targets)
 
 
+@described(DIVERGENCES)
 def convex_kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
     axis: int | tuple[int, ...] | None = -1,
     where: ArrayLike | None = None,
 ) -> Array:
-    """`generalized_kl_divergence` by the name that it once had; warns as optax does.
-
-    Args:
-        log_predictions: as for `kl_divergence`.
-        targets: as for `kl_divergence`.
-        axis: as for `kl_divergence`.
-        where: as for `kl_divergence`.
-
-    Returns:
-        As `kl_divergence`.
-
-    Raises:
-        TypeError: as `kl_divergence`.
-        ValueError: as `kl_divergence`.
-    """
+    """`generalized_kl_divergence` by the name that it once had; warns as optax does."""
     warnings.warn(
         "convex_kl_divergence is deprecated: call generalized_kl_divergence", DeprecationWarning, stacklevel=2
     )

@@ -5,23 +5,15 @@ from jax.typing import ArrayLike
 
 from jaxloss._arrays import Array
 from jaxloss._checks.arrays import array
+from jaxloss._docs.described import described
+from jaxloss.optax._docs import ERRORS, ERRORS_OF_ONE_SHAPE
 from jaxloss.optax._operands import broadcast, floating, number, of_type, one_program, wide, with_derivatives
 
 
 @one_program
+@described(ERRORS_OF_ONE_SHAPE)
 def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> Array:
     r"""The square of each error, $(x - a)^2$.
-
-    Args:
-        predictions: $x$, `[...]` of a floating-point type.
-        targets: $a$, of the same shape and any real type. Default: 0.
-
-    Returns:
-        An array like `predictions`, of the type that the operands promote to.
-
-    Raises:
-        TypeError: `predictions` is not floating-point.
-        ValueError: the shapes are not equal.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -33,19 +25,9 @@ def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> A
 
 
 @one_program
+@described(ERRORS_OF_ONE_SHAPE)
 def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> Array:
     r"""Half the square of each error, $\frac12 (x - a)^2$.
-
-    Args:
-        predictions: $x$, `[...]` of a floating-point type.
-        targets: $a$, of the same shape and any real type. Default: 0.
-
-    Returns:
-        An array like `predictions`, of the type that the operands promote to.
-
-    Raises:
-        TypeError: `predictions` is not floating-point.
-        ValueError: the shapes are not equal.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -59,19 +41,14 @@ def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> Array:
 
 
 @one_program
+@described(ERRORS)
 def huber_loss(predictions: ArrayLike, targets: ArrayLike | None = None, *, delta: ArrayLike = 1.0) -> Array:
     r"""The Huber loss of each error: $\frac12 e^2$ up to $\delta$, $\delta (|e| - \frac12 \delta)$ beyond.
 
     Args:
-        predictions: $x$, of a floating-point type.
-        targets: $a$ in $e = x - a$; broadcasts with `predictions`. Default: 0.
         delta: $\delta$, a number or an array that broadcasts with the errors; the loss is differentiable in it too.
 
-    Returns:
-        An array of the shape and type that the operands broadcast and promote to.
-
     Raises:
-        TypeError: `predictions` is not floating-point.
         ValueError: shapes do not broadcast, or `delta` is a negative number.
 
     >>> import jax.numpy as jnp
@@ -90,19 +67,12 @@ def huber_loss(predictions: ArrayLike, targets: ArrayLike | None = None, *, delt
 
 
 @one_program
+@described(ERRORS)
 def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> Array:
     r"""The logarithm of the hyperbolic cosine of each error, $\log \cosh(x - a)$.
 
     Args:
-        predictions: $x$, of a floating-point type.
         targets: $a$; broadcasts with `predictions`. Default: 0.
-
-    Returns:
-        An array of the shape and type that the operands broadcast and promote to.
-
-    Raises:
-        TypeError: `predictions` is not floating-point.
-        ValueError: shapes do not broadcast.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses

@@ -4,10 +4,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._arrays import Array
+from jaxloss._docs.described import described
+from jaxloss.optax._docs import SOFTMAXES
 from jaxloss.optax._operands import broadcast, floating, number, of_array, of_type, one_program, wide
 
 
 @one_program
+@described(SOFTMAXES)
 def smooth_labels(
     labels: ArrayLike, alpha: ArrayLike, *, axis: int | tuple[int, ...] | None = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -16,7 +19,6 @@ def smooth_labels(
     Args:
         labels: $a$, probabilities of classes, of a floating-point type.
         alpha: $\alpha$, the part that is spread; broadcasts with `labels`.
-        axis: the class axis or axes; None for all.
         where: booleans, false for elements that are none of the $V$ classes: they get 0. Broadcasts with `labels`.
 
     Returns:

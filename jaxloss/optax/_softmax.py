@@ -10,32 +10,19 @@ from jax.typing import ArrayLike
 from jaxloss._arrays import Array
 from jaxloss._checks.arrays import array
 from jaxloss._checks.parameters import wrong_type
+from jaxloss._docs.described import described
 from jaxloss.categorical import categorical_cross_entropy
+from jaxloss.optax._docs import SOFTMAXES
 from jaxloss.optax._operands import broadcast, floating, mask, number, of_type, one_program, wide
 from jaxloss.optax._rows import Axis, Rows, masked, of_indices, of_probabilities
 
 
 @one_program
+@described(SOFTMAXES)
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
     r"""Cross entropy of each row with probabilities, $\sum_i -a_i \log t_i$ with $t = \mathrm{softmax}(x)$.
-
-    Args:
-        logits: $x$, of a floating-point type. A class whose logit is -Inf is masked: its probability is 0, and it costs
-            nothing while its label is 0.
-        labels: $a$, probabilities, of any real type; broadcasts with `logits`.
-        axis: the class axis or axes; None for all.
-        where: a boolean mask that broadcasts with `logits`, false for classes that a row does not have; or one boolean
-            per row (without the class axes), false for masked rows. A row without classes has loss 0. What
-            is masked may hold anything.
-
-    Returns:
-        An array without the class axes, of the type that `logits` and `labels` promote to.
-
-    Raises:
-        TypeError: `logits` is not floating-point.
-        ValueError: shapes do not broadcast, `axis` is none of `logits`, or `where` is not boolean.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -49,19 +36,12 @@ def softmax_cross_entropy(
     return of_type(losses.sum() if axis is None else losses, logits, labels)
 
 
+@described(SOFTMAXES)
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     """`softmax_cross_entropy` over the last axis, which is safe here too.
 
-    Args:
-        logits: as for `softmax_cross_entropy`.
-        labels: as for `softmax_cross_entropy`.
-
-    Returns:
-        As `softmax_cross_entropy`.
-
     Raises:
-        TypeError: as `softmax_cross_entropy`.
-        ValueError: as `softmax_cross_entropy`.
+        ValueError: shapes do not broadcast.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -72,6 +52,7 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
 
 
 @one_program
+@described(SOFTMAXES)
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike, labels: ArrayLike, axis: int | tuple[int, ...] = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -82,7 +63,7 @@ def softmax_cross_entropy_with_integer_labels(
         labels: $a$, class indices of an integer type, of the shape of `logits` without the class axes, or one
             that broadcasts with it. A row whose index is not in `[0, V)` has loss NaN and gradient 0.
         axis: the class axis or axes; indices into several axes count along them in the order given.
-        where: as for `softmax_cross_entropy`. A label of a class that is not there costs Inf.
+        where: <where> A label of a class that is not there costs Inf.
 
     Returns:
         An array like `labels`, of the type of `logits`.
@@ -108,24 +89,21 @@ def softmax_cross_entropy_with_integer_labels(
 
 
 @one_program
+@described(SOFTMAXES)
 def poly_loss_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, *, epsilon: ArrayLike = 2.0, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
     r"""The PolyLoss of each row, $\sum_i -a_i \log t_i + \epsilon \sum_i a_i (1 - t_i)$ with $t = \mathrm{softmax}(x)$.
 
     Args:
-        logits: as for `softmax_cross_entropy`.
-        labels: as for `softmax_cross_entropy`, but of a floating-point type.
+        labels: $a$, probabilities, of a floating-point type; broadcasts with `logits`.
         epsilon: $\epsilon$, a number, or an array that broadcasts with the losses.
-        axis: as for `softmax_cross_entropy`.
-        where: as for `softmax_cross_entropy`.
 
     Returns:
         An array without the class axes, of the type that `logits`, `labels` and `epsilon` promote to.
 
     Raises:
         TypeError: `logits` or `labels` is not floating-point.
-        ValueError: as `softmax_cross_entropy`.
 
     >>> import jax.numpy as jnp
     >>> from jaxloss import optax as losses
@@ -150,6 +128,7 @@ def poly_loss_cross_entropy(
 
 
 @one_program
+@described(SOFTMAXES)
 def ranking_softmax_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -172,7 +151,6 @@ def ranking_softmax_loss(
         What `reduce_fn` makes of the losses, of the type that `logits` and `weights` promote to.
 
     Raises:
-        TypeError: `logits` is not floating-point.
         ValueError: shapes do not broadcast, or `where` is not boolean.
 
     >>> import jax.numpy as jnp
