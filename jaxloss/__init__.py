@@ -24,12 +24,14 @@ from jaxloss.categorical import (
 from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
 from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob
 from jaxloss.regression import (
+    d_gaussian_nll,
     d_huber,
     d_log_cosh,
     d_mae,
     d_mse,
     d_poisson_nll,
     d_quantile,
+    gaussian_nll,
     huber,
     log_cosh,
     mae,
@@ -62,6 +64,7 @@ __all__ = [
     "categorical_cross_entropy_with_stats",
     "d_binary_cross_entropy",
     "d_categorical_cross_entropy",
+    "d_gaussian_nll",
     "d_huber",
     "d_jensen_shannon",
     "d_kl_divergence",
@@ -74,6 +77,7 @@ __all__ = [
     "entropy",
     "export_checks",
     "formulas",
+    "gaussian_nll",
     "huber",
     "jensen_shannon",
     "kl_divergence",

@@ -43,6 +43,7 @@ def _checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
     """By name: the loss, the formula of its elements or rows, and operands; the gradient is that of the first."""
     random = np.random.default_rng(0)
     x, a = random.normal(0, 3, (2, ROWS, WIDTH)).astype(np.float32)
+    variance = np.exp(random.normal(0, 1, (ROWS, WIDTH))).astype(np.float32)
     labels = random.integers(0, WIDTH, ROWS).astype(np.int32)
     shares = np.asarray(jax.nn.softmax(a, axis=-1))
     hidden = random.normal(0, 0.3, (ROWS, FEATURES)).astype(np.float32)
@@ -56,6 +57,11 @@ def _checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
         "log_cosh": (jaxloss.log_cosh, formulas.log_cosh, (x, a)),
         "quantile": (functools.partial(jaxloss.quantile, q=0.9), lambda x, a: formulas.quantile(x, a, 0.9), (x, a)),
         "poisson_nll": (jaxloss.poisson_nll, formulas.poisson_nll, (x, np.exp(a))),
+        "gaussian_nll": (
+            lambda x, a: jaxloss.gaussian_nll(x, a, variance),
+            lambda x, a: formulas.gaussian_nll(x, a, jnp.asarray(variance)),
+            (x, a),
+        ),
         "binary_cross_entropy": (
             functools.partial(jaxloss.binary_cross_entropy, clip=None),
             _binary,

@@ -1,5 +1,9 @@
 """Regression losses."""
 
+import functools
+
+import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxloss import formulas
@@ -26,6 +30,17 @@ _QUANTILE = _elementwise.Elementwise("quantile", formulas.quantile, formulas.d_q
 _POISSON_NLL = _elementwise.Elementwise(
     "poisson_nll", formulas.poisson_nll, formulas.d_poisson_nll, d_value_of_target=formulas.d_poisson_nll_of_target
 )
+
+
+@functools.cache
+def _gaussian_nll(per_element: bool) -> _elementwise.Elementwise:
+    return _elementwise.Elementwise(
+        "gaussian_nll",
+        formulas.gaussian_nll,
+        formulas.d_gaussian_nll,
+        of_difference=True,
+        per_feature=(0,) if per_element else (),
+    )
 
 
 @watched(_debug.regression)
@@ -372,6 +387,74 @@ def d_poisson_nll(
     return of_dtype(_elementwise.gradient(_POISSON_NLL, x, a, examples), array("log_rate", log_rate).dtype)
 
 
+@watched(_debug.gaussian)
+@described(ELEMENTS)
+def gaussian_nll(
+    mean: ArrayLike,
+    target: ArrayLike,
+    variance: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
+    r"""The negative log-likelihood of targets under Gaussians of predicted mean and variance, up to a constant.
+
+    $$\mathrm{gaussian\_nll}(x, a, v) = \frac1n \sum \tfrac12 \left(\log v + \frac{(x - a)^2}{v}\right),
+      \qquad \frac{\partial}{\partial x} = \frac{x - a}{n\, v},
+      \qquad \frac{\partial}{\partial v} = \frac{1}{2 n\, v} \left(1 - \frac{(x - a)^2}{v}\right)$$
+
+    The constant that is left out is $\frac12 \log 2 \pi$ an element. A variance near 0 makes loss and gradient very
+    large: bound it from below where it is made, as in `jax.nn.softplus(s) + 1e-6`. The sum is over all elements.
+    <batch size>
+
+    Args:
+        mean: predictions $x$, <elements>
+        variance: $v$, greater than 0: a number or scalar array; or an array with as many axes as `mean`, each as long
+            or of length 1. Where it is not greater than 0, the loss is NaN.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> mean, target, variance = jnp.array([0.0, 1.0]), jnp.array([1.0, 3.0]), jnp.array([1.0, 4.0])
+    >>> print(jaxloss.gaussian_nll(mean, target, variance))
+    0.84657
+
+    Source: D. A. Nix and A. S. Weigend, *Estimating the mean and variance of the target probability distribution*
+    (1994).
+    """
+    x, a, examples = _checked(mean, target, where, weights, reduction, normalizer, "mean")
+    examples, variance = _with_variance(examples, variance, x)
+    return _elementwise.value(_gaussian_nll(variance.ndim > 0), x, a, examples, (variance,))
+
+
+@watched(_debug.gaussian)
+@described(GRADIENT, of=gaussian_nll)
+def d_gaussian_nll(
+    mean: ArrayLike,
+    target: ArrayLike,
+    variance: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+) -> Array:
+    r"""The gradient of `gaussian_nll` with respect to `mean`: $(x - a) / (n\, v)$.
+
+    `jax.grad` gives that with respect to `variance`. <batch size>
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> print(jaxloss.d_gaussian_nll(jnp.array([0.0, 1.0]), jnp.array([1.0, 3.0]), jnp.array([1.0, 4.0])))
+    [-0.5  -0.25]
+    """
+    x, a, examples = _checked(mean, target, where, weights, reduction, normalizer, "mean")
+    examples, variance = _with_variance(examples, variance, x)
+    gradient = _elementwise.gradient(_gaussian_nll(variance.ndim > 0), x, a, examples, (variance,))
+    return of_dtype(gradient, array("mean", mean).dtype)
+
+
 def _checked(
     pred: ArrayLike,
     target: ArrayLike,
@@ -397,3 +480,17 @@ def _delta(delta: ArrayLike) -> Array:
 
 def _q(q: ArrayLike) -> Array:
     return _parameters.number("q", q, _parameters.BETWEEN_0_AND_1)
+
+
+def _with_variance(examples: _weights.Examples, variance: ArrayLike, mean: Array) -> tuple[_weights.Examples, Array]:
+    """Examples, and the variance as a scalar or of each element."""
+    if np.ndim(variance) == 0:
+        number = _parameters.number("variance", variance, _parameters.POSITIVE, ", or an array of the shape of mean")
+        return _with_number(examples, variance, number)
+    found = _parameters.real_array("variance", variance)
+    if len(found.shape) != mean.ndim or any(v not in (1, x) for v, x in zip(found.shape, mean.shape, strict=True)):
+        raise ValueError(
+            f"variance has shape {found.shape}, mean {mean.shape}: expected a scalar, or as many axes as mean, each as "
+            "long or of length 1"
+        )
+    return examples, jnp.broadcast_to(found, mean.shape)

@@ -127,6 +127,17 @@ POISSON = Loss(
 )
 
 
+GAUSSIAN = Loss(
+    name="gaussian_nll",
+    prediction="mean",
+    by_rows=False,
+    elements=oracles.gaussian_nll,
+    formula=lambda x, a, variance: 0.5 * (jnp.log(variance) + (x - a) ** 2 / variance),
+    in_modules="jaxloss_gaussian_nll",
+    has_clip=False,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sum(Loss):
     """A sum of losses, each with a factor and the options that make it."""

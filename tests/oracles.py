@@ -62,6 +62,14 @@ def poisson_nll(x: Array, a: Array, clip: float | None) -> Terms:
     return Terms((rate - _product(a, x), rate + abs(_product(a, x))), (rate - a, size), (-x, abs(x)))
 
 
+def gaussian_nll(x: Array, a: Array, clip: float | None, *, variance: Array | float) -> Terms:
+    del clip
+    error, logarithm = x - a, np.log(np.asarray(variance, np.float64))
+    square, derivative = error**2 / variance, error / variance
+    size = abs(logarithm) + square
+    return Terms(((logarithm + square) / 2, size), (derivative, abs(derivative)), (-derivative, abs(derivative)))
+
+
 def _of_error(x: Array, a: Array, loss: Array, derivative: Array) -> Terms:
     """A loss of the error x − a, which is rounded as it is computed: as far as that goes, so does the derivative."""
     derivative = np.where(np.isnan(x - a), np.nan, derivative)

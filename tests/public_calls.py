@@ -68,10 +68,12 @@ UNREDUCED = {"reduction": "none"}
 
 
 def _calls():
-    for name in ("mse", "mae", "huber", "log_cosh", "quantile", "poisson_nll"):
-        more = {"huber": {"delta": 0.5}, "quantile": {"q": 0.25}}.get(name, {})
-        prediction = "log_rate" if name == "poisson_nll" else "pred"
-        required = {prediction: X, "target": A} | ({"q": 0.25} if name == "quantile" else {})
+    for name in ("mse", "mae", "huber", "log_cosh", "quantile", "poisson_nll", "gaussian_nll"):
+        more = {"huber": {"delta": 0.5}, "quantile": {"q": 0.25}, "gaussian_nll": {"variance": A + 1}}.get(name, {})
+        prediction = {"poisson_nll": "log_rate", "gaussian_nll": "mean"}.get(name, "pred")
+        required = {prediction: X, "target": A} | {"quantile": {"q": 0.25}, "gaussian_nll": {"variance": 0.5}}.get(
+            name, {}
+        )
         for prefix in ("", "d_"):
             function = getattr(jaxloss, prefix + name)
             yield Call(f"{prefix}{name}", function, required)

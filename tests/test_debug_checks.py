@@ -50,6 +50,8 @@ WRONG = [  # function, operands, what the message holds
     ("mse", (but(Z, (0, 3), NAN), A), {}, ["pred of element 0, 3 is nan"]),
     ("d_mae", (Z, but(A, (0, 3), NAN)), {}, ["target of element 0, 3 is nan"]),
     ("poisson_nll", (Z, but(A, (0, 3), -1)), {}, ["target of element 0, 3 is -1.0", "at least 0"]),
+    ("gaussian_nll", (Z, A, but(A + 1, (0, 3), 0)), {}, ["variance of element 0, 3 is 0.0", "greater than 0"]),
+    ("d_gaussian_nll", (Z, A, np.float32([[1], [1], [-1]])), {}, ["variance of element 2, 0 is -1.0", "(3 more)"]),
     ("mse", (Z, A), {"normalizer": np.float32(0)}, ["normalizer is 0.0", "other than 0"]),
     ("kl_divergence", (Z, A * 2), {}, ["sum of target of row 0 is 2.0", "(2 more)"]),
     ("jensen_shannon", (Z, but(Z, (1, 0), NAN)), {}, ["largest of teacher_logits of row 1 is nan"]),

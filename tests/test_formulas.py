@@ -54,6 +54,7 @@ WITH_PARAMETERS = {
     "log_cosh": (formulas.log_cosh, formulas.d_log_cosh, ()),
     "quantile": (formulas.quantile, formulas.d_quantile, (0.75,)),
     "poisson_nll": (formulas.poisson_nll, formulas.d_poisson_nll, ()),
+    "gaussian_nll": (formulas.gaussian_nll, formulas.d_gaussian_nll, (0.75,)),
     "weighted": (formulas.weighted_binary_cross_entropy, formulas.d_weighted_binary_cross_entropy, (2.0, 0.5, 0.125)),
     "focal": (
         formulas.focal_binary_cross_entropy,

@@ -123,6 +123,7 @@ CALLS = [
     *elementwise("huber", (), (ONE,)),
     *elementwise("quantile", (), (((4, 1), F32),)),
     *elementwise("poisson_nll"),
+    *elementwise("gaussian_nll", (), (FEATURES,)),
     *elementwise("weighted_binary_cross_entropy", (1e-7,), (FEATURES, ONE, ((4, 5), F32))),
     *elementwise("focal_binary_cross_entropy", (1e-7,), (FEATURES, ONE, ((4, 1), F32), ONE, ONE, FEATURES)),
     *cross_entropy(((4, 3), S32)),
@@ -193,7 +194,18 @@ def test_the_right_buffers_are_taken(call):
 
 
 # Handlers are templates: one target of a family, or two, has every buffer spoilt; of the others, those that differ.
-FAMILIES = ("mae", "log_cosh", "huber", "quantile", "poisson", "weighted", "focal", "kl_divergence", "jensen_shannon")
+FAMILIES = (
+    "mae",
+    "log_cosh",
+    "huber",
+    "quantile",
+    "poisson",
+    "gaussian",
+    "weighted",
+    "focal",
+    "kl_divergence",
+    "jensen_shannon",
+)
 SPOILT = [
     pytest.param(call, name, id=f"{i}-{name}")
     for call, i in zip(CALLS, IDS, strict=True)

@@ -11,7 +11,7 @@ import pytest
 import jaxloss
 import tolerance
 from agreement import assert_agrees
-from losses import FLOATS, HUBER, LOG_COSH, MAE, POISSON, QUANTILE, Case, Loss, finfo
+from losses import FLOATS, GAUSSIAN, HUBER, LOG_COSH, MAE, POISSON, QUANTILE, Case, Loss, finfo
 from modules import custom_call_targets, of_size
 
 
@@ -41,9 +41,10 @@ ALL = (
     Case(LOG_COSH, "numbers"),
     made(QUANTILE, "q", 0.75),
     Case(POISSON, "numbers"),
+    made(GAUSSIAN, "variance", 0.75),
 )
 cases = pytest.mark.parametrize("case", ALL)
-PARAMETERS = {"huber": ("delta", 1.25), "quantile": ("q", 0.75)}
+PARAMETERS = {"huber": ("delta", 1.25), "quantile": ("q", 0.75), "gaussian_nll": ("variance", 0.75)}
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -68,9 +69,9 @@ def test_shapes(case, shape):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("case", [case for case in ALL if case.loss is not POISSON])
+@pytest.mark.parametrize("case", [case for case in ALL if case.loss.name not in ("poisson_nll", "gaussian_nll")])
 def test_ends_of_the_type(case, dtype):
-    """Infinite, largest, tiny, equal and undefined: as the formula has it, and each element for itself."""
+    """Infinite, largest, tiny, equal and undefined, of losses whose gradients are bounded: each element for itself."""
     largest, least = finfo(dtype).max, finfo(dtype).smallest_normal
     x = np.array([[np.inf, -np.inf, largest / 2, -largest / 2, least, 0, 3, np.nan, np.inf, 1]], dtype)
     a = np.array([[0, 0, 0, 0, 0, 0, 3, 0, np.inf, np.nan]], dtype)
@@ -84,7 +85,7 @@ def test_ends_of_the_type(case, dtype):
 
 @cases
 def test_second_derivatives(case):
-    """Huber's is 1 inside and 0 outside, log cosh has 1 − tanh², Poisson the rate, the two with a corner 0."""
+    """Huber's is 1 inside and 0 outside, log cosh has 1 − tanh², Poisson the rate, Gauss 1/v, those with a corner 0."""
     name = case.loss.name
     error = np.float32([-3, -1.25, -0.5, 0, 0.25, 1.25, 4])
     second = jax.vmap(jax.grad(lambda x: case.loss.gradient(x, jnp.zeros(()))))(error)
@@ -92,6 +93,7 @@ def test_second_derivatives(case):
         "huber": (abs(error) <= 1.25).astype(float),
         "log_cosh": 1 - np.tanh(error.astype(np.float64)) ** 2,
         "poisson_nll": np.exp(error.astype(np.float64)),
+        "gaussian_nll": np.full(7, 1 / 0.75),
     }.get(name, np.zeros(7))
     tolerance.assert_close(second, expected, "a second derivative", operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
@@ -248,3 +250,93 @@ def test_a_rate_that_overflows():
     x, a = jnp.asarray([89.0, 1e38, jnp.inf]), jnp.asarray([3e38, 1e38, 1e38])
     assert (jaxloss.poisson_nll(x[:1], a[:1] * 0, reduction="none") == jnp.inf).all()
     assert (jaxloss.d_poisson_nll(x, a, reduction="none") == jnp.inf).all()
+
+
+def gaussian(x, a, variance, where=None):
+    """The loss in plain `jax.numpy`."""
+    losses = 0.5 * (jnp.log(variance) + (x - a) ** 2 / variance)
+    if where is None:
+        return losses.sum() / x.shape[0]
+    rows = where.any(tuple(range(1, where.ndim)))
+    return jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), losses, 0).sum() / rows.sum()
+
+
+OF_VARIANCE = {
+    "a vector": ((40,), (40,)),
+    "elements": ((6, 5, 37), (6, 5, 37)),
+    "examples": ((6, 37), (6, 1)),
+    "last axis": ((6, 37), (1, 37)),
+}
+
+
+@pytest.mark.parametrize("name", OF_VARIANCE)
+def test_a_variance_of_each_element(name):
+    """Value and derivatives with respect to all three, first and second, in one program."""
+    shape, of_variance = OF_VARIANCE[name]
+    rng = np.random.default_rng(0)
+    x, a = rng.standard_normal((2, *shape)).astype(np.float32)
+    operands = x, a, rng.uniform(0.25, 4, of_variance).astype(np.float32)
+
+    def results(loss):
+        def mixed(x, a, variance):
+            return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(loss, (0, 1, 2))(x, a, variance))
+
+        return jax.jit(lambda *o: (jax.value_and_grad(loss, (0, 1, 2))(*o), jax.grad(mixed, (0, 1, 2))(*o)))(*operands)
+
+    actual, expected = results(jaxloss.gaussian_nll), results(gaussian)
+    for found, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("of", ["examples", "elements"])
+def test_a_variance_that_is_masked_may_hold_anything(of):
+    rng = np.random.default_rng(0)
+    x, a = rng.standard_normal((2, 8, 20)).astype(np.float32)
+    keep = rng.random((8, 20) if of == "elements" else 8) < 0.5
+    keep[0] = True
+    whole = np.broadcast_to(keep.reshape(8, -1), x.shape)
+    variance = np.where(whole, rng.uniform(0.25, 4, x.shape), np.nan).astype(np.float32)
+
+    def results(loss, variance):
+        def slope(x, variance):
+            return jnp.sum(jnp.sin(jax.grad(loss)(x, a, variance, where=keep)))
+
+        return jax.jit(lambda x, v: (jax.value_and_grad(loss, (0, 2))(x, a, v, where=keep), jax.grad(slope, 1)(x, v)))(
+            x, variance
+        )
+
+    actual, expected = results(jaxloss.gaussian_nll, variance), results(gaussian, np.where(whole, variance, 1))
+    for found, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_a_variance_that_is_not_above_0():
+    """Spoils the elements that it belongs to, the gradient too, where a negative one would look sound."""
+    x, a, variance = jnp.zeros(4), jnp.ones(4), jnp.asarray([1.0, 0, -1, jnp.nan])
+    losses, gradient = (f(x, a, variance, reduction="none") for f in (jaxloss.gaussian_nll, jaxloss.d_gaussian_nll))
+    for found in (losses, gradient):
+        np.testing.assert_array_equal(np.isnan(found), [False, True, True, True])
+    assert np.isnan(jaxloss.gaussian_nll(x, a, jnp.asarray(-1.0)))
+
+
+@pytest.mark.parametrize(
+    ("variance", "error", "words"),
+    [
+        (0.0, ValueError, "variance is 0.0: expected a finite number greater than 0, or an array of the shape of mean"),
+        (None, TypeError, "variance is None"),
+        (
+            np.ones(3, np.float32),
+            ValueError,
+            "variance has shape (3,), mean (2, 3): expected a scalar, or as many axes",
+        ),
+        (np.ones((2, 2), np.float32), ValueError, "variance has shape (2, 2), mean (2, 3)"),
+        (np.ones((2, 3), bool), TypeError, "variance has dtype bool"),
+    ],
+    ids=["zero", "None", "fewer axes", "other lengths", "booleans"],
+)
+def test_wrong_variances(variance, error, words):
+    x = np.zeros((2, 3), np.float32)
+    for function in (jaxloss.gaussian_nll, jaxloss.d_gaussian_nll):
+        with pytest.raises(error) as raised:
+            function(x, x, variance)
+        assert words in str(raised.value)

@@ -90,6 +90,7 @@ PROGRAMS = {
         "quantile": ("x a", with_gradient(lambda x, a: jaxloss.quantile(x, a, q=0.25))),
         "log_cosh": ("x a", with_gradient(jaxloss.log_cosh)),
         "poisson": ("x a", with_gradient(jaxloss.poisson_nll)),
+        "gaussian": ("x a", with_gradient(lambda x, a: jaxloss.gaussian_nll(x, a, x * x + 1))),
         "binary": ("x a", with_gradient(jaxloss.binary_cross_entropy)),
         "binary with options": ("x a weights", with_gradient(binary_with_options)),
     },

@@ -5,6 +5,7 @@
 // with constants, which are compiled into a call, and called with as many parameters as it counts, which are operands.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include "maths/binary.h"
@@ -119,13 +120,29 @@ struct PoissonNll {
   }
 };
 
+// ½ (log v + (x − a)²/v), of a variance v; the derivative is (x − a)/v. Both are NaN where v is not above 0.
+struct GaussianNll {
+  static constexpr const char* name = "gaussian_nll";
+  static constexpr int constant_count = 0, parameter_count = 1;  // v
+
+  explicit GaussianNll(const double*) {}
+
+  template <class Value>
+  JAXLOSS_INLINE void operator()(Value prediction, Value target, const Value* parameter, Value& value,
+                                 Value& derivative) const {
+    const Value variance = select(parameter[0] > Value(0), parameter[0], Value(NAN)), error = prediction - target;
+    derivative = error / variance;
+    value = Value(0.5) * (logarithm(variance) + error * derivative);
+  }
+};
+
 template <class... Loss>
 struct LossList {};
 
 template <class... A, class... B>
 LossList<A..., B...> both(LossList<A...>, LossList<B...>);
 
-using ErrorLosses = LossList<SquaredError, AbsoluteError, Huber, LogCosh, Quantile, PoissonNll>;
+using ErrorLosses = LossList<SquaredError, AbsoluteError, Huber, LogCosh, Quantile, PoissonNll, GaussianNll>;
 using BinaryLosses = LossList<BinaryCrossEntropy, WeightedBinaryCrossEntropy, FocalBinaryCrossEntropy>;
 using ElementwiseLosses = decltype(both(ErrorLosses{}, BinaryLosses{}));
 

@@ -151,8 +151,9 @@ class RowLoss(Loss):
         # Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions:
         # they would keep XLA from folding a cotangent of 1, and from fusing.
         rule = jax.checkpoint(self.jvp, prevent_cse=False)
-        kept_tangents = _kept_operands(self, keep, tangents, parameters=0)
-        results = rule(_kept_operands(self, keep, operands), losses, _kept(keep, *stats), kept_tangents)
+        kept = _kept_operands(self, keep, operands, operands.x.ndim)
+        kept_tangents = _kept_operands(self, keep, tangents, operands.x.ndim, otherwise=0)
+        results = rule(kept, losses, _kept(keep, *stats), kept_tangents)
         return tuple(
             zero_tangent(of) if tangent is None else tangent
             for of, tangent in zip((losses, *stats), results, strict=True)
@@ -223,18 +224,25 @@ def _kept(keep: Array, *arrays: Array, otherwise: float = 0) -> tuple[Array, ...
     )
 
 
-def _kept_operands(loss: RowLoss, keep: Array, operands: Operands, *, parameters: float = 1) -> Operands:
-    """The operands of rows so, but for the weights; parameters become 1, a number that none is undefined at."""
+def _kept_operands(loss: RowLoss, keep: Array, operands: Operands, rank: int, *, otherwise: float = 1) -> Operands:
+    """The operands of rows, of an `x` of this rank, so, but for the weights.
 
-    def kept(operand: Array | None, otherwise: float = 0) -> Any:
-        return None if operand is None else _kept(keep, operand, otherwise=otherwise)[0]
+    Parameters become `otherwise`, by default 1, a number that none is undefined at.
+    """
+
+    def kept(operand: Array | None, number: float = 0) -> Any:
+        return None if operand is None else _kept(keep, operand, otherwise=number)[0]
+
+    def is_of_features(place: int, parameter: Array | None) -> bool:
+        """Whether rows share it. One that has all axes of `x` has numbers of each row's own."""
+        return place in loss.features and parameter is not None and parameter.ndim < rank
 
     return Operands(
         kept(operands.x),
         kept(operands.target),
         operands.row_weight,
         tuple(
-            parameter if place in loss.features else kept(parameter, parameters)
+            parameter if is_of_features(place, parameter) else kept(parameter, otherwise)
             for place, parameter in enumerate(operands.parameters)
         ),
     )
@@ -310,7 +318,8 @@ def total_and_grad(loss: RowLoss) -> Op:
 def _gradient(loss: RowLoss, operands: Operands, stats: Sequence[Array]) -> Array:
     """As a formula."""
     keep = ~is_masked(operands.row_weight)
-    derivative = loss.derivative(_kept_operands(loss, keep, operands), _kept(keep, *stats))
+    kept = _kept_operands(loss, keep, operands, operands.x.ndim)
+    derivative = loss.derivative(kept, _kept(keep, *stats))
     return weighted(operands.row_weight, _kept(keep, derivative)[0])
 
 

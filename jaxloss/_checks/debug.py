@@ -214,6 +214,18 @@ def regression(given: dict[str, Any], watch: _Watch) -> None:
     watch.options(given)
 
 
+def gaussian(given: dict[str, Any], watch: _Watch) -> None:
+    """Means, targets and variances."""
+    _where(given, watch)
+    for name in ("mean", "target"):
+        watch.not_nan(name, array(name, given[name]), "element")
+    variance = array("variance", given["variance"])
+    if variance.ndim:
+        variance = jnp.broadcast_to(variance, jnp.shape(given["mean"]))
+    watch.add("variance", variance, POSITIVE.words, POSITIVE.contains, "element" if variance.ndim else "")
+    watch.options(given)
+
+
 def counts(given: dict[str, Any], watch: _Watch) -> None:
     """Logarithms of rates, and counts."""
     _where(given, watch)

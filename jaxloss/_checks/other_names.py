@@ -15,6 +15,7 @@ _ONE_HOT = "which takes class indices, or floating-point probabilities"
 _FOCAL = "with focal_gamma and focal_alpha"
 _SQUARED = f"which has a factor 1/2, and {_EXAMPLES}"
 _RATES = f"which takes the logarithm of the rate, and {_EXAMPLES}"
+_VARIANCES = f"which takes mean, target and variance, and {_EXAMPLES}"
 _SMOOTH_L1 = f"which with delta=beta is beta times as much, and {_EXAMPLES}"
 
 # Of each name, ours, and how it differs.
@@ -33,6 +34,7 @@ _OURS = {
     "LigerCrossEntropyLoss": ("categorical_cross_entropy", _LIGER),
     "LigerFusedLinearCrossEntropyLoss": ("linear_cross_entropy", _HIDDEN_FIRST),
     "LigerJSD": ("jensen_shannon", _LOGITS),
+    "GaussianNLLLoss": ("gaussian_nll", _VARIANCES),
     "LigerKLDIVLoss": ("kl_divergence", _LOGITS),
     "LogCosh": ("log_cosh", _EXAMPLES),
     "MSELoss": ("mse", _SQUARED),
@@ -58,6 +60,7 @@ _OURS = {
     "crossentropy": ("categorical_cross_entropy", _TORCH),
     "focal_loss": ("binary_cross_entropy", _FOCAL),
     "fused_linear_cross_entropy": ("linear_cross_entropy", _HIDDEN_FIRST),
+    "gaussian_nll_loss": ("gaussian_nll", _VARIANCES),
     "huber_loss": ("huber", _EXAMPLES),
     "jensen_shannon_divergence": ("jensen_shannon", _LOGITS),
     "js_div": ("jensen_shannon", _LOGITS),

@@ -37,7 +37,7 @@ def value(plan: Plan, operands: tuple[Array, Array, Array], examples: Examples, 
     shape = (*hidden.shape[:-1], kernel.shape[0 if plan.classes_first else 1])
     dtype = jnp.float64 if jnp.float64 in (hidden.dtype, kernel.dtype) else jnp.float32
     rank = plan.token_rank
-    weight = row_weight(examples, shape, dtype, example_rank=rank, row_rank=rank, full=True)
+    weight = row_weight(examples, shape, dtype, example_rank=rank, row_rank=rank, least_rank=rank)
     reduced = weighted_rows if examples.reduction == "none" else weighted_sum
     return reduced(Linear(plan), bool(plan.stats))(plan.operands((hidden, kernel, labels, weight, *rest)))
 

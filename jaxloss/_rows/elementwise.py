@@ -30,8 +30,8 @@ class Elementwise(RowLoss):
         d_value_of_target: the derivative with respect to the target, where that of `unclipped` is not exact enough.
         unclipped: the formula that derivatives with respect to parameters are of; `value` if None.
         constants: what the functor is made with.
-        per_feature: the positions of the parameters that have a number for each index of the prediction's last axis.
-            The others are scalars.
+        per_feature: the positions of the parameters that have a number for each index of the prediction's last axis, or
+            for each element. The others are scalars.
         float16_weight: as `Loss` has it.
     """
 
@@ -151,5 +151,7 @@ def gradient(
 
 def _operands(x: Array, target: Array, examples: Examples, parameters: tuple[Array, ...], full=False) -> Operands:
     dtype = real(x).dtype  # of the loss
-    weight = row_weight(examples, x.shape, dtype, example_rank=min(1, x.ndim), row_rank=x.ndim, full=full)
+    # A parameter of each element is one of the features of each row: of a row for each index of all axes but the last.
+    rank = x.ndim if full else max((parameter.ndim - 1 for parameter in parameters), default=0)
+    weight = row_weight(examples, x.shape, dtype, example_rank=min(1, x.ndim), row_rank=x.ndim, least_rank=max(0, rank))
     return Operands(x, target, weight, tuple(parameter.astype(dtype) for parameter in parameters))

@@ -98,18 +98,18 @@ def along_rows(x: Array, rows: tuple[int, ...]) -> Array:
 
 
 def row_weight(
-    examples: Examples, shape: tuple[int, ...], dtype, *, example_rank: int, row_rank: int, full: bool = False
+    examples: Examples, shape: tuple[int, ...], dtype, *, example_rank: int, row_rank: int, least_rank: int = 0
 ) -> Array:
     """The weight of each row: 1/n, `weights`, and `MASKED` where `where` is false.
 
-    It has as many of the prediction's first axes as the options vary along, none if all rows weigh the same; `full`
-    asks for all `row_rank` of them.
+    It has as many of the prediction's first axes as the options vary along, none if all rows weigh the same; at least
+    `least_rank` of them, and at most `row_rank`.
     """
     where, weights = (
         None if x is None else leading(name, x, shape, example_rank, row_rank)
         for name, x in (("where", examples.where), ("weights", examples.weights))
     )
-    rank = row_rank if full else max(0 if x is None else x.ndim for x in (where, weights))
+    rank = max(least_rank, *(0 if x is None else x.ndim for x in (where, weights)))
 
     weight = jnp.ones((), dtype)
     if weights is not None:

@@ -93,3 +93,18 @@ def d_poisson_nll_of_target(log_rate: Array, target: Array) -> Array:
     """The derivative with respect to the count, $-x$, at a count of 0 too."""
     del target
     return -real(log_rate)
+
+
+def gaussian_nll(mean: Array, target: Array, variance: Array | float) -> Array:
+    r"""$\frac12 (\log v + (x - a)^2 / v)$ of a mean $x$, a target $a$ and a variance $v$; NaN where $v \le 0$."""
+    error, variance = d_squared_error(mean, target), _positive(variance)
+    return 0.5 * (jnp.log(variance) + error * (error / variance))
+
+
+def d_gaussian_nll(mean: Array, target: Array, variance: Array | float) -> Array:
+    r"""The derivative with respect to the mean, $(x - a) / v$."""
+    return d_squared_error(mean, target) / _positive(variance)
+
+
+def _positive(variance: Array | float) -> Array:
+    return jnp.where(jnp.greater(variance, 0), variance, jnp.nan)
