@@ -95,15 +95,15 @@ def without_kernels():
         yield
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @cases
-def test_values_without_kernels(without_kernels, case, reduction):
+def test_values_without_kernels(without_kernels, case, reduction, dtype):
     where, weights = np.array([True, False, True, True]), np.array([1, 2, 0, -3], np.float32)
-    for dtype in FLOATS:
-        x, a = case.sample((4, 7), dtype)
-        assert_agrees(case, x, a, reduction=reduction)
-        x[1] = np.nan
-        assert_agrees(case, x, a, reduction=reduction, where=where, weights=weights)
+    x, a = case.sample((4, 7), dtype)
+    assert_agrees(case, x, a, reduction=reduction)
+    x[1] = np.nan
+    assert_agrees(case, x, a, reduction=reduction, where=where, weights=weights)
 
 
 @pytest.mark.parametrize("case", [case for case in MATRIX if case not in CASES])
