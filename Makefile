@@ -31,7 +31,7 @@ example: ## train one of the examples: NAME=image_classifier, or another of docs
 test: ## every test, and of the large products of parameters a choice: a quarter of an hour on two cores
 	@tools/environment test
 	@echo "make test: about a quarter of an hour on two idle cores, less once it has run here"
-	$(pytest) -m "not slow" $(ARGS)
+	$(pytest) -m "not slow and not rest" $(ARGS)
 
 check: ## a few tests of every layer: a minute and a half
 	@tools/environment test

@@ -6,6 +6,7 @@ test there but those marked `cpu_only`, and those of several devices, of which `
 two GPUs or more.
 """
 
+import gc
 import glob
 import importlib.metadata
 import os
@@ -36,6 +37,11 @@ call.FALLBACK_SIZE = 0
 
 # Products of float32 are made in float32, which a GPU does not do unless it is asked to.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Tracing makes many small objects, few of them garbage: to look through them as often as Python does takes a fifth of the time.
+gc.collect()
+gc.freeze()
+gc.set_threshold(100_000, 20, 100)
 
 # What one run, or one process of it, has compiled, no other compiles again; also after a fixture has emptied jit's own cache.
 COMPILED = pathlib.Path(__file__).parents[1] / "build/tests-compiled"

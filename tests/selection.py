@@ -1,8 +1,8 @@
 """What `make test` leaves to `make test-all`, and what `make check` runs: chosen by parameters alone, so the same in every run.
 
 Of a test of three parameters or more, `make test` runs so many cells that every two values of two parameters are together in
-one of them; of some of two parameters, every third or fourth cell of each row and column of their table. The products of
-losses are whole for one loss of elements and one of rows, whose code the others share.
+one of them; of some tests, every third or fourth cell of each row and column of their table. The products of losses are whole
+for one loss of elements and one of rows, whose code the others share.
 """
 
 import collections
@@ -17,29 +17,44 @@ PRODUCTS = {"test_edges::test_empty", "test_transforms::test_jitted", "test_valu
 """Tests whose every cell of these two losses is in `make test`."""
 
 DIAGONALS = {
-    "test_axis_name::test_agrees_with_the_formula": 5,
-    "test_cross_entropy_options::test_alone_and_in_pairs": 4,
-    "test_distillation_derivatives::test_derivatives_of_all_operands": 3,
-    "test_formulas::test_transforms_without_kernels": 2,
-    "test_formulas::test_values_without_kernels": 2,
-    "test_linear_matrix::test_agrees_with_the_formula": 2,
-    "test_loss_scaling::test_gradients_are_as_near_as_float16_holds_them": 4,
-    "test_public_calls_on_meshes::test_results_are_those_of_one_device": 6,
-    "test_shard_map::test_gradient_inside": 4,
-    "test_shard_map::test_programs_inside": 5,
-    "test_sharding::test_gradient_of_both_operands": 2,
-    "test_sharding::test_masks_and_weights_split_like_the_rows": 3,
-    "test_sharding::test_placements_of_a_stack": 5,
-    "test_sharding::test_sizes_that_do_not_divide_the_mesh": 5,
-    "test_sums_of_rows::test_agrees": 2,
-    "test_transforms::test_eager": 3,
-    "test_transforms::test_jitted": 8,
-    "test_transforms::test_types": 5,
-    "test_transforms::test_weights_and_normalizer": 3,
-    "test_values::test_shapes": 2,
-    "test_values::test_widths_around_those_of_vectors": 2,
+    "test_axis_name::test_agrees_with_the_formula": (8, 4),
+    "test_batch_invariance::test_random_cuts": (4, 1),
+    "test_cross_entropy_options::test_alone_and_in_pairs": (6, 1),
+    "test_distillation::test_widths": (2, 1),
+    "test_distillation_derivatives::test_derivatives_of_all_operands": (3, 1),
+    "test_formulas::test_transforms_without_kernels": (2, 1),
+    "test_formulas::test_parameters_without_kernels": (2, 1),
+    "test_linear_matrix::test_agrees_with_the_formula": (2, 1),
+    "test_loss_scaling::test_gradients_are_as_near_as_float16_holds_them": (5, 1),
+    "test_public_calls_on_meshes::test_results_are_those_of_one_device": (6, 1),
+    "test_mesh_axis_types::test_auto_axes_of_an_explicit_mesh": (3, 1),
+    "test_mesh_axis_types::test_eager_values_and_gradients": (2, 1),
+    "test_mesh_axis_types::test_partly_manual": (None, 2),
+    "test_mesh_axis_types::test_placements": (None, 2),
+    "test_infinite_logits::test_its_row_is_nan": (None, 3),
+    "test_shard_map::test_gradient_inside": (4, 2),
+    "test_shard_map::test_gradient_outside": (2, 1),
+    "test_shard_map::test_programs_inside": (6, 2),
+    "test_sharding::test_gradient_of_both_operands": (2, 1),
+    "test_sharding::test_masks_and_weights_split_like_the_rows": (4, 2),
+    "test_sharding::test_placements": (None, 5),
+    "test_sharding::test_placements_of_a_stack": (6, 3),
+    "test_sharding::test_sizes_that_do_not_divide_the_mesh": (6, 3),
+    "test_strict::test_nothing_is_promoted_by_accident": (2, 1),
+    "test_sums_of_rows::test_agrees": (4, 1),
+    "test_small_losses::test_losses_and_gradients": (None, 2),
+    "test_small_losses::test_with_options": (None, 2),
+    "test_traced_options::test_out_of_range_is_nan": (4, 1),
+    "test_transforms::test_eager": (4, 1),
+    "test_transforms::test_jitted": (8, 1),
+    "test_transforms::test_types": (6, 3),
+    "test_transforms::test_weights_and_normalizer": (4, 1),
+    "test_values::test_shapes": (2, 1),
+    "test_values::test_widths_around_those_of_vectors": (2, 1),
 }
-"""Of these tests one cell of so many, along the diagonals of their tables."""
+"""Of these tests `make test` runs one cell of so many, along the diagonals of their tables, or pairs like of the others if
+None; and `make test-all` makes that one of the second number, and every pair. What then is left of large products has the
+marker `rest`, which no command runs that is not told so: `make test-all ARGS="-m rest"`."""
 
 EXAMPLES = {"test_examples"}
 """Files that run programs of their own, each of many seconds."""
@@ -121,27 +136,41 @@ def in_make_test(name: str, items) -> set[int]:
     if file in EXAMPLES:
         return set()
     chosen = set(range(len(items)))
-    if name in DIAGONALS:
-        chosen = diagonal(cells, DIAGONALS[name])
+    one_of, _ = DIAGONALS.get(name, (None, 1))
+    if one_of:
+        chosen = diagonal(cells, one_of)
     elif max(map(len, cells)) >= 3:
         chosen = pairs(cells)
     if name in PRODUCTS:
-        chosen |= {place for place, item in enumerate(items) if item.callspec.params["case"] in IN_FULL}
+        params = [item.callspec.params for item in items]
+        chosen |= {
+            place for place, of in enumerate(params) if of["case"] in IN_FULL and of.get("reductions") != ("sum",)
+        }
     return chosen
 
 
+def in_make_test_all(name: str, items) -> set[int]:
+    """The places of the cells that `make test` and `make test-all` run together."""
+    cells = [parameters(item) for item in items]
+    _, one_of = DIAGONALS.get(name, (None, 1))
+    return set(range(len(cells))) if one_of == 1 else diagonal(cells, one_of) | pairs(cells)
+
+
 def mark(items) -> None:
-    """Adds the marker `slow` to what `make test` leaves out, and `smoke` to what `make check` runs."""
+    """Adds the markers: `slow` and `rest` to what `make test` leaves out, `smoke` and `each` to some of what it runs."""
     tests = collections.defaultdict(list)
     for item in items:
         tests[of_test(item)].append(item)
     for name, cells in tests.items():
-        chosen = in_make_test(name, cells)
+        chosen, both = in_make_test(name, cells), in_make_test_all(name, cells)
         for place, cell in enumerate(cells):
             if place not in chosen:
-                cell.add_marker(pytest.mark.slow)
-        file, test = name.split("::test_")
-        if chosen and test in SMOKE.get(file, "").split():
-            places = sorted(chosen)
-            for place in {places[0], places[len(places) // 2], places[-1]}:
+                cell.add_marker(pytest.mark.slow if place in both else pytest.mark.rest)
+        if not chosen:
+            continue
+        places, (file, test) = sorted(chosen), name.split("::test_")
+        few = {places[0], places[len(places) // 2], places[-1]}
+        for place in few:
+            cells[place].add_marker(pytest.mark.each)
+            if test in SMOKE.get(file, "").split():
                 cells[place].add_marker(pytest.mark.smoke)

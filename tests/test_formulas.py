@@ -96,34 +96,34 @@ def without_kernels():
         yield
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @cases
-def test_values_without_kernels(without_kernels, case, reduction):
+def test_values_without_kernels(without_kernels, case, reduction, dtype):
     where, weights = np.array([True, False, True, True]), np.array([1, 2, 0, -3], np.float32)
-    for dtype in FLOATS:
-        x, a = case.sample((4, 7), dtype)
-        assert_agrees(case, x, a, reduction=reduction)
-        x[1] = np.nan
-        assert_agrees(case, x, a, reduction=reduction, where=where, weights=weights)
+    x, a = case.sample((4, 7), dtype)
+    assert_agrees(case, x, a, reduction=reduction)
+    x[1] = np.nan
+    assert_agrees(case, x, a, reduction=reduction, where=where, weights=weights)
 
 
+@pytest.mark.parametrize("shape", [(4, 7), (5,)], ids=str)
 @pytest.mark.parametrize("case", [case for case in MATRIX if case not in CASES])
-def test_parameters_without_kernels(without_kernels, case):
-    for shape in ((4, 7), (5,)):
-        x, a = case.sample(shape)
-        assert_agrees(case, x, a)
-        examples = shape[:-1] if case.loss.by_rows else shape[:1]
-        where = np.arange(math.prod(examples)).reshape(examples) % 2 == 0
-        x[~where] = np.nan
-        assert_agrees(case, x, a, where=where, reduction="none")
-        xs, targets = (np.nan_to_num(np.stack([t, t])) for t in (x, a))
-        of_one = jax.value_and_grad(lambda x, a, where=where: case.loss(x, a, where=where))
-        losses, gradients = jax.jit(jax.vmap(of_one))(xs, targets)
-        expected = case.expected(xs[0], targets[0], where=where)
-        for i in range(2):
-            for actual, exact in ((losses[i], expected.value), (gradients[i], expected.of_prediction)):
-                error = tolerance.bound(*exact, computed=np.float32, stored=np.float32, terms=x.size)
-                tolerance.assert_within(actual, exact[0], error, "one of a batch")
+def test_parameters_without_kernels(without_kernels, case, shape):
+    x, a = case.sample(shape)
+    assert_agrees(case, x, a)
+    examples = shape[:-1] if case.loss.by_rows else shape[:1]
+    where = np.arange(math.prod(examples)).reshape(examples) % 2 == 0
+    x[~where] = np.nan
+    assert_agrees(case, x, a, where=where, reduction="none")
+    xs, targets = (np.nan_to_num(np.stack([t, t])) for t in (x, a))
+    of_one = jax.value_and_grad(lambda x, a: case.loss(x, a, where=where))
+    losses, gradients = map(np.asarray, jax.jit(jax.vmap(of_one))(xs, targets))
+    expected = case.expected(xs[0], targets[0], where=where)
+    for i in range(2):
+        for actual, exact in ((losses[i], expected.value), (gradients[i], expected.of_prediction)):
+            error = tolerance.bound(*exact, computed=np.float32, stored=np.float32, terms=x.size)
+            tolerance.assert_within(actual, exact[0], error, "one of a batch")
 
 
 @cases

@@ -16,12 +16,11 @@ from transforms import TRANSFORMS
 LABELS = Case(CATEGORICAL, "indices")
 
 
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"clip": None}, {"normalizer": np.float32(3)}], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 2), (1000, 3), (4099, 4), (300, 10), (2, 3, 20), (70, 257), (0, 5)])
-def test_agrees(sums_of_few_rows, shape, dtype):
-    x, a = LABELS.sample(shape, dtype, scale=10)
-    for options in ({}, {"reduction": "sum"}, {"clip": None}, {"normalizer": np.float32(3)}):
-        assert_agrees(LABELS, x, a, **options)
+def test_agrees(sums_of_few_rows, shape, dtype, options):
+    assert_agrees(LABELS, *LABELS.sample(shape, dtype, scale=10), **options)
 
 
 def test_with_weights_of_rows(sums_of_few_rows):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tolerance
-from losses import CASES, MATRIX, REDUCTIONS, Distillation, Sum
+from losses import CASES, MATRIX, Distillation, Sum
 from modules import QUICKLY
 from transforms import HIGHER_ORDER, TRANSFORMS, TRANSFORMS_OF_TARGET, Operands
 
@@ -37,8 +37,10 @@ def of_each(transform, loss, reductions, o):
     return {reduction: transform(scalar(loss, reduction), o) for reduction in reductions}
 
 
-def assert_agree(actual, case, transform, o, name, computed=np.float32):
+def assert_agree(actual, case, transform, o, name, computed=None):
     """That these results of `of_each` are what the transformed formula gives, in float64 and on the CPU.
+
+    `computed` is the type that each reduction was computed in, float32 if None.
 
     Operands and tangents are about 1, so terms are about 1, or 1/n in a mean; their sum may cancel to less.
     """
@@ -54,21 +56,28 @@ def assert_agree(actual, case, transform, o, name, computed=np.float32):
         for ours, exact in zip(jax.tree.leaves(results), jax.tree.leaves(expected[reduction]), strict=True):
             what = f"{name} of the loss with reduction {reduction!r}"
             tolerance.assert_close(
-                ours, exact, what, computed=computed, operations=operations, terms=terms, magnitude=magnitude
+                ours,
+                exact,
+                what,
+                computed=computed[reduction] if computed else np.float32,
+                operations=operations,
+                terms=terms,
+                magnitude=magnitude,
             )
 
 
 CELLS = [
-    pytest.param(case, name, id=f"{case}-{name}")
+    pytest.param(case, name, reductions, id=f"{case}-{name}-{'-'.join(reductions)}")
     for case in MATRIX
     for name in (*TRANSFORMS, *(TRANSFORMS_OF_TARGET if case.of_target else ()))
+    for reductions in (("mean", "none"), ("sum",))  # a sum is a mean with another weight: of the founding losses alone
+    if case in CASES or reductions != ("sum",)
 ]
 
 
-@pytest.mark.parametrize(("case", "name"), CELLS)
-def test_jitted(case, name):
+@pytest.mark.parametrize(("case", "name", "reductions"), CELLS)
+def test_jitted(case, name, reductions):
     transform, o = {**TRANSFORMS, **TRANSFORMS_OF_TARGET}[name], operands(case)
-    reductions = REDUCTIONS if case in CASES else ("mean", "none")  # a sum is a mean with another weight
     actual = jax.jit(lambda o: of_each(transform, case.loss, reductions, o))(o)
     assert_agree(actual, case, transform, o, name)
 
@@ -94,15 +103,17 @@ OF_EVERY_TYPE = ("value_and_grad", "vmap_grad", "jvp", "forward_over_reverse", "
 )  # each term is rounded
 def test_types(case, name, dtype):
     transform, o = TRANSFORMS[name], operands(case, dtype)
-    for reduction in ("mean", "none"):
-        with jax.enable_x64(dtype == "float64"):
-            actual = jax.jit(lambda o, reduction=reduction: of_each(transform, case.loss, (reduction,), o))(o)
-            actual = jax.tree.map(np.asarray, actual)
-        gradients = [leaf for leaf in jax.tree.leaves(actual) if leaf.shape[-2:] == SHAPE]
-        assert all(gradient.dtype == dtype for gradient in gradients)
-        # The tangent of a reduced loss is the product with a gradient that has the type of the prediction.
-        computed = dtype if name == "jvp" and reduction == "mean" else tolerance.arithmetic(dtype)
-        assert_agree(actual, case, transform, o, name, computed)
+    with jax.enable_x64(dtype == "float64"):
+        actual = jax.jit(lambda o: of_each(transform, case.loss, ("mean", "none"), o))(o)
+        actual = jax.tree.map(np.asarray, actual)
+    gradients = [leaf for leaf in jax.tree.leaves(actual) if leaf.shape[-2:] == SHAPE]
+    assert all(gradient.dtype == dtype for gradient in gradients)
+    # The tangent of a reduced loss is the product with a gradient that has the type of the prediction.
+    computed = {
+        reduction: dtype if name == "jvp" and reduction == "mean" else tolerance.arithmetic(dtype)
+        for reduction in actual
+    }
+    assert_agree(actual, case, transform, o, name, computed)
 
 
 def with_options(loss):

@@ -282,7 +282,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="say which mutants there are")
     parser.add_argument("--only", default="", help="mutants whose name has this in it, or the number of one")
-    parser.add_argument("--marker", default="not slow", help="of the tests that are run, as pytest's -m takes it")
+    parser.add_argument(
+        "--marker", default="not slow and not rest", help="of the tests that are run, as pytest's -m takes it"
+    )
     parser.add_argument("--survivors", action="store_true", help="those that survived, again")
     parser.add_argument("--whole", action="store_true", help="every test, not only those about the file")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
