@@ -39,7 +39,7 @@ def _linear(hidden, kernel, labels):
     return _rows(jnp.dot(hidden, kernel, precision="highest"), labels)
 
 
-def _checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
+def checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
     """By name: the loss, the formula of its elements or rows, and operands; the gradient is that of the first."""
     random = np.random.default_rng(0)
     x, a = random.normal(0, 3, (2, ROWS, WIDTH)).astype(np.float32)
@@ -120,7 +120,7 @@ def main() -> int:
     for device in _kinds_of_devices():
         begin = time.perf_counter()
         print(f"\n{device.device_kind} ({device.platform}): largest error, relative to the largest number")
-        for name, (loss, formula, operands) in _checks().items():
+        for name, (loss, formula, operands) in checks().items():
             error, count = _error(loss, formula, operands, device), count + 1
             verdict = "" if error <= TOLERANCE else f"   WRONG: at most {TOLERANCE:.0e} is expected"
             wrong += bool(verdict)

@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxloss
 import oracles
+from jaxloss import formulas
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
@@ -51,15 +52,77 @@ def _row_formula(x, a):
     return jnp.einsum("...v,...v->...", a, nll)
 
 
-MSE = Loss(
-    name="mse",
-    prediction="pred",
-    by_rows=False,
-    elements=oracles.squared_error,
-    formula=lambda x, a: 0.5 * (x - a) ** 2,
-    in_modules="jaxloss_mse",
-    has_clip=False,
+@dataclasses.dataclass(frozen=True)
+class Elementwise(Loss):
+    """A regression loss, of the functor of that name in `cuda/maths/elementwise.h`.
+
+    Attributes:
+        value: its formula, of prediction, target and parameters.
+        derivative: that of the derivative with respect to the prediction.
+        parameters: the numbers besides, by name, and what tests call the loss with where they say nothing else.
+        bounded: whether the gradient is of bounded errors alone.
+    """
+
+    value: Callable[..., jax.Array]
+    derivative: Callable[..., jax.Array]
+    parameters: tuple[tuple[str, float], ...]
+    bounded: bool
+
+    def __call__(self, x, a, **options) -> jax.Array:
+        return super().__call__(x, a, **dict(self.parameters) | options)
+
+    def gradient(self, x, a, **options) -> jax.Array:
+        return super().gradient(x, a, **dict(self.parameters) | options)
+
+
+def _elementwise(
+    name: str,
+    formula: Callable[..., jax.Array],
+    of_library: str = "",
+    *,
+    prediction: str = "pred",
+    bounded: bool = False,
+    **parameters: float,
+) -> Elementwise:
+    """`of_library`: what the formula is called there, if that is not the name."""
+    of_library = of_library or name
+    return Elementwise(
+        name=name,
+        prediction=prediction,
+        by_rows=False,
+        elements=functools.partial(getattr(oracles, of_library), **parameters),
+        formula=functools.partial(formula, **parameters),
+        in_modules=f"jaxloss_{name}",
+        has_clip=False,
+        value=getattr(formulas, of_library),
+        derivative=getattr(formulas, f"d_{of_library}"),
+        parameters=tuple(parameters.items()),
+        bounded=bounded,
+    )
+
+
+MSE = _elementwise("mse", lambda x, a: 0.5 * (x - a) ** 2, "squared_error")
+MAE = _elementwise("mae", lambda x, a: jnp.abs(x - a), "absolute_error", bounded=True)
+HUBER = _elementwise(
+    "huber",
+    lambda x, a, delta: jnp.where(jnp.abs(x - a) <= delta, 0.5 * (x - a) ** 2, delta * (jnp.abs(x - a) - 0.5 * delta)),
+    bounded=True,
+    delta=1.25,
 )
+LOG_COSH = _elementwise("log_cosh", lambda x, a: jnp.log(jnp.cosh(x - a)), bounded=True)
+QUANTILE = _elementwise("quantile", lambda x, a, q: jnp.maximum(q * (a - x), (q - 1) * (a - x)), bounded=True, q=0.75)
+POISSON = _elementwise("poisson_nll", lambda x, a: jnp.exp(x) - a * x, prediction="log_rate")
+GAUSSIAN = _elementwise(
+    "gaussian_nll",
+    lambda x, a, variance: 0.5 * (jnp.log(variance) + (x - a) ** 2 / variance),
+    prediction="mean",
+    variance=0.75,
+)
+
+ELEMENTWISE = (MSE, MAE, HUBER, LOG_COSH, QUANTILE, POISSON, GAUSSIAN)
+"""The regression losses. An entry puts a loss through the tests of formulas, handlers, types, options and transforms."""
+
+
 BINARY = Loss(
     name="binary_cross_entropy",
     prediction="logits",
@@ -77,64 +140,6 @@ CATEGORICAL = Loss(
     formula=_row_formula,
     in_modules="jaxloss_cross_entropy",
     has_clip=True,
-)
-MAE = Loss(
-    name="mae",
-    prediction="pred",
-    by_rows=False,
-    elements=oracles.absolute_error,
-    formula=lambda x, a: jnp.abs(x - a),
-    in_modules="jaxloss_mae",
-    has_clip=False,
-)
-HUBER = Loss(
-    name="huber",
-    prediction="pred",
-    by_rows=False,
-    elements=oracles.huber,
-    formula=lambda x, a, delta=1.0: jnp.where(
-        jnp.abs(x - a) <= delta, 0.5 * (x - a) ** 2, delta * (jnp.abs(x - a) - 0.5 * delta)
-    ),
-    in_modules="jaxloss_huber",
-    has_clip=False,
-)
-LOG_COSH = Loss(
-    name="log_cosh",
-    prediction="pred",
-    by_rows=False,
-    elements=oracles.log_cosh,
-    formula=lambda x, a: jnp.log(jnp.cosh(x - a)),
-    in_modules="jaxloss_log_cosh",
-    has_clip=False,
-)
-QUANTILE = Loss(
-    name="quantile",
-    prediction="pred",
-    by_rows=False,
-    elements=oracles.quantile,
-    formula=lambda x, a, q: jnp.maximum(q * (a - x), (q - 1) * (a - x)),
-    in_modules="jaxloss_quantile",
-    has_clip=False,
-)
-POISSON = Loss(
-    name="poisson_nll",
-    prediction="log_rate",
-    by_rows=False,
-    elements=oracles.poisson_nll,
-    formula=lambda x, a: jnp.exp(x) - a * x,
-    in_modules="jaxloss_poisson_nll",
-    has_clip=False,
-)
-
-
-GAUSSIAN = Loss(
-    name="gaussian_nll",
-    prediction="mean",
-    by_rows=False,
-    elements=oracles.gaussian_nll,
-    formula=lambda x, a, variance: 0.5 * (jnp.log(variance) + (x - a) ** 2 / variance),
-    in_modules="jaxloss_gaussian_nll",
-    has_clip=False,
 )
 
 

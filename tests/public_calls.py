@@ -1,6 +1,7 @@
 """The table of public calls: every public function, with every option that it takes. Tests of what holds for all of them use it."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 import jaxloss
 from jaxloss import optax as drop_ins
+from losses import ELEMENTWISE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +70,14 @@ UNREDUCED = {"reduction": "none"}
 
 
 def _calls():
-    for name in ("mse", "mae", "huber", "log_cosh", "quantile", "poisson_nll", "gaussian_nll"):
-        more = {"huber": {"delta": 0.5}, "quantile": {"q": 0.25}, "gaussian_nll": {"variance": A + 1}}.get(name, {})
-        prediction = {"poisson_nll": "log_rate", "gaussian_nll": "mean"}.get(name, "pred")
-        required = {prediction: X, "target": A} | {"quantile": {"q": 0.25}, "gaussian_nll": {"variance": 0.5}}.get(
-            name, {}
-        )
+    for loss in ELEMENTWISE:
+        name, parameters = loss.name, dict(loss.parameters)
+        has_default = {
+            name for name, x in inspect.signature(getattr(jaxloss, name)).parameters.items() if x.default is not x.empty
+        }
+        more = {name: A + 1 if name == "variance" else 0.5 for name in parameters}
+        required = {loss.prediction: X, "target": A}
+        required |= {name: number for name, number in parameters.items() if name not in has_default}
         for prefix in ("", "d_"):
             function = getattr(jaxloss, prefix + name)
             yield Call(f"{prefix}{name}", function, required)

@@ -11,7 +11,7 @@ import tolerance
 from agreement import assert_agrees
 from jaxloss import formulas
 from jaxloss._ffi import elementwise, library
-from losses import CASES, FLOATS, MATRIX, REDUCTIONS
+from losses import CASES, ELEMENTWISE, FLOATS, MATRIX, REDUCTIONS
 from modules import custom_call_targets
 from test_transforms import assert_agree, of_each, operands
 from transforms import TRANSFORMS
@@ -49,12 +49,7 @@ def test_derivatives_are_those_of_the_values(case):
 
 
 WITH_PARAMETERS = {
-    "mae": (formulas.absolute_error, formulas.d_absolute_error, ()),
-    "huber": (formulas.huber, formulas.d_huber, (1.25,)),
-    "log_cosh": (formulas.log_cosh, formulas.d_log_cosh, ()),
-    "quantile": (formulas.quantile, formulas.d_quantile, (0.75,)),
-    "poisson_nll": (formulas.poisson_nll, formulas.d_poisson_nll, ()),
-    "gaussian_nll": (formulas.gaussian_nll, formulas.d_gaussian_nll, (0.75,)),
+    **{loss.name: (loss.value, loss.derivative, tuple(dict(loss.parameters).values())) for loss in ELEMENTWISE},
     "weighted": (formulas.weighted_binary_cross_entropy, formulas.d_weighted_binary_cross_entropy, (2.0, 0.5, 0.125)),
     "focal": (
         formulas.focal_binary_cross_entropy,

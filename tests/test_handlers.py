@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxloss._ffi import library
+from losses import ELEMENTWISE, MSE
 
 Buffer = tuple[tuple[int, ...], str]  # shape and type
 F32, S32 = "float32", "int32"
@@ -150,16 +151,11 @@ def divergence(name: str, parameters: dict[str, Buffer], of_teacher: dict[str, B
     ]
 
 
+OF_ELEMENTS = (FEATURES, ((4, 1), F32))
 BETA, TEACHER_STATS = {"beta": ROWS}, {"teacher_max": ROWS, "teacher_log_sum": ROWS}
 CALLS = [
-    *elementwise("mse"),
+    *(call for loss in ELEMENTWISE for call in elementwise(loss.name, (), OF_ELEMENTS[: len(loss.parameters)])),
     *elementwise("binary_cross_entropy", (1e-7,)),
-    *elementwise("mae"),
-    *elementwise("log_cosh"),
-    *elementwise("huber", (), (ONE,)),
-    *elementwise("quantile", (), (((4, 1), F32),)),
-    *elementwise("poisson_nll"),
-    *elementwise("gaussian_nll", (), (FEATURES,)),
     *elementwise("weighted_binary_cross_entropy", (1e-7,), (FEATURES, ONE, ((4, 5), F32))),
     *elementwise("focal_binary_cross_entropy", (1e-7,), (FEATURES, ONE, ((4, 1), F32), ONE, ONE, FEATURES)),
     *cross_entropy(((4, 3), S32)),
@@ -231,16 +227,8 @@ def test_the_right_buffers_are_taken(call):
 
 # Handlers are templates: one target of a family, or two, has every buffer spoilt; of the others, those that differ.
 FAMILIES = (
-    "mae",
-    "log_cosh",
-    "huber",
-    "quantile",
-    "poisson",
-    "gaussian",
-    "weighted",
-    "focal",
-    "kl_divergence",
-    "jensen_shannon",
+    *(loss.name for loss in ELEMENTWISE if loss is not MSE),
+    *("weighted", "focal", "kl_divergence", "jensen_shannon"),
 )
 SPOILT = [
     pytest.param(call, name, id=f"{i}-{name}")
