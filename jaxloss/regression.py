@@ -151,7 +151,7 @@ def d_mae(
     return of_dtype(_elementwise.gradient(_ABSOLUTE_ERROR, x, a, examples), array("pred", pred).dtype)
 
 
-@watched(_debug.regression)
+@watched(_debug.regression, delta=_parameters.POSITIVE)
 @described(ELEMENTS)
 def huber(
     pred: ArrayLike,
@@ -186,7 +186,7 @@ def huber(
     return _elementwise.value(_HUBER, x, a, examples, (delta,))
 
 
-@watched(_debug.regression)
+@watched(_debug.regression, delta=_parameters.POSITIVE)
 @described(GRADIENT, of=huber)
 def d_huber(
     pred: ArrayLike,
@@ -265,7 +265,7 @@ def d_log_cosh(
     return of_dtype(_elementwise.gradient(_LOG_COSH, x, a, examples), array("pred", pred).dtype)
 
 
-@watched(_debug.regression)
+@watched(_debug.regression, q=_parameters.BETWEEN_0_AND_1)
 @described(ELEMENTS)
 def quantile(
     pred: ArrayLike,
@@ -300,7 +300,7 @@ def quantile(
     return _elementwise.value(_QUANTILE, x, a, examples, (q,))
 
 
-@watched(_debug.regression)
+@watched(_debug.regression, q=_parameters.BETWEEN_0_AND_1)
 @described(GRADIENT, of=quantile)
 def d_quantile(
     pred: ArrayLike,

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jaxloss._checks import arguments, keywords
 from jaxloss._checks import linear as _linear_arguments
 from jaxloss._checks.arrays import array
-from jaxloss._checks.parameters import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, is_known
+from jaxloss._checks.parameters import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval, is_known
 
 # Part of the key of every cache of jax.jit: what was traced without checks is traced again with them.
 _checking = jax.make_user_context(False)
@@ -33,8 +33,6 @@ _NUMBERS = {
     "pos_weight": NOT_NEGATIVE,
     "focal_gamma": NOT_NEGATIVE,
     "focal_alpha": FROM_0_TO_1,
-    "delta": POSITIVE,
-    "q": BETWEEN_0_AND_1,
     "beta": BETWEEN_0_AND_1,
 }
 _SUM_TOLERANCE = 1e-3
@@ -106,11 +104,13 @@ class _Watch:
     """What a call is to check.
 
     Attributes:
+        ranges: of numbers that only this function takes, by name.
         masks: arrays of booleans, from that of an array's row count to how it is aligned; false for what is left out.
         checks: of each, what an error calls it, what is expected, where it is wrong, and whether masks apply.
         arrays: of each check, the array.
     """
 
+    ranges: dict[str, Interval] = dataclasses.field(default_factory=dict)
     masks: list = dataclasses.field(default_factory=list)
     checks: list = dataclasses.field(default_factory=list)
     arrays: list = dataclasses.field(default_factory=list)
@@ -125,7 +125,7 @@ class _Watch:
 
     def options(self, given: dict[str, Any]) -> None:
         """The options of all losses, but masks."""
-        for name, interval in _NUMBERS.items():
+        for name, interval in (_NUMBERS | self.ranges).items():
             value = given.get(name)
             if value is not None and not is_known(value):
                 x = array(name, value)
@@ -172,10 +172,13 @@ class _Watch:
             raise ValueError("\n".join(errors))
 
 
-def watched(watch: Callable[[dict[str, Any], _Watch], int | None]) -> Callable[[Function], Function]:
+def watched(
+    watch: Callable[[dict[str, Any], _Watch], int | None], **ranges: Interval
+) -> Callable[[Function], Function]:
     """A public function whose numbers are checked in `debug_checks`, and whose options are keywords.
 
-    `watch` says what to check of its arguments, and which axis of a mask is that of classes.
+    `watch` says what to check of its arguments, and which axis of a mask is that of classes; `ranges` are those of
+    numbers that only this function takes.
     """
 
     def decorate(function: Function) -> Function:
@@ -196,7 +199,7 @@ def watched(watch: Callable[[dict[str, Any], _Watch], int | None]) -> Callable[[
                 result = function(*args, **kwargs)
                 given = signature.bind(*args, **kwargs)
                 given.apply_defaults()
-                found = _Watch()
+                found = _Watch(ranges)
                 axis = watch(given.arguments, found)
                 found.emit(function.__name__, axis)
             return result
