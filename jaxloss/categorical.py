@@ -114,7 +114,14 @@ def categorical_cross_entropy(
     al., *Rethinking the Inception Architecture for Computer Vision* (2016). z-loss: A. Chowdhery et al., *PaLM* (2022).
     Mixup: H. Zhang et al., *mixup: Beyond Empirical Risk Minimization* (2018).
     """
-    options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     classes = checked(
         logits,
         target,
@@ -184,7 +191,14 @@ def d_categorical_cross_entropy(
     >>> print(jaxloss.d_categorical_cross_entropy(jnp.zeros((1, 4)), jnp.array([1])))
     [[ 0.25 -0.75  0.25  0.25]]
     """
-    options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     classes = checked(
         logits,
         target,
@@ -284,7 +298,14 @@ def categorical_cross_entropy_with_stats(
     >>> print((stats.rank < 2).mean())  # top-2 accuracy
     0.5
     """
-    options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     classes = checked(
         logits,
         target,
@@ -365,7 +386,7 @@ def log_prob(
     """
     logits = _arguments.prediction("logits", logits, "labels", labels)
     labels = _arguments.class_indices("labels", array("labels", labels), logits.ndim - 1, axis)
-    options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
+    options: Options = {"softcap": softcap, "temperature": temperature, "num_classes": num_classes}
     classes = checked(
         logits,
         labels,
@@ -419,7 +440,7 @@ def entropy(
     logits = _arguments.prediction("logits", logits)
     axis = _arguments.axis_index(axis, logits.ndim)
     labels = _first_classes(logits, axis)
-    options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
+    options: Options = {"softcap": softcap, "temperature": temperature, "num_classes": num_classes}
     classes = checked(
         logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name, details=True
     )

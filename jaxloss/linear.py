@@ -111,11 +111,19 @@ def linear_cross_entropy(
 
     Source: E. Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models* (2025), for the problem.
     """
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     plan, operands, examples, rest = checked(
         hidden,
         kernel,
         labels,
-        Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes),
+        options,
         bias=bias,
         kernel_axis=kernel_axis,
         where=where,
@@ -200,11 +208,19 @@ def linear_cross_entropy_with_stats(
     >>> print(loss, stats.rank)
     1.25311 [1 2]
     """
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     plan, operands, examples, rest = checked(
         hidden,
         kernel,
         labels,
-        Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes),
+        options,
         bias=bias,
         kernel_axis=kernel_axis,
         where=where,

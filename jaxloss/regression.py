@@ -10,6 +10,7 @@ from jaxloss._checks import examples as _examples
 from jaxloss._checks import parameters as _parameters
 from jaxloss._checks.arrays import array, of_dtype
 from jaxloss._checks.debug import watched
+from jaxloss._intervals import BETWEEN_0_AND_1, POSITIVE
 from jaxloss._rows import elementwise as _elementwise
 from jaxloss._rows import weights as _weights
 from jaxloss._types import Reduction
@@ -588,8 +589,8 @@ def _with_number(examples: _weights.Examples, given: ArrayLike, number: Array) -
 
 
 def _delta(delta: ArrayLike) -> Array:
-    return _parameters.number("delta", delta, _parameters.POSITIVE, " (mse has no limit)")
+    return _parameters.number("delta", delta, POSITIVE, " (mse has no limit)")
 
 
 def _q(q: ArrayLike) -> Array:
-    return _parameters.number("q", q, _parameters.BETWEEN_0_AND_1)
+    return _parameters.number("q", q, BETWEEN_0_AND_1)

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(jaxloss.__file__).parent
 PUBLIC = ("optax", "binary", "categorical", "distillation", "linear", "regression")
 # From the top: what a caller passes is checked; linear losses are made of rows; rows are differentiated; and so on.
 LAYERS = ("_checks", "_linear", "_rows", "_autodiff", "_partitioning", "_ffi", "_spec", "_arrays")
-OWN = ("formulas", "_types", "_version")  # these import nothing of the package but themselves
+OWN = ("formulas", "_intervals", "_types", "_version")  # these import nothing of the package but themselves
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem not in ("__init__", "__main__")
 )

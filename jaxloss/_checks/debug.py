@@ -20,16 +20,14 @@ from jax.core import Tracer
 from jaxloss._checks import arguments, keywords
 from jaxloss._checks import linear as _linear_arguments
 from jaxloss._checks.arrays import array
-from jaxloss._checks.parameters import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, is_known
+from jaxloss._checks.parameters import is_known
+from jaxloss._intervals import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE
+from jaxloss._spec import OPTIONS
 
 # Part of the key of every cache of jax.jit: what was traced without checks is traced again with them.
 _checking = jax.make_user_context(False)
 
-_NUMBERS = {
-    "label_smoothing": FROM_0_TO_1,
-    "z_loss": NOT_NEGATIVE,
-    "softcap": POSITIVE,
-    "temperature": POSITIVE,
+_NUMBERS = {option.name: option.interval for option in OPTIONS.values() if option.is_argument and option.interval} | {
     "pos_weight": NOT_NEGATIVE,
     "focal_gamma": NOT_NEGATIVE,
     "focal_alpha": FROM_0_TO_1,

@@ -10,7 +10,8 @@ from jaxloss._arrays import Array, inlined
 from jaxloss._checks import arguments
 from jaxloss._checks import examples as _examples
 from jaxloss._checks.arrays import axis_moved, of_dtype, real_dtype
-from jaxloss._checks.parameters import BETWEEN_0_AND_1, POSITIVE, choice, number
+from jaxloss._checks.parameters import choice, number
+from jaxloss._intervals import BETWEEN_0_AND_1, POSITIVE
 from jaxloss._rows import weights as row_weights
 from jaxloss._types import AxisName, Reduction, TargetType
 

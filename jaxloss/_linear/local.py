@@ -30,7 +30,7 @@ from jaxloss._linear.chunks import (
 from jaxloss._linear.split import Roles, Split
 from jaxloss._rows import cross_entropy
 from jaxloss._rows.vocab_parallel import local_shard
-from jaxloss._spec import Objective
+from jaxloss._spec import OPTIONS, Objective
 from jaxloss.formulas import real
 
 HIDDEN, KERNEL, LABELS, WEIGHT, REST = range(5)
@@ -83,7 +83,7 @@ class Plan:
         kernel = ("v", "d") if self.classes_first else ("d", "v")
         bias: tuple[Roles, ...] = (("v",),) if self.has_bias else ()
         parameters: tuple[Roles, ...] = tuple(
-            ("v",) if name == "class_weights" else () for name in self.objective.parameters
+            ("v",) if OPTIONS[name].per_class else () for name in self.objective.parameters
         )
         return (*self.tokens, "e"), kernel, self.tokens, self.tokens, *bias, *parameters
 

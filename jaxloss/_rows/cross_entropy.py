@@ -19,7 +19,7 @@ from jaxloss._partitioning.row_wise import RowWise, rank_of_weight
 from jaxloss._rows import long_rows
 from jaxloss._rows.vocab_parallel import known_gradient, local_shard, vocab_parallel, whole_targets
 from jaxloss._rows.weights import Examples, row_weight
-from jaxloss._spec import Objective
+from jaxloss._spec import OPTIONS, Objective, options_that_change
 
 MANY_BYTES = 2**26
 """From so many of logits on, all of short rows, a GPU sums losses where it computes them: then all of it is at work."""
@@ -70,7 +70,7 @@ def _row_rank(logits, *_) -> int:
 def row_loss(objective: Objective) -> RowLoss:
     """The cross entropy of rows, of operands as `_weighed` gives them. The statistics are `objective.stats`."""
     plain = not objective.parameters and not objective.details
-    features = tuple(3 + place for place, name in enumerate(objective.parameters) if name == "class_weights")
+    features = tuple(3 + place for place, name in enumerate(objective.parameters) if OPTIONS[name].per_class)
 
     def whole(purpose: str, names: tuple[str, ...], logits, target, row_weight, *parameters):
         each = long_rows.slices(logits) if plain and jnp.issubdtype(target.dtype, jnp.integer) else 1
@@ -234,12 +234,13 @@ def _tangents(objective: Objective, operands, losses, stats, tangents):
     z_tangent = _along_live(of_z, named, {"logits": named_tangents["logits"]})
     # A masked class moves with no parameter.
     unmasked = {**named, "logits": jnp.where(jnp.isneginf(z), 0, logits)}
-    of_parameters = _along_live(of_z, unmasked, {name: named_tangents.get(name) for name in ("softcap", "temperature")})
+    z_parameters = options_that_change("logits", "label")
+    of_parameters = _along_live(of_z, unmasked, {name: named_tangents.get(name) for name in z_parameters})
     if of_parameters is not None:
         of_parameters = jnp.where(jnp.isneginf(z), 0, of_parameters)
         z_tangent = of_parameters if z_tangent is None else z_tangent + of_parameters
     given_tangents = {name: named_tangents.get(name) for name in ("target", "mix")}
-    weighing_tangents = {name: named_tangents.get(name) for name in ("class_weights", "label_smoothing")}
+    weighing_tangents = {name: named_tangents.get(name) for name in options_that_change("weights")}
     nll = log_sum[..., None] - (z - maximum[..., None])
 
     def nll_where_targeted(target_of_class: Array) -> Array:

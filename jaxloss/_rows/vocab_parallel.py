@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxloss import formulas
 from jaxloss._arrays import Array, along, is_masked
 from jaxloss._ffi import cross_entropy as calls
-from jaxloss._spec import STATS, Objective
+from jaxloss._spec import STATS, Objective, options_that_change
+
+WEIGHTS = options_that_change("weights")
 
 
 def local_shard(objective: Objective, axes: tuple[str, ...], logits, target, row_weight, *parameters):
@@ -48,7 +50,7 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
     for place, (label, _) in enumerate(labels):
         z, here = logits_at(logits, label, options)
         summed |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
-    if not labels or formulas.only(options, "class_weights", "label_smoothing"):
+    if not labels or formulas.only(options, *WEIGHTS):
         summed["targets"] = formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1]))
     summed = dict(zip(summed, add_up(tuple(summed.values())), strict=True))
     log_sum = formulas.log_of_sums(summed["rest"], summed["leading"])
@@ -65,7 +67,7 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
             losses = losses + jnp.where(of_target != 0, of_target * nll, 0)
         return losses
 
-    if labels and "label_smoothing" not in options and "class_weights" not in options:
+    if labels and not formulas.only(options, *WEIGHTS):
         losses = nll_of_labels(objective.clip)
     else:
         losses = add_up(_slice_losses(objective, logits, target, options, maximum, log_sum))
@@ -76,7 +78,7 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
     results["losses"] = jnp.where(counted, losses, jnp.nan)
 
     if objective.details:
-        given = {name: option for name, option in options.items() if name not in ("class_weights", "label_smoothing")}
+        given = {name: option for name, option in options.items() if name not in WEIGHTS}
         exact = dataclasses.replace(objective, clip=0.0, parameters=tuple(given))
         nll = nll_of_labels(0.0) if labels else add_up(_slice_losses(exact, logits, target, given, maximum, log_sum))
         results["nll"] = jnp.where(counted, nll, jnp.nan)
@@ -140,7 +142,7 @@ def whole_targets(objective: Objective, axes, logits, target, options) -> tuple[
     for label in labels:
         here = formulas.valid_rows(logits, label, formulas.only(options, "num_classes"))
         valid = valid & (add_up(here.astype(jnp.int32)) > 0 if axes else here)
-    if labels and not formulas.only(options, "class_weights", "label_smoothing"):
+    if labels and not formulas.only(options, *WEIGHTS):
         return valid, jnp.ones(valid.shape, formulas.real(logits).dtype)  # without going along the classes
     return valid, add_up(formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1])))
 

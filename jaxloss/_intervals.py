@@ -1,0 +1,34 @@
+"""The intervals that options which are numbers may be of."""
+
+import dataclasses
+import math
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The finite numbers that an option may be.
+
+    Attributes:
+        words: what an error calls them.
+        least: the lower end.
+        most: the upper end.
+        has_ends: whether the ends belong to it, infinity apart.
+    """
+
+    words: str
+    least: float
+    most: float = math.inf
+    has_ends: bool = False
+
+    def contains(self, x: Any) -> Any:
+        """Whether `x`, a number or each of an array, is one of them."""
+        if self.has_ends:
+            return (x >= self.least) & (x <= self.most) & (x < math.inf)
+        return (x > self.least) & (x < self.most)
+
+
+POSITIVE = Interval("a finite number greater than 0", 0)
+NOT_NEGATIVE = Interval("a finite number of at least 0", 0, has_ends=True)
+BETWEEN_0_AND_1 = Interval("a number between 0 and 1", 0, 1)
+FROM_0_TO_1 = Interval("a number from 0 to 1", 0, 1, has_ends=True)
