@@ -16,6 +16,7 @@ template <class Real>
 struct RowObjective {
   int64_t classes;
   bool capped;
+  bool moves_label;  // the logit of a label is not what the same class would have without being one
   Real softcap, inverse_softcap, temperature, inverse_temperature;
   Real hard, smooth;          // 1 − ε, ε / K
   const Real* class_weights;  // or null
@@ -28,6 +29,7 @@ struct RowObjective {
   JAXLOSS_INLINE RowObjective(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t row)
       : classes(rows.num_classes.given() ? rows.num_classes.of(row) : rows.classes),
         capped(rows.softcap.given()),
+        moves_label(false),
         softcap(rows.softcap.of(row)),
         inverse_softcap(1 / softcap),
         temperature(rows.temperature.of(row)),
@@ -50,8 +52,12 @@ struct RowObjective {
 
   template <class Value>
   JAXLOSS_INLINE Value logit(Value x) const {
-    if (capped) x = Value(softcap) * hyperbolic_tangent(x * Value(inverse_softcap));
-    return x * Value(inverse_temperature);
+    return softcapped(x) * Value(inverse_temperature);
+  }
+  // Of the class of a label.
+  template <class Value>
+  JAXLOSS_INLINE Value label_logit(Value x) const {
+    return logit(x);
   }
 
   // dz / dx, of which 1 − tanh² would lose the digits of a small one.
@@ -69,6 +75,10 @@ struct RowObjective {
   JAXLOSS_INLINE Real label_target(int which) const { return hard * share[which] * class_weight(label[which]); }
 
  private:
+  template <class Value>
+  JAXLOSS_INLINE Value softcapped(Value x) const {
+    return capped ? Value(softcap) * hyperbolic_tangent(x * Value(inverse_softcap)) : x;
+  }
   JAXLOSS_INLINE void set_label(int which, int64_t index, Real of_target) {
     label[which] = index;
     share[which] = of_target;

@@ -176,15 +176,15 @@ def _z_derivative(objective: Objective, operands, stats) -> Array:
         z_loss, lse = along(options["z_loss"], maximum), maximum + log_sum
         total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * lse)
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
-    z = formulas.scaled_logits(logits, options)
+    z = formulas.scaled_logits(logits, target, options)
     difference = formulas.softmax_minus_target(z, maximum, log_sum, total, targets)
     return jnp.where(valid[..., None], difference, 0)
 
 
 def _softmax(objective: Objective, operands, stats) -> Array:
-    logits, _, _, *parameters = operands
+    logits, target, _, *parameters = operands
     maximum, log_sum, *_ = stats
-    z = formulas.scaled_logits(logits, objective.options(parameters))
+    z = formulas.scaled_logits(logits, target, objective.options(parameters))
     return formulas.softmax_of(z, maximum, log_sum)
 
 
@@ -213,7 +213,7 @@ def _tangents(objective: Objective, operands, losses, stats, tangents):
     rank = losses.ndim
 
     def of_z(operands):
-        return formulas.scaled_logits(operands["logits"], operands)
+        return formulas.scaled_logits(operands["logits"], target, operands)
 
     def of_targets(operands):
         return formulas.class_targets(logits, operands["target"], operands, objective.classes_of(logits.shape[-1]))
