@@ -132,7 +132,8 @@ struct CrossEntropyOptionRows {
   int64_t rows = 0, classes = 0;
 
   RowNumbers<int32_t> second_label{-1};
-  RowNumbers<Real> mix{1}, label_smoothing{0}, z_loss{0}, softcap{1}, temperature{1};  // no softcap unless given
+  RowNumbers<Real> mix{1}, label_smoothing{0}, z_loss{0}, margin{0}, temperature{1};
+  RowNumbers<Real> softcap{1};  // none unless given
   RowNumbers<int32_t> num_classes{0};
   const Real* class_weights = nullptr;  // [rows / rows_per_class_weights, classes]
   int64_t rows_per_class_weights = 1;
@@ -157,6 +158,7 @@ struct CrossEntropyOptionRows {
     operands.take("label_smoothing", label_smoothing);
     operands.take("z_loss", z_loss);
     operands.take("softcap", softcap);
+    operands.take("margin", margin);
     operands.take("temperature", temperature);
     operands.take("num_classes", num_classes);
   }

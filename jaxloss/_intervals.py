@@ -28,6 +28,7 @@ class Interval:
         return (x > self.least) & (x < self.most)
 
 
+FINITE = Interval("a finite number", -math.inf)
 POSITIVE = Interval("a finite number greater than 0", 0)
 NOT_NEGATIVE = Interval("a finite number of at least 0", 0, has_ends=True)
 BETWEEN_0_AND_1 = Interval("a number between 0 and 1", 0, 1)

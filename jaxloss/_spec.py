@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 
 from jaxloss._arrays import Array
-from jaxloss._intervals import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval
+from jaxloss._intervals import FINITE, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval
 
 RESULTS = ("losses", "maximum", "log_sum", "nll", "entropy", "predicted", "rank", "gradient")
 """All that a call can give of rows, in this order: losses, statistics and gradient."""
@@ -62,6 +62,7 @@ OPTIONS = {
         Option("label_smoothing", "weights", FROM_0_TO_1, off=0.0),
         Option("z_loss", "loss", NOT_NEGATIVE, off=0.0),
         Option("softcap", "logits", POSITIVE, otherwise=", or None for none"),
+        Option("margin", "label", FINITE, off=0.0, per_row=True),
         Option("temperature", "logits", POSITIVE, off=1.0),
         Option("num_classes", "classes"),
     )

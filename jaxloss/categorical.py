@@ -32,6 +32,7 @@ def categorical_cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = 1e-7,
@@ -49,11 +50,11 @@ def categorical_cross_entropy(
     default, so a row's loss is at most 16.118 per unit of target; `clip=None` gives the exact value, which is the
     default of `linear_cross_entropy`.
 
-    With options the softmax is that of $z_i = s \tanh(x_i / s) / T$ (softcap $s$, temperature $T$), the target is
-    $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$, smoothing $\varepsilon$ over $K$ classes),
-    and the term $\zeta \log^2 \sum_j e^{z_j}$ (z-loss $\zeta$) is added to a row's loss. All of it is done in the same
-    pass; an option that is off costs nothing. `label_smoothing`, `z_loss`, `softcap` and `temperature` may be Python
-    numbers or traced scalars: a schedule does not compile anew.
+    With options the softmax is that of $z_i = (s \tanh(x_i / s) - m\,[i = y]) / T$ (softcap $s$, margin $m$ of the
+    label $y$, temperature $T$), the target is $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$,
+    smoothing $\varepsilon$ over $K$ classes), and the term $\zeta \log^2 \sum_j e^{z_j}$ (z-loss $\zeta$) is added to a
+    row's loss. All of it is done in the same pass; an option that is off costs nothing. `label_smoothing`, `z_loss`,
+    `softcap`, `margin` and `temperature` may be Python numbers or traced scalars: a schedule does not compile anew.
 
     Args:
         logits: $x$, `[..., V]`; float32, bfloat16, float16 or float64. A class whose logit is -Inf is masked: its
@@ -75,6 +76,9 @@ def categorical_cross_entropy(
         label_smoothing: $\varepsilon$, from 0 to 1. What of it would fall on masked classes falls on none.
         z_loss: $\zeta$, 0 or more; the term is not multiplied by class weights.
         softcap: $s$, above 0; None for none. It bounds masked logits too, to $-s$.
+        margin: $m$, any finite number, or one scalar per row, of the shapes that `where` may have: what the label's
+            logit is lowered by, after the softcap and before the temperature. Of cosines, with `temperature=1 / s`, it
+            is the large margin cosine loss. Only for a target of class indices that are not mixed.
         temperature: $T$, above 0; it divides the logits after the softcap.
         num_classes: $K$, for logits that are padded beyond it. Padding counts as -Inf whatever it holds, gets gradient
             exactly 0 and takes no smoothing. Default: `V`.
@@ -112,6 +116,7 @@ def categorical_cross_entropy(
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4. Smoothing: C. Szegedy et
     al., *Rethinking the Inception Architecture for Computer Vision* (2016). z-loss: A. Chowdhery et al., *PaLM* (2022).
+    Margin: H. Wang et al., *CosFace: Large Margin Cosine Loss for Deep Face Recognition* (2018).
     Mixup: H. Zhang et al., *mixup: Beyond Empirical Risk Minimization* (2018).
     """
     options: Options = {
@@ -119,6 +124,7 @@ def categorical_cross_entropy(
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
         "softcap": softcap,
+        "margin": margin,
         "temperature": temperature,
         "num_classes": num_classes,
     }
@@ -151,6 +157,7 @@ def d_categorical_cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = 1e-7,
@@ -171,6 +178,7 @@ def d_categorical_cross_entropy(
         label_smoothing: as for `categorical_cross_entropy`.
         z_loss: as for `categorical_cross_entropy`.
         softcap: as for `categorical_cross_entropy`.
+        margin: as for `categorical_cross_entropy`.
         temperature: as for `categorical_cross_entropy`.
         num_classes: as for `categorical_cross_entropy`; the gradient of padding is 0.
         clip: as for `categorical_cross_entropy`; it does not change the gradient.
@@ -196,6 +204,7 @@ def d_categorical_cross_entropy(
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
         "softcap": softcap,
+        "margin": margin,
         "temperature": temperature,
         "num_classes": num_classes,
     }
@@ -218,6 +227,8 @@ def d_categorical_cross_entropy(
 
 class CrossEntropyStats(NamedTuple):
     r"""Statistics of each row from `categorical_cross_entropy_with_stats`, of the softmax $t$ that the loss sees.
+
+    A `margin` is in all of them but `predicted` and `rank`, so that an accuracy is that of the logits without it.
 
     Attributes:
         nll: $-\log t$ of the label, of probabilities $\sum -a_i \log t_i$; without clip, smoothing and weights of any
@@ -254,6 +265,7 @@ def categorical_cross_entropy_with_stats(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = 1e-7,
@@ -274,6 +286,7 @@ def categorical_cross_entropy_with_stats(
         label_smoothing: as for `categorical_cross_entropy`.
         z_loss: as for `categorical_cross_entropy`.
         softcap: as for `categorical_cross_entropy`.
+        margin: as for `categorical_cross_entropy`.
         temperature: as for `categorical_cross_entropy`.
         num_classes: as for `categorical_cross_entropy`.
         clip: as for `categorical_cross_entropy`; statistics are never clipped.
@@ -303,6 +316,7 @@ def categorical_cross_entropy_with_stats(
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
         "softcap": softcap,
+        "margin": margin,
         "temperature": temperature,
         "num_classes": num_classes,
     }

@@ -29,6 +29,7 @@ def linear_cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = None,
@@ -67,9 +68,11 @@ def linear_cross_entropy(
         weights: numbers `[...]` that tokens' losses are multiplied by; $n$ stays. Default: 1.
         class_weights: `[V]`: what the loss of a class's tokens is multiplied by; $n$ stays, unless `normalizer` says
             otherwise. Default: 1.
-        label_smoothing: from 0 to 1; a number or a traced scalar, like the next three.
+        label_smoothing: from 0 to 1; a number or a traced scalar, like the next four.
         z_loss: 0 or more: what the square of the log-sum-exp is multiplied by and added.
         softcap: above 0; a tanh bounds the logits by it. None for none.
+        margin: a finite number: what the logit of a token's label is lowered by, after the softcap. A scalar, not one
+            per token.
         temperature: above 0; it divides the logits after the softcap.
         num_classes: how many classes there are, if `kernel` is padded beyond that. Default: `V`.
         clip: the value is that of $\max(\mathrm{softmax}, \mathrm{clip})$; the gradient is never clipped. Default:
@@ -116,6 +119,7 @@ def linear_cross_entropy(
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
         "softcap": softcap,
+        "margin": margin,
         "temperature": temperature,
         "num_classes": num_classes,
     }
@@ -156,6 +160,7 @@ def linear_cross_entropy_with_stats(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = None,
@@ -182,6 +187,7 @@ def linear_cross_entropy_with_stats(
         label_smoothing: as for `linear_cross_entropy`.
         z_loss: as for `linear_cross_entropy`.
         softcap: as for `linear_cross_entropy`.
+        margin: as for `linear_cross_entropy`.
         temperature: as for `linear_cross_entropy`.
         num_classes: as for `linear_cross_entropy`.
         clip: as for `linear_cross_entropy`; statistics are never clipped.
@@ -213,6 +219,7 @@ def linear_cross_entropy_with_stats(
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
         "softcap": softcap,
+        "margin": margin,
         "temperature": temperature,
         "num_classes": num_classes,
     }

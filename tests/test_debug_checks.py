@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import cross_entropy_options as samples
 import jaxloss
 from jaxloss._checks import debug
 from public_calls import CALLS, IDS
@@ -67,7 +68,7 @@ TRACED = {
     "huber": {"delta": -1.0},
     "quantile": {"q": 1.0},
     "binary_cross_entropy": {"label_smoothing": 2.0, "focal_gamma": -1.0, "focal_alpha": 2.0, "pos_weight": -1.0},
-    "categorical_cross_entropy": {"label_smoothing": 1.5, "z_loss": -1.0, "softcap": 0.0, "temperature": -1.0},
+    "categorical_cross_entropy": {name: samples.outside(name)[-1] for name in samples.NUMBERS},
     "jensen_shannon": {"beta": 1.0, "temperature": 0.0},
 }
 

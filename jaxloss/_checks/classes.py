@@ -92,6 +92,10 @@ def checked(
     width = whole_width(logits, axes)
     first, logits, counted = arguments.class_target(first, logits, width, ignore_index, target_name, axis)
     given, classes = parameters_of(options, logits, axes, axis)
+    for name in given:
+        if OPTIONS[name].changes == "label" and (mixed or not jnp.issubdtype(first.dtype, jnp.integer)):
+            found = "is mixed" if mixed else f"has dtype {first.dtype}"
+            raise ValueError(f"{name} changes the logit of one label, target {found}: expected class indices")
     dtype = real_dtype(logits)
 
     parameters: dict[str, Array] = {}

@@ -127,7 +127,7 @@ class _Watch:
             value = given.get(name)
             if value is not None and not is_known(value):
                 x = array(name, value)
-                self.add(name, x, interval.words, interval.contains if x.ndim == 0 else _is_number)
+                self.add(name, x, interval.words, interval.contains if x.ndim == 0 or name in OPTIONS else _is_number)
         for name in ("weights", "class_weights", "bias"):
             if given.get(name) is not None:
                 self.not_nan(name, array(name, given[name]))

@@ -74,17 +74,18 @@ def counted_classes(x: Array, options: Options) -> Array | bool:
 
 
 def scaled_logits(logits: Array, target: Array | None, options: Options) -> Array:
-    r"""$z = s \tanh(x / s) / T$ with softcap $s$ and temperature $T$; $-\infty$ for padding beyond `num_classes`.
+    r"""$z = (s \tanh(x / s) - m a) / T$ with softcap $s$, margin $m$ of the label ($a$ is 1 there), temperature $T$.
 
-    Without a target, those of no label: what rows are ranked by.
+    It is $-\infty$ for padding beyond `num_classes`. Without a target, there is no margin: what rows are ranked by.
     """
-    del target
     counted = counted_classes(logits, options)
     z = real(logits)
     if counted is not True:
         z = jnp.where(counted, z, 0)
     if "softcap" in options:
         z = capped(z, _along(options["softcap"], z))
+    if "margin" in options and target is not None:
+        z = z - jnp.where(one_hot(target, z.shape[-1]), _along(options["margin"], z), 0)
     if "temperature" in options:
         z = z / _along(options["temperature"], z)
     return z if counted is True else jnp.where(counted, z, -jnp.inf)
