@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import jaxloss
 from benchmarks import record
 from benchmarks.timing import timed
+from jaxloss._spec import OPTIONS
 
 SHAPES = {"gpu": [(8192, 128256), (16384, 32000), (65536, 1024)], "cpu": [(256, 32768), (4096, 1024)]}
-OFF = {"label_smoothing": 0.0, "z_loss": 0.0, "softcap": None, "temperature": 1.0, "num_classes": None}
+OFF = {name: option.off for name, option in OPTIONS.items() if option.is_argument}
 
 
 def sets(classes: int) -> dict[str, dict]:
@@ -24,6 +25,7 @@ def sets(classes: int) -> dict[str, dict]:
         "label_smoothing": 0.1,
         "z_loss": 1e-4,
         "softcap": 30.0,
+        "margin": 0.35,
         "temperature": 0.7,
         "num_classes": classes - 8,
     }

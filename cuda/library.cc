@@ -13,7 +13,7 @@ struct ExportedTarget {
 // The calling convention: what operands, results and attributes each target has, in which order, and what they mean. To
 // be raised with every change of it. It ends the name of each target, so that an executable that was compiled or
 // exported with another number, and kept, asks for a target that is not there, and never hands its buffers to this one.
-constexpr int64_t kCallingConvention = 1;
+constexpr int64_t kCallingConvention = 2;
 
 const std::vector<jaxloss::CallTarget>& all_targets() {
   static const std::vector<jaxloss::CallTarget> targets = [] {

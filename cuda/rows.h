@@ -132,7 +132,8 @@ struct CrossEntropyOptionRows {
   int64_t rows = 0, classes = 0;
 
   RowNumbers<int32_t> second_label{-1};
-  RowNumbers<Real> mix{1}, label_smoothing{0}, z_loss{0}, softcap{1}, temperature{1};  // no softcap unless given
+  RowNumbers<Real> mix{1}, label_smoothing{0}, z_loss{0}, margin{0}, temperature{1};
+  RowNumbers<Real> softcap{1};  // none unless given
   RowNumbers<int32_t> num_classes{0};
   const Real* class_weights = nullptr;  // [rows / rows_per_class_weights, classes]
   int64_t rows_per_class_weights = 1;
@@ -146,6 +147,21 @@ struct CrossEntropyOptionRows {
   Real *nll = nullptr, *entropy = nullptr;                   // [rows] or null
   int32_t *predicted = nullptr, *rank = nullptr;             // [rows] or null
   Logit* gradient = nullptr;                                 // [rows, classes] or null
+
+  // Takes the options one after the other, in the order of the table in `jaxloss/_spec.py`, by which a call has a bit
+  // for each.
+  template <class Operands>
+  void take_options(Operands& operands) {
+    operands.take("second_label", second_label);
+    operands.take("mix", mix);
+    operands.take_classes("class_weights", class_weights, rows_per_class_weights);
+    operands.take("label_smoothing", label_smoothing);
+    operands.take("z_loss", z_loss);
+    operands.take("softcap", softcap);
+    operands.take("margin", margin);
+    operands.take("temperature", temperature);
+    operands.take("num_classes", num_classes);
+  }
 };
 
 // The teacher's logits, of which it is the softmax that counts; `ClassProbabilities` are a teacher too.

@@ -2,27 +2,83 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 
 from jaxloss._arrays import Array
+from jaxloss._types import FINITE, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval
 
 RESULTS = ("losses", "maximum", "log_sum", "nll", "entropy", "predicted", "rank", "gradient")
 """All that a call can give of rows, in this order: losses, statistics and gradient."""
 
 STATS, DETAILS = RESULTS[1:3], RESULTS[3:7]
 
-PARAMETERS = (
-    "second_label",
-    "mix",
-    "class_weights",
-    "label_smoothing",
-    "z_loss",
-    "softcap",
-    "temperature",
-    "num_classes",
-)
-"""What a call may be given besides, in this order (as in `cuda/handlers/cross_entropy_options.h`)."""
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of cross entropy, and the operand of a call that it becomes where it is on.
+
+    All that is about options and not about one of them follows from these attributes: what a call is given, which
+    numbers are refused, which operands are split with the classes, and which tests are run. What an option means is in
+    `formulas/categorical.py` and `cuda/maths/cross_entropy_options.h`.
+
+    Attributes:
+        name: of the argument and of the operand.
+        changes: what it is a part of: the "target", the "weights" of the target's classes, the "logits", the logit of
+            the "label" alone, the "loss", or which "classes" there are.
+        interval: the numbers it may be; None if it is no number.
+        off: the argument that asks for nothing.
+        otherwise: what the argument may be besides a number, as an error says it.
+        per_row: it may be one scalar per row; else it is one for all.
+        per_class: it has one number per class.
+    """
+
+    name: str
+    changes: Literal["target", "weights", "logits", "label", "loss", "classes"]
+    interval: Interval | None = None
+    off: float | None = None
+    otherwise: str = ""
+    per_row: bool = False
+    per_class: bool = False
+
+    @property
+    def is_argument(self) -> bool:
+        """Whether losses have an argument of that name; if not, it is a part of the target that they are given."""
+        return self.changes != "target"
+
+    @property
+    def of_distribution(self) -> bool:
+        """Whether it says what the softmax is, with no label known: then `log_prob` and `entropy` have it, too."""
+        return self.changes in ("logits", "classes")
+
+
+OPTIONS = {
+    option.name: option
+    for option in (
+        Option("second_label", "target", per_row=True),
+        Option("mix", "target", FROM_0_TO_1, per_row=True),
+        Option("class_weights", "weights", per_class=True),
+        Option("label_smoothing", "weights", FROM_0_TO_1, off=0.0),
+        Option("z_loss", "loss", NOT_NEGATIVE, off=0.0),
+        Option("softcap", "logits", POSITIVE, otherwise=", or None for none"),
+        Option("margin", "label", FINITE, off=0.0, per_row=True),
+        Option("temperature", "logits", POSITIVE, off=1.0),
+        Option("num_classes", "classes"),
+    )
+}
+"""The options by name, in the order in which a call is given them and of their bits in its attribute `given`.
+
+`CrossEntropyOptionRows` in `cuda/rows.h` has the same list.
+"""
+
+PARAMETERS = tuple(OPTIONS)
+"""Their names."""
+
+
+def options_that_change(*what: str) -> tuple[str, ...]:
+    """The names of those options."""
+    return tuple(name for name, option in OPTIONS.items() if option.changes in what)
 
 
 @dataclasses.dataclass(frozen=True)

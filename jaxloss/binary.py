@@ -23,7 +23,7 @@ from jaxloss._docs.described import described
 from jaxloss._docs.losses import ELEMENTS, GRADIENT
 from jaxloss._rows import elementwise as _elementwise
 from jaxloss._rows.weights import along_rows, leading
-from jaxloss._types import Reduction
+from jaxloss._types import FROM_0_TO_1, NOT_NEGATIVE, Reduction
 
 
 @functools.cache
@@ -202,12 +202,12 @@ def _loss(
     focal_alpha: ArrayLike | None,
 ):
     """The loss that has what these options ask for, and its parameters."""
-    smoothing = _parameters.number("label_smoothing", label_smoothing, _parameters.FROM_0_TO_1)
+    smoothing = _parameters.number("label_smoothing", label_smoothing, FROM_0_TO_1)
     smooth, focus = not _is_zero(label_smoothing), not (focal_gamma is None or _is_zero(focal_gamma))
-    gamma = _parameters.number("focal_gamma", 0.0 if focal_gamma is None else focal_gamma, _parameters.NOT_NEGATIVE)
+    gamma = _parameters.number("focal_gamma", 0.0 if focal_gamma is None else focal_gamma, NOT_NEGATIVE)
     alpha = None
     if focal_alpha is not None:
-        alpha = _parameters.number("focal_alpha", focal_alpha, _parameters.FROM_0_TO_1)
+        alpha = _parameters.number("focal_alpha", focal_alpha, FROM_0_TO_1)
     if_one, if_zero, *alphas = _of_both_classes(*_weights(class_weights, pos_weight, x), alpha)
 
     weighted = class_weights is not None or pos_weight is not None
@@ -241,7 +241,7 @@ def _weights(
     if pos_weight is None:
         return of_class, None
     if isinstance(pos_weight, int | float | np.generic) or array("pos_weight", pos_weight).ndim == 0:
-        positive = _parameters.number("pos_weight", pos_weight, _parameters.NOT_NEGATIVE)
+        positive = _parameters.number("pos_weight", pos_weight, NOT_NEGATIVE)
     else:
         positive = _parameters.per_class("pos_weight", pos_weight, x, ", or a scalar")
     return of_class, positive

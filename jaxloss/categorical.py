@@ -35,6 +35,7 @@ def categorical_cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = 1e-7,
@@ -53,11 +54,11 @@ def categorical_cross_entropy(
     $t$ is at least `clip`, 1e-7 by default, so a row's loss is at most 16.118 per unit of target; `clip=None` gives the
     exact value, which is the default of `linear_cross_entropy`.
 
-    With options the softmax is that of $z_i = s \tanh(x_i / s) / T$ (softcap $s$, temperature $T$), the target is
-    $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$, smoothing $\varepsilon$ over $K$ classes),
-    and the term $\zeta \log^2 \sum_j e^{z_j}$ (z-loss $\zeta$) is added to a row's loss. All of it is done in the same
-    pass; an option that is off costs nothing. `label_smoothing`, `z_loss`, `softcap` and `temperature` may be Python
-    numbers or traced scalars: a schedule does not compile anew.
+    With options the softmax is that of $z_i = (s \tanh(x_i / s) - m\,[i = y]) / T$ (softcap $s$, margin $m$ of the
+    label $y$, temperature $T$), the target is $b_i = w_i ((1 - \varepsilon) a_i + \varepsilon / K)$ (class weights $w$,
+    smoothing $\varepsilon$ over $K$ classes), and the term $\zeta \log^2 \sum_j e^{z_j}$ (z-loss $\zeta$) is added to a
+    row's loss. All of it is done in the same pass; an option that is off costs nothing. `label_smoothing`, `z_loss`,
+    `softcap`, `margin` and `temperature` may be Python numbers or traced scalars: a schedule does not compile anew.
 
     Args:
         logits: $x$, `[..., V]`; <dtypes>. A class whose logit is -Inf is masked: its probability is 0, it takes no
@@ -83,9 +84,18 @@ def categorical_cross_entropy(
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4. Smoothing: C. Szegedy et
     al., *Rethinking the Inception Architecture for Computer Vision* (2016). z-loss: A. Chowdhery et al., *PaLM* (2022).
+    Margin: H. Wang et al., *CosFace: Large Margin Cosine Loss for Deep Face Recognition* (2018).
     Mixup: H. Zhang et al., *mixup: Beyond Empirical Risk Minimization* (2018).
     """
-    options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "margin": margin,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     classes = checked(
         logits,
         target,
@@ -116,6 +126,7 @@ def d_categorical_cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = 1e-7,
@@ -132,7 +143,15 @@ def d_categorical_cross_entropy(
     >>> print(jaxloss.d_categorical_cross_entropy(jnp.zeros((1, 4)), jnp.array([1])))
     [[ 0.25 -0.75  0.25  0.25]]
     """
-    options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "margin": margin,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     classes = checked(
         logits,
         target,
@@ -152,6 +171,8 @@ def d_categorical_cross_entropy(
 
 class CrossEntropyStats(NamedTuple):
     r"""Statistics of each row from `categorical_cross_entropy_with_stats`, of the softmax $t$ that the loss sees.
+
+    A `margin` is in all of them but `predicted` and `rank`, so that an accuracy is that of the logits without it.
 
     Attributes:
         nll: $-\log t$ of the label, of probabilities $\sum -a_i \log t_i$; without clip, smoothing and weights of any
@@ -189,6 +210,7 @@ def categorical_cross_entropy_with_stats(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = 1e-7,
@@ -209,7 +231,15 @@ def categorical_cross_entropy_with_stats(
     >>> print((stats.rank < 2).mean())  # top-2 accuracy
     0.5
     """
-    options = Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes)
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "margin": margin,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     classes = checked(
         logits,
         target,
@@ -283,7 +313,7 @@ def log_prob(
     """
     logits = _arguments.prediction("logits", logits, "labels", labels)
     labels = _arguments.class_indices("labels", array("labels", labels), logits.ndim - 1, axis)
-    options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
+    options: Options = {"softcap": softcap, "temperature": temperature, "num_classes": num_classes}
     classes = checked(
         logits,
         labels,
@@ -326,7 +356,7 @@ def entropy(
     logits = _arguments.prediction("logits", logits)
     axis = _arguments.axis_index(axis, logits.ndim)
     labels = _first_classes(logits, axis)
-    options = Options(softcap=softcap, temperature=temperature, num_classes=num_classes)
+    options: Options = {"softcap": softcap, "temperature": temperature, "num_classes": num_classes}
     classes = checked(
         logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name, details=True
     )

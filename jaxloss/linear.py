@@ -32,6 +32,7 @@ def linear_cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = None,
@@ -86,11 +87,20 @@ def linear_cross_entropy(
 
     Source: E. Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models* (2025), for the problem.
     """
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "margin": margin,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     plan, operands, examples, rest = checked(
         hidden,
         kernel,
         labels,
-        Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes),
+        options,
         bias=bias,
         kernel_axis=kernel_axis,
         where=where,
@@ -124,6 +134,7 @@ def linear_cross_entropy_with_stats(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
+    margin: ArrayLike = 0.0,
     temperature: ArrayLike = 1.0,
     num_classes: int | None = None,
     clip: float | None = None,
@@ -149,11 +160,20 @@ def linear_cross_entropy_with_stats(
     >>> print(loss, stats.rank)
     1.25311 [1 2]
     """
+    options: Options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "margin": margin,
+        "temperature": temperature,
+        "num_classes": num_classes,
+    }
     plan, operands, examples, rest = checked(
         hidden,
         kernel,
         labels,
-        Options(class_weights, label_smoothing, z_loss, softcap, temperature, num_classes),
+        options,
         bias=bias,
         kernel_axis=kernel_axis,
         where=where,

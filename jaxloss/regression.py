@@ -18,7 +18,7 @@ from jaxloss._docs.described import described
 from jaxloss._docs.losses import ELEMENTS, GRADIENT
 from jaxloss._rows import elementwise as _elementwise
 from jaxloss._rows import weights as _weights
-from jaxloss._types import Reduction
+from jaxloss._types import BETWEEN_0_AND_1, POSITIVE, Reduction
 
 _SQUARED_ERROR = _elementwise.Elementwise("mse", formulas.squared_error, formulas.d_squared_error, of_difference=True)
 _ABSOLUTE_ERROR = _elementwise.Elementwise(
@@ -151,7 +151,7 @@ def d_mae(
     return of_dtype(_elementwise.gradient(_ABSOLUTE_ERROR, x, a, examples), array("pred", pred).dtype)
 
 
-@watched(_debug.regression, delta=_parameters.POSITIVE)
+@watched(_debug.regression, delta=POSITIVE)
 @described(ELEMENTS)
 def huber(
     pred: ArrayLike,
@@ -186,7 +186,7 @@ def huber(
     return _elementwise.value(_HUBER, x, a, examples, (delta,))
 
 
-@watched(_debug.regression, delta=_parameters.POSITIVE)
+@watched(_debug.regression, delta=POSITIVE)
 @described(GRADIENT, of=huber)
 def d_huber(
     pred: ArrayLike,
@@ -265,7 +265,7 @@ def d_log_cosh(
     return of_dtype(_elementwise.gradient(_LOG_COSH, x, a, examples), array("pred", pred).dtype)
 
 
-@watched(_debug.regression, q=_parameters.BETWEEN_0_AND_1)
+@watched(_debug.regression, q=BETWEEN_0_AND_1)
 @described(ELEMENTS)
 def quantile(
     pred: ArrayLike,
@@ -300,7 +300,7 @@ def quantile(
     return _elementwise.value(_QUANTILE, x, a, examples, (q,))
 
 
-@watched(_debug.regression, q=_parameters.BETWEEN_0_AND_1)
+@watched(_debug.regression, q=BETWEEN_0_AND_1)
 @described(GRADIENT, of=quantile)
 def d_quantile(
     pred: ArrayLike,
@@ -475,17 +475,17 @@ def _with_number(examples: _weights.Examples, given: ArrayLike, number: Array) -
 
 
 def _delta(delta: ArrayLike) -> Array:
-    return _parameters.number("delta", delta, _parameters.POSITIVE, " (mse has no limit)")
+    return _parameters.number("delta", delta, POSITIVE, " (mse has no limit)")
 
 
 def _q(q: ArrayLike) -> Array:
-    return _parameters.number("q", q, _parameters.BETWEEN_0_AND_1)
+    return _parameters.number("q", q, BETWEEN_0_AND_1)
 
 
 def _with_variance(examples: _weights.Examples, variance: ArrayLike, mean: Array) -> tuple[_weights.Examples, Array]:
     """Examples, and the variance as a scalar or of each element."""
     if np.ndim(variance) == 0:
-        number = _parameters.number("variance", variance, _parameters.POSITIVE, ", or an array of the shape of mean")
+        number = _parameters.number("variance", variance, POSITIVE, ", or an array of the shape of mean")
         return _with_number(examples, variance, number)
     found = _parameters.real_array("variance", variance)
     if len(found.shape) != mean.ndim or any(v not in (1, x) for v, x in zip(found.shape, mean.shape, strict=True)):

@@ -94,7 +94,7 @@ A program on a mesh of automatic axes is kept like any other: the persistent com
 there with no all-gather. For XLA's partitioner finds what splits a call by a description that the program holds, not by an
 address. A platform without kernels gets the plain formula, with nothing for a partitioner to ask.
 
-The name of a custom call ends with the number of its calling convention, `jaxloss_mse_value_v1`. A program that was kept by a
+The name of a custom call ends with the number of its calling convention, `jaxloss_mse_value_v2`. A program that was kept by a
 release with another number is never run with the wrong buffers: the compilation cache does not hit, for its key is made of the
 program, and an artefact or a serialized executable is an error of JAX's that names the custom call it does not find.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+import cross_entropy_options as samples
 import jaxloss
 import oracles
 from jaxloss import formulas
@@ -236,7 +237,9 @@ LOSSES = (MSE, BINARY, CATEGORICAL, MAE, HUBER, LOG_COSH)
 """Those that may be called with a prediction and a target alone."""
 
 
-CATEGORICAL_OPTIONS = {"label_smoothing": 0.125, "z_loss": 0.0625, "softcap": 4.0, "temperature": 1.5}
+def _numbers_for(a) -> dict[str, float]:
+    """The options that are numbers and for that kind of target."""
+    return samples.numbers("indices" if jnp.issubdtype(a.dtype, jnp.integer) else "probabilities")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,26 +247,27 @@ class CategoricalWithOptions(Loss):
     """The categorical cross entropy with the options that are numbers."""
 
     def __call__(self, x, a, **options) -> jax.Array:
-        return CATEGORICAL(x, a, **CATEGORICAL_OPTIONS, **options)
+        return CATEGORICAL(x, a, **_numbers_for(a), **options)
 
     def gradient(self, x, a, **options) -> jax.Array:
-        return CATEGORICAL.gradient(x, a, **CATEGORICAL_OPTIONS, **options)
+        return CATEGORICAL.gradient(x, a, **_numbers_for(a), **options)
 
 
 def _row_formula_with_options(x, a):
-    smoothing, cap = CATEGORICAL_OPTIONS["label_smoothing"], CATEGORICAL_OPTIONS["softcap"]
-    z = cap * jnp.tanh(x / cap) / CATEGORICAL_OPTIONS["temperature"]
+    options = _numbers_for(a)
+    smoothing, cap = options["label_smoothing"], options["softcap"]
     if jnp.issubdtype(a.dtype, jnp.integer):
         a = jax.nn.one_hot(a, x.shape[-1], dtype=x.dtype)
+    z = (cap * jnp.tanh(x / cap) - options.get("margin", 0) * a) / options["temperature"]
     losses = _row_formula(z, (1 - smoothing) * a + smoothing / x.shape[-1])
-    return losses + CATEGORICAL_OPTIONS["z_loss"] * jax.nn.logsumexp(z, axis=-1) ** 2
+    return losses + options["z_loss"] * jax.nn.logsumexp(z, axis=-1) ** 2
 
 
 CATEGORICAL_WITH_OPTIONS = CategoricalWithOptions(
     name="categorical_cross_entropy_with_options",
     prediction="logits",
     by_rows=True,
-    elements=lambda x, a, clip: oracles.categorical_cross_entropy_with_options(x, a, clip, **CATEGORICAL_OPTIONS),
+    elements=lambda x, a, clip: oracles.categorical_cross_entropy_with_options(x, a, clip, **_numbers_for(a)),
     formula=_row_formula_with_options,
     in_modules="jaxloss_cross_entropy_with_options",
     has_clip=True,

@@ -176,19 +176,21 @@ def categorical_cross_entropy_with_options(
     z_loss: float,
     softcap: float,
     temperature: float,
+    margin: float = 0.0,
 ) -> Terms:
-    """The cross entropy of z = s tanh(x / s) / T with smoothed targets, and z_loss · lse²."""
+    """The cross entropy of z = (s tanh(x / s) − margin of a label) / T with smoothed targets, and z_loss · lse²."""
     classes = x.shape[-1]
     valid = np.ones(x.shape[:-1], bool)
     if np.issubdtype(a.dtype, np.integer):
         valid = (a >= 0) & (a < classes)
         a = ((np.arange(classes) == a[..., None]) & valid[..., None]).astype(np.float64)
     tangent = np.tanh(x / softcap)
-    z, slope = softcap * tangent / temperature, (1 - tangent**2) / temperature
+    lowered = margin * a if margin else 0
+    z, slope = (softcap * tangent - lowered) / temperature, (1 - tangent**2) / temperature
     terms = categorical_cross_entropy(z, (1 - label_smoothing) * a + label_smoothing / classes, clip)
     maximum = z.max(-1, keepdims=True, initial=np.finfo(np.float64).min)
     lse = maximum + np.log(np.exp(z - maximum).sum(-1, keepdims=True))
-    softmax, cap = np.exp(z - lse), softcap / temperature  # z is rounded like numbers of this size
+    softmax, cap = np.exp(z - lse), (softcap + abs(margin)) / temperature  # z is rounded like numbers of this size
     loss = terms.loss[0] + z_loss * lse[..., 0] ** 2
     gradient = terms.of_prediction[0] + 2 * z_loss * lse * softmax
     gradient_size = terms.of_prediction[1] + (2 * z_loss * abs(lse) + 1) * softmax * (1 + cap)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import cross_entropy_options as samples
 import jaxloss
+from jaxloss import _spec
 from jaxloss import optax as drop_ins
 from losses import ELEMENTWISE
 
@@ -56,8 +58,9 @@ X, A, LABELS, MASK = (
 WEIGHTS, OF_CLASSES = _numbers(ROWS), _numbers(CLASSES)
 HIDDEN, KERNEL = _numbers(ROWS, WIDTH), _numbers(WIDTH, CLASSES)
 EXAMPLES = {"where": MASK, "weights": WEIGHTS, "normalizer": 3.0}
-SCALES = {"softcap": 4.0, "temperature": 1.5}
-OPTIONS = {"class_weights": OF_CLASSES, "label_smoothing": 0.125, "z_loss": 0.25, **SCALES}
+OPTIONS = {"class_weights": OF_CLASSES, **samples.numbers()}
+OF_PROBABILITIES = {"class_weights": OF_CLASSES, **samples.numbers("probabilities")}
+SCALES = {name: number for name, number in samples.numbers().items() if _spec.OPTIONS[name].of_distribution}
 BINARY = {
     "class_weights": OF_CLASSES,
     "pos_weight": 1.5,
@@ -106,7 +109,7 @@ def _calls():
         yield Call(f"{name}, unreduced", function, labels, {}, UNREDUCED)
         yield Call(f"{name}, wide labels", function, {"logits": X, "target": LABELS.astype(np.uint32)})
         yield Call(f"{name}, probabilities", function, probabilities, EXAMPLES)
-        yield Call(f"{name}, probabilities, options", function, probabilities, OPTIONS, BY_WEIGHTS)
+        yield Call(f"{name}, probabilities, options", function, probabilities, OF_PROBABILITIES, BY_WEIGHTS)
         yield Call(
             f"{name}, by weights",
             function,
@@ -119,7 +122,7 @@ def _calls():
         "mixed",
         lambda other, share, target, **rest: jaxloss.categorical_cross_entropy(target=(target, other, share), **rest),
         {**labels, "other": LABELS[::-1].copy(), "share": 0.25},
-        OPTIONS,
+        OF_PROBABILITIES,
         BY_WEIGHTS,
     )
     yield Call(

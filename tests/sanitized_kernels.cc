@@ -256,6 +256,7 @@ void exercise(const CrossEntropyOptionRows<Logit, Target>*, int64_t rows, int64_
         give(task.mix, small);
       }
       give(task.z_loss, small);
+      give(task.margin, small);
       give(task.softcap, positive);
       give(task.num_classes, counted);
       task.class_weights = class_weights.get();

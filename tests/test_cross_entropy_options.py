@@ -13,33 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cross_entropy_options as samples
 import jaxloss
 import tolerance
+from jaxloss._spec import OPTIONS
 from modules import QUICKLY, custom_call_targets, of_size
 
 ROWS, CLASSES, COUNTED = 6, 37, 30
-TARGETS = ("indices", "probabilities", "mixed")
-TRACED = ("class_weights", "label_smoothing", "z_loss", "softcap", "temperature")
-ON = {
-    "class_weights": np.linspace(0.5, 2, CLASSES, dtype=np.float32),
-    "label_smoothing": np.float32(0.1),
-    "z_loss": np.float32(0.02),
-    "softcap": np.float32(5),
-    "temperature": np.float32(1.5),
-    "num_classes": COUNTED,
-    "normalizer": "weights",
-}
-OFF = {
-    "class_weights": np.ones(CLASSES),
-    "label_smoothing": 0.0,
-    "z_loss": 0.0,
-    "softcap": 1e9,
-    "temperature": 1.0,
-    "num_classes": CLASSES,
-    "normalizer": None,
-}
-SETS = [*itertools.combinations(ON, 1), *itertools.combinations(ON, 2), tuple(ON)]
-targets = pytest.mark.parametrize("kind", TARGETS)
+TRACED = samples.TRACED
+ON = samples.on(samples.ARGUMENTS, CLASSES) | {"normalizer": "weights"}
+OFF = samples.neutral(CLASSES) | {"normalizer": None}
+assert ON["num_classes"] == COUNTED
+SETS = [*itertools.combinations(ON, 1), *itertools.combinations(ON, 2)]
+CELLS = [
+    (kind, names)
+    for kind in samples.TARGETS
+    for names in (*SETS, tuple(ON))
+    if names == tuple(ON) or all(samples.applies(name, kind) for name in names)
+]
+targets = pytest.mark.parametrize("kind", samples.TARGETS)
 
 
 def sample(kind, dtype="float32", shape=(ROWS, CLASSES), seed=0):
@@ -60,12 +52,15 @@ def whole_target(target, mix):
     return target if mix is None else (*target, mix)
 
 
-def exact_rows(x, target, mix, class_weights, label_smoothing, z_loss, softcap, temperature, num_classes, clip=None):
+def exact_rows(
+    x, target, mix, class_weights, label_smoothing, z_loss, softcap, margin, temperature, num_classes, clip=None
+):
     """Each row's loss in plain `jax.numpy`."""
     counted = jnp.arange(x.shape[-1]) < num_classes
-    z = jnp.where(counted, softcap * jnp.tanh(x / softcap) / temperature, -jnp.inf)
-    log_softmax = jax.nn.log_softmax(z)
     a = exact_target(x, target, mix)
+    lowered = softcap * jnp.tanh(x / softcap) - jnp.asarray(margin)[..., None] * a
+    z = jnp.where(counted, lowered / temperature, -jnp.inf)
+    log_softmax = jax.nn.log_softmax(z)
     b = jnp.where(counted, class_weights * ((1 - label_smoothing) * a + label_smoothing / num_classes), 0)
     nll = jnp.where(counted, -jnp.where(counted, log_softmax, 0), 0)
     if clip:
@@ -128,9 +123,9 @@ def check(actual, expected, what, computed=np.float32, terms=ROWS * CLASSES):
             )
 
 
-@pytest.mark.parametrize("names", SETS, ids="-".join)
-@targets
+@pytest.mark.parametrize(("kind", "names"), CELLS, ids=[f"{kind}-{'-'.join(names)}" for kind, names in CELLS])
 def test_alone_and_in_pairs(kind, names):
+    names = [name for name in names if samples.applies(name, kind)]
     x, target, mix, v = sample(kind)
     traced = {name: ON[name] for name in names if name in TRACED}
     static = {name: ON[name] for name in names if name not in TRACED}
@@ -156,8 +151,13 @@ def test_alone_and_in_pairs(kind, names):
 # ---- everything at once ----------------------------------------------------------------------------------------------
 
 
-def everything(**but):
-    return {name: option for name, option in ON.items() if name != "normalizer"} | but
+def everything(kind, **but):
+    return samples.on(samples.ARGUMENTS, CLASSES, kind) | but
+
+
+def exactly_everything(kind, **but):
+    """And neutral numbers for what is of other kinds of targets."""
+    return {name: OFF[name] for name in samples.ARGUMENTS} | everything(kind, **but)
 
 
 @functools.partial(jax.jit, static_argnames="clip", compiler_options=QUICKLY)
@@ -174,13 +174,15 @@ def test_types(kind, dtype):
     with jax.enable_x64(dtype == "float64"):
         of_x = jax.jit(
             jax.value_and_grad(
-                lambda x: jaxloss.categorical_cross_entropy(x, whole_target(target, mix), clip=None, **everything())
+                lambda x: jaxloss.categorical_cross_entropy(x, whole_target(target, mix), clip=None, **everything(kind))
             ),
             compiler_options=QUICKLY,
         )(x)
     with jax.enable_x64(True):
         ones = np.ones(ROWS)
-        losses, gradient = exact_losses_and_gradient(*wide((x, target, mix, everything(), ones / ROWS)), None)
+        losses, gradient = exact_losses_and_gradient(
+            *wide((x, target, mix, exactly_everything(kind), ones / ROWS)), None
+        )
         expected = losses.mean(), gradient
     computed = tolerance.arithmetic(dtype)
     assert (of_x[0].dtype, of_x[1].dtype) == (computed, x.dtype)
@@ -193,7 +195,8 @@ def test_types(kind, dtype):
 @targets
 def test_widths(kind, dtype, shape):
     """Rows of every length, unreduced, with a where and weights, of which some are 0; what is left out holds NaN."""
-    options = everything(num_classes=max(1, shape[-1] - 3), class_weights=np.linspace(0.5, 2, shape[-1]).astype("f"))
+    but = {"num_classes": max(1, shape[-1] - 3), "class_weights": np.linspace(0.5, 2, shape[-1]).astype("f")}
+    options = everything(kind, **but)
     rng = np.random.default_rng(1)
     x, target, mix, _ = sample(kind, dtype, shape)
     if kind != "probabilities":
@@ -218,7 +221,11 @@ def test_widths(kind, dtype, shape):
 
     losses, gradient, pulled = run(x)
     with jax.enable_x64(True):
-        operands = (clean, *wide((target, mix, options)), where * wide(weights) * wide(cotangent))
+        operands = (
+            clean,
+            *wide((target, mix, exactly_everything(kind, **but))),
+            where * wide(weights) * wide(cotangent),
+        )
         unweighted, expected_gradient = exact_losses_and_gradient(*operands, 1e-2)
         expected = np.where(where, wide(weights) * unweighted, 0)
         expected_gradient = np.asarray(expected_gradient)
@@ -303,39 +310,28 @@ def test_a_schedule_does_not_compile_anew():
     x, labels, _, _ = sample("indices")
 
     @jax.jit
-    def step(x, smoothing, z_loss, softcap, temperature, weights):
-        return jax.value_and_grad(jaxloss.categorical_cross_entropy)(
-            x,
-            labels,
-            label_smoothing=smoothing,
-            z_loss=z_loss,
-            softcap=softcap,
-            temperature=temperature,
-            class_weights=weights,
-        )
+    def step(x, options):
+        return jax.value_and_grad(jaxloss.categorical_cross_entropy)(x, labels, **options)
 
     for i in range(3):
-        step(x, 0.1 * i, 0.01 * i, 5.0 + i, 1.0 + i, ON["class_weights"] + i)
+        step(x, {name: ON[name] * (1 + i) for name in TRACED})
     assert step._cache_size() == 1
 
 
 def test_batched_options():
     """Each member of a batch has numbers of its own."""
     x, labels, _, _ = sample("indices")
-    smoothing, temperature = np.float32([0, 0.1, 0.3]), np.float32([1, 0.5, 2])
-    weights = np.stack([ON["class_weights"], ON["class_weights"][::-1], np.ones(CLASSES, np.float32)])
+    batch = {name: np.stack([ON[name] * factor for factor in (1, 0.5, 2)]).astype(np.float32) for name in TRACED}
 
-    def gradients(smoothing, temperature, weights):
-        def loss(x, smoothing, temperature, weights):
-            return jaxloss.categorical_cross_entropy(
-                x, labels, label_smoothing=smoothing, temperature=temperature, class_weights=weights, clip=None
-            )
+    def gradients(options):
+        def loss(x, options):
+            return jaxloss.categorical_cross_entropy(x, labels, clip=None, **options)
 
-        return jax.value_and_grad(loss, range(4))(x, smoothing, temperature, weights)
+        return jax.value_and_grad(loss, (0, 1))(x, options)
 
-    batched = jax.jit(jax.vmap(gradients))(smoothing, temperature, weights)
+    batched = jax.jit(jax.vmap(gradients))(batch)
     of_one = jax.jit(gradients)
-    one_by_one = [of_one(*numbers) for numbers in zip(smoothing, temperature, weights, strict=True)]
+    one_by_one = [of_one({name: numbers[i] for name, numbers in batch.items()}) for i in range(3)]
     expected = jax.tree.map(lambda *results: np.stack(results), *one_by_one)
     for ours, exact in zip(jax.tree.leaves(batched), jax.tree.leaves(expected), strict=True):
         tolerance.assert_close(ours, exact, "a result of a batch", terms=x.size, magnitude=1.0)
@@ -350,7 +346,7 @@ def compiled(function, *operands):
 
 def test_options_that_are_off_leave_the_kernel_of_before():
     x, labels, _, _ = sample("indices")
-    off = {"label_smoothing": 0.0, "z_loss": 0, "softcap": None, "temperature": 1.0, "num_classes": CLASSES}
+    off = {name: OPTIONS[name].off for name in samples.ARGUMENTS} | {"z_loss": 0, "num_classes": CLASSES}
     module = compiled(lambda x: jax.value_and_grad(jaxloss.categorical_cross_entropy)(x, labels, **off), x)
     assert custom_call_targets(module) == ["jaxloss_cross_entropy_value_and_grad"]
 
@@ -362,7 +358,7 @@ def test_options_that_are_on_are_one_call(kind):
     def loss(x, target, options):
         return jaxloss.categorical_cross_entropy(x, whole_target(target, mix), num_classes=COUNTED, **options)
 
-    traced = {name: ON[name] for name in TRACED}
+    traced = samples.on(TRACED, CLASSES, kind)
     module = compiled(jax.value_and_grad(loss), x, target, traced)
     assert custom_call_targets(module) == ["jaxloss_cross_entropy_with_options_value_and_grad"]
     assert of_size(module, x.size) == ["custom-call"]
@@ -425,6 +421,12 @@ WRONG = [
     ({"num_classes": 5.0}, TypeError, ("num_classes", "float", "int")),
     ({"normalizer": "examples"}, ValueError, ("normalizer", "'examples'", "'weights'")),
     ({"normalizer": "weights", "reduction": "sum"}, ValueError, ("normalizer", "reduction", "'sum'")),
+    ({"margin": np.inf}, ValueError, ("margin", "inf", "a finite number")),
+    ({"margin": np.ones(3)}, ValueError, ("margin", "(3,)", "(4,)")),
+    ({"margin": np.ones(8)}, ValueError, ("margin", "(8,)", "(4,)")),
+    ({"margin": "wide"}, TypeError, ("margin", "str", "number")),
+    ({"margin": 0.5, "target": X}, ValueError, ("margin", "label", "float32", "class indices")),
+    ({"margin": 0.5, "target": (LABELS, LABELS, 0.5)}, ValueError, ("margin", "label", "mixed", "class indices")),
     ({"target": (LABELS, LABELS)}, ValueError, ("target", "tuple of 2", "share")),
     ({"target": (LABELS, LABELS, 1.5)}, ValueError, ("share", "1.5", "from 0 to 1")),
     ({"target": (LABELS, LABELS, np.ones(3, np.float32))}, ValueError, ("share", "(3,)", "(4,)")),

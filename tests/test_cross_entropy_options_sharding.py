@@ -28,16 +28,20 @@ def sample(kind):
     return x, {"indices": (labels,), "mixed": (labels, others, mix), "probabilities": (probabilities,)}[kind], weights
 
 
+MARGINS = np.linspace(-2, 3, ROWS, dtype=np.float32)
+
+
 def of_target(target):
     return target if len(target) == 3 else target[0]
 
 
 def everything(x, weights, *target, **options):
-    """Loss, statistics and gradients, of logits and class weights."""
+    """Loss, statistics and gradients, of logits and class weights; of labels with a margin for each row."""
+    margin = {"margin": MARGINS} if target[0].ndim == 1 == len(target) else {}
 
     def loss(x, weights):
         total, stats = jaxloss.categorical_cross_entropy_with_stats(
-            x, of_target(target), class_weights=weights, **OPTIONS, **options
+            x, of_target(target), class_weights=weights, **margin, **OPTIONS, **options
         )
         return total + jnp.sum(stats.nll * jnp.cos(stats.entropy)), stats
 
@@ -92,3 +96,33 @@ def test_classes_that_the_caller_has_split(kind):
             np.testing.assert_array_equal(ours, alone)
         else:
             tolerance.assert_close(ours, alone, kind, terms=x.size, magnitude=1.0)
+
+
+@pytest.mark.parametrize("margin", ["scalar", "rows"])
+def test_a_margin_of_classes_that_the_caller_has_split(margin):
+    """Only the device that holds the label lowers its logit; a prediction may be on another."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(0, 2, (ROWS, CLASSES)).astype(np.float32).round()
+    labels, margins = rng.integers(0, CLASSES, ROWS, np.int32), MARGINS if margin == "rows" else np.float32(4)
+    mesh = meshes.mesh(axes=("v",))
+
+    def of(x, margins, **options):
+        def loss(x, margins):
+            losses, stats = jaxloss.categorical_cross_entropy_with_stats(
+                x, labels, margin=margins, clip=None, reduction="none", label_smoothing=0.125, **options
+            )
+            return losses.sum() + (stats.nll * jnp.cos(stats.entropy)).sum(), stats
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, margins)
+
+    def sharded(x, margins):
+        specs, results = (P(None, "v"), P()), ((P(), P()), (P(None, "v"), P()))
+        of_slice = lambda x, margins: of(x, margins, axis_name="v")  # noqa: E731
+        return jax.shard_map(of_slice, mesh=mesh, in_specs=specs, out_specs=results)(x, margins)
+
+    actual, expected = jax.jit(sharded)(x, margins), jax.jit(of)(x, margins)
+    for ours, alone in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        if ours.dtype == np.int32:
+            np.testing.assert_array_equal(ours, alone)
+        else:
+            tolerance.assert_close(ours, alone, margin, terms=x.size, magnitude=1.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import cross_entropy_options as samples
 import jaxloss
 from jaxloss._checks import debug
 from public_calls import CALLS, IDS
@@ -42,6 +43,12 @@ WRONG = [  # function, operands, what the message holds
     ("d_categorical_cross_entropy", (Z, but(A, (1, 0), 0.5)), {}, ["sum of target of row 1 is 1.25", "expected 1"]),
     ("categorical_cross_entropy", (Z, but(A, (1, slice(2)), [-0.25, 0.75])), {}, ["least of target of row 1 is -0.25"]),
     ("categorical_cross_entropy_with_stats", (Z, LABELS), {"weights": np.float32([1, NAN, 1])}, ["weights of index 1"]),
+    (
+        "categorical_cross_entropy",
+        (Z, LABELS),
+        {"margin": np.float32([1, INF, 1])},
+        ["margin of index 1 is inf", "expected a finite number"],
+    ),
     ("log_prob", (Z, but(LABELS, 0, 9)), {}, ["labels of row 0 is 9"]),
     ("entropy", (but(Z, (0, 0), NAN),), {}, ["logits of row 0 is nan"]),
     ("binary_cross_entropy", (Z, but(A, (1, 2), 1.5)), {}, ["target of element 1, 2 is 1.5", "from 0 to 1"]),
@@ -69,7 +76,7 @@ TRACED = {
     "huber": {"delta": -1.0},
     "quantile": {"q": 1.0},
     "binary_cross_entropy": {"label_smoothing": 2.0, "focal_gamma": -1.0, "focal_alpha": 2.0, "pos_weight": -1.0},
-    "categorical_cross_entropy": {"label_smoothing": 1.5, "z_loss": -1.0, "softcap": 0.0, "temperature": -1.0},
+    "categorical_cross_entropy": {name: samples.outside(name)[-1] for name in samples.NUMBERS},
     "jensen_shannon": {"beta": 1.0, "temperature": 0.0},
 }
 

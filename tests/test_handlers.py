@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxloss._ffi import library
+from jaxloss._spec import OPTIONS
 from losses import ELEMENTWISE, MSE
 
 Buffer = tuple[tuple[int, ...], str]  # shape and type
@@ -117,19 +118,31 @@ def sums_of_rows() -> list[Call]:
     ]
 
 
+PARAMETERS_OF_ROWS = {
+    "second_label": ((4, 3), S32),
+    "num_classes": ((4,), S32),
+    "label_smoothing": ((4,), F32),
+    "z_loss": ((4,), F32),
+}
+"""Those that are no floating-point numbers, and some that have fewer axes than the rows."""
+
+
 def cross_entropy_with_options(target: Buffer) -> list[Call]:
     """With every parameter, some of which have fewer axes than the rows."""
     operands = {"logits": X, "target": target, "row_weight": ROWS}
-    given = {"second_label": ((4, 3), S32), "mix": ROWS} if target[1] == S32 else {}
-    given |= {"class_weights": ((4, 5), F32), "label_smoothing": ((4,), F32), "z_loss": ((4,), F32)}
-    given |= {"softcap": ROWS, "temperature": ROWS, "num_classes": ((4,), S32)}
+    given = {
+        name: PARAMETERS_OF_ROWS.get(name, ((4, 5), F32) if option.per_class else ROWS)
+        for name, option in OPTIONS.items()
+        if target[1] == S32 or option.is_argument
+    }
     known = {"maximum": ROWS, "log_sum": ROWS, "total": ROWS}
     stats = {"max": ROWS, "max_log_sum": ROWS}
     details = {"nll": ROWS, "entropy": ROWS, "predicted": ((4, 3), S32), "rank": ((4, 3), S32)}
     name = "jaxloss_cross_entropy_with_options"
 
     def attributes(wanted, with_known=False):
-        bits = (0b11 if target[1] == S32 else 0) | 0b11111100 | (0b111 << 8 if with_known else 0)
+        bits = sum(1 << place for place, name in enumerate(OPTIONS) if name in given)
+        bits |= 0b111 << len(OPTIONS) if with_known else 0
         numbers = {"given": bits, "wanted": wanted, "smoothed_classes": 5}
         return {key: np.int64(number) for key, number in numbers.items()} | {"clip": np.float64(1e-7)}
 
@@ -171,19 +184,7 @@ ON_A_GPU_ALONE = sums_of_rows()
 if jax.default_backend() == "gpu":
     CALLS += ON_A_GPU_ALONE
 IDS = [f"{call.target}-{i}" for i, call in enumerate(CALLS)]
-FEWER_AXES = (
-    "row_weight",
-    "second_label",
-    "mix",
-    "class_weights",
-    "label_smoothing",
-    "z_loss",
-    "softcap",
-    "temperature",
-    "num_classes",
-    "scale",
-    "beta",
-)
+FEWER_AXES = ("row_weight", *OPTIONS, "scale", "beta")
 """What may have fewer axes than the rows."""
 OTHER_TYPES = ("int8", "bool", "int32", "uint32", "float16", "complex64")
 
@@ -282,8 +283,13 @@ def test_a_clip_out_of_range_is_refused(call):
 def test_parameters_and_results_must_be_those_that_are_named(call):
     """Fewer or more than the bits say, bits that mean nothing, and results that do not go together."""
     given, wanted = (int(call.attributes[name]) for name in ("given", "wanted"))
-    wrong = [{"given": given & ~16}, {"given": given | 1 << 11}, {"wanted": wanted | 1 << 8}, {"smoothed_classes": -1}]
-    wrong += [{"wanted": wanted ^ bit} for bit in (1, 8, 64, 128)] + [{"given": given ^ 1 << 8}]
+    wrong = [
+        {"given": given & ~16},
+        {"given": given | 1 << len(OPTIONS) + 3},
+        {"wanted": wanted | 1 << 8},
+        {"smoothed_classes": -1},
+    ]
+    wrong += [{"wanted": wanted ^ bit} for bit in (1, 8, 64, 128)] + [{"given": given ^ 1 << len(OPTIONS)}]
     calls = [call.with_attributes(**{name: np.int64(bits) for name, bits in changed.items()}) for changed in wrong]
     assert_refused(calls, "INVALID_ARGUMENT")
 

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import cross_entropy_options as samples
 import jaxloss
 import tolerance
 from jaxloss._arrays import MASKED
@@ -229,13 +230,7 @@ def test_16_bit_error_is_that_of_whole_logits(chunks, dtype, accumulate_dtype):
 
 # ---- options and statistics ------------------------------------------------------------------------------------------
 
-PARAMETERS = {
-    "class_weights": np.linspace(0.5, 2, CLASSES, dtype=np.float32),
-    "label_smoothing": np.float32(0.1),
-    "z_loss": np.float32(0.02),
-    "softcap": np.float32(5),
-    "temperature": np.float32(1.5),
-}
+PARAMETERS = samples.on(samples.TRACED, CLASSES)
 
 
 def _exact_rows(hidden, kernel, parameters, s, counted):

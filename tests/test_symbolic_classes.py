@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import export
 
+import cross_entropy_options as samples
 import jaxloss
 import tolerance
 from jaxloss import optax as drop_ins
@@ -15,7 +16,7 @@ from modules import QUICKLY
 pytestmark = pytest.mark.cpu_only
 
 WIDTH = 4  # of hidden states
-OPTIONS = {"label_smoothing": 0.125, "z_loss": 0.0625, "softcap": 4.0, "temperature": 1.5}
+OPTIONS = samples.numbers()
 cross_entropy, linear = jaxloss.categorical_cross_entropy, jaxloss.linear_cross_entropy
 
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cross_entropy_options as samples
 import jaxloss
+from jaxloss._spec import OPTIONS
 
 NAN, INF = np.nan, np.inf
 X = np.float32([[2, 1, 0, -40], [0, 3, 0, -3], [1, 2, 3, 4], [NAN, NAN, 0, 0]])
@@ -17,8 +19,9 @@ LABELS, SHARES = np.int32([0, 1, 2, 9]), np.full((4, 4), 0.25, np.float32)
 OF_TWO = np.float32([[0, 1, 0.5, 0], [1, 1, 0, 0], [1, 0, 1, 0], [NAN] * 4])
 HIDDEN, KERNEL = np.ones((4, 2), np.float32), np.float32([[1, -1, 0.5, 2], [0, 1, 1, 0]])
 
-SCALES = {"softcap": (4.0, [-1, 0, NAN, INF]), "temperature": (1.5, [-1, 0, NAN, INF])}
-OF_CLASSES = {"label_smoothing": (0.125, [1.5, -0.25, NAN]), "z_loss": (0.25, [-1, NAN, INF]), **SCALES}
+OF_PROBABILITIES = {name: (number, samples.outside(name)) for name, number in samples.numbers("probabilities").items()}
+OF_CLASSES = {name: (number, samples.outside(name)) for name, number in samples.numbers().items()}
+SCALES = {name: OF_CLASSES[name] for name in OF_CLASSES if OPTIONS[name].of_distribution}
 OF_TWO_CLASSES = {
     "label_smoothing": (0.125, [1.5, -0.25, NAN]),
     "focal_gamma": (1.5, [-1, NAN, INF]),
@@ -34,7 +37,7 @@ DELTA, Q, BETA = (
 CALLS = {
     "labels": (jaxloss.categorical_cross_entropy, X, LABELS, OF_CLASSES, {}),
     "labels, exact": (jaxloss.categorical_cross_entropy, X, LABELS, OF_CLASSES, {"clip": None}),
-    "probabilities": (jaxloss.categorical_cross_entropy, X, SHARES, OF_CLASSES, {}),
+    "probabilities": (jaxloss.categorical_cross_entropy, X, SHARES, OF_PROBABILITIES, {}),
     "linear": (
         lambda hidden, labels, **rest: jaxloss.linear_cross_entropy(hidden, KERNEL, labels, **rest),
         *(HIDDEN, LABELS, OF_CLASSES, {}),

@@ -27,6 +27,17 @@ struct OptionRow {
     for_each_step<Logit>(objective.classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
       store_step(z + i, objective.logit(load_step(logits() + i, count)), count);
     });
+    if (objective.moves_label) set_label_logits(true);
+  }
+
+  // As the loss sees them, or as those of other classes are made. The gradient has not been written yet.
+  JAXLOSS_INLINE void set_label_logits(bool moved) const {
+    sum_of_labels([&](int which) {
+      const int64_t i = objective.label[which];
+      const Value x = load_step(logits() + i, 1);
+      store_step(z + i, moved ? objective.label_logit(x) : objective.logit(x), 1);
+      return Real(0);
+    });
   }
 
   JAXLOSS_INLINE const Logit* logits() const { return rows.logits + row * rows.classes; }
@@ -209,10 +220,14 @@ void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows
       rows.nll[row] = objective.valid ? where_a_number(log_sum, nll) : nan;
     }
     if (rows.entropy) rows.entropy[row] = of.entropy(max, sum, log_sum);
-    if (rows.predicted) rows.predicted[row] = predicted(of.z, objective.classes, max);
-    if (rows.rank) {
+    if (rows.predicted) {
+      // What is predicted does not depend on the label.
+      if (objective.moves_label) of.set_label_logits(false);
+      const Real largest = objective.moves_label ? row_max(of.z, objective.classes) : max;
+      rows.predicted[row] = predicted(of.z, objective.classes, largest);
       const bool has_label = by_index && objective.holds(0);
       rows.rank[row] = has_label ? of.rank() : static_cast<int32_t>(rows.smoothed_classes);
+      if (objective.moves_label) of.set_label_logits(true);
     }
     if (rows.gradient) {
       const Real total = of.total() + 2 * weighted(objective.z_loss, lse);

@@ -237,13 +237,22 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
     const bool valid = objective.valid;
     const int no_rank = static_cast<int>(rows.smoothed_classes);
 
-    Real label_logit[2] = {0, 0}, label_target[2] = {0, 0};
+    Real label_logit[2] = {0, 0}, label_target[2] = {0, 0}, compared_logit = 0;
 #pragma unroll
     for (int which = 0; which < 2; which++) {
       if (!reads || !objective.holds(which)) continue;
-      label_logit[which] = objective.logit(number(rows.logits[offset + objective.label[which]]));
+      const Real x = number(rows.logits[offset + objective.label[which]]);
+      label_logit[which] = objective.label_logit(x);
       label_target[which] = objective.label_target(which);
+      if (which == 0) compared_logit = objective.moves_label ? objective.logit(x) : label_logit[0];
     }
+    // Classes' logits as the loss sees them.
+    const auto with_label = [&](int64_t i, auto& z) {
+      constexpr int count = sizeof(z) / sizeof(z[0]);
+      if (!by_index || !objective.moves_label || static_cast<uint64_t>(objective.label[0] - i) >= count) return;
+#pragma unroll
+      for (int j = 0; j < count; j++) z[j] = i + j == objective.label[0] ? label_logit[0] : z[j];
+    };
 
     Real max, log_sum, total;
     RowResults<Real> results{};
@@ -259,7 +268,7 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
       CompensatedSum<Real> target_sum;
       Best<Real> best = Best<Real>::of_nothing();
       int before = 0;
-      along.for_classes([&](auto count, int64_t i, const auto&, const auto& z, const auto&, const auto& target) {
+      along.for_classes([&](auto count, int64_t i, const auto&, auto& z, const auto&, const auto& target) {
         if (along.dense) {
           Real of_classes = 0;
 #pragma unroll
@@ -279,20 +288,26 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
           running.add(others);
           return;
         }
-        running_entropy.add(z);
 #pragma unroll
         for (int j = 0; j < count; j++) {
           const int index = static_cast<int>(i) + j;
           best.add(z[j], index);
-          before += z[j] > label_logit[0] || (z[j] == label_logit[0] && index < objective.label[0]);
+          before += z[j] > compared_logit || (z[j] == compared_logit && index < objective.label[0]);
         }
+        with_label(i, z);
+        running_entropy.add(z);
       });
       Real sum;
       if (tracks_largest) {
         const int own = best.index;
         best = team.across(best, First());
         before = team.across(before, Sum());
-        sums = across(team, running_entropy, running_entropy.leads && own == best.index);
+        bool has_first = own == best.index;
+        if (objective.moves_label) {  // then the largest that is predicted is not the largest of the softmax
+          const Best<Real> lane = team.across(Best<Real>{running_entropy.max, team.lane}, First());
+          has_first = lane.index == team.lane;
+        }
+        sums = across(team, running_entropy, running_entropy.leads && has_first);
         max = sums.max;
         sum = (sums.leads ? sums.rest + 1 : sums.rest) + (max - max);  // NaN of an infinite one
         log_sum = log_of_sum(sum, sums.rest, sums.leads);
@@ -321,7 +336,8 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
       // Where the softmax is near 1: its total (softmax − 1) + (total − target), in which nothing cancels.
       const Real of_largest = total * exponential_minus_one(-log_sum);
       const Real largest = sure_maximum(max, exponential(log_sum));
-      along.for_classes([&](auto count, int64_t i, const auto& x, const auto& z, const auto& a, const auto& target) {
+      along.for_classes([&](auto count, int64_t i, const auto& x, auto& z, const auto& a, const auto& target) {
+        with_label(i, z);
         if (has_sums) {
           Real loss = 0, nll = 0;
 #pragma unroll

@@ -1,5 +1,6 @@
 // The FFI boundary of cross entropy with options. Which parameters and results a call has is in its attributes: a bit
-// for each, in the order of the lists below, which `jaxloss/_spec.py` repeats.
+// for each, in the order of `CrossEntropyOptionRows::take_options` and of the list of results below, both of which
+// `jaxloss/_spec.py` repeats.
 #pragma once
 
 #include <optional>
@@ -124,14 +125,7 @@ ffi::Error cross_entropy_with_options(typename Platform::Context context, ffi::A
     checks.require(smoothed_classes >= 0 && smoothed_classes <= std::numeric_limits<int32_t>::max(),
                    "smoothed_classes is no number of classes");
     OptionOperands operands(in, parameters, given, checks);
-    operands.take("second_label", rows.second_label);
-    operands.take("mix", rows.mix);
-    operands.take_classes("class_weights", rows.class_weights, rows.rows_per_class_weights);
-    operands.take("label_smoothing", rows.label_smoothing);
-    operands.take("z_loss", rows.z_loss);
-    operands.take("softcap", rows.softcap);
-    operands.take("temperature", rows.temperature);
-    operands.take("num_classes", rows.num_classes);
+    rows.take_options(operands);
     operands.take_rows("maximum", rows.known_max);
     operands.take_rows("log_sum", rows.known_log_sum);
     operands.take_rows("total", rows.known_total);

@@ -1,10 +1,11 @@
 // What the options of cross entropy make of one row.
 //
 // The logits that count are z = softcap · tanh(x / softcap) / temperature of the first `classes` classes; those beyond
-// are padding. The target b of a class is its target with smoothing, times the class's weight:
-// b = w · ((1 − ε) · a + ε / K), without ε / K where z is −∞: masked classes are not smoothed over. Of class indices, a
-// is `mix` at the label and 1 − `mix` at the second one. The loss is Σ b · min(lse(z) − z, −log clip) + z_loss · lse²,
-// and with p = softmax(z) its derivative with respect to z is (Σ b + 2 · z_loss · lse) · p − b.
+// are padding. That of the label is z = (softcap · tanh(x / softcap) − margin) / temperature. The target b of a class
+// is its target with smoothing, times the class's weight: b = w · ((1 − ε) · a + ε / K), without ε / K where z is −∞:
+// masked classes are not smoothed over. Of class indices, a is `mix` at the label and 1 − `mix` at the second one. The
+// loss is Σ b · min(lse(z) − z, −log clip) + z_loss · lse², and with p = softmax(z) its derivative with respect to z is
+// (Σ b + 2 · z_loss · lse) · p − b.
 #pragma once
 
 #include "maths/cross_entropy.h"
@@ -16,7 +17,8 @@ template <class Real>
 struct RowObjective {
   int64_t classes;
   bool capped;
-  Real softcap, inverse_softcap, temperature, inverse_temperature;
+  bool moves_label;  // the logit of a label is not what the same class would have without being one
+  Real softcap, inverse_softcap, margin, temperature, inverse_temperature;
   Real hard, smooth;          // 1 − ε, ε / K
   const Real* class_weights;  // or null
   Real z_loss;
@@ -28,8 +30,10 @@ struct RowObjective {
   JAXLOSS_INLINE RowObjective(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t row)
       : classes(rows.num_classes.given() ? rows.num_classes.of(row) : rows.classes),
         capped(rows.softcap.given()),
+        moves_label(rows.margin.given()),
         softcap(rows.softcap.of(row)),
         inverse_softcap(1 / softcap),
+        margin(rows.margin.of(row)),
         temperature(rows.temperature.of(row)),
         inverse_temperature(1 / temperature),
         hard(1 - rows.label_smoothing.of(row)),
@@ -50,8 +54,12 @@ struct RowObjective {
 
   template <class Value>
   JAXLOSS_INLINE Value logit(Value x) const {
-    if (capped) x = Value(softcap) * hyperbolic_tangent(x * Value(inverse_softcap));
-    return x * Value(inverse_temperature);
+    return softcapped(x) * Value(inverse_temperature);
+  }
+  // Of the class of a label.
+  template <class Value>
+  JAXLOSS_INLINE Value label_logit(Value x) const {
+    return (softcapped(x) - Value(margin)) * Value(inverse_temperature);
   }
 
   // dz / dx, of which 1 − tanh² would lose the digits of a small one.
@@ -69,6 +77,10 @@ struct RowObjective {
   JAXLOSS_INLINE Real label_target(int which) const { return hard * share[which] * class_weight(label[which]); }
 
  private:
+  template <class Value>
+  JAXLOSS_INLINE Value softcapped(Value x) const {
+    return capped ? Value(softcap) * hyperbolic_tangent(x * Value(inverse_softcap)) : x;
+  }
   JAXLOSS_INLINE void set_label(int which, int64_t index, Real of_target) {
     label[which] = index;
     share[which] = of_target;

@@ -1,6 +1,8 @@
 """The arguments that every loss of classes has, checked and brought into the form that `_rows.cross_entropy` takes."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +14,14 @@ from jaxloss._arrays import Array, inlined
 from jaxloss._checks import arguments
 from jaxloss._checks import examples as _examples
 from jaxloss._checks.arrays import axis_moved, real_dtype
-from jaxloss._checks.parameters import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, integer, number, real_array
+from jaxloss._checks.parameters import integer, is_known, number, real_array
 from jaxloss._rows.cross_entropy import Given
 from jaxloss._rows.weights import Examples, along_rows, leading
-from jaxloss._spec import PARAMETERS, Objective
-from jaxloss._types import AxisName, ClassTarget, Normalizer, Reduction
+from jaxloss._spec import OPTIONS, PARAMETERS, Objective
+from jaxloss._types import FROM_0_TO_1, AxisName, ClassTarget, Normalizer, Reduction
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The options of a cross entropy as its caller gives them; the defaults are off."""
-
-    class_weights: ArrayLike | None = None
-    label_smoothing: ArrayLike = 0.0
-    z_loss: ArrayLike = 0.0
-    softcap: ArrayLike | None = None
-    temperature: ArrayLike = 1.0
-    num_classes: int | None = None
+Options = Mapping[str, ArrayLike | None]
+"""The options of a cross entropy as its caller gives them, by name; one that is missing is off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +90,11 @@ def checked(
             raise arguments.class_shape_error(target_name, first, logits, axis)
     width = whole_width(logits, axes)
     first, logits, counted = arguments.class_target(first, logits, width, ignore_index, target_name, axis)
-    given, classes = parameters_of(options, logits, axes)
+    given, classes = parameters_of(options, logits, axes, axis)
+    for name in given:
+        if OPTIONS[name].changes == "label" and (mixed or not jnp.issubdtype(first.dtype, jnp.integer)):
+            found = "is mixed" if mixed else f"has dtype {first.dtype}"
+            raise ValueError(f"{name} changes the logit of one label, target {found}: expected class indices")
     dtype = real_dtype(logits)
 
     parameters: dict[str, Array] = {}
@@ -141,19 +138,21 @@ def whole_width(logits, axes: tuple[str, ...]) -> int:
     return logits.shape[-1] * (jax.lax.axis_size(axes) if axes else 1)
 
 
-def parameters_of(options: Options, logits, axes: tuple[str, ...]) -> tuple[dict[str, Array], int | None]:
+def parameters_of(
+    options: Options, logits: Any, axes: tuple[str, ...], axis: int | None = None
+) -> tuple[dict[str, Array], int | None]:
     """The parameters of the options that are on, and how many classes count (None as in `Objective`).
 
-    Of logits, type and shape are asked.
+    Of logits, type and shape are asked; `axis` is that of classes as the caller has them. Without it, no option may be
+    one scalar per row.
     """
     width = whole_width(logits, axes)
-    num_classes = _number_of_classes(options.num_classes, width)
-    dtype = real_dtype(logits)
-    parameters: dict[str, Array] = {}
-    if options.class_weights is not None:
-        parameters["class_weights"] = _class_weights(options.class_weights, logits, num_classes, axes).astype(dtype)
-    for name, value in _numbers(options).items():
-        parameters[name] = value.astype(dtype)
+    num_classes = _number_of_classes(cast(int | None, options.get("num_classes")), width)
+    parameters = _numbers(options, logits, axis)
+    class_weights = options.get("class_weights")
+    if class_weights is not None:
+        class_weights = _class_weights(class_weights, logits, num_classes, axes)
+        parameters["class_weights"] = class_weights.astype(real_dtype(logits))
     if num_classes is not None and num_classes != width:
         parameters["num_classes"] = jax.device_put(np.int32(num_classes))
     in_order = {name: parameters[name] for name in PARAMETERS if name in parameters}
@@ -221,22 +220,19 @@ def _padded(class_weights: Array, padding: int) -> Array:
     return jnp.pad(class_weights, (0, padding))
 
 
-def _numbers(options: Options) -> dict[str, Array]:
-    """The options that are one number and on. A number of Python or NumPy that is the default is off."""
-    table = {
-        "label_smoothing": (0.0, FROM_0_TO_1, ""),
-        "z_loss": (0.0, NOT_NEGATIVE, ""),
-        "softcap": (None, POSITIVE, ", or None for none"),
-        "temperature": (1.0, POSITIVE, ""),
-    }
-    found = {}
-    for name, (off, interval, otherwise) in table.items():
-        value = getattr(options, name)
-        if value is None and off is None:
+def _numbers(options: Options, logits: Any, axis: int | None) -> dict[str, Array]:
+    """The options that are numbers and on. A number of Python or NumPy that is the default is off."""
+    found: dict[str, Array] = {}
+    for name, value in options.items():
+        option, rank = OPTIONS[name], len(logits.shape) - 1
+        if option.interval is None or (value is None and option.off is None):
             continue
-        array = number(name, value, interval, otherwise)
-        if isinstance(value, Array) or value != off:
-            found[name] = array
+        scalar = not option.per_row or axis is None
+        x = number(name, value, option.interval, option.otherwise, scalar=scalar)
+        if option.per_row and axis is not None:
+            x = leading(name, arguments.classes_last(x, axis, rank + 1), logits.shape, rank, rank)
+        if not is_known(value) or value != option.off:
+            found[name] = x.astype(real_dtype(logits))
     return found
 
 

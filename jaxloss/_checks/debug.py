@@ -20,16 +20,14 @@ from jax.core import Tracer
 from jaxloss._checks import arguments, keywords
 from jaxloss._checks import linear as _linear_arguments
 from jaxloss._checks.arrays import array
-from jaxloss._checks.parameters import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval, is_known
+from jaxloss._checks.parameters import is_known
+from jaxloss._spec import OPTIONS
+from jaxloss._types import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval
 
 # Part of the key of every cache of jax.jit: what was traced without checks is traced again with them.
 _checking = jax.make_user_context(False)
 
-_NUMBERS = {
-    "label_smoothing": FROM_0_TO_1,
-    "z_loss": NOT_NEGATIVE,
-    "softcap": POSITIVE,
-    "temperature": POSITIVE,
+_NUMBERS = {option.name: option.interval for option in OPTIONS.values() if option.is_argument and option.interval} | {
     "pos_weight": NOT_NEGATIVE,
     "focal_gamma": NOT_NEGATIVE,
     "focal_alpha": FROM_0_TO_1,
@@ -129,7 +127,7 @@ class _Watch:
             value = given.get(name)
             if value is not None and not is_known(value):
                 x = array(name, value)
-                self.add(name, x, interval.words, interval.contains if x.ndim == 0 else _is_number)
+                self.add(name, x, interval.words, interval.contains if x.ndim == 0 or name in OPTIONS else _is_number)
         for name in ("weights", "class_weights", "bias"):
             if given.get(name) is not None:
                 self.not_nan(name, array(name, given[name]))

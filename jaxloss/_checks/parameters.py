@@ -1,7 +1,5 @@
 """Numbers that a loss itself is made with: what is known is checked, what a JAX array holds may be traced."""
 
-import dataclasses
-import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -12,35 +10,7 @@ from jax.core import Tracer
 
 from jaxloss._arrays import Array, inlined
 from jaxloss._checks.arrays import array, found
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """The finite numbers that an option may be.
-
-    Attributes:
-        words: what an error calls them.
-        least: the lower end.
-        most: the upper end.
-        has_ends: whether the ends belong to it, infinity apart.
-    """
-
-    words: str
-    least: float
-    most: float = math.inf
-    has_ends: bool = False
-
-    def contains(self, x: Any) -> Any:
-        """Whether `x`, a number or each of an array, is one of them."""
-        if self.has_ends:
-            return (x >= self.least) & (x <= self.most) & (x < math.inf)
-        return (x > self.least) & (x < self.most)
-
-
-POSITIVE = Interval("a finite number greater than 0", 0)
-NOT_NEGATIVE = Interval("a finite number of at least 0", 0, has_ends=True)
-BETWEEN_0_AND_1 = Interval("a number between 0 and 1", 0, 1)
-FROM_0_TO_1 = Interval("a number from 0 to 1", 0, 1, has_ends=True)
+from jaxloss._types import Interval
 
 
 def number(name: str, x: Any, interval: Interval, otherwise: str = "", *, scalar: bool = True) -> Array:

@@ -10,9 +10,9 @@ from jaxloss._arrays import Array, inlined
 from jaxloss._checks import arguments
 from jaxloss._checks import examples as _examples
 from jaxloss._checks.arrays import axis_moved, of_dtype, real_dtype
-from jaxloss._checks.parameters import BETWEEN_0_AND_1, POSITIVE, choice, number
+from jaxloss._checks.parameters import choice, number
 from jaxloss._rows import weights as row_weights
-from jaxloss._types import AxisName, Reduction, TargetType
+from jaxloss._types import BETWEEN_0_AND_1, POSITIVE, AxisName, Reduction, TargetType
 
 TYPES = get_args(TargetType)
 

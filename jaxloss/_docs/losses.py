@@ -68,6 +68,10 @@ _CLASSES = table(
         Class weights do not multiply this term.
     softcap: $s$, <number> above 0: a logit $x$ becomes $s \tanh(x / s)$. It bounds masked logits too, to $-s$. None
         for no bound.
+    margin: $m$, <number>, <of rows>: what the logit of the label is lowered by, after the softcap and before the
+        temperature. Of cosines, with `temperature=1 / s`, it is the large margin cosine loss. <labels alone>
+    of rows: or one per row, of the shapes that `where` may have
+    labels alone: Only for a target of class indices that are not mixed.
     temperature: $T$, <number> above 0; it divides the logits after the softcap.
     num_classes: $K$, the number of classes, for <padded> beyond it. Padding counts as -Inf whatever it holds, gets
         gradient exactly 0 and takes no smoothing. Default: `V`.
@@ -101,6 +105,8 @@ TOKENS = table(
     padded: a `kernel` that is padded
     exact: None, the default, for the exact value.
     mask: Shape `[...]`. A chunk of masked tokens alone is skipped.
+    of rows: the same for all tokens
+    labels alone:
     axis_name: <split>: `kernel`, `bias` and class weights are this device's shard, labels and `num_classes` are those
         of the whole vocabulary. The devices exchange only scalars per token, and the gradient of `hidden`.
     Returns: A scalar, or for `"none"` <array>; float64 for float64 logits, else float32. The loss is differentiable

@@ -12,7 +12,7 @@ import jax.export
 from jaxloss._ffi import driver, shared_object
 from jaxloss._version import __version__
 
-CALLING_CONVENTION = 1
+CALLING_CONVENTION = 2
 """What this folder gives the targets and expect of them, as `cuda/library.cc` has it: both numbers change
 together."""
 

@@ -31,7 +31,7 @@ from jaxloss._linear.chunks import (
 from jaxloss._linear.split import Roles, Split
 from jaxloss._rows.cross_entropy import CrossEntropy
 from jaxloss._rows.vocab_parallel import local_shard
-from jaxloss._spec import Objective
+from jaxloss._spec import OPTIONS, Objective
 from jaxloss.formulas import real
 
 
@@ -100,7 +100,7 @@ class Plan:
     def roles(self) -> LinearOperands:
         """Of the operands' axes."""
         kernel = ("v", "d") if self.classes_first else ("d", "v")
-        parameters = tuple(("v",) if name == "class_weights" else () for name in self.objective.parameters)
+        parameters = tuple(("v",) if OPTIONS[name].per_class else () for name in self.objective.parameters)
         return LinearOperands((*self.tokens, "e"), kernel, self.tokens, self.tokens, ("v",), parameters)
 
     def flat(self, operands: LinearOperands) -> tuple:

@@ -16,7 +16,7 @@ from jaxloss._ffi import cross_entropy as calls
 from jaxloss._rows import long_rows
 from jaxloss._rows.vocab_parallel import known_gradient, local_shard, vocab_parallel, whole_targets
 from jaxloss._rows.weights import Examples, row_weight
-from jaxloss._spec import Objective
+from jaxloss._spec import OPTIONS, Objective, options_that_change
 
 MANY_BYTES = 2**26
 """From so many of logits on, all of short rows, a GPU sums losses where it computes them: then all of it is at work."""
@@ -85,7 +85,7 @@ class CrossEntropy(RowLoss):
 
     @property
     def features(self) -> tuple[int, ...]:
-        return tuple(place for place, name in enumerate(self.objective.parameters) if name == "class_weights")
+        return tuple(place for place, name in enumerate(self.objective.parameters) if OPTIONS[name].per_class)
 
     @property
     def _plain(self) -> bool:
@@ -189,14 +189,14 @@ def _z_derivative(objective: Objective, operands: Operands, stats: Sequence[Arra
         z_loss, lse = along(options["z_loss"], maximum), maximum + log_sum
         total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * lse)
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
-    z = formulas.scaled_logits(logits, options)
+    z = formulas.scaled_logits(logits, target, options)
     difference = formulas.softmax_minus_target(z, maximum, log_sum, total, targets)
     return jnp.where(valid[..., None], difference, 0)
 
 
 def _softmax(objective: Objective, operands: Operands, stats: Sequence[Array]) -> Array:
     maximum, log_sum, *_ = stats
-    z = formulas.scaled_logits(operands.x, objective.options(operands.parameters))
+    z = formulas.scaled_logits(operands.x, operands.target, objective.options(operands.parameters))
     return formulas.softmax_of(z, maximum, log_sum)
 
 
@@ -219,7 +219,7 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
     rank = losses.ndim
 
     def of_z(operands):
-        return formulas.scaled_logits(operands["logits"], operands)
+        return formulas.scaled_logits(operands["logits"], target, operands)
 
     def of_targets(operands):
         return formulas.class_targets(logits, operands["target"], operands, objective.classes_of(logits.shape[-1]))
@@ -240,12 +240,13 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
     z_tangent = _along_live(of_z, named, {"logits": named_tangents["logits"]})
     # A masked class moves with no parameter.
     unmasked = {**named, "logits": jnp.where(jnp.isneginf(z), 0, logits)}
-    of_parameters = _along_live(of_z, unmasked, {name: named_tangents.get(name) for name in ("softcap", "temperature")})
+    z_parameters = options_that_change("logits", "label")
+    of_parameters = _along_live(of_z, unmasked, {name: named_tangents.get(name) for name in z_parameters})
     if of_parameters is not None:
         of_parameters = jnp.where(jnp.isneginf(z), 0, of_parameters)
         z_tangent = of_parameters if z_tangent is None else z_tangent + of_parameters
     given_tangents = {name: named_tangents.get(name) for name in ("target", "mix")}
-    weighing_tangents = {name: named_tangents.get(name) for name in ("class_weights", "label_smoothing")}
+    weighing_tangents = {name: named_tangents.get(name) for name in options_that_change("weights")}
     nll = log_sum[..., None] - (z - maximum[..., None])
 
     def nll_where_targeted(target_of_class: Array) -> Array:

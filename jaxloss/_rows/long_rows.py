@@ -54,7 +54,7 @@ def results(
 
     maximum = maxima.max(-1)
     log_sum = formulas.log_of_sums(*(x.sum(-1) for x in formulas.sums_of_slice(maximum[..., None], maxima, log_sums)))
-    at_label, valid = logits_at(logits, labels, {})
+    at_label, valid = logits_at(logits, labels, {}, is_label=True)
     losses = jnp.where(valid, formulas.nll(at_label - maximum, log_sum, objective.clip), jnp.nan)
     of_rows: dict[str, Array] = dict(
         zip(("losses", *STATS), without_masked(row_weight, (losses, maximum, log_sum)), strict=True)

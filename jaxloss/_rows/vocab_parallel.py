@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxloss import formulas
 from jaxloss._arrays import Array, along, is_masked
 from jaxloss._ffi import cross_entropy as calls
-from jaxloss._spec import STATS, Objective
+from jaxloss._spec import STATS, Objective, options_that_change
+
+WEIGHTS, OF_LOGITS = options_that_change("weights"), options_that_change("logits", "label")
 
 
 def local_shard(objective: Objective, axes: tuple[str, ...], logits, target, row_weight, *parameters):
@@ -46,9 +48,9 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
     rest, leading = formulas.sums_of_slice(maximum, statistics["maximum"], statistics["log_sum"])
     summed = {"rest": rest, "leading": leading}
     for place, (label, _) in enumerate(labels):
-        z, here = logits_at(logits, label, options)
+        z, here = logits_at(logits, label, options, is_label=True)
         summed |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
-    if not labels or formulas.only(options, "class_weights", "label_smoothing"):
+    if not labels or formulas.only(options, *WEIGHTS):
         summed["targets"] = formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1]))
     summed = dict(zip(summed, add_up(tuple(summed.values())), strict=True))
     log_sum = formulas.log_of_sums(summed["rest"], summed["leading"])
@@ -65,7 +67,7 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
             losses = losses + jnp.where(of_target != 0, of_target * nll, 0)
         return losses
 
-    if labels and "label_smoothing" not in options and "class_weights" not in options:
+    if labels and not formulas.only(options, *WEIGHTS):
         losses = nll_of_labels(objective.clip)
     else:
         losses = add_up(_slice_losses(objective, logits, target, options, maximum, log_sum))
@@ -76,14 +78,19 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
     results["losses"] = jnp.where(counted, losses, jnp.nan)
 
     if objective.details:
-        given = {name: option for name, option in options.items() if name not in ("class_weights", "label_smoothing")}
+        given = {name: option for name, option in options.items() if name not in WEIGHTS}
         exact = dataclasses.replace(objective, clip=0.0, parameters=tuple(given))
         nll = nll_of_labels(0.0) if labels else add_up(_slice_losses(exact, logits, target, given, maximum, log_sum))
         results["nll"] = jnp.where(counted, nll, jnp.nan)
         log_share = statistics["maximum"] - maximum + statistics["log_sum"] - log_sum
         results["entropy"] = add_up(_slice_entropy(log_share, local["entropy"]))
         begin = jax.lax.axis_index(axes) * logits.shape[-1]
-        first = jnp.where(statistics["maximum"] == maximum, local["predicted"] + begin, jnp.iinfo(jnp.int32).max)
+        leads = statistics["maximum"] == maximum
+        if formulas.only(options, *options_that_change("label")):
+            largest, here = logits_at(logits, local["predicted"], options, is_label=False)
+            largest = jnp.where(here & ~jnp.isnan(largest), largest, -jnp.inf)
+            leads = largest == jax.lax.pmax(largest, axes)
+        first = jnp.where(leads, local["predicted"] + begin, jnp.iinfo(jnp.int32).max)
         results["predicted"] = jax.lax.pmin(first.astype(jnp.int32), axes)
         results["rank"] = _whole_ranks(objective, axes, logits, target, options)
 
@@ -140,7 +147,7 @@ def whole_targets(objective: Objective, axes, logits, target, options) -> tuple[
     for label in labels:
         here = formulas.valid_rows(logits, label, formulas.only(options, "num_classes"))
         valid = valid & (add_up(here.astype(jnp.int32)) > 0 if axes else here)
-    if labels and not formulas.only(options, "class_weights", "label_smoothing"):
+    if labels and not formulas.only(options, *WEIGHTS):
         return valid, jnp.ones(valid.shape, formulas.real(logits).dtype)  # without going along the classes
     return valid, add_up(formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1])))
 
@@ -157,17 +164,18 @@ def _labels(target, options) -> list[tuple[Array, Array | float]]:
 
 def _slice_losses(objective: Objective, logits, target, options, maximum, log_sum) -> Array:
     """What the classes of a slice add to the losses of their rows, of which each may be a target."""
-    z_minus_maximum = formulas.scaled_logits(logits, options) - maximum[..., None]
+    z_minus_maximum = formulas.scaled_logits(logits, target, options) - maximum[..., None]
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
     nll = formulas.nll(z_minus_maximum, log_sum[..., None], objective.clip)
     return jnp.sum(jnp.where(targets == 0, 0, targets * nll), -1)
 
 
-def logits_at(logits, label, options) -> tuple[Array, Array]:
-    """The scaled logit of each row's label, and whether it is one of these classes."""
-    here = formulas.valid_rows(logits, label, formulas.only(options, "num_classes"))
-    at_label = jnp.take_along_axis(logits, jnp.where(here, label, 0)[..., None], -1)
-    return formulas.scaled_logits(at_label, formulas.only(options, "softcap", "temperature"))[..., 0], here
+def logits_at(logits, index, options, *, is_label: bool) -> tuple[Array, Array]:
+    """The scaled logit of one class of each row, as a label's or as others', and whether it is one of these classes."""
+    here = formulas.valid_rows(logits, index, formulas.only(options, "num_classes"))
+    at_index = jnp.take_along_axis(logits, jnp.where(here, index, 0)[..., None], -1)
+    label = jnp.zeros_like(index) if is_label else None
+    return formulas.scaled_logits(at_index, label, formulas.only(options, *OF_LOGITS))[..., 0], here
 
 
 def _slice_entropy(log_share: Array, entropy: Array) -> Array:
@@ -180,11 +188,11 @@ def _whole_ranks(objective: Objective, axes, logits, target, options) -> Array:
     """The rank of each row's label among the classes of all slices: one more pass over the logits."""
     if not jnp.issubdtype(target.dtype, jnp.integer):
         return jnp.full(logits.shape[:-1], objective.classes_of(logits.shape[-1]), jnp.int32)
-    z, here = logits_at(logits, target, options)
+    z, here = logits_at(logits, target, options, is_label=False)
     begin = jax.lax.axis_index(axes) * logits.shape[-1]
     of_label = jax.lax.psum(jnp.where(here, z, 0), axes)[..., None]
     index = jax.lax.psum(jnp.where(here, target + begin, 0), axes)[..., None]
-    z = formulas.scaled_logits(logits, options)
+    z = formulas.scaled_logits(logits, None, options)
     classes = jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) + begin
     # The label itself never counts: what is computed twice, here and above, may differ in its last bit.
     ahead = ((z > of_label) | ((z == of_label) & (classes < index))) & (classes != index)

@@ -73,14 +73,19 @@ def counted_classes(x: Array, options: Options) -> Array | bool:
     return jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) < _along(options["num_classes"], x)
 
 
-def scaled_logits(logits: Array, options: Options) -> Array:
-    r"""$z = s \tanh(x / s) / T$ with softcap $s$ and temperature $T$; $-\infty$ for padding beyond `num_classes`."""
+def scaled_logits(logits: Array, target: Array | None, options: Options) -> Array:
+    r"""$z = (s \tanh(x / s) - m a) / T$ with softcap $s$, margin $m$ of the label ($a$ is 1 there), temperature $T$.
+
+    It is $-\infty$ for padding beyond `num_classes`. Without a target, there is no margin: what rows are ranked by.
+    """
     counted = counted_classes(logits, options)
     z = real(logits)
     if counted is not True:
         z = jnp.where(counted, z, 0)
     if "softcap" in options:
         z = capped(z, _along(options["softcap"], z))
+    if "margin" in options and target is not None:
+        z = z - jnp.where(one_hot(target, z.shape[-1]), _along(options["margin"], z), 0)
     if "temperature" in options:
         z = z / _along(options["temperature"], z)
     return z if counted is True else jnp.where(counted, z, -jnp.inf)
@@ -155,7 +160,7 @@ def class_targets(logits: Array, target: Array, options: Options, classes: int) 
     b = given_targets(logits, target, options)
     if "label_smoothing" in options:
         smoothing = _along(options["label_smoothing"], b)
-        unmasked = jax.lax.stop_gradient(scaled_logits(logits, options)) != -jnp.inf
+        unmasked = jax.lax.stop_gradient(scaled_logits(logits, None, options)) != -jnp.inf
         b = (1 - smoothing) * b + smoothing / classes * unmasked.astype(b.dtype)
     if "class_weights" in options:
         weights = options["class_weights"]
@@ -183,7 +188,7 @@ def target_totals(logits: Array, target: Array, options: Options, classes: int) 
         total = mix * total + (1 - mix) * counted(options["second_label"])
     if "label_smoothing" in options:
         smoothing = _along(options["label_smoothing"], total)
-        unmasked = (scaled_logits(logits, options) != -jnp.inf).sum(axis=-1, dtype=jnp.int32)
+        unmasked = (scaled_logits(logits, None, options) != -jnp.inf).sum(axis=-1, dtype=jnp.int32)
         total = (1 - smoothing) * total + smoothing * (unmasked.astype(dtype) / classes)
     return total
 
@@ -211,7 +216,7 @@ def cross_entropy_results(
         clip: of the losses.
         classes: how many classes smoothing is spread over.
     """
-    z, valid = scaled_logits(logits, options), valid_rows(logits, target, options)
+    z, valid = scaled_logits(logits, target, options), valid_rows(logits, target, options)
     a, b = given_targets(logits, target, options), class_targets(logits, target, options, classes)
     maximum, log_sum = softmax_stats(z)
     lse, z_minus_maximum = maximum + log_sum, z - maximum[..., None]
@@ -222,6 +227,7 @@ def cross_entropy_results(
         losses, total = losses + product(z_loss, lse * lse), total + product(2 * z_loss, lse)
     softmax = softmax_of(z, maximum, log_sum)
     derivative = d_cross_entropy_with_options(logits, target, options, maximum, log_sum, total, classes)
+    ranked = scaled_logits(logits, None, options)
     counted = valid & has_softmax(log_sum)
     return {
         "losses": jnp.where(counted, losses, jnp.nan),
@@ -229,8 +235,8 @@ def cross_entropy_results(
         "log_sum": log_sum,
         "nll": jnp.where(counted, jnp.sum(product(a, log_sum[..., None] - z_minus_maximum), axis=-1), jnp.nan),
         "entropy": jnp.sum(product(softmax, log_sum[..., None] - z_minus_maximum), axis=-1),
-        "predicted": predicted_classes(z),
-        "rank": label_ranks(z, target, options, classes),
+        "predicted": predicted_classes(ranked),
+        "rank": label_ranks(ranked, target, options, classes),
         "gradient": jnp.where(valid[..., None], derivative, 0),
     }
 
@@ -242,7 +248,7 @@ def d_cross_entropy_with_options(
 
     `total` is what the softmax is multiplied by.
     """
-    z, b = scaled_logits(logits, options), class_targets(logits, target, options, classes)
+    z, b = scaled_logits(logits, target, options), class_targets(logits, target, options, classes)
     return softmax_minus_target(z, maximum, log_sum, total, b) * logit_slopes(logits, options)
 
 
