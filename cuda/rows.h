@@ -1,6 +1,6 @@
-// What a kernel is given. Every array is contiguous; a null result is one that nobody asked for.
+// What a kernel is given. Every array is contiguous; a null result is one that is not asked for.
 //
-// A row weight of −0.0 marks a row that is taken out (`taken_out`): nothing in it counts, and where rows are long
+// A row weight of −0.0 marks a row that is masked (`is_masked`): nothing in it counts, and where rows are long
 // nothing of it is read; zeros are written for it. A weight of +0.0 is an ordinary number: its row's loss is still
 // wanted, for the gradient of the weight.
 #pragma once
@@ -83,7 +83,7 @@ struct CrossEntropyRows {
   int64_t parts = 0;
 
   JAXLOSS_INLINE Real weight_of(int64_t row) const { return number_of_row(row_weight, rows_per_weight, rows, row); }
-  // The results of a row; of one that is taken out all are 0. One without a softmax has no loss, also where no class
+  // The results of a row; of one that is masked all are 0. One without a softmax has no loss, also where no class
   // has a probability.
   JAXLOSS_INLINE void store_results(int64_t row, Real loss_of_row, Real max_of_row, Real log_sum_of_row) const {
     if constexpr (!std::is_same_v<Target, ClassIndices>) loss_of_row = where_a_number(log_sum_of_row, loss_of_row);
@@ -190,8 +190,8 @@ struct DivergenceRows {
   int64_t rows, classes;
 };
 
-JAXLOSS_INLINE bool taken_out(float weight) { return weight == 0.0f && __builtin_signbit(weight); }
-JAXLOSS_INLINE bool taken_out(double weight) { return weight == 0.0 && __builtin_signbit(weight); }
+JAXLOSS_INLINE bool is_masked(float weight) { return weight == 0.0f && __builtin_signbit(weight); }
+JAXLOSS_INLINE bool is_masked(double weight) { return weight == 0.0 && __builtin_signbit(weight); }
 
 // How many elements each part of an elementwise row holds (the last may hold fewer).
 JAXLOSS_INLINE int64_t part_width(int64_t width, int64_t parts) {

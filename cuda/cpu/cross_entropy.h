@@ -139,7 +139,7 @@ JAXLOSS_INLINE ExponentialSum<Accumulator<Logit>> sum_of_exponentials(const Logi
 // What is added up over a row.
 template <class Real>
 struct RowSums {
-  Real min;  // of the logits; of rows of class indices, where nobody asks for it, their maximum
+  Real min;  // of the logits; of rows of class indices, where it is not asked for, their maximum
   Real max;
   ExponentialSum<Real> exponentials;
   Real target;     // of the target t: 1 for a class index, 0 for one that is out of range
@@ -266,7 +266,7 @@ JAXLOSS_INLINE Real probability_less_one(Real x_minus_max, Real log_sum) {
   return lane(exponential_minus_one(ValueOf<Real>(x_minus_max - log_sum)), 0);
 }
 
-// One row that is not taken out. `buffer` has room for its exponentials where that is not in the gradient.
+// One row that is not masked. `buffer` has room for its exponentials where that is not in the gradient.
 template <class Logit, class Target>
 JAXLOSS_INLINE void cross_entropy_row(const CrossEntropyRows<Logit, Target>& rows, int64_t row,
                                       Accumulator<Logit> weight, Accumulator<Logit>* buffer) {
@@ -320,7 +320,7 @@ void cross_entropy_rows(const CrossEntropyRows<Logit, Target>& rows, int64_t beg
   const Buffer<Accumulator<Logit>> buffer(apart ? rows.classes : 0);
   for (RowWeights<Accumulator<Logit>> weights(rows, row); row < end; row++) {
     const auto weight = weights.next();
-    if (!taken_out(weight)) {
+    if (!is_masked(weight)) {
       cross_entropy_row(rows, row, weight, buffer.numbers);
       continue;
     }

@@ -181,7 +181,7 @@ void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows
   const Buffer<Real> buffer(rows.classes);
   for (int64_t row = begin; row < end; row++) {
     const Real weight = rows.row_weight.of(row);
-    if (taken_out(weight)) {
+    if (is_masked(weight)) {
       write_taken_out(rows, row);
       continue;
     }

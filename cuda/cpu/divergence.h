@@ -81,7 +81,7 @@ JAXLOSS_INLINE TeacherOfProbabilities<Stored> teacher_of(ClassProbabilities<Stor
   return {teacher, row, classes, scale};
 }
 
-// One row that is not taken out.
+// One row that is not masked.
 template <class Divergence, class Logit, class Teacher>
 JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t row) {
   using Real = Accumulator<Logit>;
@@ -146,7 +146,7 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
 template <class Divergence, class Logit, class Teacher>
 void divergence_rows(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; row++) {
-    if (!taken_out(rows.row_weight.of(row))) {
+    if (!is_masked(rows.row_weight.of(row))) {
       divergence_row(rows, row);
       continue;
     }

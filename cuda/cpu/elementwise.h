@@ -82,7 +82,7 @@ void elementwise_parts(const Loss& loss, const ElementwiseRows<Prediction, Targe
     const int64_t offset = row * rows.width + first;
     const auto weight = rows.row_weight[row];
     Prediction* gradient = kGradient ? rows.gradient + offset : nullptr;
-    if (taken_out(weight)) {
+    if (is_masked(weight)) {
       rows.loss[part] = 0;
       if (kGradient && count > 0) std::memset(gradient, 0, count * sizeof(Prediction));
     } else {

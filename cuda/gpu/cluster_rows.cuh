@@ -16,11 +16,11 @@ namespace jaxloss::gpu {
 
 // With 64 registers a thread, 1024 of them are on a multiprocessor: 128 KB of rows in flight if each holds 8 vectors.
 // With 128 registers it is 512 of them, and 192 KB if each holds 24: for rows so long that blocks have threads enough.
-constexpr int kHeldVectors = 8, kHeldOfLongRows = 24;
+constexpr int kHeldVectors = 8, kHeldVectorsOfLongRows = 24;
 template <int held>
 constexpr int kMostThreads = held == kHeldVectors ? 512 : 256;
 constexpr int kBlocksAMultiprocessor = 2;  // of so many threads
-constexpr int kMostBlocks = 16;
+constexpr int kMaxClusterSize = 16;
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
@@ -77,7 +77,7 @@ class Share {
 template <class Sums>
 struct Exchange {
   Barrier received;
-  alignas(16) Sums of_warp[kMostBlocks * kMostThreads<kHeldVectors> / kWarp];
+  alignas(16) Sums of_warp[kMaxClusterSize * kMostThreads<kHeldVectors> / kWarp];
 
   // By one thread of each block; then `cluster_arrive` and `cluster_wait` by all.
   __device__ __forceinline__ void initialize() {
@@ -88,10 +88,10 @@ struct Exchange {
   }
 
   // By all lanes of each warp: its sums, to the first blocks.
-  __device__ __forceinline__ void tell(const Sums& sums, int blocks_told) {
+  __device__ __forceinline__ void publish(const Sums& sums, int receivers) {
     const int warps = blockDim.x / kWarp, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     if (cluster_size() > 1) {
-      if (lane < blocks_told) send(sums, of_warp[cluster_rank() * warps + warp], received, lane);
+      if (lane < receivers) send(sums, of_warp[cluster_rank() * warps + warp], received, lane);
     } else if (lane == 0) {  // a block alone is no cluster: it cannot send
       of_warp[warp] = sums;
       received.arrive();

@@ -84,8 +84,8 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& r
   if (registers.slots > 0 && !long_for_a_warp(rows)) return launch_registers(stream, rows, registers);
   if constexpr (kHasClusterKernel<Logit>) {
     if (asked == Regime::cluster || (asked == Regime::any && good_for_clusters(rows, device))) {
-      for (const int most_blocks : {kMostBlocks, kSureBlocks}) {
-        const ClusterShape shape = cluster_shape(rows, device, most_blocks);
+      for (const int max_cluster_size : {kMaxClusterSize, kPortableClusterSize}) {
+        const ClusterShape shape = cluster_shape(rows, device, max_cluster_size);
         if (shape.blocks == 0) continue;
         const cudaError_t error = launch_cluster(stream, rows, device, shape);
         if (error != cudaErrorNotSupported) return error;

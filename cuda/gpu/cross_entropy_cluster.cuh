@@ -7,7 +7,7 @@
 namespace jaxloss::gpu {
 
 // Cluster r has row r; its blocks share it in slices of `slice_steps` steps, at most `held` a thread. Of a row
-// that is not taken out the logits are read once (that of the label by all threads); the gradient is written once.
+// that is not masked the logits are read once (that of the label by all threads); the gradient is written once.
 // Logits and gradient must be aligned alike.
 template <bool kGradient, int held, class Logit>
 __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
   const int64_t row = blockIdx.x / cluster_size(), offset = row * rows.classes;
   const float weight = rows.weight_of(row);
   const int index = rows.target.index[row];
-  const bool wanted = !taken_out(weight), valid = index >= 0 && index < rows.classes;
+  const bool wanted = !is_masked(weight), valid = index >= 0 && index < rows.classes;
   const Logit* logits = rows.logits + offset;
   const Share<Logit, held> share(logits, static_cast<int>(rows.classes), slice_steps);
   const bool has_label = wanted && valid && share.holds(index);
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
   }
   cluster_wait();
   if (wanted) {
-    exchange.tell(others, cluster_size());
+    exchange.publish(others, cluster_size());
     others = exchange.all(no_logits<float>(), Merged());
   }
   const LabelledSums<float> sums(others, wanted && valid, label_logit);

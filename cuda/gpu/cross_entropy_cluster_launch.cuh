@@ -26,7 +26,7 @@ constexpr int held_steps(ClassProbabilities<Stored>) {
 }
 
 // The most blocks of a cluster that any GPU with clusters is sure to take.
-constexpr int kSureBlocks = 8;
+constexpr int kPortableClusterSize = 8;
 
 // A row of `steps` in blocks whose threads hold `held` each, of which a multiprocessor has room for `threads`: a
 // quarter or half of them in a block.
@@ -48,7 +48,7 @@ struct Cut {
   int64_t in_flight(int64_t blocks) const { return threads / kWarp / warps(blocks) * slice(blocks); }
   // From `blocks` on: more of them only where a tenth more is in flight.
   int64_t good(int64_t blocks) const {
-    for (int64_t more = blocks + 1; more <= kSureBlocks; more++) {
+    for (int64_t more = blocks + 1; more <= kPortableClusterSize; more++) {
       if (in_flight(more) * 10 > in_flight(blocks) * 11) blocks = more;
     }
     return blocks;
@@ -58,30 +58,31 @@ struct Cut {
   }
 };
 
-// Blocks of up to 256 threads, as few as hold the row; of up to 512, where those would be more than `most_blocks`. More
-// blocks, where there are fewer rows than would keep all multiprocessors at work, or where more of a row that one block
-// does not hold would be in flight. Threads that hold more, where even more is in flight then.
+// Blocks of up to 256 threads, as few as hold the row; of up to 512, where those would be more than `max_cluster_size`.
+// More blocks, where there are fewer rows than would keep all multiprocessors at work, or where more of a row that one
+// block does not hold would be in flight. Threads that hold more, where even more is in flight then.
 template <class Logit, class Target>
 ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const Device& device,
-                           int64_t most_blocks = kMostBlocks) {
+                           int64_t max_cluster_size = kMaxClusterSize) {
   if (device.compute_capability < kHopper || !aligned_alike(rows)) return {};
   const bool even = reinterpret_cast<uintptr_t>(rows.logits) % 128 == 0 && rows.classes * sizeof(Logit) % 128 == 0;
   const int64_t steps = rows.classes / kPerVector<Logit> + (even ? 0 : kStepsAligned - 1);
   const Cut cut = {steps, held_steps<Logit>(Target{}), kMostThreads<kHeldVectors> * kBlocksAMultiprocessor};
   int64_t blocks = cut.fewest(4);
-  if (blocks > most_blocks) blocks = cut.fewest(2);
+  if (blocks > max_cluster_size) blocks = cut.fewest(2);
   if (blocks > 1) blocks = cut.good(blocks);
   if constexpr (std::is_same_v<Target, ClassIndices>) {
-    const Cut longer = {steps, kHeldOfLongRows, kMostThreads<kHeldOfLongRows> * kBlocksAMultiprocessor};
+    const Cut longer = {steps, kHeldVectorsOfLongRows, kMostThreads<kHeldVectorsOfLongRows> * kBlocksAMultiprocessor};
     const int64_t few = longer.good(longer.fewest(2));
     const bool many_rows = rows.rows * few > 2 * device.multiprocessors;
-    if (rows.gradient && blocks > 1 && few <= most_blocks && many_rows &&
-        (blocks > most_blocks || longer.in_flight(few) > cut.in_flight(blocks))) {
+    if (rows.gradient && blocks > 1 && few <= max_cluster_size && many_rows &&
+        (blocks > max_cluster_size || longer.in_flight(few) > cut.in_flight(blocks))) {
       return rows.rows > 0x7fffffff / few ? ClusterShape{} : longer.shape(few);
     }
   }
-  if (blocks > most_blocks) return {};
-  while (blocks * 2 <= kSureBlocks && rows.rows * blocks * 2 <= device.multiprocessors && steps / blocks > 1024) {
+  if (blocks > max_cluster_size) return {};
+  while (blocks * 2 <= kPortableClusterSize && rows.rows * blocks * 2 <= device.multiprocessors &&
+         steps / blocks > 1024) {
     blocks *= 2;
   }
   return rows.rows > 0x7fffffff / blocks ? ClusterShape{} : cut.shape(blocks);
@@ -89,7 +90,7 @@ ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const De
 
 template <class Logit>
 auto cluster_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows, int held) {
-  if (held == kHeldOfLongRows) return cross_entropy_cluster<true, kHeldOfLongRows, Logit>;
+  if (held == kHeldVectorsOfLongRows) return cross_entropy_cluster<true, kHeldVectorsOfLongRows, Logit>;
   return rows.gradient ? cross_entropy_cluster<true, kHeldVectors, Logit>
                        : cross_entropy_cluster<false, kHeldVectors, Logit>;
 }

@@ -11,7 +11,7 @@ template <class Logit, class Stored>
 constexpr int kHeldWithTarget = kHeldVectors / (1 + kPerVector<Logit> / kPerVector<Stored>);
 
 // Cluster r has row r; its blocks share it in slices of `slice_steps` steps, at most `held` a thread. Of a row that is
-// not taken out logits and probabilities are read once; the gradient is written once. All three must be aligned alike.
+// not masked logits and probabilities are read once; the gradient is written once. All three must be aligned alike.
 template <bool kGradient, class Logit, class Stored>
 __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiprocessor)
     cross_entropy_cluster_probabilities(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows, int slice_steps) {
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiproce
   Logit* gradient = kGradient ? rows.gradient + offset : nullptr;
   const Share<Logit, held> share(logits, static_cast<int>(rows.classes), slice_steps);
 
-  if (taken_out(weight)) {
+  if (is_masked(weight)) {
     if (writes) rows.store_results(row, 0, 0, 0);
     if constexpr (kGradient) {
       const float zeros[step] = {};
@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiproce
     target_sum = across_lanes(target_sum, kWarp, Sum());
   }
   cluster_wait();
-  exchange.tell(others, cluster_size());
+  exchange.publish(others, cluster_size());
   if constexpr (kGradient) {
-    targets_exchange.tell(target_sum, cluster_size());
+    targets_exchange.publish(target_sum, cluster_size());
     target_sum = targets_exchange.all(0, Sum());
   }
   others = exchange.all(SoftmaxSums<float>{no_logits<float>().max, -1.0f}, MergedWithoutLargest());
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiproce
   }
 
   // The first block waits for the losses of the others, which are done.
-  losses.tell(across_lanes(loss, kWarp, Sum()), 1);
+  losses.publish(across_lanes(loss, kWarp, Sum()), 1);
   if (cluster_rank() == 0 && threadIdx.x < kWarp) {
     loss = losses.all(0, Sum());
     if (writes) rows.store_results(row, loss, max, log_sum);

@@ -214,7 +214,7 @@ __device__ __forceinline__ void write_results(const Rows& rows, const RowTeam& t
   if (rows.rank) rows.rank[row] = results.rank;
 }
 
-// Teams take rows in turn; threads of a warp go round equally often, for they shuffle. Of a row taken out nothing is
+// Teams take rows in turn; threads of a warp go round equally often, for they shuffle. Of a masked row nothing is
 // read.
 template <class Logit, class Target>
 __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
     const bool exists = own < rows.rows;
     const int64_t row = exists ? own : rows.rows - 1;
     const Real weight = rows.row_weight.of(row);
-    const bool reads = exists && !taken_out(weight);
+    const bool reads = exists && !is_masked(weight);
     RowObjective<Real> objective(rows, row);
     if (!reads) objective.classes = 0;  // the team goes along nothing, but takes part in every exchange
     const int64_t offset = row * rows.classes;

@@ -17,7 +17,7 @@ constexpr int kRegistersBlocks = kGradient || slots > 8 || sizeof(Real) == 8 ? 4
 
 // Which row a thread works on, and what of it: of its aligned vectors every lanes-th, in `slots` slots, and of the
 // numbers before and after them, its edges, every lanes-th. No thread leaves early, for its warp shuffles: the rows
-// after the last count as taken out.
+// after the last count as masked.
 template <int slots, class Logit>
 struct Place {
   using Real = Accumulator<Logit>;
@@ -32,7 +32,7 @@ struct Place {
     row = (static_cast<int64_t>(blockIdx.x) * kRegistersThreads + threadIdx.x) >> (__ffs(lanes) - 1);
     exists = row < rows.rows;
     weight = exists ? rows.weight_of(row) : Real(-0.0);
-    wanted = !taken_out(weight);
+    wanted = !is_masked(weight);
     offset = exists ? row * rows.classes : 0;
     lane = threadIdx.x & (lanes - 1);
     const int classes = static_cast<int>(rows.classes);
@@ -147,7 +147,7 @@ struct SoftmaxInRegisters {
 };
 
 // `lanes` threads a row, a power of two up to 32, so many that lanes · slots vectors are all of a row. A row's logits
-// are read once, its gradient is written once; of a row taken out nothing is read. Logits and gradient must be aligned
+// are read once, its gradient is written once; of a masked row nothing is read. Logits and gradient must be aligned
 // alike.
 template <bool kGradient, int slots, class Logit>
 __global__ void __launch_bounds__(kRegistersThreads, (kRegistersBlocks<kGradient, slots, Accumulator<Logit>>))

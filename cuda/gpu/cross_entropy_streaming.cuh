@@ -69,7 +69,7 @@ __device__ __forceinline__ void store_results(const Rows& rows, int64_t row, Rea
   if (threadIdx.x == 0) rows.store_results(row, loss, max, log_sum);
 }
 
-// Block b takes rows b, b + gridDim.x, … It reads the logits, of a row that is not taken out, once, and again where a
+// Block b takes rows b, b + gridDim.x, … It reads the logits, of a row that is not masked, once, and again where a
 // gradient is wanted, which is written once. No thread waits for a single number before its first steps are on their
 // way: for that of the edges it is given one of (more only where the gradient is not aligned like the logits), nor for
 // the label's.
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads,
     Logit* gradient = kGradient ? rows.gradient + row * rows.classes : nullptr;
     const Span<Logit> span(rows.classes, logits, kGradient ? gradient : logits);
     const Real weight = rows.weight_of(row);
-    if (taken_out(weight)) {
+    if (is_masked(weight)) {
       store_results(rows, row, Real(0), Real(0), Real(0));
       if (kGradient) store_zeros<threads>(span, gradient);
       continue;
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
     Logit* gradient = rows.gradient ? rows.gradient + row * rows.classes : nullptr;
     const Span<Logit> span(rows.classes, logits, gradient ? gradient : logits, target);
     const Real weight = rows.weight_of(row);
-    if (taken_out(weight)) {
+    if (is_masked(weight)) {
       store_results(rows, row, Real(0), Real(0), Real(0));
       if (gradient) store_zeros<threads>(span, gradient);
       continue;

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kSumsThreads, 4)
     const Real weight = rows.weight_of(row);
     const Logit* logits = rows.logits + row * rows.classes;
     const int index = rows.target.index[row];
-    const bool wanted = !taken_out(weight), valid = wanted && index >= 0 && index < rows.classes;
+    const bool wanted = !is_masked(weight), valid = wanted && index >= 0 && index < rows.classes;
     const Real label_logit = valid ? number(logits[index]) : Real(0);
     RunningSoftmax<Real> running;
     if (wanted) {

@@ -31,7 +31,7 @@ struct Tiles {
 // Blocks on a multiprocessor, at least: threads that copy have what they copy in registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kTileBlocks = 3;
-struct Barrier {};  // nobody waits at one
+struct Barrier {};  // no thread waits at one
 #else
 constexpr int kTileBlocks = 4;
 #endif
@@ -61,7 +61,7 @@ struct Unit {
   }
 };
 
-// What one warp does. A row's logits are read once (those of a row taken out too, to no effect), its gradient is
+// What one warp does. A row's logits are read once (those of a masked row too, to no effect), its gradient is
 // written once. A thread holds a row of up to `held` units in its registers, of just so many if `exactly`; 0: rows are
 // longer.
 template <bool kGradient, int unit, int held, bool exactly, class Logit>
@@ -140,7 +140,7 @@ class TileWarp {
     }
   }
 
-  // Of the losses of this thread's rows, where nobody wants them one by one.
+  // Of the losses of this thread's rows, where they are not wanted one by one.
   __device__ __forceinline__ double sum() const { return sum_; }
 
  private:
@@ -215,7 +215,7 @@ class TileWarp {
     for (int r = lane_ & (teams_ - 1); r < tiles_.rows; r += teams_) {
       Logit* x = reinterpret_cast<Logit*>(stage) + r * classes_;
       const float weight = weight_a_row_ ? weights[r] : weight_of_all;
-      const bool wanted = !taken_out(weight);
+      const bool wanted = !is_masked(weight);
       const int index = labels[r];
       const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
       const float label_logit = valid ? number(x[index]) : 0.0f;
@@ -272,7 +272,7 @@ class TileWarp {
       Logit* row = reinterpret_cast<Logit*>(stage) + r * classes_;
       const float weight = weight_a_row_ ? weights[r] : weight_of_all;
       const int index = labels[r];
-      const bool wanted = !taken_out(weight);
+      const bool wanted = !is_masked(weight);
       const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
       float label_logit = 0;
       if (!kLabelInRegisters && valid) {

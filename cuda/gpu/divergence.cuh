@@ -154,7 +154,7 @@ __device__ __forceinline__ void along_row(const Span<Logit>& span, Team team, co
   }
 }
 
-// Row `row`, of which nothing is read if it is taken out or `exists` is false. Else logits and teacher are read twice,
+// Row `row`, of which nothing is read if it is masked or `exists` is false. Else logits and teacher are read twice,
 // and once more for the gradient of a divergence whose total is not known before; results are written once.
 template <class Team, class Divergence, class Logit, class Teacher>
 __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t row,
@@ -164,7 +164,7 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   using Functions = HardwareFunctions;
   constexpr bool of_logits = std::is_same_v<Teacher, TeacherLogits<Stored>>;
   const Real weight = exists ? rows.row_weight.of(row) : Real(-0.0);
-  const bool live = !taken_out(weight);
+  const bool live = !is_masked(weight);
   const int64_t offset = exists ? row * rows.classes : 0;
   const Logit* logits = rows.logits + offset;
   Logit* gradient = exists && rows.gradient ? rows.gradient + offset : nullptr;

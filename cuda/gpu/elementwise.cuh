@@ -10,7 +10,7 @@
 
 namespace jaxloss::gpu {
 
-constexpr int64_t kMostBlocks = 0x7fffffff, kMostBlocksAlongY = 0xffff;  // and along z
+constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 0xffff;  // and along z
 
 enum class Rows { singles, tile, wide };
 
@@ -41,7 +41,7 @@ cudaError_t launch_tiles(cudaStream_t stream, const Loss& loss,
   int lanes = 1;
   while (2 * lanes <= rows.width && lanes < kWarp) lanes *= 2;
   const int64_t blocks = quotient_rounded_up(rows.rows, tile_rows);
-  if (blocks > kMostBlocks) return cudaErrorInvalidConfiguration;
+  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
   elementwise_tile<<<static_cast<unsigned>(blocks), kNarrowThreads, 0, stream>>>(
       loss, rows, static_cast<int>(tile_rows), lanes, vectors);
   return cudaGetLastError();
@@ -51,7 +51,7 @@ template <class Loss, class Prediction, class Target>
 cudaError_t launch_singles(cudaStream_t stream, const Loss& loss,
                            const ElementwiseRows<Prediction, Target, Loss::parameter_count>& rows) {
   const int64_t blocks = quotient_rounded_up(quotient_rounded_up(rows.rows, kPerVector<Prediction>), kNarrowThreads);
-  const unsigned grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);
+  const unsigned grid = static_cast<unsigned>(blocks < kMaxGridX ? blocks : kMaxGridX);
   if constexpr (kBoundByArithmetic<Loss> || Loss::parameter_count > 0) {
     elementwise_singles_in_turn<<<grid, kNarrowThreads, 0, stream>>>(loss, rows);
   } else {
@@ -64,9 +64,9 @@ template <class Loss, class Prediction, class Target>
 cudaError_t launch_wide(cudaStream_t stream, const Loss& loss,
                         const ElementwiseRows<Prediction, Target, Loss::parameter_count>& rows) {
   const int64_t part_size = part_width(rows.width, rows.parts);
-  const int64_t along_y = rows.rows < kMostBlocksAlongY ? rows.rows : kMostBlocksAlongY;
+  const int64_t along_y = rows.rows < kMaxGridY ? rows.rows : kMaxGridY;
   const int64_t along_z = quotient_rounded_up(rows.rows, along_y);
-  if (part_size > kWidePart || rows.parts > kMostBlocks || along_z > kMostBlocksAlongY) {
+  if (part_size > kWidePart || rows.parts > kMaxGridX || along_z > kMaxGridY) {
     return cudaErrorInvalidConfiguration;
   }
   const dim3 grid(static_cast<unsigned>(rows.parts), static_cast<unsigned>(along_y), static_cast<unsigned>(along_z));

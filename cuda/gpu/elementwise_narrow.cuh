@@ -13,7 +13,7 @@ constexpr int kNarrowThreads = 256;
 constexpr int kTileElements = 4096;
 
 // Block b takes `tile_rows` rows from row b · tile_rows on, of up to `kTileElements` elements together. Elements are
-// read once (those of rows taken out too, where they share a vector with others, to no effect), gradients written once.
+// read once (those of masked rows too, where they share a vector with others, to no effect), gradients written once.
 // `vectors`: every tile begins at an aligned address of every array. Each row's losses are summed by `lanes` threads, a
 // power of two. (2 blocks in double: else the compiler would rather spill registers than give a thread more of them.)
 template <class Loss, class Prediction, class Target>
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kNarrowThreads, sizeof(Accumulator<Prediction>
     }
     int row = i / width, column = i - row * width;
     Real weight = weight_of[row];
-    bool out = taken_out(weight);
+    bool out = is_masked(weight);
     parameters.to_row(first_row + row);
     parameters.to_element(first_row * width + i);
 #pragma unroll
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kNarrowThreads, sizeof(Accumulator<Prediction>
           weight = weight_of[row];
           parameters.to_row(first_row + row);
         }
-        out = taken_out(weight);
+        out = is_masked(weight);
       }
       if (k + 1 < step) parameters.to_next_element();
     }
@@ -99,7 +99,7 @@ __device__ __forceinline__ void elementwise_single(
   using Real = Accumulator<Prediction>;
   const Real weight = rows.row_weight[row];
   Real value = 0, derivative = 0;
-  if (!taken_out(weight)) {
+  if (!is_masked(weight)) {
     parameters.to_row(row);
     parameters.to_element(row);
     loss(number(rows.prediction[row]), number(rows.target[row]), parameters.number, value, derivative);
@@ -108,7 +108,7 @@ __device__ __forceinline__ void elementwise_single(
   if (rows.gradient) rows.gradient[row] = stored<Prediction>(weighted(weight, derivative));
 }
 
-// Rows of one element: weights and losses are read and written like the elements, one each. Those taken out are read
+// Rows of one element: weights and losses are read and written like the elements, one each. Masked ones are read
 // too, to no effect.
 template <class Loss, class Prediction, class Target>
 __global__ void __launch_bounds__(kNarrowThreads)
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kNarrowThreads)
     for (int k = 0; k < step; k++) {
       Real derivative;
       loss(x[k], a[k], parameters.number, value[k], derivative);
-      if (taken_out(weight[k])) value[k] = 0;
+      if (is_masked(weight[k])) value[k] = 0;
       x[k] = weighted(weight[k], derivative);
     }
     store<Real>(rows.loss + start, value);

@@ -57,7 +57,7 @@ __device__ __forceinline__ double sum_of_block(double x) {
   return across_lanes(sum, kWarp, Sum());
 }
 
-// Block (i, j, k) takes part i of row j + k · gridDim.y. Its elements are read once, unless the row is taken out, its
+// Block (i, j, k) takes part i of row j + k · gridDim.y. Its elements are read once, unless the row is masked, its
 // gradients written once. A thread adds up its losses in double, a vector at a time: a part may be long.
 template <bool kGradient, class Loss, class Prediction, class Target>
 __global__ void __launch_bounds__(kWideThreads)
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kWideThreads)
   const Real weight = rows.row_weight[row];
   const PartOfRow<Prediction> part(count, prediction, target, kGradient ? gradient : prediction);
 
-  if (taken_out(weight)) {
+  if (is_masked(weight)) {
     const Real zeros[step] = {};
     if (kGradient) {
       for (int i = threadIdx.x; i < part.edges; i += kWideThreads) gradient[part.edge(i)] = stored<Prediction>(Real(0));

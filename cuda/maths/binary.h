@@ -119,7 +119,7 @@ struct WeightedBinaryCrossEntropy {
 //
 // With b the target's share of the class that the logit speaks for, q = (1 − b + b e^−|x|) / (1 + e^−|x|). The
 // derivative is α q^γ times (γ q′/q nll + nll′), and q′/q stays finite where q and e^−|x| underflow: for b = 1 they
-// cancel. What is not finite in nll is taken out by a q′ of 0, and a q of 0 by a γ of 0; what is not finite in any of
+// cancel. What is not finite in nll is masked by a q′ of 0, and a q of 0 by a γ of 0; what is not finite in any of
 // them by weights of 0.
 struct FocalBinaryCrossEntropy {
   static constexpr const char* name = "focal_binary_cross_entropy";

@@ -69,7 +69,7 @@ _CLASSES = table(
     softcap: $s$, <number> above 0: a logit $x$ becomes $s \tanh(x / s)$. It bounds masked logits too, to $-s$. None
         for no bound.
     margin: $m$, <number>, <of rows>: what the logit of the label is lowered by, after the softcap and before the
-        temperature. Of cosines, with `temperature=1 / s`, it is the large margin cosine loss. <labels alone>
+        temperature. <labels alone> Of cosines, with `temperature=1 / s`, it is the large margin cosine loss.
     of rows: or one per row, of the shapes that `where` may have
     labels alone: Only for a target of class indices that are not mixed.
     temperature: $T$, <number> above 0; it divides the logits after the softcap.

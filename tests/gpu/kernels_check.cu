@@ -365,7 +365,7 @@ void check_elementwise(Buffers& buffers) {
     std::vector<Expected> losses(shape.rows * shape.parts), gradient(count);
     const TestParameters<Real, Loss::parameter_count> parameters(random, shape.rows, shape.width);
     for (int64_t row = 0; row < shape.rows; row++) {
-      const int kind = static_cast<int>((row + seed) % 8);  // 0: taken out; 1: weight zero, and a NaN; 2: infinities
+      const int kind = static_cast<int>((row + seed) % 8);  // 0: masked; 1: weight zero, and a NaN; 2: infinities
       weight[row] = static_cast<Real>(kind == 0 ? -0.0 : kind == 1 ? 0.0 : random.normal());
       for (int64_t i = 0; i < shape.width; i++) {
         double x = random.normal() * (random.below(8) ? 3 : 60), a = random.uniform();
@@ -433,7 +433,7 @@ struct TestRows {
   bool from_sums;  // for the gradient kernel
 };
 
-// A row of logits of one of several kinds; `kind` 0 is for rows that are taken out.
+// A row of logits of one of several kinds; `kind` 0 is for rows that are masked.
 enum Kind {
   kTakenOut,
   kNormal,
@@ -625,7 +625,7 @@ constexpr int64_t kClasses[] = {1,    2,    3,    4,    5,     6,     8,     10,
                                 1025, 4097, 8192, 8200, 32001, 50257, 50264, 100003, 128256};
 constexpr int64_t kRows[] = {1, 2, 3, 7, 33, 1000, 20011};
 
-// The same rows, but that those whose loss is no number, or so large that sums overflow, are taken out. Each row
+// The same rows, but that those whose loss is no number, or so large that sums overflow, are masked. Each row
 // has a weight of its own.
 template <class Logit, class Target>
 Case<Logit, Target> with_finite_losses(Case<Logit, Target> c, int64_t classes) {
