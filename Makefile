@@ -28,19 +28,19 @@ example: ## train one of the examples: NAME=image_classifier, or another of docs
 	@tools/environment examples
 	$(python) -m examples.$(NAME) $(ARGS)
 
-test: ## every test, and of the large products of parameters a choice: a quarter of an hour on two cores
+test: ## every test, and of the large products of parameters a choice: some twelve minutes on two cores
 	@tools/environment test
-	@echo "make test: about a quarter of an hour on two idle cores, less once it has run here"
+	@echo "make test: some twelve minutes on two idle cores, less once it has run here"
 	$(pytest) -m "not slow and not rest" $(ARGS)
 
-check: ## a few tests of every layer: a minute and a half
+check: ## a few tests of every layer: about a minute
 	@tools/environment test
-	@echo "make check: about a minute and a half on two idle cores"
+	@echo "make check: about a minute on two idle cores"
 	$(pytest) -m smoke $(ARGS)
 
-test-all: ## what `make test` leaves out: the rest of the products, and the examples
+test-all: ## what `make test` leaves out: the rest of the products but the largest, and the examples
 	@tools/environment test
-	@echo "make test-all: what make test leaves out, about fifteen minutes on two idle cores"
+	@echo "make test-all: what make test leaves out, some ten minutes on two idle cores"
 	$(pytest) -m slow $(ARGS)
 
 mutants: ## faults, one after the other, that the tests must see: ARGS="--only binary" for some, an hour and more for all

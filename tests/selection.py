@@ -1,8 +1,8 @@
 """What `make test` leaves to `make test-all`, and what `make check` runs: chosen by parameters alone, so the same in every run.
 
 Of a test of three parameters or more, `make test` runs so many cells that every two values of two parameters are together in
-one of them; of some tests, every third or fourth cell of each row and column of their table. The products of losses are whole
-for one loss of elements and one of rows, whose code the others share.
+one of them; of some tests, every third or fourth cell of each row and column of their table. Two products are whole for a loss
+whose code the others share.
 """
 
 import collections
@@ -12,14 +12,15 @@ import pytest
 
 import losses
 
-IN_FULL = (losses.Case(losses.BINARY, "probabilities"), losses.Case(losses.CATEGORICAL, "indices"))
-PRODUCTS = {"test_edges::test_empty", "test_transforms::test_jitted", "test_values::test_types_and_reductions"}
-"""Tests whose every cell of these two losses is in `make test`."""
+ELEMENTS, ROWS = losses.Case(losses.BINARY, "probabilities"), losses.Case(losses.CATEGORICAL, "indices")
+PRODUCTS = {"test_transforms::test_jitted": (ROWS,), "test_values::test_types_and_reductions": (ELEMENTS, ROWS)}
+"""Tests whose every cell of these losses is in `make test`."""
 
 DIAGONALS = {
     "test_axis_name::test_agrees_with_the_formula": (8, 4),
     "test_batch_invariance::test_random_cuts": (4, 1),
     "test_cross_entropy_options::test_alone_and_in_pairs": (6, 1),
+    "test_cross_entropy_options::test_widths": (4, 1),
     "test_distillation::test_widths": (2, 1),
     "test_distillation_derivatives::test_derivatives_of_all_operands": (3, 1),
     "test_formulas::test_transforms_without_kernels": (2, 1),
@@ -30,7 +31,7 @@ DIAGONALS = {
     "test_mesh_axis_types::test_auto_axes_of_an_explicit_mesh": (3, 1),
     "test_mesh_axis_types::test_eager_values_and_gradients": (2, 1),
     "test_mesh_axis_types::test_partly_manual": (None, 2),
-    "test_mesh_axis_types::test_placements": (None, 2),
+    "test_mesh_axis_types::test_placements": (4, 2),
     "test_infinite_logits::test_its_row_is_nan": (None, 3),
     "test_shard_map::test_gradient_inside": (4, 2),
     "test_shard_map::test_gradient_outside": (2, 1),
@@ -144,7 +145,9 @@ def in_make_test(name: str, items) -> set[int]:
     if name in PRODUCTS:
         params = [item.callspec.params for item in items]
         chosen |= {
-            place for place, of in enumerate(params) if of["case"] in IN_FULL and of.get("reductions") != ("sum",)
+            place
+            for place, of in enumerate(params)
+            if of["case"] in PRODUCTS[name] and of.get("reductions") != ("sum",)
         }
     return chosen
 
