@@ -13,7 +13,7 @@ sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name
 # A file's tests share programs: one process runs them all.
 pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo example test check test-all mutants test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs cuda wheel try-wheel clean
+.PHONY: help demo example test check test-all mutants test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs cuda wheel try-wheel try-adding-a-loss clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -99,6 +99,10 @@ wheel: ## the wheel of a release, into dist/; ARGS=--cpu-only without CUDA, in t
 try-wheel: ## install the wheels of dist/ as users do, and let each check itself
 	@tools/environment
 	$(python) tools/try_wheel.py $(ARGS)
+
+try-adding-a-loss: ## follow docs/adding_a_loss.diff in a copy of the checkout: build it, and run the tests of that loss
+	@tools/environment test
+	$(python) tools/try_adding_a_loss.py
 
 clean: ## remove what these commands made
 	rm -rf .venv .venv-newest build dist demo/output docs/notebooks
