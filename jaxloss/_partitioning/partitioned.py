@@ -38,21 +38,21 @@ class Call:
     """What is to be partitioned.
 
     Attributes:
-        description: what makes the same call in another process.
+        description: what makes the same call in another process, None for a call that holds a caller's function.
         whole: the op where nothing is split.
         partition: from a mesh of the automatic axes, the operands' shapes and specs, and the results' ranks.
         rule: from the ranks of operands and results, which axes of them are split alike, as
             `jax.experimental.custom_partitioning` has it.
     """
 
-    description: Description
+    description: Description | None
     whole: Op
     partition: Callable[[Any, Sequence[jax.ShapeDtypeStruct], Sequence[PartitionSpec], Sequence[int]], Partition]
     rule: Callable[[Sequence[int], Sequence[int]], str]
 
     def __call__(self, *operands: Array) -> tuple[Array, ...]:
         """The call on operands that the partitioner may have split."""
-        if not NAMED:
+        if not NAMED or self.description is None:
             return _with_custom_partitioning(self)(*operands)
         jaxpr = jax.make_jaxpr(self.whole)(*operands)
         return tuple(primitive.bind(*operands, call=self, jaxpr=jaxpr, platform=None))
@@ -86,7 +86,6 @@ def _compiled(call: Call) -> Op:
     return jax.jit(call)
 
 
-@functools.cache
 def _with_custom_partitioning(call: Call) -> Op:
     """The call by what is public of JAX: a compiled program that no cache finds again and that is not exported."""
 
