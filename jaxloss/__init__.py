@@ -22,7 +22,7 @@ from jaxloss.categorical import (
     log_prob,
 )
 from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
-from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob
+from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob, linear_objective
 from jaxloss.regression import (
     d_huber,
     d_log_cosh,
@@ -80,6 +80,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_with_stats",
     "linear_log_prob",
+    "linear_objective",
     "log_cosh",
     "log_prob",
     "mae",

@@ -1,5 +1,8 @@
 """Multiclass losses of the logits `hidden @ kernel`, which are never materialized: for language models."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
@@ -9,10 +12,12 @@ from jaxloss._checks import debug as _debug
 from jaxloss._checks.classes import Options
 from jaxloss._checks.debug import watched
 from jaxloss._checks.linear import checked
+from jaxloss._checks.objective import checked as checked_objective
 from jaxloss._docs.described import described
-from jaxloss._docs.losses import STATISTICS, TOKENS, UNREDUCED
+from jaxloss._docs.losses import OBJECTIVE, STATISTICS, TOKENS, UNREDUCED
 from jaxloss._linear import autodiff as _linear
-from jaxloss._types import AxisName, Normalizer, Reduction
+from jaxloss._linear import objective as _objective
+from jaxloss._types import AxisName, Normalizer, Per, Reduction, TokenNormalizer
 from jaxloss.categorical import CrossEntropyStats, public_stats
 
 
@@ -225,6 +230,71 @@ def linear_log_prob(
         axis_name=axis_name,
     )
     return _negated(losses)
+
+
+@watched(_debug.linear)
+@described(OBJECTIVE)
+def linear_objective(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    objective: Callable[..., Any],
+    *data: ArrayLike,
+    bias: ArrayLike | None = None,
+    kernel_axis: int = -1,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    num_classes: int | None = None,
+    per: Per | None = None,
+    group: int | None = None,
+    normalizer: TokenNormalizer = None,
+    shift: int = 0,
+    chunk_size: int | None = None,
+    accumulate_dtype: DTypeLike = jnp.float32,
+    precision: jax.lax.PrecisionLike | None = None,
+    axis_name: AxisName = None,
+    has_aux: bool = False,
+) -> Any:
+    r"""The sum of any function of tokens' log-probabilities, entropies and log-sum-exps, without their logits.
+
+    $$\frac1n \sum_b f(\log p_b, H_b, \mathrm{lse}_b, m_b, d_b)$$
+
+    """
+    plan, operands, examples, rest = checked(
+        hidden,
+        kernel,
+        labels,
+        Options(None, 0.0, 0.0, softcap, temperature, num_classes),
+        bias=bias,
+        kernel_axis=kernel_axis,
+        where=where,
+        ignore_index=ignore_index,
+        weights=None,
+        clip=None,
+        reduction="sum",
+        normalizer=None,
+        shift=shift,
+        chunk_size=chunk_size,
+        accumulate_dtype=accumulate_dtype,
+        precision=precision,
+        axis_name=axis_name,
+    )
+    blocks, flat, aux = checked_objective(
+        plan,
+        operands,
+        examples,
+        rest,
+        objective,
+        data,
+        per=per,
+        group=group,
+        normalizer=normalizer,
+        has_aux=has_aux,
+    )
+    value, *sums = _objective.value(blocks, flat)
+    return (value, jax.tree.unflatten(aux, sums)) if has_aux else value
 
 
 @inlined()

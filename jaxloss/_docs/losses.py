@@ -161,3 +161,23 @@ STATISTICS = table(r"""
         `lse` and `entropy` are differentiable like the loss, alone or together with it; gradients stop at the others.
     """)
 """What a loss with statistics has in place of that."""
+
+OBJECTIVE = table(
+    r"""
+    hidden: x.
+    kernel: x.
+    labels: x.
+    objective: x.
+    data: x.
+    bias: x.
+    kernel_axis: x.
+    per: x.
+    group: x.
+    shift: x.
+    chunk_size: x.
+    accumulate_dtype: x.
+    precision: x.
+    has_aux: x.
+    """,
+    TOKENS,
+)

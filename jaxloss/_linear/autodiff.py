@@ -122,15 +122,7 @@ def _batched(
     """The rule of `custom_vmap` for the op that `op_of` makes of a plan; `sums`: if it sums over tokens."""
     of_tokens = ("hidden", "labels", "row_weight")
     if sums or any(jax.tree.leaves(batched._replace(**dict.fromkeys(of_tokens)))):
-        # One after the other: each is a scan over chunks as large as memory allows.
-        op, (arrays, structure) = op_of(plan), jax.tree.flatten(operands)
-        has_axis = jax.tree.leaves(batched)
-
-        def one(several):
-            own = iter(several)
-            return op(structure.unflatten(next(own) if has else a for a, has in zip(arrays, has_axis, strict=True)))
-
-        results = jax.lax.map(one, [a for a, has in zip(arrays, has_axis, strict=True) if has])
+        results = one_after_the_other(op_of(plan), batched, operands)
     else:  # a batch axis is one more axis of tokens
         wider = dataclasses.replace(plan, token_rank=plan.token_rank + 1)
         with_axis = {
@@ -139,6 +131,30 @@ def _batched(
         }
         results = op_of(wider)(operands._replace(**with_axis))
     return results, tuple(True for _ in results)
+
+
+def one_after_the_other(op: Callable[[Any], tuple[Array, ...]], batched, operands) -> tuple[Array, ...]:
+    """An op of a tree of operands, some of which have a batch axis: each is a scan over chunks as memory allows."""
+    arrays, structure = jax.tree.flatten(operands)
+    has_axis = jax.tree.leaves(batched)
+
+    def one(several):
+        own = iter(several)
+        return op(structure.unflatten(next(own) if has else a for a, has in zip(arrays, has_axis, strict=True)))
+
+    return jax.lax.map(one, [a for a, has in zip(arrays, has_axis, strict=True) if has])
+
+
+def with_derivative_of(plain: Callable[[Any], tuple[Array, ...]], op: Callable) -> Callable[[Any], tuple[Array, ...]]:
+    """An op of a tree of operands, whose derivative is that of `plain`."""
+    differentiable = jax.custom_jvp(op)
+
+    def tangent(primals, tangents) -> Any:
+        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(plain, primals, tangents)
+        return differentiable(*primals), jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
+
+    differentiable.defjvp(tangent, symbolic_zeros=True)
+    return differentiable
 
 
 # ---- with derivatives ------------------------------------------------------------------------------------------------
@@ -181,17 +197,10 @@ def gradients(plan: Plan, wrt: tuple[str, ...]) -> Op:
             size, batched[0], operands, plan, functools.partial(gradients, wrt=wrt), sums=wrt != ("hidden",)
         )
 
-    differentiable = jax.custom_jvp(op)
+    def plain(operands):
+        return _gradients_on_mesh(plan, wrt, direct=False)(*plan.flat(operands))
 
-    def tangent(primals, tangents) -> Any:
-        def plain(operands):
-            return _gradients_on_mesh(plan, wrt, direct=False)(*plan.flat(operands))
-
-        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(plain, primals, tangents)
-        return differentiable(*primals), jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
-
-    differentiable.defjvp(tangent, symbolic_zeros=True)
-    return differentiable
+    return with_derivative_of(plain, op)
 
 
 def _tangents(plan: Plan, operands: LinearOperands, results: Sequence[Array], tangents: LinearOperands) -> tuple:

@@ -32,12 +32,17 @@ def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY) -
     The width of the hidden states does not matter: the products of a chunk, and the traffic of the kernel and of its
     gradient that each chunk costs, all grow with it. The chunks are as equal as multiples allow.
     """
-    largest = FEWEST
-    if isinstance(classes, int):  # and not a size that only the call of an exported program knows
-        largest = max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
+    largest = largest_chunk(classes, itemsize, memory)
     if not isinstance(tokens, int):
         return min(largest, FEWEST // 2)  # they are padded to whole chunks
     return max(1, min(tokens, math.ceil(equal_size(tokens, largest) / MULTIPLE) * MULTIPLE))
+
+
+def largest_chunk(classes: int, itemsize: int, memory: int) -> int:
+    """How many tokens a chunk has at most, however they are divided."""
+    if not isinstance(classes, int):  # a size that only the call of an exported program knows
+        return FEWEST
+    return max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
 
 
 def equal_size(count: int, largest: int) -> int:

@@ -189,10 +189,15 @@ class Work:
         """How many tokens a chunk has at most."""
         if self.plan.chunk is not None:
             return self.plan.chunk
+        return chunk_size(self.count, *self.memory_of_token)
+
+    @property
+    def memory_of_token(self) -> tuple[int, int, int]:
+        """The classes of a token, the bytes of one, and the bytes that the logits of a chunk may take."""
         # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
         classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.resharded))
         memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
-        return chunk_size(self.count, classes, self.dtype.itemsize, memory)
+        return classes, self.dtype.itemsize, memory
 
     @property
     def is_one_chunk(self) -> bool:

@@ -29,7 +29,7 @@ class OnMesh:
     """Work on operands that devices may share.
 
     Attributes:
-        description: that of its `Call`s, but for their last argument; None where it has none.
+        description: that of its `Call`s, but for their last argument; None where they have none.
         local: the work of one device. It is given how devices split it, and whether they may have split the tokens
             without its knowledge; then operands.
         operand_roles: the roles of the operands' axes.
@@ -111,6 +111,8 @@ class OnMesh:
             [[names.index(role) for role in roles] for roles in many]
             for many in (self.operand_roles, self.result_roles)
         ]
-        assert self.description is not None
-        module, arguments = self.description
-        return Call((module, (*arguments, outer)), whole, partition, lambda *_: sharding_rule(*numbered))
+        description = None
+        if self.description is not None:
+            module, arguments = self.description
+            description = module, (*arguments, outer)
+        return Call(description, whole, partition, lambda *_: sharding_rule(*numbered))
