@@ -90,7 +90,8 @@ class Linear(Loss):
 def _losses_on_mesh(plan: Plan) -> OnMesh:
     results = (plan.tokens,) * (1 + len(plan.stats))
     of_device = functools.partial(local.losses, plan, True)
-    return OnMesh((__name__, (plan, ())), of_device, plan.flat(plan.roles), results, plan.axes, direct=True)
+    roles, gradient_of = plan.flat(plan.roles), [None] * len(results)
+    return OnMesh((__name__, (plan, ())), of_device, roles, results, plan.axes, direct=True, gradient_of=gradient_of)
 
 
 @functools.cache
@@ -98,7 +99,9 @@ def _gradients_on_mesh(plan: Plan, wrt: tuple[str, ...], direct: bool) -> OnMesh
     of_device = functools.partial(local.gradients, plan, wrt, direct)
     of_tokens = (plan.tokens,) * (1 + len(plan.stats))
     results = (*of_tokens, *(getattr(plan.roles, name) for name in wrt))
-    return OnMesh((__name__, (plan, wrt)), of_device, plan.flat(plan.roles), results, plan.axes, direct)
+    gradient_of = [*([None] * len(of_tokens)), *(plan.places[name] for name in wrt)]
+    roles = plan.flat(plan.roles)
+    return OnMesh((__name__, (plan, wrt)), of_device, roles, results, plan.axes, direct, gradient_of)
 
 
 @functools.cache
@@ -108,7 +111,8 @@ def _tangents_on_mesh(plan: Plan, nonzero: tuple[bool, ...]) -> OnMesh:
     of_tangents = tuple(roles for roles, has_one in zip(roles, nonzero, strict=True) if has_one)
     differentiable = [name for name in plan.stats if name not in ("predicted", "rank")]
     results = (plan.tokens,) * (1 + len(differentiable))
-    return OnMesh(None, of_device, (*roles, *of_tangents), results, plan.axes, direct=False)
+    gradient_of = [None] * len(results)
+    return OnMesh(None, of_device, (*roles, *of_tangents), results, plan.axes, direct=False, gradient_of=gradient_of)
 
 
 def partitioned(plan: Plan, wrt: tuple[str, ...], outer: Split) -> Call:

@@ -111,6 +111,11 @@ class Plan:
         bias = (operands.bias,) if self.has_bias else ()
         return *operands[:4], *bias, *operands.parameters
 
+    @property
+    def places(self) -> dict[str, int]:
+        """Of the operands that a gradient is made of, among the flat ones."""
+        return {"hidden": 0, "kernel": 1, "bias": 4}
+
     def operands(self, flat: Sequence) -> LinearOperands:
         """The reverse."""
         hidden, kernel, labels, row_weight, *rest = flat

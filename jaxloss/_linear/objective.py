@@ -115,7 +115,8 @@ def _on_mesh(plan: BlockPlan, of_device: Callable, wrt: tuple[int, ...], direct:
     roles = plan.roles
     sums = [tuple(f"s{place}.{axis}" for axis in range(len(of.shape))) for place, of in enumerate(plan.objective.sums)]
     results = ((), *sums, *(roles[place] for place in wrt))
-    work = OnMesh(None, of_device, roles, results, plan.plan.axes, direct)
+    gradient_of = [None] * (1 + len(sums)) + list(wrt)
+    work = OnMesh(None, of_device, roles, results, plan.plan.axes, direct, gradient_of)
     return lambda operands: work(*operands)
 
 

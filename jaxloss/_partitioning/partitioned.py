@@ -38,7 +38,8 @@ class Call:
     """What is to be partitioned.
 
     Attributes:
-        description: what makes the same call in another process, None for a call that holds a caller's function.
+        description: what makes the same call in another process. None for a call that holds a caller's function: a
+            program of several devices with one is compiled anew in every process, and not exported.
         whole: the op where nothing is split.
         partition: from a mesh of the automatic axes, the operands' shapes and specs, and the results' ranks.
         rule: from the ranks of operands and results, which axes of them are split alike, as
@@ -52,7 +53,7 @@ class Call:
 
     def __call__(self, *operands: Array) -> tuple[Array, ...]:
         """The call on operands that the partitioner may have split."""
-        if not NAMED or self.description is None:
+        if not NAMED:
             return _with_custom_partitioning(self)(*operands)
         jaxpr = jax.make_jaxpr(self.whole)(*operands)
         return tuple(primitive.bind(*operands, call=self, jaxpr=jaxpr, platform=None))

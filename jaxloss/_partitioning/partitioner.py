@@ -15,6 +15,8 @@ import math
 import pathlib
 import threading
 import types
+import uuid
+import weakref
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -45,14 +47,34 @@ _inferred_by_jax = jax_partitioning._custom_partitioning_infer_sharding_from_ope
 _calls: dict[str, Call] = {}
 
 
-def _name(call: Call) -> str:
-    """The call's name, the same in every process."""
+class _OfThisProcess:
+    """A call that has no description, and the callbacks that split it; the program that it is part of keeps it."""
+
+    def __init__(self, call: Call):
+        self.call, self.name, self.known = call, f"{_LOCAL}{uuid.uuid4().hex}", {}
+
+
+_LOCAL = "of this process: "
+_of_this_process: weakref.WeakValueDictionary[str, _OfThisProcess] = weakref.WeakValueDictionary()
+
+
+def _name(call: Call, module) -> str:
+    """The call's name, the same in every process if it has a description."""
+    if call.description is None:
+        local = _OfThisProcess(call)
+        _of_this_process[local.name] = local
+        module.add_keepalive(local)
+        return local.name
     name = text_of(call.description)
     _calls.setdefault(name, call)
     return name
 
 
 def _call_named(name: str) -> Call:
+    if name.startswith(_LOCAL):
+        if name not in _of_this_process:
+            raise ValueError("the program holds a function of the process that made it: expected one of this process")
+        return _of_this_process[name].call
     if name not in _calls:
         module, arguments = made_of(name)
         _calls[name] = own_module(module).partitioned(*arguments)
@@ -144,7 +166,7 @@ def _lowered(ctx, *values, call: Call, jaxpr, platform: str | None):
         library.PARTITIONED_TARGET,
         result_types=result_types,
         operands=values,
-        backend_config=json.dumps([_name(call), platforms[0], mesh.axis_sizes, mesh.axis_names, manual, _release()]),
+        backend_config=json.dumps([_name(call, context), platforms[0], mesh.axis_sizes, mesh.axis_names, manual, _release()]),
         api_version=2,
         result_shapes=_result_shapes(ctx),
     )
@@ -173,10 +195,12 @@ _known: dict[bytes, Any] = {}
 def _make_known(backend_config: bytes, operands: int, result_shape) -> None:
     """Lets JAX's own callbacks find how a call of so many operands is split; programs are compiled in many threads."""
     results = len(result_shape.tuple_shapes()) if result_shape.is_tuple() else 1
+    name = json.loads(backend_config)[0]
     with _lock:
-        if backend_config not in _known:
-            _known[backend_config] = _callback(backend_config, operands, results)
-        _callbacks_of_jax[backend_config] = _known[backend_config]
+        known = _of_this_process[name].known if name in _of_this_process else _known
+        if backend_config not in known:
+            known[backend_config] = _callback(backend_config, operands, results)
+        _callbacks_of_jax[backend_config] = known[backend_config]
 
 
 def _callback(backend_config: bytes, operands: int, results: int):
