@@ -7,7 +7,7 @@ The losses expect predictions or logits and a target, divide by the batch size, 
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxloss import formulas
+from jaxloss import formulas, objectives
 from jaxloss._checks import other_names
 from jaxloss._checks.debug import debug_checks
 from jaxloss._ffi.library import Backends, backends, export_checks
@@ -85,6 +85,7 @@ __all__ = [
     "log_prob",
     "mae",
     "mse",
+    "objectives",
     "poisson_nll",
     "quantile",
 ]

@@ -55,7 +55,7 @@ def checked(
     rank = plan.token_rank
     shape = (*labels.shape, kernel.shape[0 if plan.classes_first else 1])
     weight = row_weight(examples, shape, dtype, example_rank=rank, row_rank=rank, full=True)
-    factor = _factor(normalizer, examples.where, labels, group, by_sequence)
+    factor = _factor(normalizer, examples.where, labels, group, by_sequence, dtype)
     rank = labels.ndim
     hidden, labels, weight = (_in_blocks(x, rank, group, by_sequence) for x in (hidden, labels, weight))
     arrays = [_in_blocks(x, len(leading), group, by_sequence, of_sequences=True) for x in arrays]
@@ -119,7 +119,9 @@ def _in_blocks(x: Array, rank: int, group: int, by_sequence: bool, of_sequences:
     return jnp.expand_dims(x, axis + 1) if group == 1 else axis_split(x, axis, group)
 
 
-def _factor(normalizer: TokenNormalizer, where: Array | None, labels: Array, group: int, by_sequence: bool):
+def _factor(
+    normalizer: TokenNormalizer, where: Array | None, labels: Array, group: int, by_sequence: bool, dtype
+) -> Array | None:
     """What the sum over all blocks is multiplied by: None for 1, and 0 if it would be divided by 0."""
     if normalizer is None:
         return None
@@ -129,26 +131,25 @@ def _factor(normalizer: TokenNormalizer, where: Array | None, labels: Array, gro
             raise ValueError(f"normalizer is {normalizer!r}, per is 'token': expected 'tokens' or a number")
         blocks = {"tokens": 0, "sequences": 1, "groups": group}[normalizer]
         mask = jnp.ones(labels.shape, bool) if where is None else where
-        return _inverse_count(mask, blocks)
+        return _inverse_count(mask, blocks, dtype)
     n = real_array("normalizer", normalizer)
     if n.shape:
         raise ValueError(f"normalizer has shape {n.shape}: expected a scalar, or one of {', '.join(NORMALIZERS)}")
-    return _inverse(n)
+    return _inverse(n.astype(dtype))
 
 
-@inlined(static_argnums=1)
-def _inverse_count(mask: Array, sequences: int) -> Array:
+@inlined(static_argnums=(1, 2))
+def _inverse_count(mask: Array, sequences: int, dtype) -> Array:
     """1 over the number of tokens, or of blocks of so many sequences, that are not masked altogether."""
     if sequences:
         mask = mask.any(-1)
     if sequences > 1:
         mask = axis_split(mask, mask.ndim - 1, sequences).any(-1)
-    return _inverse(mask.sum(dtype=jnp.float32))
+    return _inverse(mask.sum(dtype=dtype))
 
 
 @inlined()
 def _inverse(n: Array) -> Array:
-    n = n if jnp.issubdtype(n.dtype, jnp.floating) else n.astype(jnp.float32)
     return jnp.where(n == 0, 0, 1 / jnp.where(n == 0, 1, n))
 
 

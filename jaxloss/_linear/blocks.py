@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from jaxloss._arrays import Array, along, is_masked, manual_axes, promoted, varying
+from jaxloss._arrays import MASKED, Array, along, manual_axes, promoted, varying
 from jaxloss._autodiff import row_loss
 from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import BOUNDED, scale_beyond, times
@@ -198,19 +198,29 @@ class BlockWork(Work):
     def of_bias(self, d_logits: tuple[Array, Array | None]) -> Array:
         return times(super().of_bias(d_logits[0]), d_logits[1])
 
+    def chunk(self, rows: Sequence[Array]) -> tuple[Sequence[Array], Array, Operands]:
+        """Of a chunk the data of its blocks, the mask of its tokens, and the operands of their row loss."""
+        hidden, labels, weight = self.tokens_of(rows[-3:])
+        # Not by its sign, which XLA's partitioner may have lost: all others are 1.
+        mask = weight != 0
+        weight = jnp.where(mask, weight, MASKED)
+        if not self.direct:  # second order multiplies hidden states with a tangent: 0 · NaN would be NaN
+            hidden = self.kept(hidden, weight)
+        return rows[:-3], mask, self.row_operands(hidden, labels, weight)
+
     def statistics(self, operands: Operands) -> tuple[Array, list[Array]]:
         """The log-probabilities of tokens' labels, and maximum, logarithm of the sum, and entropy if it is needed."""
         losses, maximum, log_sum, *details = row_loss.value_and_stats(self.loss)(operands)
         return 0 - losses, [maximum, log_sum, *details[1:2]]
 
-    def value(self, weight: Array, of_tokens: Sequence[Array], data: Sequence[Array], factor, closed_over):
+    def value(self, mask: Array, of_tokens: Sequence[Array], data: Sequence[Array], factor, closed_over):
         """The sum over the blocks that count, and the sums beside it.
 
         A block of masked tokens alone counts nothing. It is computed, with all others, of what a block that counts
         holds: an objective may be undefined where there is no token.
         """
         shape = (-1, *(self.block_shape or (1,)))
-        mask = ~is_masked(weight).reshape(shape)
+        mask = mask.reshape(shape)
         counts = mask.any(tuple(range(1, mask.ndim)))
         first = jnp.argmax(counts)
 
@@ -241,9 +251,9 @@ def values(blocks: BlockPlan, direct: bool, split: Split, strided: bool, *flat: 
     work = BlockWork(blocks, split, flat, direct=direct)
 
     def forward(rows):
-        hidden, labels, weight = work.tokens_of(rows[-3:])
-        of_tokens = _of_tokens(*work.statistics(work.row_operands(hidden, labels, weight)))
-        value, sums = work.value(weight, of_tokens, rows[:-3], work.factor, work.closed_over)
+        data, mask, row_operands = work.chunk(rows)
+        of_tokens = _of_tokens(*work.statistics(row_operands))
+        value, sums = work.value(mask, of_tokens, data, work.factor, work.closed_over)
         return (value, *sums), ()
 
     sums, _ = work.scan(strided, Stages(forward), work.initial(), [], *work.data)
@@ -265,21 +275,18 @@ def gradients(
     objective = work.objective
 
     def of_chunk(rows):
-        data, (hidden, labels, weight) = rows[:-3], work.tokens_of(rows[-3:])
-        # What second order multiplies with a tangent: 0 · NaN would be NaN.
-        row_operands = work.row_operands(hidden if direct else work.kept(hidden, weight), labels, weight)
+        data, keep, row_operands = work.chunk(rows)
         log_prob, stats = work.statistics(row_operands)
         known = dict(zip((*of_data, *of_factor, *of_closed_over), (*data, *work.factor, *work.closed_over), strict=True))
 
         def of_live(of_tokens, *now):
             given = {**known, **dict(zip(live, now, strict=True))}
             each = ([given[place] for place in of] for of in (of_data, of_factor, of_closed_over))
-            return work.value(weight, of_tokens, *each)
+            return work.value(keep, of_tokens, *each)
 
         of_tokens = _of_tokens(log_prob, stats)
         value, pull, sums = jax.vjp(of_live, of_tokens, *(known[place] for place in live), has_aux=True)
         cotangents, *of_live_operands = pull(jnp.ones_like(value))
-        keep = ~is_masked(weight)
         cotangents = [jnp.where(keep, cotangent, 0) for cotangent in cotangents]
         scale = None
         if work.dtype == jnp.float16:

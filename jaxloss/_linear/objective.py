@@ -26,6 +26,8 @@ Op = Callable[[tuple[Array, ...]], tuple[Array, ...]]
 @inlined(static_argnums=0)
 def value(plan: BlockPlan, operands: tuple[Array, ...]) -> tuple[Array, ...]:
     """The sum of the objective over all blocks, and the sums beside it."""
+    if plan.plan.whole_rank and not operands[2].shape[-1]:  # sequences without tokens
+        return tuple(jnp.zeros(of.shape, of.dtype) for of in (operands[3].sum(), *plan.objective.sums))
     return _differentiable(plan)(operands)
 
 
