@@ -257,7 +257,7 @@ def linear_objective(
     axis_name: AxisName = None,
     has_aux: bool = False,
 ) -> Any:
-    r"""Any function of tokens' log-probabilities, entropies and log-sum-exps under the logits `hidden @ kernel + bias`.
+    r"""Any function of tokens' log-probabilities, entropies and log-sum-exps under logits `hidden @ kernel + bias`.
 
     $$\frac1n \sum_b f\big((\log p_t, H_t, \mathrm{lse}_t)_{t \in b},\, d_b\big)$$
 
@@ -290,9 +290,9 @@ def linear_objective(
         shift: a token's label is `shift` places further along the last axis of `labels`, as in next-token prediction.
             The last `shift` tokens of each sequence are masked. What else is given per token, such as `where` and
             `data`, is about the tokens that predict.
-        chunk_size: how many tokens a device works on at a time, rounded down to whole blocks, but at least one. Default:
-            as many as fill half a gigabyte of logits, or two gigabytes where devices share tokens and each works on a
-            shard of the vocabulary; at least 2048.
+        chunk_size: how many tokens a device works on at a time, rounded down to whole blocks, but at least one.
+            Default: as many as fill half a gigabyte of logits, or two gigabytes where devices share tokens and each
+            works on a shard of the vocabulary; at least 2048.
         accumulate_dtype: the type that the kernel's gradient is summed in, over chunks and devices.
         precision: that of the matrix products, as `jax.lax.dot_general` takes it.
         has_aux: whether the objective returns `(value, aux)`, a tree of arrays.
@@ -340,7 +340,7 @@ def linear_objective(
         has_aux=has_aux,
     )
     value, *sums = _objective.value(blocks, flat)
-    return (value, jax.tree.unflatten(aux, sums)) if has_aux else value
+    return (value, aux(sums)) if has_aux else value
 
 
 @inlined()

@@ -26,8 +26,8 @@ __all__ = [
     "Tokens",
     "cispo",
     "dpo",
-    "gspo",
     "grpo",
+    "gspo",
     "ipo",
     "kto",
     "orpo",
@@ -170,7 +170,7 @@ def grpo(
     entropy_bonus: ArrayLike = 0.0,
     length_normalized: bool = True,
 ) -> Objective:
-    r"""GRPO: $-\frac1{|y|} \sum_t (\min(r_t A, \mathrm{clip}(r_t, 1 - \epsilon, 1 + \epsilon') A) + c H_t - \beta k_t)$.
+    r"""GRPO: $-\sum_t (\min(r_t A, \mathrm{clip}(r_t, 1 - \epsilon, 1 + \epsilon') A) + c H_t - \beta k_t) / |y|$.
 
     $r_t = \pi_t / \pi^\mathrm{old}_t$, and $k_t = \rho_t - \log \rho_t - 1$ with $\rho_t = \pi^\mathrm{ref}_t / \pi_t$
     estimates the divergence from a reference policy. The mean over sequences is that of `normalizer="sequences"`.
@@ -191,7 +191,6 @@ def grpo(
     Source: Z. Shao et al., *DeepSeekMath* (2024), arXiv:2402.03300; for the estimator J. Schulman, *Approximating KL
     Divergence* (2020).
     """
-
     with_reference = not _known_zero(beta)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array, *reference_log_prob: Array) -> Array:
@@ -211,9 +210,7 @@ def grpo(
     return Objective(objective)
 
 
-def cispo(
-    epsilon_high: ArrayLike = 5.0, epsilon: ArrayLike | None = None, entropy_bonus: ArrayLike = 0.0
-) -> Objective:
+def cispo(epsilon_high: ArrayLike = 5.0, epsilon: ArrayLike | None = None, entropy_bonus: ArrayLike = 0.0) -> Objective:
     r"""CISPO: $-\sum_t (\mathrm{sg}(\mathrm{clip}(r_t, 1 - \epsilon, 1 + \epsilon')) A_t \log \pi_t + c H_t)$.
 
     $r_t = \pi_t / \pi^\mathrm{old}_t$, and sg stops the gradient: the weights are clipped, and no token is dropped. The
@@ -384,8 +381,7 @@ def orpo(weight: ArrayLike = 0.1) -> Objective:
     """
 
     def log_odds(log_p: Array) -> Array:
-        # Of a probability that rounds to 1, those of the number before it: they are finite.
-        log_p = jnp.minimum(log_p, -jnp.finfo(log_p.dtype).eps)
+        log_p = jnp.minimum(log_p, -1e-7)  # of a probability that rounds to 1, odds that are finite
         return log_p - jnp.log(-jnp.expm1(log_p))
 
     def objective(tokens: Tokens) -> Array:

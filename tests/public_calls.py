@@ -144,18 +144,14 @@ def _calls():
     yield Call("linear_log_prob", jaxloss.linear_log_prob, required, {"bias": OF_CLASSES, "where": MASK, **SCALES})
     yield Call(
         "linear_objective",
-        lambda advantages, **rest: jaxloss.linear_objective(rest.pop("hidden"), rest.pop("kernel"), rest.pop("labels"), _policy_gradient, advantages, **rest),
-        {**required, "advantages": WEIGHTS},
-        {"bias": OF_CLASSES, "where": MASK, "normalizer": 3.0, **SCALES},
-        {"per": "token", "chunk_size": 2, "ignore_index": 1, "num_classes": 4},
+        *(jaxloss.linear_objective, required, {"bias": OF_CLASSES, "where": MASK, "normalizer": 3.0, **SCALES}),
+        {"objective": _policy_gradient, "per": "token", "chunk_size": 2, "ignore_index": 1, "num_classes": 4},
     )
-    sequences = {"hidden": HIDDEN[None], "kernel": KERNEL, "labels": LABELS[None]}
-    yield Call("linear_objective, sequences", lambda **rest: jaxloss.linear_objective(objective=_policy_gradient, **rest), sequences)
     yield from _drop_ins()
 
 
-def _policy_gradient(tokens, advantages=1.0):
-    return -(tokens.log_prob * advantages + 0.1 * tokens.entropy).sum()
+def _policy_gradient(tokens):
+    return -(tokens.log_prob + 0.1 * tokens.entropy).sum()
 
 
 def _drop_ins():

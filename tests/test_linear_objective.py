@@ -112,13 +112,17 @@ TRANSFORMS = {
     "reverse_over_reverse": lambda f: jax.grad(
         lambda o: sum(map(jnp.vdot, jax.tree.leaves(jax.grad(f)(o)), jax.tree.leaves(TANGENTS)))
     ),
-    "vmap_grad": lambda f: lambda o: jax.vmap(
-        lambda hidden, advantages, coefficient: jax.grad(f)(
-            {**o, "hidden": hidden, "advantages": advantages, "coefficient": coefficient}
-        )
-    )(*(jnp.stack([o[name], 0.5 * o[name]]) for name in ("hidden", "advantages", "coefficient"))),
+    "vmap_grad": lambda f: (
+        lambda o: jax.vmap(
+            lambda hidden, advantages, coefficient: jax.grad(f)(
+                {**o, "hidden": hidden, "advantages": advantages, "coefficient": coefficient}
+            )
+        )(*(jnp.stack([o[name], 0.5 * o[name]]) for name in ("hidden", "advantages", "coefficient")))
+    ),
     "grad_of_scan": lambda f: jax.grad(
-        lambda o: jax.lax.scan(lambda c, x: (c + jax.checkpoint(f)({**o, "bias": x}), None), 0.0, jnp.stack([o["bias"]] * 2))[0]
+        lambda o: jax.lax.scan(
+            lambda c, x: (c + jax.checkpoint(f)({**o, "bias": x}), None), 0.0, jnp.stack([o["bias"]] * 2)
+        )[0]
     ),
 }
 
@@ -126,7 +130,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms(name):
     transform = TRANSFORMS[name]
-    results = jax.jit(lambda o: [transform(lambda o: f(o)[0])(o) for f in (ours, exact)])(OPERANDS)
+    results = jax.jit(lambda o: [transform(lambda o, f=f: f(o)[0])(o) for f in (ours, exact)])(OPERANDS)
     assert_near(*results, of_largest=1e-4)
 
 
@@ -178,7 +182,9 @@ def test_blocks_of_several_sequences():
 
     def pairs(tokens, reference):
         chosen, rejected = (tokens.log_prob.sum(1) - reference).reshape(-1, 2).T
-        return -jax.nn.log_sigmoid(0.5 * (chosen - rejected)).mean()  # of one pair: the result does not depend on how many there are
+        return -jax.nn.log_sigmoid(
+            0.5 * (chosen - rejected)
+        ).mean()  # of one pair: the result does not depend on how many there are
 
     def ours(hidden, kernel, reference):
         options = {"where": mask, "group": 2, "normalizer": "groups", "chunk_size": 20}
@@ -187,7 +193,9 @@ def test_blocks_of_several_sequences():
     def exact(hidden, kernel, reference):
         return formula(hidden, kernel, SAMPLE.labels, pairs, reference, mask=mask, group=2)
 
-    results = [jax.jit(jax.value_and_grad(f, (0, 1, 2)))(SAMPLE.hidden, SAMPLE.kernel, reference) for f in (ours, exact)]
+    results = [
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(SAMPLE.hidden, SAMPLE.kernel, reference) for f in (ours, exact)
+    ]
     assert_near(*results)
     assert (np.asarray(results[0][1][2])[2:4] == 0).all()
 
@@ -208,7 +216,14 @@ def test_what_is_undefined_for_no_token_does_no_harm():
 
 
 @pytest.mark.parametrize(
-    ("shape", "per", "value"), [((), "token", True), ((T,), "sequence", True), ((2, 3, T), "sequence", True), ((0, T), "sequence", False), ((2, 0), "sequence", False)]
+    ("shape", "per", "value"),
+    [
+        ((), "token", True),
+        ((T,), "sequence", True),
+        ((2, 3, T), "sequence", True),
+        ((0, T), "sequence", False),
+        ((2, 0), "sequence", False),
+    ],
 )
 def test_shapes_of_tokens(shape, per, value):
     s = sample(shape, WIDTH, CLASSES, seed=1)
@@ -241,7 +256,10 @@ def test_in_float64():
 
 
 def test_in_debug_checks():
-    with pytest.raises(ValueError, match=r"linear_objective: labels of row 0, 0 is 99: expected"), jaxloss.debug_checks():
+    with (
+        pytest.raises(ValueError, match=r"linear_objective: labels of row 0, 0 is 99: expected"),
+        jaxloss.debug_checks(),
+    ):
         jaxloss.linear_objective(SAMPLE.hidden, SAMPLE.kernel, np.full((S, T), 99), lambda tokens: tokens.lse.sum())
 
 
@@ -252,20 +270,52 @@ def total(tokens, *data):
 ERRORS = {
     "no function": ({"objective": 3}, TypeError, "objective has type int: expected a function"),
     "per": ({"per": "row"}, ValueError, "per is 'row': expected one of 'sequence', 'token'"),
-    "group": ({"group": 4}, ValueError, r"group is 4, labels has shape \(6, 5\): expected sequences, along axis 0, that are a multiple of 4"),
+    "group": (
+        {"group": 4},
+        ValueError,
+        r"group is 4, labels has shape \(6, 5\): expected a multiple of 4 along axis 0, of sequences",
+    ),
     "no group": ({"group": 0}, ValueError, "group is 0: expected at least 1"),
-    "group of tokens": ({"group": 2, "per": "token"}, ValueError, "group is 2, per is 'token': expected per='sequence'"),
-    "data": ({"data": np.zeros((5, T))}, ValueError, r"data\[0\] has shape \(5, 5\), labels \(6, 5\): expected the leading axes of the sequences \(6,\)"),
+    "group of tokens": (
+        {"group": 2, "per": "token"},
+        ValueError,
+        "group is 2, per is 'token': expected per='sequence'",
+    ),
+    "data": (
+        {"data": np.zeros((5, T))},
+        ValueError,
+        r"data\[0\] has shape \(5, 5\), labels \(6, 5\): expected the leading axes of the sequences \(6,\)",
+    ),
     "a scalar": ({"data": 1.0}, ValueError, r"data\[0\] has shape \(\).*write jnp.broadcast_to"),
-    "data of tokens": ({"data": np.zeros(S), "per": "token"}, ValueError, r"data\[0\] has shape \(6,\), labels \(6, 5\): expected the leading axes \(6, 5\)"),
+    "data of tokens": (
+        {"data": np.zeros(S), "per": "token"},
+        ValueError,
+        r"data\[0\] has shape \(6,\), labels \(6, 5\): expected the leading axes \(6, 5\)",
+    ),
     "no data": ({"data": "advantages"}, TypeError, r"data\[0\] has type str"),
-    "no scalar": ({"objective": lambda tokens, data: tokens.log_prob}, ValueError, r"objective returns an array of shape \(1, 5\): expected a scalar; write .sum"),
+    "no scalar": (
+        {"objective": lambda tokens, data: tokens.log_prob},
+        ValueError,
+        r"objective returns an array of shape \(1, 5\): expected a scalar; write .sum",
+    ),
     "nothing": ({"objective": lambda tokens, data: None}, TypeError, "objective returns a NoneType: expected a scalar"),
-    "an integer": ({"objective": lambda tokens, data: tokens.mask.sum()}, TypeError, "objective returns a scalar of dtype int32: expected a floating"),
+    "an integer": (
+        {"objective": lambda tokens, data: tokens.mask.sum()},
+        TypeError,
+        "objective returns a scalar of dtype int32: expected a floating",
+    ),
     "no aux": ({"has_aux": True}, TypeError, r"objective returns a .*: expected \(value, aux\), as has_aux=True says"),
     "aux": ({"objective": lambda tokens, data: (tokens.log_prob.sum(), 0)}, TypeError, "write has_aux=True"),
-    "normalizer": ({"normalizer": "mean"}, ValueError, "normalizer is 'mean': expected one of 'tokens', 'sequences', 'groups'"),
-    "sequences of tokens": ({"normalizer": "sequences", "per": "token", "data": np.zeros((S, T))}, ValueError, "normalizer is 'sequences', per is 'token'"),
+    "normalizer": (
+        {"normalizer": "mean"},
+        ValueError,
+        "normalizer is 'mean': expected one of 'tokens', 'sequences', 'groups'",
+    ),
+    "sequences of tokens": (
+        {"normalizer": "sequences", "per": "token", "data": np.zeros((S, T))},
+        ValueError,
+        "normalizer is 'sequences', per is 'token'",
+    ),
     "an array of them": ({"normalizer": np.ones(3)}, ValueError, r"normalizer has shape \(3,\): expected a scalar"),
     "hidden": ({"hidden": SAMPLE.hidden[:4]}, ValueError, "labels has shape"),
     "an option": ({"clip": 0.1}, TypeError, "unexpected keyword argument 'clip'"),
@@ -277,7 +327,8 @@ def test_errors(name):
     given, error, message = ERRORS[name]
     options = dict(given)
     hidden, objective, data = (
-        options.pop(key, default) for key, default in (("hidden", SAMPLE.hidden), ("objective", total), ("data", np.zeros(S)))
+        options.pop(key, default)
+        for key, default in (("hidden", SAMPLE.hidden), ("objective", total), ("data", np.zeros(S)))
     )
     with pytest.raises(error, match=message):
         jaxloss.linear_objective(hidden, SAMPLE.kernel, SAMPLE.labels, objective, data, **options)

@@ -141,9 +141,7 @@ def test_in_shard_map():
         return jax.value_and_grad(total, has_aux=True)(operands)
 
     specs = P("d"), P(None, "v"), P("v"), P("d"), P("d"), P()
-    mapped = jax.shard_map(
-        on_device, mesh=mesh, in_specs=(P("d"), P("d"), P(), specs), out_specs=((P(), P()), specs)
-    )
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(P("d"), P("d"), P(), specs), out_specs=((P(), P()), specs))
     assert_same(jax.jit(mapped)(labels, MASK, jnp.float32(1), arrays), expected)
 
 
@@ -154,7 +152,10 @@ def test_what_an_objective_may_not_close_over():
     def loss(hidden, kernel, factor):
         return jaxloss.linear_objective(hidden, kernel, labels[: len(hidden)], lambda t: (factor * t.log_prob).sum())
 
-    with jax.set_mesh(meshes.mesh(AxisType.Explicit, ("d", "v"))), pytest.raises(ValueError, match="closes over a traced array"):
+    with (
+        jax.set_mesh(meshes.mesh(AxisType.Explicit, ("d", "v"))),
+        pytest.raises(ValueError, match="closes over a traced array"),
+    ):
         jax.jit(loss)(jax.device_put(hidden, P("d")), kernel, 2.0)
     mesh = meshes.mesh(AxisType.Auto, ("d", "v"))
     mapped = jax.shard_map(

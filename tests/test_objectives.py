@@ -18,7 +18,9 @@ MASK = np.arange(T) < np.array(LENGTHS)[:, None]
 LOG_PROB = np.asarray(statistics(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, MASK).log_prob)
 ADVANTAGES = np.array([1.0, -0.5, 0.25, -2.0], np.float32)
 # Near enough for ratios on both sides of each bound; what is masked is NaN.
-OLD, REFERENCE = (np.where(MASK, LOG_PROB + scale * RNG.normal(size=(S, T)), np.nan).astype(np.float32) for scale in (0.3, 0.5))
+OLD, REFERENCE = (
+    np.where(MASK, LOG_PROB + scale * RNG.normal(size=(S, T)), np.nan).astype(np.float32) for scale in (0.3, 0.5)
+)
 CLOSE = np.where(MASK, LOG_PROB + 0.0005 * RNG.normal(size=(S, T)), np.nan).astype(np.float32)
 OF_SEQUENCES = np.where(MASK, REFERENCE, 0).sum(1)
 DESIRABLE, DIVERGENCE = np.array([True, False, False, True]), np.full(S, 0.3, np.float32)
@@ -96,19 +98,84 @@ TOTALS = {"tokens": sum(LENGTHS), "sequences": S, "groups": 2}
 # Each objective, its data, the equation, and how it is normalised.
 CASES = {
     "reinforce": (objectives.reinforce(0.1), (ADVANTAGES,), of_tokens(lambda lp, h, a: -a * lp - 0.1 * h), TOKENS),
-    "ppo": (objectives.ppo(0.2, 0.3, 0.01), (ADVANTAGES, OLD), of_tokens(lambda lp, h, a, old: -surrogate(jnp.exp(lp - old), a, 0.2, 0.3) - 0.01 * h), TOKENS),
-    "ppo of tokens": (objectives.ppo(), (np.where(MASK, 1 + REFERENCE, np.nan), OLD), of_tokens(lambda lp, h, a, old: -surrogate(jnp.exp(lp - old), a)), {**TOKENS, "per": "token"}),
-    "grpo": (objectives.grpo(epsilon_high=0.28, beta=0.04, entropy_bonus=0.01), (ADVANTAGES, OLD, REFERENCE), of_sequences(lambda *x: -grpo_of_token(*x).mean()), SEQUENCES),
-    "grpo without reference": (objectives.grpo(), (ADVANTAGES, OLD), of_sequences(lambda lp, h, a, old: -surrogate(jnp.exp(lp - old), a).mean()), SEQUENCES),
-    "dapo": (objectives.grpo(epsilon_high=0.28, beta=0.04, entropy_bonus=0.01, length_normalized=False), (ADVANTAGES, OLD, REFERENCE), of_tokens(lambda *x: -grpo_of_token(*x)), TOKENS),
-    "cispo": (objectives.cispo(0.1, entropy_bonus=0.01), (ADVANTAGES, OLD), of_tokens(lambda lp, h, a, old: -jax.lax.stop_gradient(min_(jnp.exp(lp - old), 1.1)) * a * lp - 0.01 * h), TOKENS),
-    "gspo": (objectives.gspo(), (ADVANTAGES, CLOSE), of_sequences(lambda lp, h, a, old: -surrogate(jnp.exp((lp - old).mean()), a, 3e-4, 4e-4)), SEQUENCES),
-    "dpo": (objectives.dpo(0.3, 0.1), (REFERENCE,), of_pairs(lambda w, l, rw, rl: -0.9 * jnp.log(sigma(0.3 * ((w - rw).sum() - (l - rl).sum()))) - 0.1 * jnp.log(sigma(-0.3 * ((w - rw).sum() - (l - rl).sum())))), PAIR),
-    "dpo of sequences": (objectives.dpo(), (OF_SEQUENCES,), of_pairs(lambda w, l, rw, rl: -jnp.log(sigma(0.1 * (w.sum() - rw - l.sum() + rl)))), PAIR),
-    "ipo": (objectives.ipo(0.2), (REFERENCE,), of_pairs(lambda w, l, rw, rl: ((w - rw).sum() - (l - rl).sum() - 2.5) ** 2), PAIR),
+    "ppo": (
+        objectives.ppo(0.2, 0.3, 0.01),
+        (ADVANTAGES, OLD),
+        of_tokens(lambda lp, h, a, old: -surrogate(jnp.exp(lp - old), a, 0.2, 0.3) - 0.01 * h),
+        TOKENS,
+    ),
+    "ppo of tokens": (
+        objectives.ppo(),
+        (np.where(MASK, 1 + REFERENCE, np.nan), OLD),
+        of_tokens(lambda lp, h, a, old: -surrogate(jnp.exp(lp - old), a)),
+        {**TOKENS, "per": "token"},
+    ),
+    "grpo": (
+        objectives.grpo(epsilon_high=0.28, beta=0.04, entropy_bonus=0.01),
+        (ADVANTAGES, OLD, REFERENCE),
+        of_sequences(lambda *x: -grpo_of_token(*x).mean()),
+        SEQUENCES,
+    ),
+    "grpo without reference": (
+        objectives.grpo(),
+        (ADVANTAGES, OLD),
+        of_sequences(lambda lp, h, a, old: -surrogate(jnp.exp(lp - old), a).mean()),
+        SEQUENCES,
+    ),
+    "dapo": (
+        objectives.grpo(epsilon_high=0.28, beta=0.04, entropy_bonus=0.01, length_normalized=False),
+        (ADVANTAGES, OLD, REFERENCE),
+        of_tokens(lambda *x: -grpo_of_token(*x)),
+        TOKENS,
+    ),
+    "cispo": (
+        objectives.cispo(0.1, entropy_bonus=0.01),
+        (ADVANTAGES, OLD),
+        of_tokens(lambda lp, h, a, old: -jax.lax.stop_gradient(min_(jnp.exp(lp - old), 1.1)) * a * lp - 0.01 * h),
+        TOKENS,
+    ),
+    "gspo": (
+        objectives.gspo(),
+        (ADVANTAGES, CLOSE),
+        of_sequences(lambda lp, h, a, old: -surrogate(jnp.exp((lp - old).mean()), a, 3e-4, 4e-4)),
+        SEQUENCES,
+    ),
+    "dpo": (
+        objectives.dpo(0.3, 0.1),
+        (REFERENCE,),
+        of_pairs(
+            lambda w, lose, rw, rl: (
+                -0.9 * jnp.log(sigma(0.3 * ((w - rw).sum() - (lose - rl).sum())))
+                - 0.1 * jnp.log(sigma(-0.3 * ((w - rw).sum() - (lose - rl).sum())))
+            )
+        ),
+        PAIR,
+    ),
+    "dpo of sequences": (
+        objectives.dpo(),
+        (OF_SEQUENCES,),
+        of_pairs(lambda w, lose, rw, rl: -jnp.log(sigma(0.1 * (w.sum() - rw - lose.sum() + rl)))),
+        PAIR,
+    ),
+    "ipo": (
+        objectives.ipo(0.2),
+        (REFERENCE,),
+        of_pairs(lambda w, lose, rw, rl: ((w - rw).sum() - (lose - rl).sum() - 2.5) ** 2),
+        PAIR,
+    ),
     "kto": (objectives.kto(0.3, 1.5, 0.75), (DESIRABLE, OF_SEQUENCES, DIVERGENCE), of_sequences(kto), SEQUENCES),
-    "simpo": (objectives.simpo(), (), of_pairs(lambda w, l: -jnp.log(sigma(2 * w.mean() - 2 * l.mean() - 0.5))), PAIR),
-    "orpo": (objectives.orpo(0.25), (), of_pairs(lambda w, l: -w.mean() - 0.25 * jnp.log(sigma(jnp.log(odds(w) / odds(l))))), PAIR),
+    "simpo": (
+        objectives.simpo(),
+        (),
+        of_pairs(lambda w, lose: -jnp.log(sigma(2 * w.mean() - 2 * lose.mean() - 0.5))),
+        PAIR,
+    ),
+    "orpo": (
+        objectives.orpo(0.25),
+        (),
+        of_pairs(lambda w, lose: -w.mean() - 0.25 * jnp.log(sigma(jnp.log(odds(w) / odds(lose))))),
+        PAIR,
+    ),
 }
 
 
@@ -122,7 +189,9 @@ def test_value_and_gradients(name):
         every = np.where(MASK, SAMPLE.labels, -100)
         if options.get("per") == "token" and data[0].ndim == 1:
             data = (jnp.broadcast_to(data[0][:, None], MASK.shape), *data[1:])
-        return jaxloss.linear_objective(hidden, kernel, every, objective, *data, ignore_index=-100, chunk_size=2 * T, **options)
+        return jaxloss.linear_objective(
+            hidden, kernel, every, objective, *data, ignore_index=-100, chunk_size=2 * T, **options
+        )
 
     def exact(hidden, kernel, *data):
         return equation(statistics(hidden, kernel, SAMPLE.labels, MASK), *data) / TOTALS[options["normalizer"]]
@@ -163,10 +232,31 @@ def test_numbers_may_be_traced():
 
 ERRORS = {
     "an odd number of sequences": (objectives.dpo(), 3, (np.zeros(3),), {}, ValueError, "group is 2, labels has shape"),
-    "advantages of tokens": (objectives.gspo(), 4, (OLD, OLD), {}, ValueError, r"advantages has further axes of shape \(5,\)"),
+    "advantages of tokens": (
+        objectives.gspo(),
+        4,
+        (OLD, OLD),
+        {},
+        ValueError,
+        r"advantages has further axes of shape \(5,\)",
+    ),
     "pairs of tokens": (objectives.simpo(), 4, (), {"per": "token", "group": 2}, ValueError, "per is 'token'"),
-    "no reference": (objectives.grpo(beta=0.1), 4, (ADVANTAGES, OLD), {}, TypeError, "beta is 0.1, and there are 2 arrays of data: expected"),
-    "a reference": (objectives.grpo(), 4, (ADVANTAGES, OLD, OLD), {}, TypeError, "beta is 0.0, and there are 3 arrays of data: expected"),
+    "no reference": (
+        objectives.grpo(beta=0.1),
+        4,
+        (ADVANTAGES, OLD),
+        {},
+        TypeError,
+        "beta is 0.1, and there are 2 arrays of data: expected",
+    ),
+    "a reference": (
+        objectives.grpo(),
+        4,
+        (ADVANTAGES, OLD, OLD),
+        {},
+        TypeError,
+        "beta is 0.0, and there are 3 arrays of data: expected",
+    ),
     "too few data": (objectives.ppo(), 4, (ADVANTAGES,), {}, TypeError, "old_log_prob"),
 }
 
@@ -175,4 +265,6 @@ ERRORS = {
 def test_errors(name):
     objective, sequences, data, options, error, message = ERRORS[name]
     with pytest.raises(error, match=message):
-        jaxloss.linear_objective(SAMPLE.hidden[:sequences], SAMPLE.kernel, SAMPLE.labels[:sequences], objective, *data, **options)
+        jaxloss.linear_objective(
+            SAMPLE.hidden[:sequences], SAMPLE.kernel, SAMPLE.labels[:sequences], objective, *data, **options
+        )

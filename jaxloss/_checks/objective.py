@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxloss._arrays import Array, inlined, manual_axes, varying
+from jaxloss._arrays import MASKED, Array, inlined, manual_axes, varying
 from jaxloss._checks.arrays import array
 from jaxloss._checks.parameters import choice, integer, real_array
 from jaxloss._linear.blocks import BlockPlan, Objective, Tokens
 from jaxloss._linear.local import Plan
 from jaxloss._partitioning.meshes import axis_split, mesh_of
-from jaxloss._rows.weights import Examples, row_weight
+from jaxloss._rows.weights import Examples
 from jaxloss._types import Per, TokenNormalizer
 
 NORMALIZERS = ("tokens", "sequences", "groups")
@@ -33,8 +33,8 @@ def checked(
     group: int | None,
     normalizer: TokenNormalizer,
     has_aux: bool,
-) -> tuple[BlockPlan, tuple[Array, ...], Any]:
-    """The plan of blocks, its operands, and the structure of what the objective returns besides its value.
+) -> tuple[BlockPlan, tuple[Array, ...], Callable[[Sequence[Array]], Any]]:
+    """The plan of blocks, its operands, and what makes the auxiliary result of its leaves.
 
     Plan, operands, examples and further operands are those of a linear loss without weights.
     """
@@ -52,18 +52,13 @@ def checked(
             raise _data_shape_error(place, x, labels, by_sequence)
 
     dtype = jnp.float64 if jnp.float64 in (hidden.dtype, kernel.dtype) else jnp.float32
-    rank = plan.token_rank
-    shape = (*labels.shape, kernel.shape[0 if plan.classes_first else 1])
-    weight = row_weight(examples, shape, dtype, example_rank=rank, row_rank=rank, full=True)
-    factor = _factor(normalizer, examples.where, labels, group, by_sequence, dtype)
-    rank = labels.ndim
-    hidden, labels, weight = (_in_blocks(x, rank, group, by_sequence) for x in (hidden, labels, weight))
-    arrays = [_in_blocks(x, len(leading), group, by_sequence, of_sequences=True) for x in arrays]
+    counted, n = _normalizer(normalizer, by_sequence)
+    hidden, labels, weight, arrays, factor = _in_blocks(
+        (group, by_sequence, counted, dtype), hidden, labels, examples, arrays, n
+    )
     plan = dataclasses.replace(plan, token_rank=labels.ndim, whole_rank=2 if by_sequence else 0)
     block = labels.shape[-2:] if by_sequence else (1,)
-    of_block = [
-        jax.ShapeDtypeStruct((block[0], *x.shape[labels.ndim - by_sequence :]), x.dtype) for x in arrays
-    ]
+    of_block = [jax.ShapeDtypeStruct((block[0], *x.shape[labels.ndim - by_sequence :]), x.dtype) for x in arrays]
     operands = (hidden, kernel, labels, weight, *rest, *arrays)
     traced, closed_over, structure = _traced(objective, block, dtype, of_block, has_aux, operands, plan.axes)
     details = dataclasses.replace(plan.objective, details=traced.uses[1])
@@ -75,14 +70,14 @@ def checked(
         tuple(x.ndim for x in closed_over),
     )
     factors = () if factor is None else (factor,)
-    return blocks, (*operands, *factors, *closed_over), structure
+    return blocks, (*operands, *factors, *closed_over), structure.unflatten
 
 
 def _group(objective: Callable[..., Any], group: int | None, by_sequence: bool, labels: Array) -> int:
     """How many sequences a block has."""
-    if group is None:
-        group = getattr(objective, "group", 1) if by_sequence else 1
-    if integer("group", group) < 1:
+    given = (getattr(objective, "group", 1) if by_sequence else 1) if group is None else group
+    group = integer("group", given)
+    if group < 1:
         raise ValueError(f"group is {group}: expected at least 1")
     if not by_sequence and group != 1:
         raise ValueError(f"group is {group}, per is 'token': expected per='sequence' for blocks of several sequences")
@@ -91,12 +86,12 @@ def _group(objective: Callable[..., Any], group: int | None, by_sequence: bool, 
     sequences = labels.shape[-2] if labels.ndim > 1 else 1
     if by_sequence and sequences % group:
         raise ValueError(
-            f"group is {group}, labels has shape {labels.shape}: expected sequences, along axis {labels.ndim - 2}, that "
-            f"are a multiple of {group}"
+            f"group is {group}, labels has shape {labels.shape}: expected a multiple of {group} along axis "
+            f"{labels.ndim - 2}, of sequences"
             if labels.ndim > 1
             else f"group is {group}, labels has shape {labels.shape}, one sequence: expected [sequences, T]"
         )
-    return int(group)
+    return group
 
 
 def _data_shape_error(place: int, x: Array, labels: Array, by_sequence: bool) -> ValueError:
@@ -109,46 +104,54 @@ def _data_shape_error(place: int, x: Array, labels: Array, by_sequence: bool) ->
     return ValueError(f"data[{place}] has shape {x.shape}, labels {labels.shape}: expected {expected}{hint}")
 
 
-def _in_blocks(x: Array, rank: int, group: int, by_sequence: bool, of_sequences: bool = False) -> Array:
-    """An array whose first `rank` axes are those of tokens (or sequences), with an axis of the sequences of a block."""
-    if not by_sequence:
-        return x if rank else x[None]
-    axis = rank - 1 if of_sequences else rank - 2
-    if axis < 0:  # one sequence
-        return x[None, None]
-    return jnp.expand_dims(x, axis + 1) if group == 1 else axis_split(x, axis, group)
-
-
-def _factor(
-    normalizer: TokenNormalizer, where: Array | None, labels: Array, group: int, by_sequence: bool, dtype
-) -> Array | None:
-    """What the sum over all blocks is multiplied by: None for 1, and 0 if it would be divided by 0."""
+def _normalizer(normalizer: TokenNormalizer, by_sequence: bool) -> tuple[str | None, Array | None]:
+    """What is to be counted, or the number."""
     if normalizer is None:
-        return None
+        return None, None
     if isinstance(normalizer, str):
         choice("normalizer", normalizer, NORMALIZERS)
         if not by_sequence and normalizer != "tokens":
             raise ValueError(f"normalizer is {normalizer!r}, per is 'token': expected 'tokens' or a number")
-        blocks = {"tokens": 0, "sequences": 1, "groups": group}[normalizer]
-        mask = jnp.ones(labels.shape, bool) if where is None else where
-        return _inverse_count(mask, blocks, dtype)
+        return normalizer, None
     n = real_array("normalizer", normalizer)
     if n.shape:
         raise ValueError(f"normalizer has shape {n.shape}: expected a scalar, or one of {', '.join(NORMALIZERS)}")
-    return _inverse(n.astype(dtype))
+    return None, n
 
 
-@inlined(static_argnums=(1, 2))
-def _inverse_count(mask: Array, sequences: int, dtype) -> Array:
-    """1 over the number of tokens, or of blocks of so many sequences, that are not masked altogether."""
+@inlined(static_argnums=0)
+def _in_blocks(how: tuple, hidden: Array, labels: Array, examples: Examples, data: Sequence[Array], n: Array | None):
+    """Hidden states, labels and weights of tokens, data, and what the sum over blocks is multiplied by (None for 1).
+
+    Tokens have one axis before those of a block at least; a block of sequences has two.
+    """
+    group, by_sequence, counted, dtype = how
+    mask = jnp.ones(labels.shape, bool) if examples.where is None else examples.where
+    weight = jnp.where(mask, jnp.ones((), dtype), jnp.full((), MASKED, dtype))
+    if counted is not None:
+        n = _count(mask, {"tokens": 0, "sequences": 1, "groups": group}[counted], dtype)
+    factor = None if n is None else _inverse(n.astype(dtype))
+
+    def of(x: Array, sequences: int | None) -> Array:
+        if not by_sequence:
+            return x if labels.ndim else x[None]
+        if sequences is None:  # it is one
+            return x[None, None]
+        return jnp.expand_dims(x, sequences + 1) if group == 1 else axis_split(x, sequences, group)
+
+    axis = labels.ndim - 2 if labels.ndim > 1 else None
+    return *(of(x, axis) for x in (hidden, labels, weight)), [of(x, axis) for x in data], factor
+
+
+def _count(mask: Array, sequences: int, dtype) -> Array:
+    """The number of tokens, or of blocks of so many sequences, that are not masked altogether."""
     if sequences:
         mask = mask.any(-1)
     if sequences > 1:
         mask = axis_split(mask, mask.ndim - 1, sequences).any(-1)
-    return _inverse(mask.sum(dtype=dtype))
+    return mask.sum(dtype=dtype)
 
 
-@inlined()
 def _inverse(n: Array) -> Array:
     return jnp.where(n == 0, 0, 1 / jnp.where(n == 0, 1, n))
 
@@ -177,11 +180,13 @@ def _traced(
     def example(shape, dtype) -> Any:
         return varying(own_axes, jnp.zeros(shape, dtype)) if own_axes else jax.ShapeDtypeStruct(shape, dtype)
 
-    tokens = Tokens(*(example(block, dtype) for _ in range(3)), example(block, jnp.bool_))
+    number = example(block, dtype)
+    tokens = Tokens(number, number, number, example(block, jnp.bool_))
     closed, shapes = jax.make_jaxpr(flat, return_shape=True)(tokens, *(example(x.shape, x.dtype) for x in data))
     sums = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes[1])
     used = {id(x) for equation in closed.jaxpr.eqns for x in equation.invars} | {id(x) for x in closed.jaxpr.outvars}
-    uses = tuple(id(x) in used for x in closed.jaxpr.invars[:3])
+    log_prob, entropy, lse, *_ = (id(x) in used for x in closed.jaxpr.invars)
+    uses = log_prob, entropy, lse
     if mesh_of(operands).explicit_axes:
         # Types there say how arrays are split: the objective is traced anew on each device.
         if any(isinstance(x, Tracer) for x in closed.consts):
@@ -190,7 +195,11 @@ def _traced(
                 "closes over none; give it as data, or use automatic axes"
             )
         return Objective(flat, None, uses, sums), [], structure[0]
-    return Objective(flat, closed.jaxpr, uses, sums), [jnp.asarray(x) for x in closed.consts], structure[0]
+    return (
+        Objective(flat, closed.jaxpr, uses, sums),
+        [x if isinstance(x, Array) else jax.device_put(x) for x in closed.consts],
+        structure[0],
+    )
 
 
 def _value_and_aux(result: Any, has_aux: bool) -> tuple[Array, Any]:

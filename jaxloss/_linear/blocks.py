@@ -227,7 +227,8 @@ class BlockWork(Work):
         def known(x: Array) -> Array:
             return jnp.where(along(counts, x), x, jax.lax.dynamic_index_in_dim(x, first))
 
-        tokens = Tokens(*(known(array.reshape(shape)) for array in of_tokens), known(mask))
+        log_prob, entropy, lse = (known(array.reshape(shape)) for array in of_tokens)
+        tokens = Tokens(log_prob, entropy, lse, known(mask))
         of_block = functools.partial(self.objective_of_block, closed_over=closed_over)
         values, sums = jax.vmap(of_block)(tokens, [known(array) for array in data])
         total = jnp.where(counts, values, 0).sum()
@@ -265,7 +266,7 @@ def gradients(
 ) -> tuple[Array, ...]:
     """The same, and the gradients of the first with respect to the operands at these places."""
     work = BlockWork(blocks, split, flat, direct=direct)
-    operands, data, factor, _ = blocks.separated(flat)
+    operands, data, _, _ = blocks.separated(flat)
     places, of_data, of_factor, of_closed_over = blocks.separated(range(len(flat)))
     linear = tuple(name for name in ("hidden", "kernel", "bias") if getattr(places, name) in wrt)
     numbers = [number for number, place in enumerate(places.parameters) if place in wrt]
@@ -277,7 +278,9 @@ def gradients(
     def of_chunk(rows):
         data, keep, row_operands = work.chunk(rows)
         log_prob, stats = work.statistics(row_operands)
-        known = dict(zip((*of_data, *of_factor, *of_closed_over), (*data, *work.factor, *work.closed_over), strict=True))
+        known = dict(
+            zip((*of_data, *of_factor, *of_closed_over), (*data, *work.factor, *work.closed_over), strict=True)
+        )
 
         def of_live(of_tokens, *now):
             given = {**known, **dict(zip(live, now, strict=True))}
@@ -308,7 +311,9 @@ def gradients(
         d_logits = (of_scaled * slopes).astype(kept.x.dtype)
         return shares, of_live_operands[: len(live_data)], (d_logits, scale)
 
-    results = [Result(work.data[number].dtype, work.own_axes, shape=work.data[number].shape[1:]) for number in live_data]
+    results = [
+        Result(work.data[number].dtype, work.own_axes, shape=work.data[number].shape[1:]) for number in live_data
+    ]
     sums = work.initial()
     own = len(sums)
     sums += [work.zeros(work.parameters[number], work.parameters[number].dtype) for number in numbers]

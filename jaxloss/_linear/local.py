@@ -217,11 +217,11 @@ class Work:
         """`hidden @ kernel`."""
         return self._tangent(hidden.astype(self.dtype), kernel, (1, 1 - self.classes_axis), self.dtype)
 
-    def of_hidden(self, d_logits: Array) -> Array:
+    def of_hidden(self, d_logits: Any) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
         return self._tangent(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
-    def of_kernel(self, hidden: Array, weight: Array, d_logits: Array, dtype) -> Array:
+    def of_kernel(self, hidden: Array, weight: Array, d_logits: Any, dtype) -> Array:
         """A chunk's share of the gradient of the kernel."""
         hidden = self.kept(hidden, weight).astype(self.dtype)
         first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
@@ -237,7 +237,7 @@ class Work:
             return hidden
         return jnp.where(along(weight == 0, hidden), 0, hidden)
 
-    def of_bias(self, d_logits: Array) -> Array:
+    def of_bias(self, d_logits: Any) -> Array:
         """A chunk's share of the gradient of the bias."""
         return real(d_logits).sum(0)
 
@@ -316,7 +316,7 @@ def with_gradients(
     wrt: tuple[str, ...],
     operands: LinearOperands,
     strided: bool,
-    of_chunk: Callable[..., tuple[tuple[Array, ...], Sequence[Array], Array]],
+    of_chunk: Callable[..., tuple[tuple[Array, ...], Sequence[Array], Any]],
     sums: Sequence[Array],
     results: Sequence[Result],
     *rows: Array,

@@ -65,7 +65,9 @@ def _differentiable(plan: BlockPlan) -> Op:
     return summed
 
 
-def _of_each_device(plan: BlockPlan, operands: Sequence[Array], tangents: Sequence[Array | None]) -> tuple[tuple, tuple]:
+def _of_each_device(
+    plan: BlockPlan, operands: Sequence[Array], tangents: Sequence[Array | None]
+) -> tuple[tuple, tuple]:
     """Operands and tangents that every device of a `shard_map` has its own of.
 
     The objective was traced with what it closes over as it is: the types of that can not change any more.

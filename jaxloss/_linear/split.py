@@ -1,9 +1,10 @@
 """How work on tokens and a kernel is split over devices, and what they communicate.
 
 Every axis of every operand and result has a role: `t0`, `t1` … for tokens, `v` for classes, `d` for the features of the
-kernel and `e` for those of hidden states; others are never split. Devices split the tokens as hidden states are split, and the classes as the
-kernel is, over the mesh axes that remain. All else of the kernel is gathered, once. What is summed over tokens, and so
-has no axis of them, is added up over devices once, and scattered where the kernel was split over the same axes.
+kernel and `e` for those of hidden states; what has another role is never split. Devices split the tokens as hidden
+states are split, and the classes as the kernel is, over the mesh axes that remain. All else of the kernel is gathered,
+once. What is summed over tokens, and so has no axis of them, is added up over devices once, and scattered where the
+kernel was split over the same axes.
 
 Devices that share tokens communicate sums as large as the kernel, and maybe the kernel. Where the tokens are few beside
 the classes, they re-shard: each works on all their tokens and its part of the classes. Then they communicate the hidden

@@ -166,7 +166,9 @@ def _lowered(ctx, *values, call: Call, jaxpr, platform: str | None):
         library.PARTITIONED_TARGET,
         result_types=result_types,
         operands=values,
-        backend_config=json.dumps([_name(call, context), platforms[0], mesh.axis_sizes, mesh.axis_names, manual, _release()]),
+        backend_config=json.dumps(
+            [_name(call, context), platforms[0], mesh.axis_sizes, mesh.axis_names, manual, _release()]
+        ),
         api_version=2,
         result_shapes=_result_shapes(ctx),
     )
