@@ -89,9 +89,9 @@ def dpo_of_hidden(hidden, kernel, tokens, reference_log_prob, where):
 
 
 def truncated_formula(hidden, kernel, tokens, advantages, old_log_prob, where):
-    rows = jnp.nonzero(where)[0]
-    log_prob = at(log_softmax(hidden @ kernel), tokens)[where]
-    ratio = jax.lax.stop_gradient(jnp.exp(log_prob - old_log_prob[where]))
+    rows = np.nonzero(WHERE)[0]
+    log_prob = at(log_softmax(hidden @ kernel), tokens)[WHERE]
+    ratio = jax.lax.stop_gradient(jnp.exp(log_prob - old_log_prob[WHERE]))
     return -(jnp.minimum(ratio, 2) * advantages[rows] * log_prob).mean(), (ratio > 2).mean()
 
 
@@ -234,7 +234,7 @@ RECIPES = [
     ),
     Recipe(
         "Without logits", "own_objective", truncated_formula, (HIDDEN, KERNEL, TOKENS, numbers(N), masked(NEAR_HIDDEN, WHERE), WHERE), 2,
-        (("jax.lax.stop_gradient", ""), ("jnp.where(tokens.mask, old_log_prob, 0)", "old_log_prob"), ("/ where.sum()", "")),
+        (("jax.lax.stop_gradient", ""), ("jnp.where(tokens.mask, old_log_prob, 0)", "old_log_prob"), ("(ratio > 2) & tokens.mask", "(ratio > 1) & tokens.mask")),
     ),
     Recipe(
         "Means of sequences and of segments", "mean_of_sequences", sequences_formula, (masked(LOGITS, WHERE), TOKENS, WHERE), 1,
