@@ -155,7 +155,9 @@ def test_gradients_may_overwrite_logits(dtype):
         for x in xs:
             rows, classes = x.shape
             labels, weight = jnp.arange(rows) * 7 % classes, jnp.linspace(-1, 1, rows)
-            plain = cross_entropy.cross_entropy(("losses", "gradient"), 2 * x, labels, weight, clip=0.0, in_place=in_place)
+            plain = cross_entropy.cross_entropy(
+                ("losses", "gradient"), 2 * x, labels, weight, clip=0.0, in_place=in_place
+            )
             with_options = cross_entropy.cross_entropy_with_options(
                 *("value_and_grad", ("losses", "gradient"), 4 * x, labels, weight, options),
                 clip=0.0,

@@ -143,6 +143,14 @@ def test_eager_and_without_options():
     assert (count.dtype, int(count)) == (jnp.int32, S)
 
 
+def test_an_objective_of_primitives_that_jax_lowers_itself():
+    """`jnp.frexp`, which is one in newer versions."""
+    objective = lambda tokens: (tokens.log_prob * jnp.frexp(tokens.lse)[1]).sum()  # noqa: E731
+    f = lambda h: jaxloss.linear_objective(h, SAMPLE.kernel, SAMPLE.labels, objective)  # noqa: E731
+    exact = lambda h: formula(h, SAMPLE.kernel, SAMPLE.labels, objective, mask=np.ones((S, T), bool))  # noqa: E731
+    assert_near(jax.jit(jax.value_and_grad(f))(SAMPLE.hidden), jax.value_and_grad(exact)(SAMPLE.hidden))
+
+
 def test_what_an_eager_call_closes_over_may_change():
     factor = 1.0
     array = np.ones(1, np.float32)

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxloss._arrays import MASKED, Array, along, manual_axes, promoted, varying
 from jaxloss._autodiff import row_loss
 from jaxloss._autodiff.row_loss import Operands
-from jaxloss._autodiff.tangents import BOUNDED, scale_beyond, times
+from jaxloss._autodiff.tangents import BOUNDED, times
 from jaxloss._linear.chunks import Result, Stages, equal_size, largest_chunk
 from jaxloss._linear.local import LinearOperands, Plan, Work, with_gradients
 from jaxloss._linear.split import Roles, Split
@@ -293,7 +293,10 @@ def gradients(
         cotangents = [jnp.where(keep, cotangent, 0) for cotangent in cotangents]
         scale = None
         if work.dtype == jnp.float16:
-            scale = scale_beyond(jnp.stack(cotangents), BOUNDED)
+            # A number that brings the largest to `BOUNDED`, where the gradient of logits has its small elements too.
+            largest = jnp.max(jnp.abs(jnp.stack(cotangents)), initial=0)
+            scale = jnp.where(jnp.isfinite(largest) & (largest > 0), jnp.clip(largest / BOUNDED, 2.0**-100, 1), 1)
+            scale = jax.lax.stop_gradient(scale)
             cotangents = [cotangent / scale for cotangent in cotangents]
         of_log_prob, of_entropy, of_lse = (
             cotangent if used else None for cotangent, used in zip(cotangents, uses, strict=True)

@@ -25,7 +25,7 @@ import numpy as np
 from jax._src import custom_partitioning as jax_partitioning
 from jax._src import dispatch, xla_bridge
 from jax._src.custom_partitioning_sharding_rule import sdy_sharding_rule_to_mlir, str_to_sdy_sharding_rule
-from jax._src.interpreters import mlir
+from jax._src.interpreters import mlir, partial_eval
 from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
@@ -189,6 +189,11 @@ def _result_shapes(ctx):
     ]
 
 
+def _of_plain_arrays(*operands, jaxpr, **params):
+    """The same call where a caller's function has primitives that JAX first makes of simpler ones."""
+    return primitive.bind(*operands, jaxpr=partial_eval.lower_jaxpr2(jaxpr), **params)
+
+
 _lock = threading.Lock()
 _known: dict[bytes, Any] = {}
 """What JAX, which holds it weakly, finds by a name."""
@@ -259,4 +264,6 @@ def registered() -> bool:
     xla_bridge.register_plugin_callbacks(functools.partial(xla_client.register_custom_call_partitioner, **callbacks))
     dispatch.prim_requires_devices_during_lowering.add(primitive)
     mlir.register_lowering(primitive, _lowered)
+    if hasattr(partial_eval, "lower_jaxpr2"):  # of newer versions
+        primitive.to_lojax = _of_plain_arrays
     return True
