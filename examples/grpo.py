@@ -1,8 +1,8 @@
 """GRPO on a toy task: a tiny policy learns to answer a prompt with its digits in reverse, from a reward alone.
 
-Of each prompt a group of answers is sampled; an answer's advantage is its reward, standardised in its group. Log-
-probabilities and entropies of the answers come from one call, `categorical_cross_entropy_with_stats`. docs/recipes.md
-has the formula.
+Of each prompt a group of answers is sampled; an answer's advantage is its reward, standardised in its group. The policy
+ends, like a language model, in hidden states and an output layer: `linear_objective` with `objectives.grpo` takes
+these, and never materializes the logits. docs/recipes.md has the formula.
 
     python -m examples.grpo --quick
 """
@@ -13,54 +13,57 @@ import optax
 
 import examples
 import jaxloss
+from jaxloss import objectives
 
-DIGITS, LENGTH = 8, 5
+DIGITS, LENGTH, WIDTH = 8, 5, 16
 PROMPTS, GROUP = 32, 16
-EPSILON, BETA, EPOCHS = 0.2, 0.002, 2
+EPOCHS, GRPO = 2, objectives.grpo(epsilon=0.2, beta=0.002)
 
 
-def of_prompts(params, prompts):
-    """What the prompts [n, T] add to the logits [n, T, V] of each token of an answer."""
+def hidden_of_prompts(params, prompts):
+    """What the prompts [n, T] add to the hidden state [n, T, D] of each token."""
     one_hot = jax.nn.one_hot(prompts, DIGITS).reshape(len(prompts), -1)
-    return jnp.einsum("nf,tfv->ntv", one_hot, params["prompt"])
+    return jnp.einsum("nf,tfd->ntd", one_hot, params["prompt"])
 
 
-def logits_of(params, prompts, answers):
-    """Logits [n, T, V] of each token, given the prompt and the token before it."""
+def hidden_of(params, prompts, answers):
+    """Hidden states [n, T, D] that predict each token, given the prompt and the token before it."""
     before = jnp.pad(answers[:, :-1], ((0, 0), (1, 0)), constant_values=DIGITS)
-    return of_prompts(params, prompts) + params["before"][before]
+    return hidden_of_prompts(params, prompts) + params["before"][before]
 
 
 def sampled(params, prompts, key):
     """An answer [n, T] to each prompt."""
 
     def token(before, given):
-        logits, key = given
-        token = jax.random.categorical(key, logits + params["before"][before])
+        hidden, key = given
+        token = jax.random.categorical(key, (hidden + params["before"][before]) @ params["output"])
         return token, token
 
     start = jnp.full(len(prompts), DIGITS)
-    given = jnp.moveaxis(of_prompts(params, prompts), 1, 0), jax.random.split(key, LENGTH)
+    given = jnp.moveaxis(hidden_of_prompts(params, prompts), 1, 0), jax.random.split(key, LENGTH)
     return jax.lax.scan(token, start, given)[1].T
 
 
-def loss(params, reference, prompts, answers, old_log_prob, advantages):
-    """The objective of GRPO, negative, and the entropy of the policy."""
-    logits = logits_of(params, prompts, answers)
-    _, stats = jaxloss.categorical_cross_entropy_with_stats(logits, answers, clip=None)
-    ratio = jnp.exp(-stats.nll - old_log_prob)
-    objective = jnp.minimum(
-        ratio * advantages[:, None], jnp.clip(ratio, 1 - EPSILON, 1 + EPSILON) * advantages[:, None]
-    )
-    to_reference = jaxloss.log_prob(logits_of(reference, prompts, answers), answers) + stats.nll
-    penalty = jnp.exp(to_reference) - to_reference - 1
-    return (BETA * penalty - objective).mean(), stats.entropy.mean()
+def loss(params, prompts, answers, *data):
+    """The objective of GRPO, and the mean entropy of the policy."""
+
+    def with_entropy(tokens, *data):
+        return GRPO(tokens, *data), tokens.entropy.sum()
+
+    operands = hidden_of(params, prompts, answers), params["output"], answers, with_entropy
+    value, entropy = jaxloss.linear_objective(*operands, *data, normalizer="sequences", has_aux=True)
+    return value, entropy / answers.size
 
 
 def main(quick: bool = False) -> list[float]:
     """Trains, and returns the mean reward of each step."""
-    optimiser = optax.adam(0.03)
-    params = {"prompt": jnp.zeros((LENGTH, LENGTH * DIGITS, DIGITS)), "before": jnp.zeros((DIGITS + 1, DIGITS))}
+    optimiser = optax.adam(0.01)
+    params = {
+        "prompt": jnp.zeros((LENGTH, LENGTH * DIGITS, WIDTH)),
+        "before": jnp.zeros((DIGITS + 1, WIDTH)),
+        "output": jax.random.normal(jax.random.key(0), (WIDTH, DIGITS)) / WIDTH**0.5,
+    }
     reference, state, rewards = params, optimiser.init(params), []
 
     @jax.jit
@@ -72,11 +75,12 @@ def main(quick: bool = False) -> list[float]:
         groups = reward.reshape(PROMPTS, GROUP)
         deviation = groups.std(1, keepdims=True) + 1e-6
         advantages = ((groups - groups.mean(1, keepdims=True)) / deviation).ravel()
-        old = jaxloss.log_prob(logits_of(params, prompts, answers), answers)
+        of_policies = ((hidden_of(p, prompts, answers), p["output"], answers) for p in (params, reference))
+        log_probs = [jaxloss.linear_log_prob(*operands) for operands in of_policies]
 
         def epoch(carry, _):
             params, state = carry
-            gradient, entropy = jax.grad(loss, has_aux=True)(params, reference, prompts, answers, old, advantages)
+            gradient, entropy = jax.grad(loss, has_aux=True)(params, prompts, answers, advantages, *log_probs)
             update, state = optimiser.update(gradient, state)
             return (optax.apply_updates(params, update), state), entropy
 

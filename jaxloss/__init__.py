@@ -7,7 +7,7 @@ The losses expect predictions or logits and a target, divide by the batch size, 
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxloss import formulas
+from jaxloss import formulas, objectives
 from jaxloss._checks import other_names
 from jaxloss._checks.debug import debug_checks
 from jaxloss._ffi.library import Backends, backends, export_checks
@@ -22,7 +22,7 @@ from jaxloss.categorical import (
     log_prob,
 )
 from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
-from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob
+from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob, linear_objective
 from jaxloss.regression import (
     d_gaussian_nll,
     d_huber,
@@ -84,10 +84,12 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_with_stats",
     "linear_log_prob",
+    "linear_objective",
     "log_cosh",
     "log_prob",
     "mae",
     "mse",
+    "objectives",
     "poisson_nll",
     "quantile",
 ]

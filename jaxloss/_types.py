@@ -18,6 +18,11 @@ ClassTarget = ArrayLike | tuple[ArrayLike, ArrayLike, ArrayLike]
 Normalizer = ArrayLike | Literal["weights"] | None
 """What replaces the batch size, of losses that may divide by the sum of the weights."""
 
+Per = Literal["sequence", "token"]
+
+TokenNormalizer = ArrayLike | Literal["tokens", "sequences", "groups"] | None
+"""What a sum over tokens is divided by."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:

@@ -1,5 +1,8 @@
 """Multiclass losses of the logits `hidden @ kernel`, which are never materialized: for language models."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
@@ -9,10 +12,12 @@ from jaxloss._checks import debug as _debug
 from jaxloss._checks.classes import Options
 from jaxloss._checks.debug import watched
 from jaxloss._checks.linear import checked
+from jaxloss._checks.objective import checked as checked_objective
 from jaxloss._docs.described import described
-from jaxloss._docs.losses import STATISTICS, TOKENS, UNREDUCED
+from jaxloss._docs.losses import OBJECTIVE, STATISTICS, TOKENS, UNREDUCED
 from jaxloss._linear import autodiff as _linear
-from jaxloss._types import AxisName, Normalizer, Reduction
+from jaxloss._linear import objective as _objective
+from jaxloss._types import AxisName, Normalizer, Per, Reduction, TokenNormalizer
 from jaxloss.categorical import CrossEntropyStats, public_stats
 
 
@@ -245,6 +250,117 @@ def linear_log_prob(
         axis_name=axis_name,
     )
     return _negated(losses)
+
+
+@watched(_debug.linear)
+@described(OBJECTIVE)
+def linear_objective(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    objective: Callable[..., Any],
+    *data: ArrayLike,
+    bias: ArrayLike | None = None,
+    kernel_axis: int = -1,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    num_classes: int | None = None,
+    per: Per | None = None,
+    group: int | None = None,
+    normalizer: TokenNormalizer = None,
+    shift: int = 0,
+    chunk_size: int | None = None,
+    accumulate_dtype: DTypeLike = jnp.float32,
+    precision: jax.lax.PrecisionLike | None = None,
+    axis_name: AxisName = None,
+    has_aux: bool = False,
+) -> Any:
+    r"""Any function of tokens' log-probabilities, entropies and log-sum-exps under logits `hidden @ kernel + bias`.
+
+    $$\frac1n \sum_b f\big((\log p_t, H_t, \mathrm{lse}_t)_{t \in b},\, d_b\big)$$
+
+    `objective(tokens, *data)` is a JAX function $f$ of one block $b$ of `group` whole sequences, and returns a scalar.
+    `tokens.log_prob` (of the labels), `tokens.entropy`, `tokens.lse` and the booleans `tokens.mask` are `[group, T]`,
+    float32 or float64; data is what belongs to these sequences, `[group, ...]`. The result is the sum over all blocks,
+    divided by the `normalizer`. It depends neither on chunks nor on how devices split the sequences.
+
+    Value and gradients take the three matrix products that they need anyway, and the memory of one chunk's logits: JAX
+    differentiates the objective where these are. A chunk has at least one block, so that very long sequences take the
+    more memory: an objective that needs no other token of its sequence should say `per="token"`.
+
+    `jaxloss.objectives` has those of PPO, GRPO, DPO and others.
+
+    Args:
+        hidden: `[..., T, D]`, or with `per="token"` `[..., D]`; <dtypes>.
+        kernel: $W$, `[D, V]`; its type is one of these too.
+        labels: class indices `[..., T]` of an integer type. The statistics of a token whose label is not in `[0, V)`
+            are NaN, unless it is `ignore_index`.
+        objective: $f$. It is traced at every call, and may close over arrays, traced ones too. On a mesh with explicit
+            axes it may not close over traced arrays.
+        data: arrays that have the leading axes of the sequences, those of `labels` but the last, or with `per="token"`
+            all axes of `labels`. What they hold for masked tokens reaches the objective.
+        bias: $b$, `[V]`. Default: none.
+        kernel_axis: the class axis of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
+        per: `"sequence"`, or `"token"`: then a block is one token, and its arrays are `[1]` and `[1, ...]`. Default:
+            the attribute `per` of the objective, `"sequence"` if it has none.
+        group: how many adjacent sequences, along the axis before the last of `labels`, make a block, such as a chosen
+            and a rejected one. Default: the attribute `group` of the objective, 1 if it has none.
+        shift: a token's label is `shift` places further along the last axis of `labels`, as in next-token prediction.
+            The last `shift` tokens of each sequence are masked. What else is given per token, such as `where` and
+            `data`, is about the tokens that predict.
+        chunk_size: how many tokens a device works on at a time, rounded down to whole blocks, but at least one.
+            Default: as many as fill half a gigabyte of logits, or two gigabytes where devices share tokens and each
+            works on a shard of the vocabulary; at least 2048.
+        accumulate_dtype: the type that the kernel's gradient is summed in, over chunks and devices.
+        precision: that of the matrix products, as `jax.lax.dot_general` takes it.
+        has_aux: whether the objective returns `(value, aux)`, a tree of arrays.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxloss
+    >>> hidden, kernel = jnp.ones((2, 3, 4)), jnp.zeros((4, 5))
+    >>> labels, advantages = jnp.zeros((2, 3), int), jnp.array([1.0, -0.5])
+    >>> def policy_gradient(tokens, advantages):
+    ...     return -(advantages[:, None] * tokens.log_prob + 0.01 * tokens.entropy).sum()
+    >>> print(jaxloss.linear_objective(hidden, kernel, labels, policy_gradient, advantages, normalizer="tokens"))
+    0.38627
+
+    Source: E. Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models* (2025), for the problem.
+    """
+    plan, operands, examples, rest = checked(
+        hidden,
+        kernel,
+        labels,
+        {"softcap": softcap, "temperature": temperature, "num_classes": num_classes},
+        bias=bias,
+        kernel_axis=kernel_axis,
+        where=where,
+        ignore_index=ignore_index,
+        weights=None,
+        clip=None,
+        reduction="sum",
+        normalizer=None,
+        shift=shift,
+        chunk_size=chunk_size,
+        accumulate_dtype=accumulate_dtype,
+        precision=precision,
+        axis_name=axis_name,
+    )
+    blocks, flat, aux = checked_objective(
+        plan,
+        operands,
+        examples,
+        rest,
+        objective,
+        data,
+        per=per,
+        group=group,
+        normalizer=normalizer,
+        has_aux=has_aux,
+    )
+    value, *sums = _objective.value(blocks, flat)
+    return (value, aux(sums)) if has_aux else value
 
 
 @inlined()

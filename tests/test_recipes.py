@@ -74,6 +74,27 @@ def grpo_formula(logits, tokens, old_log_prob, reference_log_prob, advantages, w
     return total / len(logits)
 
 
+def ppo_of_hidden(hidden, kernel, tokens, old_log_prob, advantages, where):
+    return ppo_formula(hidden @ kernel, tokens, old_log_prob, advantages, where)
+
+
+def grpo_of_hidden(hidden, kernel, tokens, *data):
+    return grpo_formula(hidden @ kernel, tokens, *data)
+
+
+def dpo_of_hidden(hidden, kernel, tokens, reference_log_prob, where):
+    log_prob = at(log_softmax((hidden @ kernel)[:, :-1]), tokens[:, 1:])
+    moved = jnp.stack([log_prob[i][where[i, :-1]].sum() for i in range(len(tokens))]) - reference_log_prob
+    return -log_sigmoid(0.1 * (moved[0::2] - moved[1::2])).mean()
+
+
+def truncated_formula(hidden, kernel, tokens, advantages, old_log_prob, where):
+    rows = np.nonzero(WHERE)[0]
+    log_prob = at(log_softmax(hidden @ kernel), tokens)[WHERE]
+    ratio = jax.lax.stop_gradient(jnp.exp(log_prob - old_log_prob[WHERE]))
+    return -(jnp.minimum(ratio, 2) * advantages[rows] * log_prob).mean(), (ratio > 2).mean()
+
+
 def advantages_formula(rewards):
     return jnp.stack([(x - x.mean()) / (jnp.sqrt(((x - x.mean()) ** 2).mean()) + 1e-6) for x in rewards])
 
@@ -167,6 +188,8 @@ PAIRS = unit(numbers(N, D)), unit(numbers(N, D)), np.float32(10.0)
 WHERE = np.arange(T) < np.array([5, 3, 1, 4, 5, 2])[:, None]
 LOGITS, TOKENS, LABELS = numbers(N, T, V), classes(N, T), classes(N)
 NEAR = np.asarray(at(log_softmax(LOGITS), TOKENS)) + 0.3 * numbers(N, T, scale=1.0)  # on both sides of the clip
+HIDDEN, KERNEL = numbers(N, T, D), numbers(D, V)
+NEAR_HIDDEN = np.asarray(at(log_softmax(HIDDEN @ KERNEL), TOKENS)) + 0.5 * numbers(N, T, scale=1.0)
 SEGMENTS = np.array([[1, 1, 1, 2, 2], [3, 4, 4, 0, 0], [5, 5, 5, 5, 0]])  # and no segment 6
 PADDED = np.where(np.arange(T) < np.array([[5, 2], [1, 0], [3, 4]])[..., None], classes(3, 2, T), -100)
 TEACHER = numbers(N, V)
@@ -195,6 +218,23 @@ RECIPES = [
     Recipe(
         "DPO", "dpo_loss", dpo_formula, (*(log_probs(N) * T for _ in range(4)), 0.3, 0.1), 2,
         (("1 - smoothing", "smoothing"), ("beta * (", "("), ("- (rejected", "+ (rejected")),
+    ),
+    Recipe(
+        "Without logits", "ppo_without_logits", ppo_of_hidden, (HIDDEN, KERNEL, TOKENS, masked(NEAR_HIDDEN, WHERE), numbers(N, T), WHERE), 2,
+        (("entropy_bonus=0.01", ""), ('"tokens"', '"sequences"'), ("where=where, ", "")),
+    ),
+    Recipe(
+        "Without logits", "grpo_without_logits", grpo_of_hidden,
+        (HIDDEN, KERNEL, TOKENS, masked(NEAR_HIDDEN, WHERE), masked(log_probs(N, T), WHERE), numbers(N), WHERE), 2,
+        (("advantages, old_log_prob, reference_log_prob", "advantages, reference_log_prob, old_log_prob"), ('"sequences"', '"tokens"')),
+    ),
+    Recipe(
+        "Without logits", "dpo_without_logits", dpo_of_hidden, (HIDDEN, KERNEL, TOKENS, log_probs(N) * T, WHERE), 2,
+        (("shift=1, ", ""), ('"groups"', '"sequences"')),
+    ),
+    Recipe(
+        "Without logits", "own_objective", truncated_formula, (HIDDEN, KERNEL, TOKENS, numbers(N), masked(NEAR_HIDDEN, WHERE), WHERE), 2,
+        (("jax.lax.stop_gradient", ""), ("jnp.where(tokens.mask, old_log_prob, 0)", "old_log_prob"), ("(ratio > 2) & tokens.mask", "(ratio > 1) & tokens.mask")),
     ),
     Recipe(
         "Means of sequences and of segments", "mean_of_sequences", sequences_formula, (masked(LOGITS, WHERE), TOKENS, WHERE), 1,

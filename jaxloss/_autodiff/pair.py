@@ -94,27 +94,35 @@ def pair(loss: Loss, wrt: tuple[str, ...], with_stats: bool, summed: bool) -> Ca
     does the rest.
     """
 
-    @jax.custom_vjp
-    def paired(operands):
+    def value(operands):
         if summed:
             return (loss.total(operands),)
         losses, *stats = loss.losses(operands, with_stats)
         return contracted(operands.row_weight, losses), losses, *stats
 
-    def forward(operands):
+    def value_and_gradients(operands):
         without = type(operands)(*(None for _ in operands))
         if summed:
             total, gradients = loss.total_and_gradients(operands)
-            return (total,), (gradients, without)
+            return (total,), without._replace(**gradients)
         losses, stats, gradients = loss.losses_and_gradients(wrt, operands, with_stats)
-        return (contracted(operands.row_weight, losses), losses, *stats), (gradients, without)
+        return (contracted(operands.row_weight, losses), losses, *stats), without._replace(**gradients)
 
-    def backward(residuals, cotangents):
-        gradients, without = residuals
-        scaled = {name: cotangents[0].astype(gradient.dtype) * gradient for name, gradient in gradients.items()}
-        return (without._replace(**scaled),)
+    return joined(value, value_and_gradients)
 
-    paired.defvjp(forward, backward)
+
+def joined(value: Callable[..., tuple[Array, ...]], value_and_gradients: Callable) -> Callable[..., tuple[Array, ...]]:
+    """`value` of a tree of operands, joined by `jax.custom_vjp` with the gradients that its forward pass makes.
+
+    Only the first result is differentiated. `value_and_gradients` gives the results, and a tree like the operands of
+    that one's gradients, with None where there is none.
+    """
+    paired = jax.custom_vjp(value)
+
+    def backward(gradients, cotangents):
+        return (jax.tree.map(lambda gradient: cotangents[0].astype(gradient.dtype) * gradient, gradients),)
+
+    paired.defvjp(value_and_gradients, backward)
     return paired
 
 

@@ -183,10 +183,11 @@ def watched(
         signature = inspect.signature(function)
         operands = sum(x.kind is x.POSITIONAL_OR_KEYWORD for x in signature.parameters.values())
         names = signature.parameters.keys()
+        variadic = any(x.kind is x.VAR_POSITIONAL for x in signature.parameters.values())
 
         @functools.wraps(function)
         def called(*args, **kwargs):
-            if len(args) > operands:
+            if len(args) > operands and not variadic:
                 raise keywords.positional_options(function.__name__, tuple(names), operands, args)
             if not kwargs.keys() <= names:
                 unknown = next(name for name in kwargs if name not in names)

@@ -56,6 +56,8 @@ def described(shared: Table, *, of: Callable[..., Any] | None = None) -> Callabl
 def _completed(function: Callable[..., Any], written: str, shared: Table) -> str:
     code = cast(FunctionType, function).__code__  # of which `inspect.signature` would take 100 times as long
     parameters = [*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
+    if code.co_flags & inspect.CO_VARARGS:  # whose name comes after all others
+        parameters.insert(code.co_argcount, code.co_varnames[len(parameters)])
     before, sections, after = _parts(inspect.cleandoc(written))
     own = table(sections.get("Args", ""))
     if unknown := own.keys() - set(parameters):

@@ -18,7 +18,7 @@ _EVERY_LOSS = table(r"""
     Returns: A scalar, or for `"none"` <array>; float64 where <operands> are, else float32. The loss is differentiable
         with respect to <differentiable>. A mean over no <example> is 0.
     not differentiable: labels, axis, target_type, kernel_axis, where, ignore_index, num_classes, clip, reduction,
-        shift, chunk_size, accumulate_dtype, precision, axis_name
+        objective, per, group, has_aux, shift, chunk_size, accumulate_dtype, precision, axis_name
     TypeError: <operand> is not floating-point, or another argument is of the wrong kind.
     ValueError: shapes do not match, or an option has no such value.
     """)
@@ -167,3 +167,25 @@ STATISTICS = table(r"""
         `lse` and `entropy` are differentiable like the loss, alone or together with it; gradients stop at the others.
     """)
 """What a loss with statistics has in place of that."""
+
+OBJECTIVE = table(
+    r"""
+    result: result
+    masked: `log_prob`, `entropy` and `lse` are 0 there and `mask` is false; no gradient flows, even where `hidden`
+        holds NaN
+    counted:
+    mask: Shape `[...]`. A block of masked tokens alone counts 0, whatever the objective makes of it, and a chunk of
+        them is skipped.
+    normalizer: what the sum is divided by: a number or scalar array; or the number of unmasked `"tokens"`, of
+        `"sequences"` or of `"groups"` (blocks) that have an unmasked token. Default: 1. Nothing is divided by 0: the
+        value is then 0. Of a batch that `jax.shard_map` splits, it is the number of the device.
+    whole: Statistics are those of the whole rows, the gradient that of the shard
+    Returns: A scalar, float64 for float64 logits, else float32; with `has_aux`, a pair of it and the auxiliary results,
+        summed over the blocks, not divided, and not differentiable. It is differentiable with respect to
+        <differentiable>, and to arrays that `objective` closes over.
+    TypeError: `hidden` or `kernel` is not floating-point, `objective` returns no scalar, or another argument is of the
+        wrong kind.
+    """,
+    TOKENS,
+)
+"""What a caller's objective of tokens has in place of that."""

@@ -90,7 +90,8 @@ class Linear(Loss):
 def _losses_on_mesh(plan: Plan) -> OnMesh:
     results = (plan.tokens,) * (1 + len(plan.stats))
     of_device = functools.partial(local.losses, plan, True)
-    return OnMesh((__name__, (plan, ())), of_device, plan.flat(plan.roles), results, plan.axes, direct=True)
+    roles, gradient_of = plan.flat(plan.roles), [None] * len(results)
+    return OnMesh((__name__, (plan, ())), of_device, roles, results, plan.axes, direct=True, gradient_of=gradient_of)
 
 
 @functools.cache
@@ -98,7 +99,9 @@ def _gradients_on_mesh(plan: Plan, wrt: tuple[str, ...], direct: bool) -> OnMesh
     of_device = functools.partial(local.gradients, plan, wrt, direct)
     of_tokens = (plan.tokens,) * (1 + len(plan.stats))
     results = (*of_tokens, *(getattr(plan.roles, name) for name in wrt))
-    return OnMesh((__name__, (plan, wrt)), of_device, plan.flat(plan.roles), results, plan.axes, direct)
+    gradient_of = [*([None] * len(of_tokens)), *(plan.places[name] for name in wrt)]
+    roles = plan.flat(plan.roles)
+    return OnMesh((__name__, (plan, wrt)), of_device, roles, results, plan.axes, direct, gradient_of)
 
 
 @functools.cache
@@ -108,7 +111,8 @@ def _tangents_on_mesh(plan: Plan, nonzero: tuple[bool, ...]) -> OnMesh:
     of_tangents = tuple(roles for roles, has_one in zip(roles, nonzero, strict=True) if has_one)
     differentiable = [name for name in plan.stats if name not in ("predicted", "rank")]
     results = (plan.tokens,) * (1 + len(differentiable))
-    return OnMesh(None, of_device, (*roles, *of_tangents), results, plan.axes, direct=False)
+    gradient_of = [None] * len(results)
+    return OnMesh(None, of_device, (*roles, *of_tangents), results, plan.axes, direct=False, gradient_of=gradient_of)
 
 
 def partitioned(plan: Plan, wrt: tuple[str, ...], outer: Split) -> Call:
@@ -122,15 +126,7 @@ def _batched(
     """The rule of `custom_vmap` for the op that `op_of` makes of a plan; `sums`: if it sums over tokens."""
     of_tokens = ("hidden", "labels", "row_weight")
     if sums or any(jax.tree.leaves(batched._replace(**dict.fromkeys(of_tokens)))):
-        # One after the other: each is a scan over chunks as large as memory allows.
-        op, (arrays, structure) = op_of(plan), jax.tree.flatten(operands)
-        has_axis = jax.tree.leaves(batched)
-
-        def one(several):
-            own = iter(several)
-            return op(structure.unflatten(next(own) if has else a for a, has in zip(arrays, has_axis, strict=True)))
-
-        results = jax.lax.map(one, [a for a, has in zip(arrays, has_axis, strict=True) if has])
+        results = one_after_the_other(op_of(plan), batched, operands)
     else:  # a batch axis is one more axis of tokens
         wider = dataclasses.replace(plan, token_rank=plan.token_rank + 1)
         with_axis = {
@@ -139,6 +135,30 @@ def _batched(
         }
         results = op_of(wider)(operands._replace(**with_axis))
     return results, tuple(True for _ in results)
+
+
+def one_after_the_other(op: Callable[[Any], tuple[Array, ...]], batched, operands) -> tuple[Array, ...]:
+    """An op of a tree of operands, some of which have a batch axis: each is a scan over chunks as memory allows."""
+    arrays, structure = jax.tree.flatten(operands)
+    has_axis = jax.tree.leaves(batched)
+
+    def one(several):
+        own = iter(several)
+        return op(structure.unflatten(next(own) if has else a for a, has in zip(arrays, has_axis, strict=True)))
+
+    return jax.lax.map(one, [a for a, has in zip(arrays, has_axis, strict=True) if has])
+
+
+def with_derivative_of(plain: Callable[[Any], tuple[Array, ...]], op: Callable) -> Callable[[Any], tuple[Array, ...]]:
+    """An op of a tree of operands, whose derivative is that of `plain`."""
+    differentiable = jax.custom_jvp(op)
+
+    def tangent(primals, tangents) -> Any:
+        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(plain, primals, tangents)
+        return differentiable(*primals), jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
+
+    differentiable.defjvp(tangent, symbolic_zeros=True)
+    return differentiable
 
 
 # ---- with derivatives ------------------------------------------------------------------------------------------------
@@ -181,17 +201,10 @@ def gradients(plan: Plan, wrt: tuple[str, ...]) -> Op:
             size, batched[0], operands, plan, functools.partial(gradients, wrt=wrt), sums=wrt != ("hidden",)
         )
 
-    differentiable = jax.custom_jvp(op)
+    def plain(operands):
+        return _gradients_on_mesh(plan, wrt, direct=False)(*plan.flat(operands))
 
-    def tangent(primals, tangents) -> Any:
-        def plain(operands):
-            return _gradients_on_mesh(plan, wrt, direct=False)(*plan.flat(operands))
-
-        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(plain, primals, tangents)
-        return differentiable(*primals), jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
-
-    differentiable.defjvp(tangent, symbolic_zeros=True)
-    return differentiable
+    return with_derivative_of(plain, op)
 
 
 def _tangents(plan: Plan, operands: LinearOperands, results: Sequence[Array], tangents: LinearOperands) -> tuple:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxloss._arrays import MASKED, Array, is_masked, varying
+from jaxloss._arrays import MASKED, Array, along, is_masked, varying
 
 MEMORY = 2**29
 """The bytes that the logits of a chunk may take. On an H100 chunks of this size cost 2 to 4 % of the products' time."""
@@ -32,13 +32,22 @@ def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY) -
     The width of the hidden states does not matter: the products of a chunk, and the traffic of the kernel and of its
     gradient that each chunk costs, all grow with it. The chunks are as equal as multiples allow.
     """
-    largest = FEWEST
-    if isinstance(classes, int):  # and not a size that only the call of an exported program knows
-        largest = max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
+    largest = largest_chunk(classes, itemsize, memory)
     if not isinstance(tokens, int):
         return min(largest, FEWEST // 2)  # they are padded to whole chunks
-    equal = math.ceil(tokens / max(1, math.ceil(tokens / largest)))
-    return max(1, min(tokens, math.ceil(equal / MULTIPLE) * MULTIPLE))
+    return max(1, min(tokens, math.ceil(equal_size(tokens, largest) / MULTIPLE) * MULTIPLE))
+
+
+def largest_chunk(classes: int, itemsize: int, memory: int) -> int:
+    """How many tokens a chunk has at most, however they are divided."""
+    if not isinstance(classes, int):  # a size that only the call of an exported program knows
+        return FEWEST
+    return max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
+
+
+def equal_size(count: int, largest: int) -> int:
+    """How many a chunk has of so many, if as few chunks as can be are as equal as can be."""
+    return math.ceil(count / max(1, math.ceil(count / largest)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +57,18 @@ class Result:
     Attributes:
         dtype: of its numbers.
         axes: the mesh axes of a `shard_map` that it varies over.
-        width: how many numbers a row has, None for one without an axis.
+        shape: that of a row.
         of_masked_row: what a row that is masked has.
     """
 
     dtype: jnp.dtype
     axes: tuple[str, ...]
-    width: int | None = None
+    shape: tuple[int, ...] = ()
     of_masked_row: int = 0
 
     def initial(self, rows: int) -> Array:
         """That of rows which are all masked."""
-        shape = (rows,) if self.width is None else (rows, self.width)
-        return varying(self.axes, jnp.full(shape, self.of_masked_row, self.dtype))
+        return varying(self.axes, jnp.full((rows, *self.shape), self.of_masked_row, self.dtype))
 
 
 class Overlapping:
@@ -101,7 +109,7 @@ class Overlapping:
         if self.rows % self.size == 0:
             return own
         elsewhere = jnp.arange(self.size) < self._begin(chunk) - self._start(chunk)
-        return jnp.where(elsewhere, MASKED, own)
+        return jnp.where(along(elsewhere, own), MASKED, own)
 
 
 class Strided:
@@ -221,7 +229,7 @@ def scan_chunks(
         stages: what is done with a chunk.
         sums: what the sums start from.
         results: what the results are.
-        rows: arrays whose first axis is the rows; the last is their weight.
+        rows: arrays whose first axis is the rows; the last is their weight, or the weights of a row's tokens.
         division: how rows are divided.
         size: how many rows a chunk has at most.
         skip: whether a chunk of which every row is masked is not worked on.

@@ -8,7 +8,7 @@ losses and the gradients of hidden states, kernel and bias, for one more matrix 
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -69,6 +69,7 @@ class Plan:
         chunk: how many tokens a chunk has, None for what `chunk_size` says.
         accumulate_dtype: what the gradient of the kernel is summed in.
         precision: of the matrix products.
+        whole_rank: how many of the last axes of tokens devices never split: those of a block that is whole.
     """
 
     objective: Objective
@@ -80,6 +81,7 @@ class Plan:
     chunk: int | None
     accumulate_dtype: Any
     precision: Any
+    whole_rank: int = 0
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -94,7 +96,8 @@ class Plan:
     @property
     def tokens(self) -> Roles:
         """The roles of the tokens' axes."""
-        return tuple(f"t{axis}" for axis in range(self.token_rank))
+        split = self.token_rank - self.whole_rank
+        return tuple(f"{'t' if axis < split else 'b'}{axis}" for axis in range(self.token_rank))
 
     @property
     def roles(self) -> LinearOperands:
@@ -107,6 +110,11 @@ class Plan:
         """One after the other, as devices split them; so what belongs to each."""
         bias = (operands.bias,) if self.has_bias else ()
         return *operands[:4], *bias, *operands.parameters
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Of the operands that a gradient is made of, among the flat ones."""
+        return {"hidden": 0, "kernel": 1, "bias": 4}
 
     def operands(self, flat: Sequence) -> LinearOperands:
         """The reverse."""
@@ -130,17 +138,21 @@ class Work:
             its kernel is one of its own too.
         all_axes: both.
         direct: whether it is not differentiated.
+        others: further operands.
     """
 
-    def __init__(self, plan: Plan, split: Split, operands: LinearOperands, *, direct: bool = False):
+    def __init__(
+        self, plan: Plan, split: Split, operands: LinearOperands, *, direct: bool = False, others: Sequence[Array] = ()
+    ):
         self.plan, self.split, self.direct = plan, split, direct
         self.axes = axes = split.classes
-        self.all_axes = manual_axes(*jax.tree.leaves(operands))
+        self.all_axes = manual_axes(*jax.tree.leaves(operands), *others)
         self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
         hidden, kernel, labels, weight, self.bias, self.parameters = jax.tree.map(
             functools.partial(varying, self.own_axes), operands
         )
-        self.dtype = promoted(hidden.dtype, kernel.dtype)
+        self.others = [varying(self.own_axes, other) for other in others]
+        self.hidden_type, self.dtype = hidden.dtype, promoted(hidden.dtype, kernel.dtype)
         self.kernel = kernel.astype(self.dtype)
         self.objective = dataclasses.replace(plan.objective, axes=axes, in_place=True)
         self.loss = CrossEntropy(self.objective)
@@ -158,6 +170,16 @@ class Work:
         return promoted(self.dtype, jnp.float32) if self.split.resharded else self.dtype
 
     @property
+    def kept_dtype(self):
+        """What the gradient of hidden states is kept in."""
+        return self.dtype
+
+    @property
+    def returned_dtype(self):
+        """The type of their gradient in the end."""
+        return self.hidden_type
+
+    @property
     def sum_dtype(self):
         """What the kernel's gradient is summed in."""
         return self.dtype if self.dtype == jnp.float64 else self.plan.accumulate_dtype
@@ -172,10 +194,15 @@ class Work:
         """How many tokens a chunk has at most."""
         if self.plan.chunk is not None:
             return self.plan.chunk
+        return chunk_size(self.count, *self.memory_of_token)
+
+    @property
+    def memory_of_token(self) -> tuple[int, int, int]:
+        """The classes of a token, the bytes of one, and the bytes that the logits of a chunk may take."""
         # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
         classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.resharded))
         memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
-        return chunk_size(self.count, classes, self.dtype.itemsize, memory)
+        return classes, self.dtype.itemsize, memory
 
     @property
     def is_one_chunk(self) -> bool:
@@ -190,11 +217,11 @@ class Work:
         """`hidden @ kernel`."""
         return self._tangent(hidden.astype(self.dtype), kernel, (1, 1 - self.classes_axis), self.dtype)
 
-    def of_hidden(self, d_logits: Array) -> Array:
+    def of_hidden(self, d_logits: Any) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
         return self._tangent(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
-    def of_kernel(self, hidden: Array, weight: Array, d_logits: Array, dtype) -> Array:
+    def of_kernel(self, hidden: Array, weight: Array, d_logits: Any, dtype) -> Array:
         """A chunk's share of the gradient of the kernel."""
         hidden = self.kept(hidden, weight).astype(self.dtype)
         first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
@@ -209,6 +236,18 @@ class Work:
         if not self.plan.masked and not self.plan.weighted:
             return hidden
         return jnp.where(along(weight == 0, hidden), 0, hidden)
+
+    def of_bias(self, d_logits: Any) -> Array:
+        """A chunk's share of the gradient of the bias."""
+        return real(d_logits).sum(0)
+
+    def tokens_of(self, rows: Sequence[Array]) -> Sequence[Array]:
+        """Hidden states, labels and weights of the tokens of a chunk, along one axis."""
+        return rows
+
+    def in_rows(self, of_tokens: Array) -> Array:
+        """The reverse, of what has one index a token."""
+        return of_tokens
 
     def row_operands(self, hidden: Array, labels: Array, weight: Array) -> Operands:
         """The logits of a chunk and what else its row loss is given."""
@@ -233,11 +272,14 @@ class Work:
         return varying(self.all_axes, jnp.zeros(like.shape, dtype))
 
     def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
-        """`scan_chunks` over the tokens, and further rows before them; results get the tokens' axes back."""
+        """`scan_chunks` over the tokens, and further rows before them."""
         division = Strided if strided else Overlapping
         rows, skip = (*rows, *self.rows), self.plan.masked
-        added, filled = scan_chunks(stages, sums, results, rows, division, self.chunk_size, skip, self.direct)
-        return added, tuple(array.reshape(*self.token_shape, *array.shape[1:]) for array in filled)
+        return scan_chunks(stages, sums, results, rows, division, self.chunk_size, skip, self.direct)
+
+    def of_tokens(self, array: Array) -> Array:
+        """A result of all tokens, with their axes."""
+        return array.reshape(*self.token_shape, *array.shape[1:])
 
 
 def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Array) -> tuple[Array, ...]:
@@ -249,7 +291,8 @@ def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Arr
     op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
 
     stages = Stages(lambda rows: ((), op(work.row_operands(*rows))))
-    return work.scan(strided, stages, [], work.of_rows(("losses", *plan.stats)))[1]
+    _, filled = work.scan(strided, stages, [], work.of_rows(("losses", *plan.stats)))
+    return tuple(map(work.of_tokens, filled))
 
 
 def gradients(
@@ -258,22 +301,53 @@ def gradients(
     """The same, and the gradients of the weighted losses' sum with respect to the operands that `wrt` names."""
     operands = plan.operands(flat)
     work = Work(plan, split, operands, direct=direct)
-    hidden = operands.hidden
-    of_sums = tuple(name for name in wrt if name != "hidden")
+
+    def of_chunk(rows):
+        *of_rows, d_logits = row_loss.value_and_grad(work.loss)(work.row_operands(*rows))
+        return (), of_rows, d_logits
+
+    results = work.of_rows(("losses", *plan.stats))
+    _, of_rows, of_operands = with_gradients(work, wrt, operands, strided, of_chunk, [], results)
+    return *map(work.of_tokens, of_rows), *of_operands
+
+
+def with_gradients(
+    work: Work,
+    wrt: tuple[str, ...],
+    operands: LinearOperands,
+    strided: bool,
+    of_chunk: Callable[..., tuple[tuple[Array, ...], Sequence[Array], Any]],
+    sums: Sequence[Array],
+    results: Sequence[Result],
+    *rows: Array,
+) -> tuple[list[Array], tuple[Array, ...], tuple[Array, ...]]:
+    """Sums and results of chunks, and the gradients with respect to the linear operands that `wrt` names.
+
+    Args:
+        work: on one device.
+        wrt: of "hidden", "kernel" and "bias", in this order.
+        operands: those of the device.
+        strided: whether devices may have split the tokens without this function's knowledge.
+        of_chunk: from the rows of a chunk to what it adds to the sums, its results, and the gradient of its logits.
+        sums: what the sums start from. They are of all tokens, and the same for all classes.
+        results: what the results are.
+        rows: further rows, which `of_chunk` is given before those of the tokens.
+    """
+    plan, split, direct = work.plan, work.split, work.direct
+    of_sums, own = tuple(name for name in wrt if name != "hidden"), len(results)
 
     def forward(rows):
-        hidden, _, weight = rows
-        *of_rows, d_logits = row_loss.value_and_grad(work.loss)(work.row_operands(*rows))
-        sums = ()
+        hidden, _, weight = work.tokens_of(rows[-3:])
+        shares, of_rows, d_logits = of_chunk(rows)
         if "kernel" in wrt:
-            sums += (work.of_kernel(hidden, weight, d_logits, added[0]),)
+            shares += (work.of_kernel(hidden, weight, d_logits, added[own_sums]),)
         if "bias" in wrt:
-            sums += (real(d_logits).sum(0),)
-        return sums, (of_rows, d_logits)
+            shares += (work.of_bias(d_logits),)
+        return shares, (of_rows, d_logits)
 
     def finalize(rest, of_hidden=work.of_hidden):
         of_rows, d_logits = rest
-        return *of_rows, *([of_hidden(d_logits)] if "hidden" in wrt else ())
+        return *of_rows, *([work.in_rows(of_hidden(d_logits))] if "hidden" in wrt else ())
 
     def of_hidden_later(d_logits):
         # In a branch whose condition the host reads, so that the product starts after the collectives of the sums:
@@ -283,13 +357,14 @@ def gradients(
         return jax.lax.cond(always, work.of_hidden, lambda _: work.zeros(like, like.dtype), d_logits)
 
     def kept(results):
-        of_rows, of_hidden = results[: 1 + len(plan.stats)], results[1 + len(plan.stats) :]
-        return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.dtype) for shares in of_hidden)
+        of_rows, of_hidden = results[:own], results[own:]
+        return *map(split.own, of_rows), *(split.own_sum(shares).astype(work.kept_dtype) for shares in of_hidden)
 
-    results = work.of_rows(("losses", *plan.stats))
+    results = [*results]
     if "hidden" in wrt:
-        results.append(Result(work.dtype, work.all_axes, width=hidden.shape[-1]))
+        results.append(Result(work.kept_dtype, work.all_axes, shape=work.rows[0].shape[1:]))
 
+    own_sums = len(sums)
     summed, roles = (tuple(getattr(of_each, name) for name in of_sums) for of_each in (operands, plan.roles))
     dtypes = [work.sum_dtype if name == "kernel" else real(operands.bias).dtype for name in of_sums]
     sent = dtypes
@@ -303,7 +378,10 @@ def gradients(
         # Nothing is added to the one share, so the product may round it. If it does not, XLA makes product and rounding
         # one kernel of its own, which takes more than twice as long.
         added = [sent[0], *dtypes[1:]]
-    sums = [work.zeros(operand, dtype) for operand, dtype in zip(summed, added, strict=True)]
+    of_own = [total.dtype for total in sums]
+    added, sent, dtypes = ([*of_own, *of] for of in (added, sent, dtypes))
+    roles = (*((),) * own_sums, *roles)
+    sums = [*sums, *(work.zeros(operand, dtype) for operand, dtype in zip(summed, added[own_sums:], strict=True))]
 
     def complete(sums):
         return [total.astype(dtype) if split.resharded else total for total, dtype in zip(sums, sent, strict=True)]
@@ -311,16 +389,17 @@ def gradients(
     def communicated(sums):
         return [split.over_tokens(*each) for each in zip(roles, sums, sent, strict=True)]
 
-    late = direct and bool(sums) and split.communicates_sums and isinstance(work.count, int) and work.count > 0
+    late = direct and bool(of_sums) and split.communicates_sums and isinstance(work.count, int) and work.count > 0
     last = functools.partial(finalize, of_hidden=of_hidden_later)
     collectives = Collectives(split.gathered, kept, split.anywhere, complete, communicated, last) if late else None
     stages = Stages(forward, finalize, collectives)
-    sums, filled = work.scan(strided, stages, sums, results)
+    sums, filled = work.scan(strided, stages, sums, results, *rows)
     if not late:
         sums = communicated(sums)
     sums = [split.arranged(*each[:2]).astype(each[2]) for each in zip(roles, sums, dtypes, strict=True)]
-    of_rows, of_hidden = filled[: 1 + len(plan.stats)], filled[1 + len(plan.stats) :]
-    return *of_rows, *(split.over_classes(shares).astype(hidden.dtype) for shares in of_hidden), *sums
+    of_rows, of_hidden = filled[:own], filled[own:]
+    of_hidden = [split.over_classes(work.of_tokens(shares)).astype(work.returned_dtype) for shares in of_hidden]
+    return sums[:own_sums], of_rows, (*of_hidden, *sums[own_sums:])
 
 
 def tangents(
@@ -367,4 +446,5 @@ def tangents(
 
         return (), jax.jvp(of_nonzero, tuple(primals), tuple(own_tangents))[1]
 
-    return work.scan(strided, Stages(step), [], work.of_rows(names), *moving)[1]
+    _, filled = work.scan(strided, Stages(step), [], work.of_rows(names), *moving)
+    return tuple(map(work.of_tokens, filled))

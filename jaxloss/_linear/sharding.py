@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from jaxloss._arrays import Array, manual_axes, varying
-from jaxloss._linear.split import Roles, Split, is_sum, split_of, within
+from jaxloss._linear.split import Roles, Split, split_of, within
 from jaxloss._partitioning.meshes import (
     as_spec,
     explicit_entries,
@@ -29,7 +29,7 @@ class OnMesh:
     """Work on operands that devices may share.
 
     Attributes:
-        description: that of its `Call`s, but for their last argument; None where it has none.
+        description: that of its `Call`s, but for their last argument; None where they have none.
         local: the work of one device. It is given how devices split it, and whether they may have split the tokens
             without its knowledge; then operands.
         operand_roles: the roles of the operands' axes.
@@ -37,6 +37,7 @@ class OnMesh:
         axes: the mesh axes that an enclosing `shard_map` has split the classes over.
         direct: whether this is not to be differentiated. Then automatic sharding asks `split_of`; if not, XLA splits
             the operations of `local` as it sees fit.
+        gradient_of: of each result, the place of the operand that it is the gradient of, or None.
     """
 
     description: Description | None
@@ -45,6 +46,7 @@ class OnMesh:
     result_roles: Sequence[Roles]
     axes: tuple[str, ...]
     direct: bool
+    gradient_of: Sequence[int | None]
 
     def __call__(self, *operands: Array) -> tuple[Array, ...]:
         """The results, wherever the operands lie."""
@@ -63,19 +65,16 @@ class OnMesh:
             list(map(split.spec, self.result_roles)),
             check=not self.direct,  # it can not know that what all gathered is the same everywhere
         )
-        # A gradient is split like its operand.
-        like = {
-            roles: spec for roles, spec in zip(self.operand_roles, specs, strict=True) if is_sum(roles) or "e" in roles
-        }
         # What is not checked has lost what it varies over of an enclosing `shard_map`.
         others = [axis for axis in manual_axes(*operands) if axis not in self.axes]
         results = [
             varying((*others, *(self.axes if "v" in roles else ())), result)
             for roles, result in zip(self.result_roles, results, strict=True)
         ]
+        # A gradient is split like its operand.
         return tuple(
-            resharded(mesh, result, like[roles]) if roles in like else result
-            for roles, result in zip(self.result_roles, results, strict=True)
+            result if place is None else resharded(mesh, result, specs[place])
+            for place, result in zip(self.gradient_of, results, strict=True)
         )
 
     @property
@@ -111,6 +110,8 @@ class OnMesh:
             [[names.index(role) for role in roles] for roles in many]
             for many in (self.operand_roles, self.result_roles)
         ]
-        assert self.description is not None
-        module, arguments = self.description
-        return Call((module, (*arguments, outer)), whole, partition, lambda *_: sharding_rule(*numbered))
+        description = None
+        if self.description is not None:
+            module, arguments = self.description
+            description = module, (*arguments, outer)
+        return Call(description, whole, partition, lambda *_: sharding_rule(*numbered))

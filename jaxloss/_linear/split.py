@@ -1,9 +1,10 @@
 """How work on tokens and a kernel is split over devices, and what they communicate.
 
 Every axis of every operand and result has a role: `t0`, `t1` … for tokens, `v` for classes, `d` for the features of the
-kernel and `e` for those of hidden states. Devices split the tokens as hidden states are split, and the classes as the
-kernel is, over the mesh axes that remain. All else of the kernel is gathered, once. What is summed over tokens, and so
-has no axis of them, is added up over devices once, and scattered where the kernel was split over the same axes.
+kernel and `e` for those of hidden states; what has another role is never split. Devices split the tokens as hidden
+states are split, and the classes as the kernel is, over the mesh axes that remain. All else of the kernel is gathered,
+once. What is summed over tokens, and so has no axis of them, is added up over devices once, and scattered where the
+kernel was split over the same axes.
 
 Devices that share tokens communicate sums as large as the kernel, and maybe the kernel. Where the tokens are few beside
 the classes, they re-shard: each works on all their tokens and its part of the classes. Then they communicate the hidden
@@ -116,6 +117,8 @@ class Split:
 
     def _shared_out(self, roles: Roles, part: Array) -> Array:
         """A sum of this device's part of the classes, as the kernel is kept; parts of others along a first axis."""
+        if "v" not in roles:  # all devices have made it of all tokens
+            return part
         place = self._place_of_resharded(roles)
         if place is None:
             return jax.lax.all_gather(part, self.resharded)
@@ -131,9 +134,9 @@ class Split:
         Where tokens were resharded, parts of the classes had an axis of their own until then: XLA transposes what it
         gathers along another, before and after.
         """
-        classes = roles.index("v")
-        if not self.resharded or self._place_of_resharded(roles) == classes:
+        if not self.resharded or "v" not in roles or self._place_of_resharded(roles) == roles.index("v"):
             return communicated
+        classes = roles.index("v")
         parts = jnp.moveaxis(communicated, 0, classes)
         return parts.reshape(*parts.shape[:classes], -1, *parts.shape[classes + 2 :])
 

@@ -1,5 +1,6 @@
 """What the types of operands say of the mesh that they lie on, with or without a mesh in context."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -60,6 +61,21 @@ def rolled(x: Array, shift: int) -> Array:
     mesh = mesh_of([x])
     whole = resharded(mesh, x, as_spec((*entries[:-1], ())))
     return resharded(mesh, jnp.roll(whole, shift, -1), as_spec(entries))
+
+
+def axis_split(x: Array, axis: int, size: int) -> Array:
+    """`x` with an axis made two, the second of this size. Explicit mesh axes split the first as they did the axis."""
+    shape = (*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
+    mesh = mesh_of([x])
+    if not mesh.explicit_axes:
+        return x.reshape(shape)
+    entries = [*explicit_entries(x)]
+    devices = math.prod(mesh.shape[name] for name in entries[axis])
+    if shape[axis] % devices:
+        entries[axis] = ()
+        x = resharded(mesh, x, as_spec(entries))
+    entries.insert(axis + 1, ())
+    return jnp.reshape(x, shape, out_sharding=NamedSharding(mesh, as_spec(entries)))
 
 
 def taken(numbers: Array, index: Array) -> Array:

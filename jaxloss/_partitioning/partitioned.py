@@ -38,14 +38,15 @@ class Call:
     """What is to be partitioned.
 
     Attributes:
-        description: what makes the same call in another process.
+        description: what makes the same call in another process. None for a call that holds a caller's function: a
+            program of several devices with one is compiled anew in every process, and not exported.
         whole: the op where nothing is split.
         partition: from a mesh of the automatic axes, the operands' shapes and specs, and the results' ranks.
         rule: from the ranks of operands and results, which axes of them are split alike, as
             `jax.experimental.custom_partitioning` has it.
     """
 
-    description: Description
+    description: Description | None
     whole: Op
     partition: Callable[[Any, Sequence[jax.ShapeDtypeStruct], Sequence[PartitionSpec], Sequence[int]], Partition]
     rule: Callable[[Sequence[int], Sequence[int]], str]
@@ -86,7 +87,6 @@ def _compiled(call: Call) -> Op:
     return jax.jit(call)
 
 
-@functools.cache
 def _with_custom_partitioning(call: Call) -> Op:
     """The call by what is public of JAX: a compiled program that no cache finds again and that is not exported."""
 

@@ -15,6 +15,8 @@ import math
 import pathlib
 import threading
 import types
+import uuid
+import weakref
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ import numpy as np
 from jax._src import custom_partitioning as jax_partitioning
 from jax._src import dispatch, xla_bridge
 from jax._src.custom_partitioning_sharding_rule import sdy_sharding_rule_to_mlir, str_to_sdy_sharding_rule
-from jax._src.interpreters import mlir
+from jax._src.interpreters import mlir, partial_eval
 from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
@@ -45,14 +47,34 @@ _inferred_by_jax = jax_partitioning._custom_partitioning_infer_sharding_from_ope
 _calls: dict[str, Call] = {}
 
 
-def _name(call: Call) -> str:
-    """The call's name, the same in every process."""
+class _OfThisProcess:
+    """A call that has no description, and the callbacks that split it; the program that it is part of keeps it."""
+
+    def __init__(self, call: Call):
+        self.call, self.name, self.known = call, f"{_LOCAL}{uuid.uuid4().hex}", {}
+
+
+_LOCAL = "of this process: "
+_of_this_process: weakref.WeakValueDictionary[str, _OfThisProcess] = weakref.WeakValueDictionary()
+
+
+def _name(call: Call, module) -> str:
+    """The call's name, the same in every process if it has a description."""
+    if call.description is None:
+        local = _OfThisProcess(call)
+        _of_this_process[local.name] = local
+        module.add_keepalive(local)
+        return local.name
     name = text_of(call.description)
     _calls.setdefault(name, call)
     return name
 
 
 def _call_named(name: str) -> Call:
+    if name.startswith(_LOCAL):
+        if name not in _of_this_process:
+            raise ValueError("the program holds a function of the process that made it: expected one of this process")
+        return _of_this_process[name].call
     if name not in _calls:
         module, arguments = made_of(name)
         _calls[name] = own_module(module).partitioned(*arguments)
@@ -144,7 +166,9 @@ def _lowered(ctx, *values, call: Call, jaxpr, platform: str | None):
         library.PARTITIONED_TARGET,
         result_types=result_types,
         operands=values,
-        backend_config=json.dumps([_name(call), platforms[0], mesh.axis_sizes, mesh.axis_names, manual, _release()]),
+        backend_config=json.dumps(
+            [_name(call, context), platforms[0], mesh.axis_sizes, mesh.axis_names, manual, _release()]
+        ),
         api_version=2,
         result_shapes=_result_shapes(ctx),
     )
@@ -165,6 +189,11 @@ def _result_shapes(ctx):
     ]
 
 
+def _of_plain_arrays(*operands, jaxpr, **params):
+    """The same call where a caller's function has primitives that JAX first makes of simpler ones."""
+    return primitive.bind(*operands, jaxpr=partial_eval.lower_jaxpr2(jaxpr), **params)
+
+
 _lock = threading.Lock()
 _known: dict[bytes, Any] = {}
 """What JAX, which holds it weakly, finds by a name."""
@@ -173,10 +202,12 @@ _known: dict[bytes, Any] = {}
 def _make_known(backend_config: bytes, operands: int, result_shape) -> None:
     """Lets JAX's own callbacks find how a call of so many operands is split; programs are compiled in many threads."""
     results = len(result_shape.tuple_shapes()) if result_shape.is_tuple() else 1
+    name = json.loads(backend_config)[0]
     with _lock:
-        if backend_config not in _known:
-            _known[backend_config] = _callback(backend_config, operands, results)
-        _callbacks_of_jax[backend_config] = _known[backend_config]
+        known = _of_this_process[name].known if name in _of_this_process else _known
+        if backend_config not in known:
+            known[backend_config] = _callback(backend_config, operands, results)
+        _callbacks_of_jax[backend_config] = known[backend_config]
 
 
 def _callback(backend_config: bytes, operands: int, results: int):
@@ -233,4 +264,6 @@ def registered() -> bool:
     xla_bridge.register_plugin_callbacks(functools.partial(xla_client.register_custom_call_partitioner, **callbacks))
     dispatch.prim_requires_devices_during_lowering.add(primitive)
     mlir.register_lowering(primitive, _lowered)
+    if hasattr(partial_eval, "lower_jaxpr2"):  # of newer versions
+        primitive.to_lojax = _of_plain_arrays
     return True

@@ -200,6 +200,53 @@ def _softmax(objective: Objective, operands: Operands, stats: Sequence[Array]) -
     return formulas.softmax_of(z, maximum, log_sum)
 
 
+def d_scaled_logits(
+    objective: Objective,
+    operands: Operands,
+    stats: Sequence[Array],
+    of_nll: Array | None,
+    of_lse: Array | None,
+    of_entropy: Array | None,
+) -> Array:
+    """The gradient with respect to the scaled logits of rows, from those of a row's nll, log-sum-exp and entropy.
+
+    `stats` are those of whole rows, and the entropy third if it has a gradient; None stands for a gradient of zero.
+    """
+    maximum, log_sum, *details = stats
+    gradient = jnp.zeros(operands.x.shape, maximum.dtype)
+    if of_nll is not None:
+        gradient = of_nll[..., None] * _z_derivative(objective, operands, stats)
+    if of_lse is None and of_entropy is None:
+        return gradient
+    softmax = _softmax(objective, operands, stats)
+    factor = jnp.zeros_like(maximum)[..., None] if of_lse is None else of_lse[..., None]
+    if of_entropy is not None:
+        z = formulas.scaled_logits(operands.x, operands.target, objective.options(operands.parameters))
+        log_softmax = jnp.where(softmax == 0, 0, z - maximum[..., None] - log_sum[..., None])
+        factor = factor - of_entropy[..., None] * (log_softmax + details[0][..., None])
+    return gradient + softmax * factor
+
+
+def d_numbers(objective: Objective, operands: Operands, of_scaled: Array, places: Sequence[int]) -> tuple[Array, ...]:
+    """The gradients with respect to the parameters at these places, softcap or temperature, of all rows together.
+
+    Of classes that are split over devices they are this device's share.
+    """
+    z = formulas.scaled_logits(operands.x, operands.target, objective.options(operands.parameters))
+    # A masked class moves with no parameter.
+    masked = jnp.isneginf(z)
+    unmasked = jnp.where(masked, 0, operands.x)
+
+    def of_numbers(*numbers):
+        parameters = list(operands.parameters)
+        for place, number in zip(places, numbers, strict=True):
+            parameters[place] = number
+        return formulas.scaled_logits(unmasked, operands.target, objective.options(parameters))
+
+    _, pull = jax.vjp(of_numbers, *(operands.parameters[place] for place in places))
+    return pull(jnp.where(masked, 0, of_scaled))
+
+
 def _along_live(function, operands: Mapping[str, Array], tangents: Mapping[str, Array | None]):
     """The derivative of `function` of operands along those that have a tangent; None where none has."""
     nonzero = {name: operands[name] for name, tangent in tangents.items() if tangent is not None and name in operands}

@@ -1,0 +1,121 @@
+"""The objective of GRPO from hidden states: jaxloss against its matrix products, whole logits and a checkpointed scan.
+
+Run it with `python -m benchmarks.linear_objective [--quick] [--output DIRECTORY]`. Writes
+`linear_objective_PLATFORM.json`. Limits and memory are those of `benchmarks.linear_cross_entropy`, and so is `--quick`.
+"""
+
+import argparse
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+import jaxloss
+from benchmarks import record
+from benchmarks.linear_cross_entropy import Work, line, products
+from benchmarks.timing import timed
+from jaxloss import objectives
+
+OBJECTIVES = {
+    "GRPO": objectives.grpo(beta=0.04),
+    "GRPO with entropy bonus": objectives.grpo(beta=0.04, entropy_bonus=0.01),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Sequences of so many tokens."""
+
+    work: Work
+    length: int
+
+    def operands(self) -> tuple[jax.Array, ...]:
+        """Hidden states, kernel, labels, advantages, and log-probabilities of tokens before and of a reference."""
+        hidden, kernel, labels = self.work.operands()
+        hidden, labels = (x.reshape(-1, self.length, *x.shape[1:]) for x in (hidden, labels))
+        advantages = jax.random.normal(jax.random.key(1), labels.shape[:1])
+        log_prob = jax.jit(jaxloss.linear_log_prob)(hidden, kernel, labels)
+        noise = 0.1 * jax.random.normal(jax.random.key(2), (2, *labels.shape))
+        return hidden, kernel, labels, advantages, log_prob + noise[0], log_prob + noise[1]
+
+
+def tokens_of(hidden, kernel, labels) -> objectives.Tokens:
+    """The statistics of tokens, from logits."""
+    logits = (hidden @ kernel).astype(jnp.float32)
+    log_softmax = jax.nn.log_softmax(logits)
+    log_prob = jnp.take_along_axis(log_softmax, labels[..., None], -1)[..., 0]
+    entropy = -(jnp.exp(log_softmax) * log_softmax).sum(-1)
+    return objectives.Tokens(log_prob, entropy, jax.nn.logsumexp(logits, -1), jnp.ones(labels.shape, bool))
+
+
+def contenders(objective: objectives.Objective) -> dict:
+    """Functions of the operands."""
+
+    def ours(hidden, kernel, labels, *data):
+        return jaxloss.linear_objective(hidden, kernel, labels, objective, *data, normalizer="sequences")
+
+    def whole_logits(hidden, kernel, labels, *data):
+        return objective(tokens_of(hidden, kernel, labels), *data) / len(labels)
+
+    def scan_and_checkpoint(hidden, kernel, labels, *data):
+        """As many sequences at a time as have 2,048 tokens."""
+        sequences = max(1, 2048 // labels.shape[1])
+
+        @jax.checkpoint
+        def of_chunk(hidden, labels, *data):
+            return objective(tokens_of(hidden, kernel, labels), *data)
+
+        def step(total, chunk):
+            return total + of_chunk(*chunk), None
+
+        chunks = [x.reshape(-1, min(sequences, len(x)), *x.shape[1:]) for x in (hidden, labels, *data)]
+        return jax.lax.scan(step, jnp.zeros(()), tuple(chunks))[0] / len(labels)
+
+    return {"jaxloss": ours, "whole logits": whole_logits, "scan and checkpoint": scan_and_checkpoint}
+
+
+def measured(function, operands) -> dict:
+    """Time and temporaries, or why there are none."""
+    try:
+        run = jax.jit(function)
+        temporary = run.lower(*operands).compile().memory_analysis().temp_size_in_bytes
+        timing = timed(run, *operands)
+        return {"temporary_bytes": temporary, "ms": timing.ms, "spread": timing.spread}
+    except Exception as error:  # memory above all
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def compared(batch: Batch) -> list[dict]:
+    """All contenders at one shape."""
+    limits, operands, rows = products(batch.work), batch.operands(), []
+    print(f"{batch.work}, T = {batch.length}: products {limits['value_and_grad'].ms:.2f} ms")
+    for name, objective in OBJECTIVES.items():
+        print(f" {name}")
+        for who, loss in contenders(objective).items():
+            found = measured(jax.value_and_grad(loss, (0, 1)), operands)
+            print(line(who, found, limits["value_and_grad"]), flush=True)
+            shape = {**dataclasses.asdict(batch.work), "length": batch.length}
+            rows.append({**shape, "what": name, "who": who, "limit_ms": limits["value_and_grad"].ms, **found})
+    return rows
+
+
+GPU = [Batch(Work(8192, 4096, 128256), 1024)]
+CPU = [Batch(Work(2048, 256, 8192, "float32"), 256)]
+QUICK = [Batch(Work(256, 32, 512, "float32"), 64)]
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small shape")
+    parser.add_argument("--output", help="where to write; default: benchmarks/results")
+    arguments = parser.parse_args()
+    platform = jax.devices()[0].platform
+    print(record.circumstances())
+    batches = QUICK if arguments.quick else CPU if platform == "cpu" else GPU
+    rows = [row for batch in batches for row in compared(batch)]
+    print(record.write(f"linear_objective_{'quick' if arguments.quick else platform}", rows, arguments.output))
+
+
+if __name__ == "__main__":
+    main()

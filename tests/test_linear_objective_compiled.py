@@ -1,0 +1,96 @@
+"""What `linear_objective` compiles to: the products that cross entropy has, no array of whole logits, memory of a chunk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxloss
+from jaxloss import objectives
+from linear_oracle import sample
+from modules import custom_call_targets, of_size, operations
+from test_linear_compiled import CHUNK, CLASSES, WIDTH, compiled, products
+
+SEQUENCES, LENGTH = 16, CHUNK // 2
+N = SEQUENCES * LENGTH
+GRPO = objectives.grpo(beta=0.04, entropy_bonus=0.01)
+WITHOUT_ENTROPY = objectives.grpo(beta=0.04)
+
+
+def loss(objective, **options):
+    def of(hidden, kernel, labels, *data):
+        options_of_all = {"chunk_size": CHUNK, "normalizer": "sequences", **options}
+        return jaxloss.linear_objective(hidden, kernel, labels, objective, *data, **options_of_all)
+
+    return of
+
+
+def operands(sequences=SEQUENCES):
+    s = sample((sequences, LENGTH), WIDTH, CLASSES)
+    of_tokens = np.full((sequences, LENGTH), -5, np.float32)
+    return s.hidden, s.kernel, s.labels, np.ones(sequences, np.float32), of_tokens, of_tokens
+
+
+def masked(hidden, kernel, labels, *data):
+    return jax.value_and_grad(loss(GRPO, ignore_index=3, shift=1), (0, 1))(hidden, kernel, labels, *data)
+
+
+PRODUCTS = {
+    "value": (loss(GRPO), 1),
+    "hidden alone": (jax.value_and_grad(loss(GRPO)), 2),
+    "kernel alone": (jax.value_and_grad(loss(GRPO), 1), 2),
+    "both": (jax.value_and_grad(loss(GRPO), (0, 1)), 3),
+    "data too": (jax.value_and_grad(loss(GRPO), (0, 1, 3, 4, 5)), 3),
+    "data alone": (jax.value_and_grad(loss(GRPO), 3), 1),
+    "masked": (masked, 3),
+    "with options": (jax.value_and_grad(loss(GRPO, softcap=30.0, temperature=0.7), (0, 1)), 3),
+    "scaled": (jax.value_and_grad(lambda *o: 3 * loss(GRPO)(*o) ** 2, (0, 1)), 3),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_and_memory(name):
+    function, count = PRODUCTS[name]
+    module = compiled(function, *operands())
+    assert products(module) == count
+    assert of_size(module, N * CLASSES) == [], "logits are whole"
+    # Logits of a chunk, which their gradient overwrites; the sum of the kernel's gradient; numbers of tokens.
+    logits, kernel, hidden = (4 * size for size in (CHUNK * CLASSES, WIDTH * CLASSES, N * WIDTH))
+    assert module.memory_analysis().temp_size_in_bytes < 1.2 * (logits + kernel) + hidden + 64 * N
+    copies = [size for name, sizes in operations(module) for size in sizes if name == "copy"]
+    assert max(copies, default=0) < WIDTH * CLASSES, "an array as large as the kernel is copied"
+
+
+@pytest.mark.parametrize(
+    ("objective", "kernel"), [(GRPO, "cross_entropy_with_options"), (WITHOUT_ENTROPY, "cross_entropy")]
+)
+def test_statistics_come_from_one_call(objective, kernel):
+    """An objective that does not look at the entropy does not pay for it."""
+    module = compiled(jax.value_and_grad(loss(objective), (0, 1)), *operands())
+    assert custom_call_targets(module) == [f"jaxloss_{kernel}_value_and_stats"]
+
+
+def test_memory_does_not_grow_with_tokens():
+    sizes = []
+    for sequences in (SEQUENCES, 16 * SEQUENCES, 16 * SEQUENCES - 1):
+        module = compiled(jax.value_and_grad(loss(GRPO), (0, 1)), *operands(sequences))
+        sizes.append(module.memory_analysis().temp_size_in_bytes - 16 * sequences * LENGTH)  # labels, weights
+    assert max(sizes[1:]) <= sizes[0] + 4096
+
+
+def test_an_eager_call_is_compiled_once():
+    before = jaxloss._linear.objective.value._cache_size()
+    for factor in (1.0, 1.0, 2.0):
+        objective = lambda tokens, *_, factor=factor: (factor * tokens.log_prob).sum()  # noqa: E731
+        jaxloss.linear_objective(*operands()[:3], objective)
+    assert jaxloss._linear.objective.value._cache_size() == before + 2
+
+
+def test_second_order_keeps_no_logits():
+    hidden, kernel, labels, *data = operands(8 * SEQUENCES)
+
+    def hvp(hidden, kernel):
+        return jax.jvp(jax.grad(lambda *o: loss(GRPO)(*o, labels, *data), (0, 1)), (hidden, kernel), (hidden, kernel))
+
+    assert of_size(compiled(hvp, hidden, kernel), 8 * N * CLASSES) == []
+    assert jnp.isfinite(jax.jit(hvp)(hidden, kernel)[1][0]).all()

@@ -1,0 +1,270 @@
+"""Each of `jaxloss.objectives` against its paper's equation, written with loops over sequences of whole logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxloss
+from jaxloss import objectives
+from linear_oracle import sample
+from objective_formula import statistics
+
+S, T, WIDTH, CLASSES = 4, 5, 4, 11
+SAMPLE = sample((S, T), WIDTH, CLASSES)
+RNG = np.random.default_rng(0)
+LENGTHS = (5, 3, 4, 2)
+MASK = np.arange(T) < np.array(LENGTHS)[:, None]
+LOG_PROB = np.asarray(statistics(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, MASK).log_prob)
+ADVANTAGES = np.array([1.0, -0.5, 0.25, -2.0], np.float32)
+# Near enough for ratios on both sides of each bound; what is masked is NaN.
+OLD, REFERENCE = (
+    np.where(MASK, LOG_PROB + scale * RNG.normal(size=(S, T)), np.nan).astype(np.float32) for scale in (0.3, 0.5)
+)
+CLOSE = np.where(MASK, LOG_PROB + 0.0005 * RNG.normal(size=(S, T)), np.nan).astype(np.float32)
+OF_SEQUENCES = np.where(MASK, REFERENCE, 0).sum(1)
+DESIRABLE, DIVERGENCE = np.array([True, False, False, True]), np.full(S, 0.3, np.float32)
+
+
+def of_tokens(equation):
+    """The sum over unmasked tokens of an equation of a token."""
+
+    rows, places = np.nonzero(MASK)
+
+    def total(tokens, *data):
+        each = (x[rows] if x.ndim == 1 else x[rows, places] for x in (tokens.log_prob, tokens.entropy, *data))
+        return jax.vmap(equation)(*each).sum()
+
+    return total
+
+
+def of_sequences(equation):
+    """The sum over sequences of an equation of the unmasked tokens of one."""
+
+    def total(tokens, *data):
+        return sum(
+            equation(
+                tokens.log_prob[s, :length],
+                tokens.entropy[s, :length],
+                *(x[s] if x.ndim == 1 else x[s, :length] for x in data),
+            )
+            for s, length in enumerate(LENGTHS)
+        )
+
+    return total
+
+
+def of_pairs(equation):
+    """The same of the tokens of the chosen and the rejected sequence of a pair."""
+
+    def total(tokens, *data):
+        cut = lambda x, s: x[s] if x.ndim == 1 else x[s, : LENGTHS[s]]  # noqa: E731
+        return sum(
+            equation(*(cut(x, s) for x in (tokens.log_prob, *data) for s in (begin, begin + 1))) for begin in (0, 2)
+        )
+
+    return total
+
+
+def surrogate(r, a, low=0.2, high=0.2):
+    return min_(r * a, jnp.where(r < 1 - low, 1 - low, jnp.where(r > 1 + high, 1 + high, r)) * a)
+
+
+def min_(a, b):
+    return jnp.where(a < b, a, b)
+
+
+def sigma(x):
+    return 1 / (1 + jnp.exp(-x))
+
+
+def odds(log_prob):
+    p = jnp.exp(log_prob.mean())
+    return p / (1 - p)
+
+
+def grpo_of_token(lp, h, a, old, ref):
+    return surrogate(jnp.exp(lp - old), a, 0.2, 0.28) + 0.01 * h - 0.04 * (jnp.exp(ref - lp) - (ref - lp) - 1)
+
+
+def kto(lp, h, good, ref, z):
+    rho, z = lp.sum() - ref, jax.lax.stop_gradient(z)
+    return jnp.where(good, 1.5 * (1 - sigma(0.3 * (rho - z))), 0.75 * (1 - sigma(0.3 * (z - rho))))
+
+
+PAIR = {"normalizer": "groups"}
+TOKENS, SEQUENCES = {"normalizer": "tokens"}, {"normalizer": "sequences"}
+TOTALS = {"tokens": sum(LENGTHS), "sequences": S, "groups": 2}
+# Each objective, its data, the equation, and how it is normalised.
+CASES = {
+    "reinforce": (objectives.reinforce(0.1), (ADVANTAGES,), of_tokens(lambda lp, h, a: -a * lp - 0.1 * h), TOKENS),
+    "ppo": (
+        objectives.ppo(0.2, 0.3, 0.01),
+        (ADVANTAGES, OLD),
+        of_tokens(lambda lp, h, a, old: -surrogate(jnp.exp(lp - old), a, 0.2, 0.3) - 0.01 * h),
+        TOKENS,
+    ),
+    "ppo of tokens": (
+        objectives.ppo(),
+        (np.where(MASK, 1 + REFERENCE, np.nan), OLD),
+        of_tokens(lambda lp, h, a, old: -surrogate(jnp.exp(lp - old), a)),
+        {**TOKENS, "per": "token"},
+    ),
+    "grpo": (
+        objectives.grpo(epsilon_high=0.28, beta=0.04, entropy_bonus=0.01),
+        (ADVANTAGES, OLD, REFERENCE),
+        of_sequences(lambda *x: -grpo_of_token(*x).mean()),
+        SEQUENCES,
+    ),
+    "grpo without reference": (
+        objectives.grpo(),
+        (ADVANTAGES, OLD),
+        of_sequences(lambda lp, h, a, old: -surrogate(jnp.exp(lp - old), a).mean()),
+        SEQUENCES,
+    ),
+    "dapo": (
+        objectives.grpo(epsilon_high=0.28, beta=0.04, entropy_bonus=0.01, length_normalized=False),
+        (ADVANTAGES, OLD, REFERENCE),
+        of_tokens(lambda *x: -grpo_of_token(*x)),
+        TOKENS,
+    ),
+    "cispo": (
+        objectives.cispo(0.1, entropy_bonus=0.01),
+        (ADVANTAGES, OLD),
+        of_tokens(lambda lp, h, a, old: -jax.lax.stop_gradient(min_(jnp.exp(lp - old), 1.1)) * a * lp - 0.01 * h),
+        TOKENS,
+    ),
+    "gspo": (
+        objectives.gspo(),
+        (ADVANTAGES, CLOSE),
+        of_sequences(lambda lp, h, a, old: -surrogate(jnp.exp((lp - old).mean()), a, 3e-4, 4e-4)),
+        SEQUENCES,
+    ),
+    "dpo": (
+        objectives.dpo(0.3, 0.1),
+        (REFERENCE,),
+        of_pairs(
+            lambda w, lose, rw, rl: (
+                -0.9 * jnp.log(sigma(0.3 * ((w - rw).sum() - (lose - rl).sum())))
+                - 0.1 * jnp.log(sigma(-0.3 * ((w - rw).sum() - (lose - rl).sum())))
+            )
+        ),
+        PAIR,
+    ),
+    "dpo of sequences": (
+        objectives.dpo(),
+        (OF_SEQUENCES,),
+        of_pairs(lambda w, lose, rw, rl: -jnp.log(sigma(0.1 * (w.sum() - rw - lose.sum() + rl)))),
+        PAIR,
+    ),
+    "ipo": (
+        objectives.ipo(0.2),
+        (REFERENCE,),
+        of_pairs(lambda w, lose, rw, rl: ((w - rw).sum() - (lose - rl).sum() - 2.5) ** 2),
+        PAIR,
+    ),
+    "kto": (objectives.kto(0.3, 1.5, 0.75), (DESIRABLE, OF_SEQUENCES, DIVERGENCE), of_sequences(kto), SEQUENCES),
+    "simpo": (
+        objectives.simpo(),
+        (),
+        of_pairs(lambda w, lose: -jnp.log(sigma(2 * w.mean() - 2 * lose.mean() - 0.5))),
+        PAIR,
+    ),
+    "orpo": (
+        objectives.orpo(0.25),
+        (),
+        of_pairs(lambda w, lose: -w.mean() - 0.25 * jnp.log(sigma(jnp.log(odds(w) / odds(lose))))),
+        PAIR,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradients(name):
+    objective, data, equation, options = CASES[name]
+    live = tuple(range(2 + len(data)))
+    live = tuple(place for place in live if place < 2 or data[place - 2].dtype != bool)
+
+    def ours(hidden, kernel, *data):
+        every = np.where(MASK, SAMPLE.labels, -100)
+        if options.get("per") == "token" and data[0].ndim == 1:
+            data = (jnp.broadcast_to(data[0][:, None], MASK.shape), *data[1:])
+        return jaxloss.linear_objective(
+            hidden, kernel, every, objective, *data, ignore_index=-100, chunk_size=2 * T, **options
+        )
+
+    def exact(hidden, kernel, *data):
+        return equation(statistics(hidden, kernel, SAMPLE.labels, MASK), *data) / TOTALS[options["normalizer"]]
+
+    operands = (SAMPLE.hidden, SAMPLE.kernel, *data)
+    results = jax.jit(lambda operands: [jax.value_and_grad(f, live)(*operands) for f in (ours, exact)])(operands)
+    for actual, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        expected = np.where(np.isnan(expected), 0, expected)  # of data that is masked
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * max(np.abs(expected).max(), 1e-2))
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(results[0][1])[:2])
+
+
+def test_masked_sequences_and_certain_ones():
+    """Nothing is infinite where a sequence, or one of a pair, has no token, and where its probability rounds to 1."""
+    mask = MASK & np.array([False, True, True, True])[:, None]
+    labels = (SAMPLE.hidden @ SAMPLE.kernel).argmax(-1)
+
+    def losses(hidden, kernel):
+        cases = (CASES[name] for name in ("grpo", "gspo", "dpo", "kto", "simpo", "orpo"))
+        return [
+            jaxloss.linear_objective(hidden, kernel, labels, objective, *data, where=mask, **options)
+            for objective, data, _, options in cases
+        ]
+
+    run = jax.jit(lambda scale: jax.jacrev(losses, (0, 1))(scale * SAMPLE.hidden, SAMPLE.kernel))
+    for scale in (1.0, 100.0):
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(scale)))
+
+
+def test_numbers_may_be_traced():
+    def loss(beta):
+        return jaxloss.linear_objective(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objectives.simpo(beta, beta))
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(2.0)
+    np.testing.assert_allclose(slope, (loss(2.01) - loss(1.99)) / 0.02, rtol=1e-2)
+    assert np.isfinite(value)
+
+
+ERRORS = {
+    "an odd number of sequences": (objectives.dpo(), 3, (np.zeros(3),), {}, ValueError, "group is 2, labels has shape"),
+    "advantages of tokens": (
+        objectives.gspo(),
+        4,
+        (OLD, OLD),
+        {},
+        ValueError,
+        r"advantages has further axes of shape \(5,\)",
+    ),
+    "pairs of tokens": (objectives.simpo(), 4, (), {"per": "token", "group": 2}, ValueError, "per is 'token'"),
+    "no reference": (
+        objectives.grpo(beta=0.1),
+        4,
+        (ADVANTAGES, OLD),
+        {},
+        TypeError,
+        "beta is 0.1, and there are 2 arrays of data: expected",
+    ),
+    "a reference": (
+        objectives.grpo(),
+        4,
+        (ADVANTAGES, OLD, OLD),
+        {},
+        TypeError,
+        "beta is 0.0, and there are 3 arrays of data: expected",
+    ),
+    "too few data": (objectives.ppo(), 4, (ADVANTAGES,), {}, TypeError, "old_log_prob"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    objective, sequences, data, options, error, message = ERRORS[name]
+    with pytest.raises(error, match=message):
+        jaxloss.linear_objective(
+            SAMPLE.hidden[:sequences], SAMPLE.kernel, SAMPLE.labels[:sequences], objective, *data, **options
+        )
