@@ -13,7 +13,7 @@ import optax
 import jaxloss
 from jaxloss import formulas
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "support"))
 import oracles
 
 CLASSES = (10, 1000, 50257)

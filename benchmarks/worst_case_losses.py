@@ -22,7 +22,7 @@ from benchmarks import worst_case_rows as rows
 from benchmarks.accuracy import spacing
 from jaxloss import formulas
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "support"))
 import extended_precision as exact
 
 Array = np.ndarray

@@ -9,6 +9,7 @@ import sys
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
+sys.path += [str(pathlib.Path(__file__).with_name(name)) for name in ("support", "transforms", "sharding")]
 
 import test_axis_name
 import test_mesh_axis_types
@@ -68,7 +69,7 @@ splits rows or classes:
 
 AUTO_AXES = """`jax.sharding.auto_axes` over d, v or both of an explicit mesh, operands split by rows, classes or both, is tested likewise;
 every public function with every option is called on an explicit and on a mixed mesh without a context
-(`tests/test_public_calls_on_meshes.py`). An operand whose sharding is `reduced` over a mesh axis is taken as the replicated
+(`tests/sharding/test_public_calls_on_meshes.py`). An operand whose sharding is `reduced` over a mesh axis is taken as the replicated
 array that it is, and its gradient is unreduced, as JAX has it; one that is `unreduced` is a `ValueError` that names the argument.
 """
 

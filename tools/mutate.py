@@ -257,7 +257,8 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 def passes(tests: str, marker: str) -> tuple[bool, str]:
     """Whether these tests of the copy pass, and the first that does not."""
-    paths = [f"tests/test_{name}.py" for name in tests.split()] if tests else ["tests"]
+    files = [path for name in tests.split() for path in (ROOT / "tests").glob(f"*/test_{name}.py")]
+    paths = [str(path.relative_to(ROOT)) for path in files] or ["tests"]
     command = [sys.executable, "-c", PYTEST, "-x", "-q", "--no-header", "-p", "no:cacheprovider", *paths]
     if marker:
         command += ["-m", marker]

@@ -15,7 +15,7 @@ DIFF = ROOT / "docs" / "adding_a_loss.diff"
 NAME = "cauchy"
 MISSING = (
     f"jaxloss/__init__.py exports no {NAME}",
-    f"tests/losses.py has no {NAME} in ELEMENTWISE",
+    f"tests/support/losses.py has no {NAME} in ELEMENTWISE",
     f"jaxloss/__main__.py checks no {NAME}",
     f"docs/choosing.md has no word of {NAME}",
 )
@@ -56,7 +56,7 @@ def apply(folder: pathlib.Path, *which: str) -> None:
 
 
 def tested(folder: pathlib.Path, names: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    files = [f"tests/test_{name}.py" for name in names]
+    files = [str(path.relative_to(folder)) for name in names for path in folder.glob(f"tests/*/test_{name}.py")]
     command = (sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-k", NAME, *files)
     return run(folder, *command, PYTHONPATH=str(folder))
 

@@ -68,8 +68,8 @@ def walk(wheel: Path, python: str, jax: str) -> None:
 
 def widest() -> str:
     """The instruction set that kernels should use here."""
-    sys.path.insert(0, "tests")
-    import instruction_sets  # pyright: ignore[reportMissingImports], of tests/
+    sys.path.insert(0, "tests/support")
+    import instruction_sets  # pyright: ignore[reportMissingImports], of tests/support/
 
     return next(name for name in ("avx512", "avx2", "baseline") if instruction_sets.processor_has(name))
 

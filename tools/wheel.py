@@ -132,7 +132,7 @@ def run_under_emulator() -> None:
         "-DVECTOR_BYTES=16",
     ]
     compiler = [str(ZIG), "c++", "-target", f"{ARM}-linux-musl", "-static", *flags, "-Icuda"]
-    subprocess.run([*compiler, "tests/sanitized_kernels.cc", "-o", str(program)], check=True)
+    subprocess.run([*compiler, "tests/support/sanitized_kernels.cc", "-o", str(program)], check=True)
     subprocess.run([emulator, str(program)], check=True)
     print(f"the kernels run under {Path(emulator).name}", flush=True)
 

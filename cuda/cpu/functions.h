@@ -1,5 +1,5 @@
 // The functions of `maths/scalar.h` for vectors, under the same names, so that the losses are written once. Their
-// accuracy is tested over all of their range by `tests/test_accuracy.py`.
+// accuracy is tested over all of their range by `tests/losses/test_accuracy.py`.
 #pragma once
 
 #include "cpu/simd.h"

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cpu_only
 
 
 def compile_cuda():
-    path = pathlib.Path(__file__).parents[1] / "tools" / "compile_cuda.py"
+    path = pathlib.Path(__file__).parents[2] / "tools" / "compile_cuda.py"
     specification = importlib.util.spec_from_file_location("compile_cuda", path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 
-TESTS = pathlib.Path(__file__).parent
+SUPPORT = pathlib.Path(__file__).parent
 # The bytes of a register, and what the compiler is told, as CMakeLists.txt does.
 FLAGS = {
     "baseline": (16,),
@@ -33,8 +33,8 @@ def compiled(source: str, name: str, directory: pathlib.Path, *flags: str) -> pa
     program = directory / pathlib.Path(source).stem
     build = [
         *(compiler, "-std=c++17", "-fno-math-errno", "-fno-trapping-math", *of_set, *flags),
-        *(f"-DJAXLOSS_ISA={name}", f"-DVECTOR_BYTES={vector_bytes}", f"-I{TESTS.parent / 'cuda'}"),
-        *(TESTS / source, "-o", program),
+        *(f"-DJAXLOSS_ISA={name}", f"-DVECTOR_BYTES={vector_bytes}", f"-I{SUPPORT.parents[1] / 'cuda'}"),
+        *(SUPPORT / source, "-o", program),
     ]
     built = subprocess.run(build, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr

@@ -22,7 +22,7 @@ WITHOUT_A_CLASS = jnp.array([[True, False, True], [True, True, True]])
 
 def table() -> dict[str, str]:
     """The entries of the table in docs/optax.md, by the test that each names."""
-    text = (pathlib.Path(__file__).parent.parent / "docs" / "optax.md").read_text()
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "optax.md").read_text()
     return {
         name: line for line in text.splitlines() if line.startswith("|") for name in re.findall(r"`(test_\w+)`", line)
     }

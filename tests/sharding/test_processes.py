@@ -12,7 +12,7 @@ import pytest
 
 import meshes
 
-SCRIPT = pathlib.Path(__file__).with_name("two_processes.py")
+SCRIPT = pathlib.Path(__file__).parents[1] / "support" / "two_processes.py"
 STEPS = 60  # of the script
 
 
@@ -23,7 +23,7 @@ def train(processes: int, platform: str, output: pathlib.Path) -> np.ndarray:
         port = probe.getsockname()[1]
     # The suite's own flags ask for several CPU devices. Products of float32 as in the suite: what a GPU makes of them by
     # default depends on the last bit of a factor.
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(SCRIPT.parents[1])}
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(SCRIPT.parents[2])}
     environment |= {"JAX_PLATFORMS": platform, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     running = [
         subprocess.Popen(

@@ -11,7 +11,7 @@ import pytest
 
 import jaxloss
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"(?:<!-- needs (\w+)(?:\((\w+)\))? -->\n)?```python\n(.*?)```", re.DOTALL)
 
 

@@ -4,6 +4,7 @@ The rest of the suite runs on the GPU as it does on the CPU: `pytest -m gpu`.
 """
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -182,7 +183,7 @@ def test_the_same_bits_in_every_run(case):
 
 CAPTURED = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 import jax
 from agreement import assert_agrees
 from losses import CASES
@@ -203,7 +204,7 @@ def test_captured_in_a_cuda_graph(tmp_path):
     flags = "--xla_gpu_enable_command_buffer=FUSION,CUSTOM_CALL --xla_gpu_graph_min_graph_size=1"
     flags += f" --xla_dump_to={tmp_path} --xla_dump_hlo_as_text"
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
-    code = CAPTURED.format(tests=os.path.dirname(__file__))
+    code = CAPTURED.format(support=str(pathlib.Path(__file__).parents[1] / "support"))
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert ran.stdout.strip().endswith("agreed"), ran.stderr[-4000:]
     # What XLA runs in the end, in order: a command buffer, and in it the custom call.

@@ -18,7 +18,7 @@ import jaxloss.optax
 import tolerance
 from modules import QUICKLY
 
-PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "migration.md").read_text()
+PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "migration.md").read_text()
 ROW = re.compile(r"^\| `([^`]*\b(F|optax|keras)\.[^`]*\([^`]*)` \| `([^`]+\([^`]*)`.*\|$", re.MULTILINE)
 PAIRS = [pytest.param(*match.group(2, 1, 3), id=match[1]) for match in ROW.finditer(PAGE)]
 N, C, PIXELS = 8, 10, (2, 5, 4, 4)

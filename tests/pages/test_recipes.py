@@ -18,7 +18,7 @@ from jax.nn import log_sigmoid, log_softmax, logsumexp, one_hot, softmax
 import tolerance
 from modules import QUICKLY
 
-PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+)\n(?:(?!## ).*\n)*?```python\n((?:.*\n)*?)```", PAGE, re.MULTILINE))
 
 N, T, V, D = 6, 5, 7, 4

@@ -113,7 +113,7 @@ def test_any_other_name_of_a_drop_in():
 
 @pytest.mark.cpu_only
 def test_types_of_public_modules_are_checked_strictly():
-    settings = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text())
+    settings = tomllib.loads((pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text())
     package = pathlib.Path(jaxloss.__file__).parent  # CI runs this suite where the wheel alone is installed
     folders = {f"jaxloss/{path.parent.name}" for path in package.glob("[!_]*/__init__.py")}
     modules = {f"jaxloss/{path.name}" for path in package.glob("[!_]*.py")}

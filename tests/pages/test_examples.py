@@ -19,7 +19,7 @@ import examples
 import meshes
 from modules import QUICKLY
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "examples").glob("[!_]*.py"))
 PAGE = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
 BY_CHANCE = 0.1

@@ -31,7 +31,7 @@ WITH_ALL = {
     "linear_cross_entropy_with_stats": "linear",
 }
 OF_DISTRIBUTIONS = {"log_prob": "categorical", "entropy": "categorical", "linear_log_prob": "linear"}
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "options.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "options.md"
 X, LABELS, PROBABILITIES = np.float32([[2, 1, 0, -1], [0, 3, 1, -3]]), np.int32([1, 2]), np.full((2, 4), 0.25, "f")
 
 
@@ -75,18 +75,18 @@ def test_public_functions_take_it(name):
 
 @arguments
 def test_tests_have_a_sample_of_it(name):
-    assert name in samples.SAMPLES, f"tests/cross_entropy_options.py: SAMPLES has no number for {name}"
+    assert name in samples.SAMPLES, f"tests/support/cross_entropy_options.py: SAMPLES has no number for {name}"
     assert name in inspect.signature(exact_rows).parameters, (
-        f"tests/test_cross_entropy_options.py: exact_rows, the formula that kernels are compared with, has no {name}"
+        f"tests/losses/test_cross_entropy_options.py: exact_rows, the formula that kernels are compared with, has no {name}"
     )
     calls = [call for call in public_calls.CALLS if name in call.operands or name in call.static]
-    assert calls, f"tests/public_calls.py: no public call has {name}"
+    assert calls, f"tests/support/public_calls.py: no public call has {name}"
 
 
 @arguments
 def test_it_changes_the_loss(name):
     """In each public function that takes it, by kernels and by the formula: an option that nobody reads is no option."""
-    assert name in samples.SAMPLES, f"tests/cross_entropy_options.py: SAMPLES has no number for {name}"
+    assert name in samples.SAMPLES, f"tests/support/cross_entropy_options.py: SAMPLES has no number for {name}"
     value = 3 if name == "num_classes" else samples.on([name], X.shape[-1])[name]
     for function, module in WITH_ALL.items():
         x = (X @ np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)) if module == "linear" else (X,)

@@ -9,7 +9,7 @@ import jaxloss
 from jaxloss import __main__ as self_check
 from losses import ELEMENTWISE
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 FUNCTORS = re.findall(r'const char\* name = "(\w+)"', (ROOT / "cuda/maths/elementwise.h").read_text())
 PAGES = ("docs/api/regression.md", "docs/choosing.md", "docs/semantics.md", "README.md", "CHANGELOG.md")
 
@@ -23,7 +23,7 @@ def missing(name: str) -> list[str]:
     has = {
         f"jaxloss/__init__.py exports no {name}": name in jaxloss.__all__,
         f"jaxloss/__init__.py exports no d_{name}": f"d_{name}" in jaxloss.__all__,
-        f"tests/losses.py has no {name} in ELEMENTWISE": name in [loss.name for loss in ELEMENTWISE],
+        f"tests/support/losses.py has no {name} in ELEMENTWISE": name in [loss.name for loss in ELEMENTWISE],
         f"jaxloss/__main__.py checks no {name}": name in self_check.checks(),
         f"docs/api/regression.md has no d_{name}": has_word("docs/api/regression.md", f"d_{name}"),
         **{f"{page} has no word of {name}": has_word(page, name) for page in PAGES},
@@ -41,7 +41,7 @@ def test_a_loss_that_has_a_kernel_alone():
     assert missing("squared_sine") == [
         "jaxloss/__init__.py exports no squared_sine",
         "jaxloss/__init__.py exports no d_squared_sine",
-        "tests/losses.py has no squared_sine in ELEMENTWISE",
+        "tests/support/losses.py has no squared_sine in ELEMENTWISE",
         "jaxloss/__main__.py checks no squared_sine",
         "docs/api/regression.md has no d_squared_sine",
         *(f"{page} has no word of squared_sine" for page in PAGES),

@@ -110,7 +110,7 @@ def test_exponential_and_logarithm_to_the_last_digits():
 def founding(tmp_path_factory):
     """The founding C functions, compiled."""
     library = tmp_path_factory.mktemp("founding") / "founding_losses.so"
-    source = pathlib.Path(__file__).with_name("founding_losses.c")
+    source = pathlib.Path(__file__).parents[1] / "support" / "founding_losses.c"
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source, "-lm"], check=True)
     functions = ctypes.CDLL(str(library))

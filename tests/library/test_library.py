@@ -40,7 +40,7 @@ def python(code, *, path=None, folder=None, **environment):
 
 
 def test_two_interpreters_do_not_build_in_one_folder():
-    project = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text())
+    project = tomllib.loads((pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text())
     folder = project["tool"]["scikit-build"]["build-dir"]
     tags = {"wheel_tag": "py3-none-any", "build_type": "Release", "state": "wheel"}  # the same for every interpreter
     assert folder.format(cache_tag="cpython-311", **tags) != folder.format(cache_tag="cpython-313", **tags)
@@ -304,7 +304,7 @@ def test_a_library_that_is_called_in_another_way_is_one_clear_error(copied_packa
 
 RESULTS = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 import jax, jaxloss, numpy as np
 from agreement import assert_agrees
 from instruction_sets import processor_has
@@ -328,7 +328,7 @@ print("agreed")
 def test_every_instruction_set(name):
     if not processor_has(name):
         pytest.skip(f"this processor has no {name}")
-    code = RESULTS.format(tests=str(pathlib.Path(__file__).parent), name=name)
+    code = RESULTS.format(support=str(pathlib.Path(__file__).parents[1] / "support"), name=name)
     ran = python(code, JAXLOSS_CPU_INSTRUCTION_SET=name, XLA_FLAGS="")
     assert ran.stdout.strip() == "agreed", ran.stderr
 
