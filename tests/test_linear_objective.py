@@ -152,18 +152,30 @@ def test_an_objective_of_primitives_that_jax_lowers_itself():
 
 
 def test_what_an_eager_call_closes_over_may_change():
-    factor = 1.0
-    array = np.ones(1, np.float32)
+    """Numbers, arrays, those in functions that are jitted, and rules of derivatives that the same function may have."""
+    factor, slope = 1.0, 1.0
+    array = np.ones(T, np.float32)
+
+    def scaled(x):
+        return x
 
     def objective(tokens):
-        return factor * (array * tokens.log_prob).sum()
+        with_rule = jax.custom_jvp(scaled)
+        rule_slope = slope
+        with_rule.defjvp(lambda primals, tangents: (with_rule(*primals), rule_slope * tangents[0]))
+        return with_rule(factor * jax.jit(lambda x: (array * x).sum())(tokens.log_prob))
 
-    call = lambda: jaxloss.linear_objective(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objective)  # noqa: E731
+    def call():
+        f = lambda h: jaxloss.linear_objective(h, SAMPLE.kernel, SAMPLE.labels, objective)  # noqa: E731
+        return f(SAMPLE.hidden), jax.grad(f)(SAMPLE.hidden)
+
     first = call()
     factor = 2.0
-    assert_near(call(), 2 * first)
+    assert_near(call(), (2 * first[0], 2 * first[1]))
     array[:] = 3
-    assert_near(call(), 6 * first)
+    assert_near(call(), (6 * first[0], 6 * first[1]))
+    slope = 0.5
+    assert_near(call(), (6 * first[0], 3 * first[1]))
 
 
 def test_blocks_of_single_tokens():

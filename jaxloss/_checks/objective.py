@@ -197,9 +197,14 @@ def _traced(
         return Objective(flat, None, uses, sums), [], structure[0]
     return (
         Objective(flat, closed.jaxpr, uses, sums),
-        [x if isinstance(x, Array) else jax.device_put(x) for x in closed.consts],
+        [_on_device(x) for x in closed.consts],
         structure[0],
     )
+
+
+def _on_device(x: Any) -> Array:
+    """What an objective closes over. NumPy's arrays are copied: they may change before a call has ended."""
+    return x if isinstance(x, Array) else jax.device_put(np.array(x))
 
 
 def _value_and_aux(result: Any, has_aux: bool) -> tuple[Array, Any]:

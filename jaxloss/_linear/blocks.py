@@ -8,12 +8,13 @@ the place of the logits, and two more products give the gradients of hidden stat
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from jaxloss._arrays import MASKED, Array, along, manual_axes, promoted, varying
 from jaxloss._autodiff import row_loss
@@ -67,13 +68,36 @@ class Objective:
 
     @functools.cached_property
     def _key(self):
-        return self.function if self.jaxpr is None else str(self.jaxpr)
+        if self.jaxpr is None:
+            return self.function
+        return str(self.jaxpr), tuple(_not_shown(self.jaxpr))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Objective) and (self is other or self._key == other._key)
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+
+def _not_shown(x: Any) -> Iterator[Hashable]:
+    """What the text of a jaxpr, or of a parameter in one, may leave out: numbers of arrays, and functions."""
+    match x:
+        case Jaxpr() | ClosedJaxpr():
+            yield from _not_shown(tuple(getattr(x, "consts", ())))
+            for equation in x.eqns:
+                yield from _not_shown(tuple(of.val for of in equation.invars if isinstance(of, Literal)))
+                yield from _not_shown(equation.params)
+        case tuple() | list():
+            for each in x:
+                yield from _not_shown(each)
+        case dict():
+            yield from _not_shown(tuple(x.values()))
+        case np.ndarray() | np.generic():
+            yield x.tobytes()
+        case Hashable():
+            yield x
+        case _:  # compared by its identity; the jaxpr keeps it, so no other has that
+            yield id(x)
 
 
 @dataclasses.dataclass(frozen=True)
