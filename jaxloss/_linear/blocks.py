@@ -8,13 +8,10 @@ the place of the logits, and two more products give the gradients of hidden stat
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from jaxloss._arrays import MASKED, Array, along, manual_axes, promoted, varying
 from jaxloss._autodiff import row_loss
@@ -23,81 +20,9 @@ from jaxloss._autodiff.tangents import BOUNDED, times
 from jaxloss._linear.chunks import Result, Stages, equal_size, largest_chunk
 from jaxloss._linear.local import LinearOperands, Plan, Work, with_gradients
 from jaxloss._linear.split import Roles, Split
+from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._rows.cross_entropy import d_numbers, d_scaled_logits
 from jaxloss.formulas import logit_slopes
-
-
-class Tokens(NamedTuple):
-    """What an objective is told of the tokens of a block, arrays `[sequences, T]` or, of single tokens, `[1]`.
-
-    Attributes:
-        log_prob: the logarithm of the probability of each token's label.
-        entropy: that of the distribution that predicts it.
-        lse: the log-sum-exp of its logits.
-        mask: whether it counts. The others are 0 where it does not, and their gradients go nowhere.
-    """
-
-    log_prob: jax.Array
-    entropy: jax.Array
-    lse: jax.Array
-    mask: jax.Array
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Objective:
-    """A caller's function of one block, traced. Two that do the same are equal, so that a program is found again.
-
-    Attributes:
-        function: from tokens and data to the value and a flat list of sums.
-        jaxpr: the same, of what it closes over too; None to trace the function wherever it is called.
-        uses: which of the statistics of tokens it depends on, at most.
-        sums: type and shape of each of the list.
-    """
-
-    function: Callable[..., tuple[Array, list[Array]]]
-    jaxpr: Any
-    uses: tuple[bool, bool, bool]
-    sums: tuple[jax.ShapeDtypeStruct, ...]
-
-    def __call__(self, tokens: Tokens, data: Sequence[Array], closed_over: Sequence[Array]) -> tuple[Array, list]:
-        """Value and sums of a block."""
-        if self.jaxpr is None:
-            return self.function(tokens, *data)
-        value, *sums = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(closed_over)))(*tokens, *data)
-        return value, sums
-
-    @functools.cached_property
-    def _key(self):
-        if self.jaxpr is None:
-            return self.function
-        return str(self.jaxpr), tuple(_not_shown(self.jaxpr))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Objective) and (self is other or self._key == other._key)
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-def _not_shown(x: Any) -> Iterator[Hashable]:
-    """What the text of a jaxpr, or of a parameter in one, may leave out: numbers of arrays, and functions."""
-    match x:
-        case Jaxpr() | ClosedJaxpr():
-            yield from _not_shown(tuple(getattr(x, "consts", ())))
-            for equation in x.eqns:
-                yield from _not_shown(tuple(of.val for of in equation.invars if isinstance(of, Literal)))
-                yield from _not_shown(equation.params)
-        case tuple() | list():
-            for each in x:
-                yield from _not_shown(each)
-        case dict():
-            yield from _not_shown(tuple(x.values()))
-        case np.ndarray() | np.generic():
-            yield x.tobytes()
-        case Hashable():
-            yield x
-        case _:  # compared by its identity; the jaxpr keeps it, so no other has that
-            yield id(x)
 
 
 @dataclasses.dataclass(frozen=True)
