@@ -267,6 +267,31 @@ def test_shift():
     assert_near(shifted, jaxloss.linear_objective(*apart))
 
 
+def test_padded_classes_and_a_kernel_of_classes_first():
+    """With labels below the number of classes; what is padded has gradient 0."""
+    classes, labels = 9, SAMPLE.labels % 9
+    padded = SAMPLE.kernel.copy()
+    padded[:, classes:] = 50
+    objective = lambda tokens: (tokens.log_prob * tokens.entropy + tokens.lse).sum()  # noqa: E731
+
+    def ours(hidden, kernel, temperature):
+        options = {
+            "kernel_axis": 0,
+            "num_classes": classes,
+            "temperature": temperature,
+            "softcap": 3.0,
+            "chunk_size": 10,
+        }
+        return jaxloss.linear_objective(hidden, kernel.T, labels, objective, **options)
+
+    def exact(hidden, kernel, temperature):
+        options = {"mask": np.ones((S, T), bool), "temperature": temperature, "softcap": 3.0}
+        return formula(hidden, kernel[:, :classes], labels, objective, **options)
+
+    operands = (SAMPLE.hidden, padded, np.float32(1.5))
+    assert_near(*(jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*operands) for f in (ours, exact)))
+
+
 def test_in_float64():
     with jax.enable_x64(True):
         operands = {name: np.asarray(x, np.float64) for name, x in OPERANDS.items() if name != "softcap"}
