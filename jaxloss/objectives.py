@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._linear.blocks import Tokens
+from jaxloss._linear.traced import Tokens
 from jaxloss._types import Per
 
 Array = jax.Array

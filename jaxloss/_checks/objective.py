@@ -12,8 +12,9 @@ from jax.core import Tracer
 from jaxloss._arrays import MASKED, Array, inlined, manual_axes, varying
 from jaxloss._checks.arrays import array
 from jaxloss._checks.parameters import choice, integer, real_array
-from jaxloss._linear.blocks import BlockPlan, Objective, Tokens
+from jaxloss._linear.blocks import BlockPlan
 from jaxloss._linear.local import Plan
+from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._partitioning.meshes import axis_split, mesh_of
 from jaxloss._rows.weights import Examples
 from jaxloss._types import Per, TokenNormalizer
@@ -197,9 +198,14 @@ def _traced(
         return Objective(flat, None, uses, sums), [], structure[0]
     return (
         Objective(flat, closed.jaxpr, uses, sums),
-        [x if isinstance(x, Array) else jax.device_put(x) for x in closed.consts],
+        [_on_device(x) for x in closed.consts],
         structure[0],
     )
+
+
+def _on_device(x: Any) -> Array:
+    """What an objective closes over. NumPy's arrays are copied: they may change before a call has ended."""
+    return x if isinstance(x, Array) else jax.device_put(np.array(x))
 
 
 def _value_and_aux(result: Any, has_aux: bool) -> tuple[Array, Any]:

@@ -1,8 +1,8 @@
 """Cross entropy of `hidden @ kernel` as a function that JAX may differentiate, batch and split.
 
-Value and gradients of a reduced loss come out of one scan (`local`), which `pair` joins with a backward pass. Unreduced
-losses and statistics are differentiated by scans that make each chunk's logits again. Those scans, and the derivatives
-of the first, which second order asks for, are plain JAX that saves no logits.
+Value and gradients of a reduced loss come out of one scan (`gradients`), which `pair` joins with a backward pass.
+Unreduced losses and statistics are differentiated by scans that make each chunk's logits again. Those scans, and the
+derivatives of the first, which second order asks for, are plain JAX that saves no logits.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from jaxloss._arrays import Array, inlined
 from jaxloss._autodiff.pair import Loss, of_each_device, weighted_rows, weighted_sum
 from jaxloss._autodiff.tangents import BOUNDED, counted, or_none, row_dot, with_nonzero_tangents, zero_tangent
 from jaxloss._linear import local
+from jaxloss._linear.gradients import gradients as gradients_of_device
 from jaxloss._linear.local import LinearOperands, Plan
 from jaxloss._linear.sharding import OnMesh
 from jaxloss._linear.split import Split
@@ -96,7 +97,7 @@ def _losses_on_mesh(plan: Plan) -> OnMesh:
 
 @functools.cache
 def _gradients_on_mesh(plan: Plan, wrt: tuple[str, ...], direct: bool) -> OnMesh:
-    of_device = functools.partial(local.gradients, plan, wrt, direct)
+    of_device = functools.partial(gradients_of_device, plan, wrt, direct)
     of_tokens = (plan.tokens,) * (1 + len(plan.stats))
     results = (*of_tokens, *(getattr(plan.roles, name) for name in wrt))
     gradient_of = [*([None] * len(of_tokens)), *(plan.places[name] for name in wrt)]

@@ -8,72 +8,22 @@ the place of the logits, and two more products give the gradients of hidden stat
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxloss._arrays import MASKED, Array, along, manual_axes, promoted, varying
 from jaxloss._autodiff import row_loss
 from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import BOUNDED, times
 from jaxloss._linear.chunks import Result, Stages, equal_size, largest_chunk
-from jaxloss._linear.local import LinearOperands, Plan, Work, with_gradients
+from jaxloss._linear.gradients import with_gradients
+from jaxloss._linear.local import LinearOperands, Plan, Work
 from jaxloss._linear.split import Roles, Split
+from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._rows.cross_entropy import d_numbers, d_scaled_logits
 from jaxloss.formulas import logit_slopes
-
-
-class Tokens(NamedTuple):
-    """What an objective is told of the tokens of a block, arrays `[sequences, T]` or, of single tokens, `[1]`.
-
-    Attributes:
-        log_prob: the logarithm of the probability of each token's label.
-        entropy: that of the distribution that predicts it.
-        lse: the log-sum-exp of its logits.
-        mask: whether it counts. The others are 0 where it does not, and their gradients go nowhere.
-    """
-
-    log_prob: jax.Array
-    entropy: jax.Array
-    lse: jax.Array
-    mask: jax.Array
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Objective:
-    """A caller's function of one block, traced. Two that do the same are equal, so that a program is found again.
-
-    Attributes:
-        function: from tokens and data to the value and a flat list of sums.
-        jaxpr: the same, of what it closes over too; None to trace the function wherever it is called.
-        uses: which of the statistics of tokens it depends on, at most.
-        sums: type and shape of each of the list.
-    """
-
-    function: Callable[..., tuple[Array, list[Array]]]
-    jaxpr: Any
-    uses: tuple[bool, bool, bool]
-    sums: tuple[jax.ShapeDtypeStruct, ...]
-
-    def __call__(self, tokens: Tokens, data: Sequence[Array], closed_over: Sequence[Array]) -> tuple[Array, list]:
-        """Value and sums of a block."""
-        if self.jaxpr is None:
-            return self.function(tokens, *data)
-        value, *sums = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(closed_over)))(*tokens, *data)
-        return value, sums
-
-    @functools.cached_property
-    def _key(self):
-        return self.function if self.jaxpr is None else str(self.jaxpr)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Objective) and (self is other or self._key == other._key)
-
-    def __hash__(self) -> int:
-        return hash(self._key)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,18 +152,30 @@ def test_an_objective_of_primitives_that_jax_lowers_itself():
 
 
 def test_what_an_eager_call_closes_over_may_change():
-    factor = 1.0
-    array = np.ones(1, np.float32)
+    """Numbers, arrays, those in functions that are jitted, and rules of derivatives that the same function may have."""
+    factor, slope = 1.0, 1.0
+    array = np.ones(T, np.float32)
+
+    def scaled(x):
+        return x
 
     def objective(tokens):
-        return factor * (array * tokens.log_prob).sum()
+        with_rule = jax.custom_jvp(scaled)
+        rule_slope = slope
+        with_rule.defjvp(lambda primals, tangents: (with_rule(*primals), rule_slope * tangents[0]))
+        return with_rule(factor * jax.jit(lambda x: (array * x).sum())(tokens.log_prob))
 
-    call = lambda: jaxloss.linear_objective(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objective)  # noqa: E731
+    def call():
+        f = lambda h: jaxloss.linear_objective(h, SAMPLE.kernel, SAMPLE.labels, objective)  # noqa: E731
+        return f(SAMPLE.hidden), jax.grad(f)(SAMPLE.hidden)
+
     first = call()
     factor = 2.0
-    assert_near(call(), 2 * first)
+    assert_near(call(), (2 * first[0], 2 * first[1]))
     array[:] = 3
-    assert_near(call(), 6 * first)
+    assert_near(call(), (6 * first[0], 6 * first[1]))
+    slope = 0.5
+    assert_near(call(), (6 * first[0], 3 * first[1]))
 
 
 def test_blocks_of_single_tokens():
@@ -253,6 +265,31 @@ def test_shift():
     shifted = jaxloss.linear_objective(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objective, old, shift=1)
     apart = (SAMPLE.hidden[:, :-1], SAMPLE.kernel, SAMPLE.labels[:, 1:], objective, old[:, :-1])
     assert_near(shifted, jaxloss.linear_objective(*apart))
+
+
+def test_padded_classes_and_a_kernel_of_classes_first():
+    """With labels below the number of classes; what is padded has gradient 0."""
+    classes, labels = 9, SAMPLE.labels % 9
+    padded = SAMPLE.kernel.copy()
+    padded[:, classes:] = 50
+    objective = lambda tokens: (tokens.log_prob * tokens.entropy + tokens.lse).sum()  # noqa: E731
+
+    def ours(hidden, kernel, temperature):
+        options = {
+            "kernel_axis": 0,
+            "num_classes": classes,
+            "temperature": temperature,
+            "softcap": 3.0,
+            "chunk_size": 10,
+        }
+        return jaxloss.linear_objective(hidden, kernel.T, labels, objective, **options)
+
+    def exact(hidden, kernel, temperature):
+        options = {"mask": np.ones((S, T), bool), "temperature": temperature, "softcap": 3.0}
+        return formula(hidden, kernel[:, :classes], labels, objective, **options)
+
+    operands = (SAMPLE.hidden, padded, np.float32(1.5))
+    assert_near(*(jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*operands) for f in (ours, exact)))
 
 
 def test_in_float64():
