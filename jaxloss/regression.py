@@ -3,7 +3,6 @@
 import functools
 
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from jaxloss import formulas
@@ -484,7 +483,7 @@ def _q(q: ArrayLike) -> Array:
 
 def _with_variance(examples: _weights.Examples, variance: ArrayLike, mean: Array) -> tuple[_weights.Examples, Array]:
     """Examples, and the variance as a scalar or of each element."""
-    if np.ndim(variance) == 0:
+    if not isinstance(variance, list | tuple) and getattr(variance, "ndim", 0) == 0:
         number = _parameters.number("variance", variance, POSITIVE, ", or an array of the shape of mean")
         return _with_number(examples, variance, number)
     found = _parameters.real_array("variance", variance)

@@ -13,6 +13,8 @@ template <class Loss>
 constexpr bool kBoundByArithmetic = Loss::parameter_count > 2;
 template <>
 constexpr bool kBoundByArithmetic<LogCosh> = true;
+template <>
+constexpr bool kBoundByArithmetic<GaussianNll> = true;
 
 // `number` holds the parameters of the element that the thread is at. One for all of a row stays in its register; of
 // those for each feature, which many threads read, the next is in a cache.
