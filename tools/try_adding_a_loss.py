@@ -51,7 +51,7 @@ def copy(folder: pathlib.Path) -> None:
 def apply(folder: pathlib.Path, *which: str) -> None:
     checked(
         f"{DIFF.relative_to(ROOT)} no longer fits the tree: make the change of a new loss by hand and store its diff",
-        run(folder, "git", "apply", *which, str(DIFF), GIT_CEILING_DIRECTORIES=str(folder.parent)),
+        run(folder, "git", "apply", "-C1", *which, str(DIFF), GIT_CEILING_DIRECTORIES=str(folder.parent)),
     )
 
 
