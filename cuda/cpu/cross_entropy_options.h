@@ -163,7 +163,7 @@ JAXLOSS_INLINE int32_t predicted(const Real* z, int64_t classes, Real max) {
 }
 
 template <class Logit, class Target>
-JAXLOSS_INLINE void write_taken_out(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t row) {
+JAXLOSS_INLINE void write_masked(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t row) {
   for (auto* result : {rows.loss, rows.max, rows.log_sum, rows.nll, rows.entropy}) {
     if (result) result[row] = 0;
   }
@@ -182,7 +182,7 @@ void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows
   for (int64_t row = begin; row < end; row++) {
     const Real weight = rows.row_weight.of(row);
     if (is_masked(weight)) {
-      write_taken_out(rows, row);
+      write_masked(rows, row);
       continue;
     }
     const OptionRow<Logit, Target> of(rows, row, buffer.numbers);

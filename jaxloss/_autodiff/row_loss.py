@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxloss._arrays import MASKED, Array, along, is_masked, weighted
 from jaxloss._autodiff.pair import Loss
 from jaxloss._autodiff.row_product import row_product
-from jaxloss._autodiff.tangents import contracted, counted, or_none, varying_like, with_nonzero_tangents, zero_tangent
+from jaxloss._autodiff.tangents import contracted, counted, or_none, varying_like, with_derivative_of, zero_tangent
 from jaxloss._partitioning.meshes import Entry
 from jaxloss._partitioning.partitioned import Call
 from jaxloss._partitioning.row_wise import RowWise
@@ -272,23 +272,10 @@ def value_and_stats(loss: RowLoss) -> Op:
     return value_and_stats
 
 
-def _with_derivative_of(formula: Op, op: Op) -> Op:
-    """`op`, whose derivative is that of the first results of a formula."""
-    op = jax.custom_jvp(op)
-
-    def tangent(primals, tangents) -> Any:
-        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(formula, primals, tangents)
-        results = op(*primals)
-        return results, jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1][: len(results)]
-
-    op.defjvp(tangent, symbolic_zeros=True)
-    return op
-
-
 @functools.cache
 def value(loss: RowLoss) -> Op:
     """From operands to `Outputs.VALUE`; its derivative is that of `value_and_stats`."""
-    return _with_derivative_of(value_and_stats(loss), functools.partial(loss.run, Outputs.VALUE))
+    return with_derivative_of(value_and_stats(loss), functools.partial(loss.run, Outputs.VALUE))
 
 
 @functools.cache
@@ -300,7 +287,7 @@ def value_and_grad(loss: RowLoss) -> Op:
         gradient = _gradient(loss, operands, stats).astype(operands.x.dtype)
         return (losses, *stats, gradient) if loss.gives_stats_with_gradient else (losses, gradient)
 
-    return _with_derivative_of(formula, functools.partial(loss.run, Outputs.VALUE_AND_GRAD))
+    return with_derivative_of(formula, functools.partial(loss.run, Outputs.VALUE_AND_GRAD))
 
 
 @functools.cache
@@ -312,7 +299,7 @@ def total_and_grad(loss: RowLoss) -> Op:
         total = contracted(operands.row_weight, losses)
         return total, _gradient(loss, operands, stats).astype(operands.x.dtype)
 
-    return _with_derivative_of(formula, functools.partial(loss.run, Outputs.TOTAL_AND_GRAD))
+    return with_derivative_of(formula, functools.partial(loss.run, Outputs.TOTAL_AND_GRAD))
 
 
 def _gradient(loss: RowLoss, operands: Operands, stats: Sequence[Array]) -> Array:
@@ -340,5 +327,5 @@ def _grad_and_formula(loss: RowLoss) -> tuple[Callable[..., Array], Callable[...
     def grad(*arrays):
         return loss.run(Outputs.GRAD, *separated(arrays))
 
-    op = _with_derivative_of(rounded, grad)
+    op = with_derivative_of(rounded, grad)
     return lambda *arrays: op(*arrays)[0], formula

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,24 @@ def with_nonzero_tangents(function: Callable, primals, tangents):
         return function(*structure.unflatten(operands))
 
     return of_nonzero, tuple(arrays[i] for i in places), tuple(tangents[i] for i in places)
+
+
+def tangent_of(function: Callable, primals, tangents) -> Any:
+    """The tangent of what the function gives; one at least of its operands' is not zero."""
+    of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(function, primals, tangents)
+    return jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
+
+
+def with_derivative_of(formula: Callable, op: Callable) -> Callable[..., tuple[Array, ...]]:
+    """`op`, whose derivative is that of the first results of a formula."""
+    differentiable = jax.custom_jvp(op)
+
+    def tangent(primals, tangents) -> Any:
+        results = differentiable(*primals)
+        return results, tangent_of(formula, primals, tangents)[: len(results)]
+
+    differentiable.defjvp(tangent, symbolic_zeros=True)
+    return differentiable
 
 
 def zero_tangent(primal: Array):

@@ -16,7 +16,7 @@ from jaxloss._linear.blocks import BlockPlan
 from jaxloss._linear.local import Plan
 from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._partitioning.meshes import axis_split, mesh_of
-from jaxloss._rows.weights import Examples
+from jaxloss._rows.weights import Examples, inverse
 from jaxloss._types import Per, TokenNormalizer
 
 NORMALIZERS = ("tokens", "sequences", "groups")
@@ -131,7 +131,7 @@ def _in_blocks(how: tuple, hidden: Array, labels: Array, examples: Examples, dat
     weight = jnp.where(mask, jnp.ones((), dtype), jnp.full((), MASKED, dtype))
     if counted is not None:
         n = _count(mask, {"tokens": 0, "sequences": 1, "groups": group}[counted], dtype)
-    factor = None if n is None else _inverse(n.astype(dtype))
+    factor = None if n is None else inverse(n.astype(dtype))
 
     def of(x: Array, sequences: int | None) -> Array:
         if not by_sequence:
@@ -151,10 +151,6 @@ def _count(mask: Array, sequences: int, dtype) -> Array:
     if sequences > 1:
         mask = axis_split(mask, mask.ndim - 1, sequences).any(-1)
     return mask.sum(dtype=dtype)
-
-
-def _inverse(n: Array) -> Array:
-    return jnp.where(n == 0, 0, 1 / jnp.where(n == 0, 1, n))
 
 
 def _traced(

@@ -16,7 +16,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxloss._arrays import Array, inlined
 from jaxloss._autodiff.pair import Loss, of_each_device, weighted_rows, weighted_sum
-from jaxloss._autodiff.tangents import BOUNDED, counted, or_none, row_dot, with_nonzero_tangents, zero_tangent
+from jaxloss._autodiff.tangents import BOUNDED, counted, or_none, row_dot, with_derivative_of, zero_tangent
 from jaxloss._linear import local
 from jaxloss._linear.gradients import gradients as gradients_of_device
 from jaxloss._linear.local import LinearOperands, Plan
@@ -148,18 +148,6 @@ def one_after_the_other(op: Callable[[Any], tuple[Array, ...]], batched, operand
         return op(structure.unflatten(next(own) if has else a for a, has in zip(arrays, has_axis, strict=True)))
 
     return jax.lax.map(one, [a for a, has in zip(arrays, has_axis, strict=True) if has])
-
-
-def with_derivative_of(plain: Callable[[Any], tuple[Array, ...]], op: Callable) -> Callable[[Any], tuple[Array, ...]]:
-    """An op of a tree of operands, whose derivative is that of `plain`."""
-    differentiable = jax.custom_jvp(op)
-
-    def tangent(primals, tangents) -> Any:
-        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(plain, primals, tangents)
-        return differentiable(*primals), jax.jvp(of_nonzero, nonzero, nonzero_tangents)[1]
-
-    differentiable.defjvp(tangent, symbolic_zeros=True)
-    return differentiable
 
 
 # ---- with derivatives ------------------------------------------------------------------------------------------------

@@ -220,8 +220,8 @@ def gradients(
     places, of_data, of_factor, of_closed_over = blocks.separated(range(len(flat)))
     linear = tuple(name for name in ("hidden", "kernel", "bias") if getattr(places, name) in wrt)
     numbers = [number for number, place in enumerate(places.parameters) if place in wrt]
-    live = [place for place in (*of_data, *of_factor, *of_closed_over) if place in wrt]
-    live_data = [number for number, place in enumerate(of_data) if place in wrt]
+    others_wrt = [place for place in (*of_data, *of_factor, *of_closed_over) if place in wrt]
+    data_wrt = [number for number, place in enumerate(of_data) if place in wrt]
     uses = work.objective_of_block.uses
     objective = work.objective
 
@@ -232,14 +232,14 @@ def gradients(
             zip((*of_data, *of_factor, *of_closed_over), (*data, *work.factor, *work.closed_over), strict=True)
         )
 
-        def of_live(of_tokens, *now):
-            given = {**known, **dict(zip(live, now, strict=True))}
+        def value_of(of_tokens, *values):
+            given = {**known, **dict(zip(others_wrt, values, strict=True))}
             each = ([given[place] for place in of] for of in (of_data, of_factor, of_closed_over))
             return work.value(keep, of_tokens, *each)
 
         of_tokens = _of_tokens(log_prob, stats)
-        value, pull, sums = jax.vjp(of_live, of_tokens, *(known[place] for place in live), has_aux=True)
-        cotangents, *of_live_operands = pull(jnp.ones_like(value))
+        value, pull, sums = jax.vjp(value_of, of_tokens, *(known[place] for place in others_wrt), has_aux=True)
+        cotangents, *of_data_and_others = pull(jnp.ones_like(value))
         cotangents = [jnp.where(keep, cotangent, 0) for cotangent in cotangents]
         scale = None
         if work.dtype == jnp.float16:
@@ -259,19 +259,17 @@ def gradients(
             parameters = tuple(varying(work.all_axes, parameter) for parameter in kept.parameters)
             of_numbers = d_numbers(objective, kept._replace(parameters=parameters), of_scaled, numbers)
             shares += tuple(times(share, scale) for share in of_numbers)
-        shares += tuple(of_live_operands[len(live_data) :])
+        shares += tuple(of_data_and_others[len(data_wrt) :])
         slopes = logit_slopes(kept.x, objective.options(kept.parameters))
         d_logits = (of_scaled * slopes).astype(kept.x.dtype)
-        return shares, of_live_operands[: len(live_data)], (d_logits, scale)
+        return shares, of_data_and_others[: len(data_wrt)], (d_logits, scale)
 
-    results = [
-        Result(work.data[number].dtype, work.own_axes, shape=work.data[number].shape[1:]) for number in live_data
-    ]
+    results = [Result(work.data[number].dtype, work.own_axes, shape=work.data[number].shape[1:]) for number in data_wrt]
     sums = work.initial()
     own = len(sums)
     sums += [work.zeros(work.parameters[number], work.parameters[number].dtype) for number in numbers]
-    others = [flat[place] for place in live[len(live_data) :]]
-    axes = [work.own_axes if place in of_factor else manual_axes(flat[place]) for place in live[len(live_data) :]]
+    others = [flat[place] for place in others_wrt[len(data_wrt) :]]
+    axes = [work.own_axes if place in of_factor else manual_axes(flat[place]) for place in others_wrt[len(data_wrt) :]]
     sums += [varying(of, jnp.zeros(other.shape, other.dtype)) for of, other in zip(axes, others, strict=True)]
     sums, of_rows, of_linear = with_gradients(work, linear, operands, strided, of_chunk, sums, results, *work.data)
     value_and_sums, of_numbers, of_others = sums[:own], sums[own : own + len(numbers)], sums[own + len(numbers) :]
@@ -279,6 +277,6 @@ def gradients(
         of_numbers = [jax.lax.psum(share, split.classes) for share in of_numbers]
     found = {getattr(places, name): gradient for name, gradient in zip(linear, of_linear, strict=True)}
     found |= {places.parameters[number]: share for number, share in zip(numbers, of_numbers, strict=True)}
-    found |= {of_data[number]: of.reshape(data[number].shape) for number, of in zip(live_data, of_rows, strict=True)}
-    found |= dict(zip(live[len(live_data) :], of_others, strict=True))
+    found |= {of_data[number]: of.reshape(data[number].shape) for number, of in zip(data_wrt, of_rows, strict=True)}
+    found |= dict(zip(others_wrt[len(data_wrt) :], of_others, strict=True))
     return *value_and_sums, *(found[place] for place in wrt)

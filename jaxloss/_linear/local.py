@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxloss._arrays import Array, along, manual_axes, promoted, varying
 from jaxloss._autodiff import row_loss
 from jaxloss._autodiff.row_loss import Operands
+from jaxloss._autodiff.tangents import tangent_of
 from jaxloss._linear.chunks import (
     MEMORY,
     RESHARDED_MEMORY,
@@ -313,28 +314,16 @@ def tangents(
     def step(rows):
         *hidden_tangents, hidden, labels, weight = rows
         operands = work.row_operands(hidden, labels, weight)
-        logits, parameters = operands.x, operands.parameters
+        logits = operands.x
         terms = [real(work.logits(tangent, work.kernel)) for tangent in hidden_tangents]
         if kernel_tangent is not None:
             terms.append(real(work.logits(work.kept(hidden, weight), kernel_tangent.astype(work.dtype))))
         if bias_tangent is not None:
             terms.append(jnp.broadcast_to(real(bias_tangent), logits.shape))
 
-        places = [place for place, tangent in enumerate(parameter_tangents) if tangent is not None]
-        primals = [parameters[place] for place in places]
-        own_tangents = [parameter_tangents[place] for place in places]
-        if terms:
-            primals.append(logits)
-            own_tangents.append(sum(terms[1:], start=terms[0]).astype(logits.dtype))
-
-        def of_nonzero(*now):
-            now, own = list(now), list(parameters)
-            of_logits = now.pop() if terms else logits
-            for place, parameter in zip(places, now, strict=True):
-                own[place] = parameter
-            return op(operands._replace(x=of_logits, parameters=tuple(own)))[: len(names)]
-
-        return (), jax.jvp(of_nonzero, tuple(primals), tuple(own_tangents))[1]
+        logits_tangent = sum(terms[1:], start=terms[0]).astype(logits.dtype) if terms else None
+        own_tangents = operands._replace(x=logits_tangent, target=None, row_weight=None, parameters=parameter_tangents)
+        return (), tangent_of(lambda operands: op(operands)[: len(names)], (operands,), (own_tangents,))
 
     _, filled = work.scan(strided, Stages(step), [], work.of_rows(names), *moving)
     return tuple(map(work.of_tokens, filled))

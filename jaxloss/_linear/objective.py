@@ -14,9 +14,16 @@ from jax.custom_batching import custom_vmap
 
 from jaxloss._arrays import Array, inlined, manual_axes, varying
 from jaxloss._autodiff.pair import joined
-from jaxloss._autodiff.tangents import or_none, total_product, varying_like, zero_tangent
+from jaxloss._autodiff.tangents import (
+    or_none,
+    total_product,
+    varying_like,
+    with_derivative_of,
+    with_nonzero_tangents,
+    zero_tangent,
+)
 from jaxloss._linear import blocks
-from jaxloss._linear.autodiff import one_after_the_other, with_derivative_of
+from jaxloss._linear.autodiff import one_after_the_other
 from jaxloss._linear.blocks import BlockPlan
 from jaxloss._linear.sharding import OnMesh
 
@@ -46,18 +53,13 @@ def _differentiable(plan: BlockPlan) -> Op:
             results = summed(operands)
             return results, tuple(map(zero_tangent, results))
 
-        def of_live(*live):
-            given = list(operands)
-            for place, operand in zip(wrt, live, strict=True):
-                given[place] = operand
-            total, *sums = _pair(plan, wrt)(tuple(given))
+        def paired(*operands):
+            total, *sums = _pair(plan, wrt)(operands)
             return total, sums
 
-        total, pull, sums = jax.vjp(of_live, *(operands[place] for place in wrt), has_aux=True)
-        products = [
-            total_product(gradient, tangents[place])
-            for place, gradient in zip(wrt, pull(jnp.ones_like(total)), strict=True)
-        ]
+        of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(paired, operands, tangents)
+        total, pull, sums = jax.vjp(of_nonzero, *nonzero, has_aux=True)
+        products = map(total_product, pull(jnp.ones_like(total)), nonzero_tangents)
         tangent = sum(varying_like(total, product) for product in products)
         return (total, *sums), (tangent, *map(zero_tangent, sums))
 

@@ -11,7 +11,7 @@ from jaxloss import formulas
 from jaxloss._arrays import Array, along, inlined, sizes_known
 from jaxloss._autodiff.pair import weighted_rows, weighted_sum
 from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_grad
-from jaxloss._autodiff.tangents import BOUNDED, row_dot, totals, varying_like
+from jaxloss._autodiff.tangents import BOUNDED, row_dot, tangent_of, totals, varying_like
 from jaxloss._ffi import cross_entropy as calls
 from jaxloss._rows import long_rows
 from jaxloss._rows.vocab_parallel import known_gradient, local_shard, vocab_parallel, whole_targets
@@ -200,6 +200,12 @@ def _softmax(objective: Objective, operands: Operands, stats: Sequence[Array]) -
     return formulas.softmax_of(z, maximum, log_sum)
 
 
+def _less_surprise(z: Array, softmax: Array, maximum: Array, log_sum: Array, entropy: Array) -> Array:
+    """How much less the surprise of each class is than the mean, log p + H; -p times it is the entropy's derivative."""
+    log_softmax = jnp.where(softmax == 0, 0, z - maximum[..., None] - log_sum[..., None])
+    return log_softmax + entropy[..., None]
+
+
 def d_scaled_logits(
     objective: Objective,
     operands: Operands,
@@ -222,8 +228,7 @@ def d_scaled_logits(
     factor = jnp.zeros_like(maximum)[..., None] if of_lse is None else of_lse[..., None]
     if of_entropy is not None:
         z = formulas.scaled_logits(operands.x, operands.target, objective.options(operands.parameters))
-        log_softmax = jnp.where(softmax == 0, 0, z - maximum[..., None] - log_sum[..., None])
-        factor = factor - of_entropy[..., None] * (log_softmax + details[0][..., None])
+        factor = factor - of_entropy[..., None] * _less_surprise(z, softmax, maximum, log_sum, details[0])
     return gradient + softmax * factor
 
 
@@ -247,13 +252,12 @@ def d_numbers(objective: Objective, operands: Operands, of_scaled: Array, places
     return pull(jnp.where(masked, 0, of_scaled))
 
 
-def _along_live(function, operands: Mapping[str, Array], tangents: Mapping[str, Array | None]):
-    """The derivative of `function` of operands along those that have a tangent; None where none has."""
-    nonzero = {name: operands[name] for name, tangent in tangents.items() if tangent is not None and name in operands}
-    if not nonzero:
+def _along(function, operands: Mapping[str, Array], tangents: Mapping[str, Array | None]):
+    """The tangent of what `function` of operands gives along those of some of them; None where these are all zero."""
+    tangents = {name: tangents.get(name) for name in operands}
+    if all(tangent is None for tangent in tangents.values()):
         return None
-    tangents = {name: tangents[name] for name in nonzero}
-    return jax.jvp(lambda nonzero: function({**operands, **nonzero}), (nonzero,), (tangents,))[1]
+    return tangent_of(function, (operands,), (tangents,))
 
 
 def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands):
@@ -284,11 +288,11 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
         return varying_like(losses, tangent)
 
     z = of_z(named)
-    z_tangent = _along_live(of_z, named, {"logits": named_tangents["logits"]})
+    z_tangent = _along(of_z, named, {"logits": named_tangents["logits"]})
     # A masked class moves with no parameter.
     unmasked = {**named, "logits": jnp.where(jnp.isneginf(z), 0, logits)}
     z_parameters = options_that_change("logits", "label")
-    of_parameters = _along_live(of_z, unmasked, {name: named_tangents.get(name) for name in z_parameters})
+    of_parameters = _along(of_z, unmasked, {name: named_tangents.get(name) for name in z_parameters})
     if of_parameters is not None:
         of_parameters = jnp.where(jnp.isneginf(z), 0, of_parameters)
         z_tangent = of_parameters if z_tangent is None else z_tangent + of_parameters
@@ -305,11 +309,11 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
     given_nll = nll_where_targeted(of_labels(named))
     of_targets_tangents = []
     for of, along_tangents in ((given_nll, given_tangents), (nll_where_targeted(of_targets(named)), weighing_tangents)):
-        b_tangent = _along_live(of_targets, named, along_tangents)
+        b_tangent = _along(of_targets, named, along_tangents)
         if b_tangent is not None:
             valid, _ = whole_targets(objective, objective.axes, logits, target, options)
             of_targets_tangents.append((of, jnp.where(valid[..., None], b_tangent, 0)))
-    a_tangent = _along_live(of_given, named, given_tangents)
+    a_tangent = _along(of_given, named, given_tangents)
 
     terms = []
     if z_tangent is not None:
@@ -330,8 +334,7 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
     valid, _ = whole_targets(objective, objective.axes, logits, target, options)
     terms = []
     if z_tangent is not None:
-        log_softmax = jnp.where(softmax == 0, 0, z - maximum[..., None] - log_sum[..., None])
-        of_entropy = -softmax * (log_softmax + entropy[..., None])
+        of_entropy = -softmax * _less_surprise(z, softmax, maximum, log_sum, entropy)
         entropy_tangent = summed((of_entropy, z_tangent))
         given = formulas.given_targets(logits, target, options)
         total = varying_like(losses, given.sum(-1))

@@ -10,7 +10,7 @@ from jaxloss import formulas
 from jaxloss._arrays import Array, along, inlined, is_masked, weighted
 from jaxloss._autodiff.pair import weighted_rows, weighted_sum
 from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_grad
-from jaxloss._autodiff.tangents import BOUNDED, row_dot, varying_like
+from jaxloss._autodiff.tangents import BOUNDED, row_dot, tangent_of, varying_like
 from jaxloss._ffi import divergence as calls
 from jaxloss._rows.weights import Examples, row_weight
 from jaxloss.formulas import real
@@ -199,7 +199,7 @@ def _tangents(divergence: Divergence, operands: Operands, losses: Array, stats: 
         tangents = (log_p_tangent, teacher_tangent, *parameter_tangents)
         if all(tangent is None for tangent in tangents):
             return None
-        of_class = _jvp(lambda *operands: terms(*operands)[which], primals, tangents)
+        of_class = tangent_of(lambda *operands: terms(*operands)[which], primals, tangents)
         return row_dot(of_class, jnp.ones_like(of_class), rank)
 
     # Of the student's logits by the derivative itself: its transpose is then one pass over them.
@@ -214,17 +214,3 @@ def _tangents(divergence: Divergence, operands: Operands, losses: Array, stats: 
         return None if tangent is None else varying_like(result, tangent)
 
     return of_rows(losses, losses_tangent), None, student_sum_tangent, *sum_tangents, of_rows(total, total_tangent)
-
-
-def _jvp(function: Callable[..., Array], primals, tangents) -> Array:
-    """The tangent of its result; None is the tangent of what has none."""
-    nonzero = [place for place, tangent in enumerate(tangents) if tangent is not None]
-
-    def of_nonzero(*operands):
-        all_operands = list(primals)
-        for place, operand in zip(nonzero, operands, strict=True):
-            all_operands[place] = operand
-        return function(*all_operands)
-
-    values = tuple(primals[place] for place in nonzero)
-    return jax.jvp(of_nonzero, values, tuple(tangents[place] for place in nonzero))[1]

@@ -117,7 +117,7 @@ def row_weight(
     if examples.reduction == "mean":
         by_weights = examples.by_weights
         n = (_weight_sum if by_weights else _count)(examples, where, weights, shape, example_rank, dtype)
-        weight = weight * _inverse(n)
+        weight = weight * inverse(n)
     # A zero that is not `MASKED`, whatever its sign was; its derivative stays 1.
     weight = weight - jax.lax.stop_gradient(jnp.where(is_masked(weight), weight, 0))
     weight = along_rows(weight, shape[:rank])
@@ -148,6 +148,6 @@ def _count(examples: Examples, where, weights, shape: tuple[int, ...], example_r
     return where.sum(dtype=dtype) * repeats
 
 
-def _inverse(n: Array) -> Array:
+def inverse(n: Array) -> Array:
     """1 / n, and 0 for n = 0: a mean over nothing is 0."""
     return jnp.where(n == 0, 0, 1 / jnp.where(n == 0, 1, n))

@@ -43,7 +43,7 @@ class Call:
         return list(self.buffers.values())[: len(self.buffers) - self.results]
 
     def staged(self, *operands) -> list[jax.Array]:
-        """Its results, within a program, which keeps it if nobody reads them."""
+        """Its results, within a program, which keeps it even if no result is read."""
         specs = list(self.buffers.values())[len(self.operands) :]
         results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in specs]
         return jax.ffi.ffi_call(self.name, results, has_side_effect=True)(*operands, **self.attributes)

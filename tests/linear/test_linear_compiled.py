@@ -67,17 +67,21 @@ PRODUCTS = {
 }
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_products_and_memory(name):
-    function, count = PRODUCTS[name]
-    module = compiled(function, *operands())
+def assert_products_and_memory(module, count: int):
+    """So many products of `N` tokens, and besides them no more memory than a chunk's logits and the gradients take."""
     assert products(module) == count
     assert of_size(module, N * CLASSES) == [], "logits are whole"
-    # Logits of a chunk; the sum of the kernel's gradient; numbers of tokens.
+    # Logits of a chunk, which their gradient overwrites; the sum of the kernel's gradient; numbers of tokens.
     logits, kernel, hidden = (4 * size for size in (CHUNK * CLASSES, WIDTH * CLASSES, N * WIDTH))
     assert module.memory_analysis().temp_size_in_bytes < 1.2 * (logits + kernel) + hidden + 64 * N
     copies = [size for name, sizes in operations(module) for size in sizes if name == "copy"]
     assert max(copies, default=0) < WIDTH * CLASSES, "an array as large as the kernel is copied"
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_and_memory(name):
+    function, count = PRODUCTS[name]
+    assert_products_and_memory(compiled(function, *operands()), count)
 
 
 @pytest.mark.parametrize("tokens", [N, N - 3])

@@ -135,19 +135,31 @@ def test_transforms(name):
 
 
 def test_eager_and_without_options():
-    objective = lambda tokens: (tokens.log_prob * tokens.lse).sum()  # noqa: E731
+    def objective(tokens):
+        return (tokens.log_prob * tokens.lse).sum()
+
     value = jaxloss.linear_objective(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objective)
     assert_near(value, formula(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objective, mask=np.ones((S, T), bool)))
-    with_flag = lambda tokens: (objective(tokens), tokens.lse.max() > 0)  # noqa: E731
+
+    def with_flag(tokens):
+        return (objective(tokens), tokens.lse.max() > 0)
+
     _, count = jaxloss.linear_objective(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, with_flag, has_aux=True)
     assert (count.dtype, int(count)) == (jnp.int32, S)
 
 
 def test_an_objective_of_primitives_that_jax_lowers_itself():
     """`jnp.frexp`, which is one in newer versions."""
-    objective = lambda tokens: (tokens.log_prob * jnp.frexp(tokens.lse)[1]).sum()  # noqa: E731
-    f = lambda h: jaxloss.linear_objective(h, SAMPLE.kernel, SAMPLE.labels, objective)  # noqa: E731
-    exact = lambda h: formula(h, SAMPLE.kernel, SAMPLE.labels, objective, mask=np.ones((S, T), bool))  # noqa: E731
+
+    def objective(tokens):
+        return (tokens.log_prob * jnp.frexp(tokens.lse)[1]).sum()
+
+    def f(h):
+        return jaxloss.linear_objective(h, SAMPLE.kernel, SAMPLE.labels, objective)
+
+    def exact(h):
+        return formula(h, SAMPLE.kernel, SAMPLE.labels, objective, mask=np.ones((S, T), bool))
+
     assert_near(jax.jit(jax.value_and_grad(f))(SAMPLE.hidden), jax.value_and_grad(exact)(SAMPLE.hidden))
 
 
@@ -166,7 +178,9 @@ def test_what_an_eager_call_closes_over_may_change():
         return with_rule(factor * jax.jit(lambda x: (array * x).sum())(tokens.log_prob))
 
     def call():
-        f = lambda h: jaxloss.linear_objective(h, SAMPLE.kernel, SAMPLE.labels, objective)  # noqa: E731
+        def f(h):
+            return jaxloss.linear_objective(h, SAMPLE.kernel, SAMPLE.labels, objective)
+
         return f(SAMPLE.hidden), jax.grad(f)(SAMPLE.hidden)
 
     first = call()
@@ -179,7 +193,9 @@ def test_what_an_eager_call_closes_over_may_change():
 
 
 def test_blocks_of_single_tokens():
-    objective = lambda tokens, advantages: -(jnp.exp(tokens.log_prob) * advantages + 0.1 * tokens.entropy).sum()  # noqa: E731
+    def objective(tokens, advantages):
+        return -(jnp.exp(tokens.log_prob) * advantages + 0.1 * tokens.entropy).sum()
+
     advantages = OPERANDS["old"]
     labels = np.where(MASK, SAMPLE.labels, -100)
 
@@ -188,7 +204,9 @@ def test_blocks_of_single_tokens():
         return jaxloss.linear_objective(hidden, kernel, labels, objective, advantages, **options)
 
     def whole(hidden, kernel, advantages):
-        masked = lambda tokens, advantages: objective(tokens, jnp.where(tokens.mask, advantages, 0))  # noqa: E731
+        def masked(tokens, advantages):
+            return objective(tokens, jnp.where(tokens.mask, advantages, 0))
+
         return formula(hidden, kernel, SAMPLE.labels, masked, advantages, mask=MASK, n=MASK.sum())
 
     ours, exact = (jax.jit(jax.value_and_grad(f, (0, 1, 2))) for f in (per_token, whole))
@@ -249,8 +267,13 @@ def test_shapes_of_tokens(shape, per, value):
     s = sample(shape, WIDTH, CLASSES, seed=1)
     leading = shape if per == "token" else shape[:-1]
     data = np.linspace(1, 2, int(np.prod(leading)), dtype=np.float32).reshape(leading)
-    objective = lambda tokens, data: (tokens.log_prob.sum(-1) * data).sum()  # noqa: E731
-    f = lambda h, data: jaxloss.linear_objective(h, s.kernel, s.labels, objective, data, per=per, normalizer="tokens")  # noqa: E731
+
+    def objective(tokens, data):
+        return (tokens.log_prob.sum(-1) * data).sum()
+
+    def f(h, data):
+        return jaxloss.linear_objective(h, s.kernel, s.labels, objective, data, per=per, normalizer="tokens")
+
     result, gradients = jax.jit(jax.value_and_grad(f, (0, 1)))(s.hidden, data)
     log_prob = jaxloss.linear_log_prob(s.hidden, s.kernel, s.labels)
     log_prob = log_prob if per == "token" else log_prob.sum(-1)
@@ -260,7 +283,9 @@ def test_shapes_of_tokens(shape, per, value):
 
 
 def test_shift():
-    objective = lambda tokens, old: (jnp.exp(tokens.log_prob - old) * tokens.mask).sum()  # noqa: E731
+    def objective(tokens, old):
+        return (jnp.exp(tokens.log_prob - old) * tokens.mask).sum()
+
     old = OPERANDS["old"]
     shifted = jaxloss.linear_objective(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objective, old, shift=1)
     apart = (SAMPLE.hidden[:, :-1], SAMPLE.kernel, SAMPLE.labels[:, 1:], objective, old[:, :-1])
@@ -272,7 +297,9 @@ def test_padded_classes_and_a_kernel_of_classes_first():
     classes, labels = 9, SAMPLE.labels % 9
     padded = SAMPLE.kernel.copy()
     padded[:, classes:] = 50
-    objective = lambda tokens: (tokens.log_prob * tokens.entropy + tokens.lse).sum()  # noqa: E731
+
+    def objective(tokens):
+        return (tokens.log_prob * tokens.entropy + tokens.lse).sum()
 
     def ours(hidden, kernel, temperature):
         options = {

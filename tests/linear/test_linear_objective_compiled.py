@@ -8,11 +8,11 @@ import pytest
 import jaxloss
 from jaxloss import objectives
 from linear_oracle import sample
-from modules import custom_call_targets, of_size, operations
-from test_linear_compiled import CHUNK, CLASSES, WIDTH, compiled, products
+from modules import custom_call_targets, of_size
+from test_linear_compiled import CHUNK, CLASSES, WIDTH, N, assert_products_and_memory, compiled
 
-SEQUENCES, LENGTH = 16, CHUNK // 2
-N = SEQUENCES * LENGTH
+LENGTH = CHUNK // 2
+SEQUENCES = N // LENGTH
 GRPO = objectives.grpo(beta=0.04, entropy_bonus=0.01)
 WITHOUT_ENTROPY = objectives.grpo(beta=0.04)
 
@@ -51,14 +51,7 @@ PRODUCTS = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_and_memory(name):
     function, count = PRODUCTS[name]
-    module = compiled(function, *operands())
-    assert products(module) == count
-    assert of_size(module, N * CLASSES) == [], "logits are whole"
-    # Logits of a chunk, which their gradient overwrites; the sum of the kernel's gradient; numbers of tokens.
-    logits, kernel, hidden = (4 * size for size in (CHUNK * CLASSES, WIDTH * CLASSES, N * WIDTH))
-    assert module.memory_analysis().temp_size_in_bytes < 1.2 * (logits + kernel) + hidden + 64 * N
-    copies = [size for name, sizes in operations(module) for size in sizes if name == "copy"]
-    assert max(copies, default=0) < WIDTH * CLASSES, "an array as large as the kernel is copied"
+    assert_products_and_memory(compiled(function, *operands()), count)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +74,10 @@ def test_memory_does_not_grow_with_tokens():
 def test_an_eager_call_is_compiled_once():
     before = jaxloss._linear.objective.value._cache_size()
     for factor in (1.0, 1.0, 2.0):
-        objective = lambda tokens, *_, factor=factor: (factor * tokens.log_prob).sum()  # noqa: E731
+
+        def objective(tokens, *_, factor=factor):
+            return (factor * tokens.log_prob).sum()
+
         jaxloss.linear_objective(*operands()[:3], objective)
     assert jaxloss._linear.objective.value._cache_size() == before + 2
 

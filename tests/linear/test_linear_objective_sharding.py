@@ -46,7 +46,9 @@ def loss(labels, mask, hidden, kernel, bias, advantages, old, temperature, **opt
 
 
 def with_gradients(labels, mask, operands, **options):
-    of = lambda *operands: loss(labels, mask, *operands, **options)  # noqa: E731
+    def of(*operands):
+        return loss(labels, mask, *operands, **options)
+
     return jax.value_and_grad(of, tuple(range(6)), has_aux=True)(*operands)
 
 

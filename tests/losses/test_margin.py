@@ -137,7 +137,9 @@ def test_linear_losses_take_a_scalar():
         loss, stats = jaxloss.categorical_cross_entropy_with_stats(hidden @ kernel, LABELS, margin=margin, clip=None)
         return loss + stats.entropy.sum(), stats
 
-    of = lambda loss: jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(hidden, kernel, 0.75)  # noqa: E731
+    def of(loss):
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(hidden, kernel, 0.75)
+
     for actual, expected in zip(jax.tree.leaves(of(linear)), jax.tree.leaves(of(whole)), strict=True):
         close(np.asarray(actual, np.float32), np.asarray(expected, np.float32))
     with pytest.raises(ValueError, match=r"margin has shape \(12,\): expected a scalar"):

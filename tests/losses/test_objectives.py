@@ -58,7 +58,9 @@ def of_pairs(equation):
     """The same of the tokens of the chosen and the rejected sequence of a pair."""
 
     def total(tokens, *data):
-        cut = lambda x, s: x[s] if x.ndim == 1 else x[s, : LENGTHS[s]]  # noqa: E731
+        def cut(x, s):
+            return x[s] if x.ndim == 1 else x[s, : LENGTHS[s]]
+
         return sum(
             equation(*(cut(x, s) for x in (tokens.log_prob, *data) for s in (begin, begin + 1))) for begin in (0, 2)
         )

@@ -85,7 +85,7 @@ def test_tests_have_a_sample_of_it(name):
 
 @arguments
 def test_it_changes_the_loss(name):
-    """In each public function that takes it, by kernels and by the formula: an option that nobody reads is no option."""
+    """In each public function that takes it, by kernels and by the formula: an option that is not read is no option."""
     assert name in samples.SAMPLES, f"tests/support/cross_entropy_options.py: SAMPLES has no number for {name}"
     value = 3 if name == "num_classes" else samples.on([name], X.shape[-1])[name]
     for function, module in WITH_ALL.items():
