@@ -154,8 +154,9 @@ class RowLoss(Loss):
         kept = _kept_operands(self, keep, operands, operands.x.ndim)
         kept_tangents = _kept_operands(self, keep, tangents, operands.x.ndim, otherwise=0)
         results = rule(kept, losses, _kept(keep, *stats), kept_tangents)
+        # Not all is 0 of itself: a parameter that all rows share has a tangent in rows that are not kept, too.
         return tuple(
-            zero_tangent(of) if tangent is None else tangent
+            zero_tangent(of) if tangent is None else _kept(keep, tangent)[0]
             for of, tangent in zip((losses, *stats), results, strict=True)
         )
 

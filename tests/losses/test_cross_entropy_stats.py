@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cross_entropy_options as options_of_tests
 import jaxloss
 import tolerance
 from modules import custom_call_targets, of_size
@@ -262,3 +263,21 @@ def test_entropy_of_masked_and_of_certain_rows():
     x = np.float32([[0, -np.inf, 0], [1000, 0, -1000], [0, 0, 0]])
     close(jaxloss.entropy(x), np.log([2, 1, 3]), "entropy")
     assert np.isfinite(jax.grad(lambda x: jaxloss.entropy(x).sum())(x)).all()
+
+
+@pytest.mark.parametrize("name", options_of_tests.NUMBERS)
+def test_masked_rows_have_no_part_in_derivatives_of_options(name):
+    """Value and derivative are those of the other rows alone, of the statistics as of the loss."""
+    (x, labels), keep = sample(), np.arange(ROWS) % 2 == 0
+
+    def results(x, labels, **masking):
+        def summed(number):
+            loss, stats = jaxloss.categorical_cross_entropy_with_stats(
+                x, labels, reduction="sum", **{name: number}, **masking
+            )
+            return loss + stats.nll.sum() + 2 * stats.entropy.sum() + 3 * stats.lse.sum()
+
+        return jax.jit(jax.value_and_grad(summed))(np.float32(options_of_tests.SAMPLES[name].on))
+
+    for actual, expected in zip(results(x, labels, where=keep), results(x[keep], labels[keep]), strict=True):
+        close(actual, expected, name, operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
