@@ -18,8 +18,6 @@ import ast
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -27,7 +25,9 @@ import sys
 import time
 import tomllib
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+import checkout_copy
+from checkout_copy import ROOT
+
 TREE = ROOT / "build/mutants/tree"
 RESULTS = ROOT / "benchmarks/results/mutants.json"
 SECONDS = 900
@@ -206,24 +206,6 @@ def mutants() -> list[Mutant]:
 # ---- a copy of the checkout ----------------------------------------------------------------------------------------
 
 
-def copied() -> None:
-    """Makes the copy what the checkout is; what has not changed keeps its time, so that little is compiled again."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
-        if (ROOT / name).is_file():
-            written(name, (ROOT / name).read_bytes())
-
-
-def written(name: str, content: bytes) -> None:
-    """One file of the copy."""
-    target = TREE / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if name == "CMakeLists.txt":
-        content = content.replace(b"-O3", b"-O1")  # which compiles in a third of the time
-    if not target.is_file() or target.read_bytes() != content:
-        target.write_bytes(content)
-
-
 def library() -> bool:
     """Whether the kernels of the copy compile, those of one instruction set; its library is then new."""
     folder = TREE.parent / "library"
@@ -244,32 +226,16 @@ def version() -> str:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
-PYTEST = f"""
-import sys
-# An editable installation finds the checkout before it looks along PYTHONPATH.
-sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "ScikitBuildRedirectingFinder"]
-import jaxloss, pytest
-assert jaxloss.__file__.startswith({str(TREE)!r}), jaxloss.__file__
-sys.exit(pytest.main(sys.argv[1:]))
-"""
-"""A program that runs pytest on the copy."""
-
-
 def passes(tests: str, marker: str) -> tuple[bool, str]:
     """Whether these tests of the copy pass, and the first that does not."""
-    files = [path for name in tests.split() for path in (ROOT / "tests").glob(f"*/test_{name}.py")]
-    paths = [str(path.relative_to(ROOT)) for path in files] or ["tests"]
-    command = [sys.executable, "-c", PYTEST, "-x", "-q", "--no-header", "-p", "no:cacheprovider", *paths]
-    if marker:
-        command += ["-m", marker]
-    environment = os.environ | {
-        "PYTHONPATH": str(TREE),
+    caching = {
         "JAX_COMPILATION_CACHE_DIR": str(TREE.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+    chosen = ["-m", marker] if marker else []
     try:
-        ran = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        ran = checkout_copy.pytest(TREE, tests.split(), "-x", *chosen, timeout=SECONDS, **caching)
     except subprocess.TimeoutExpired:
         return False, f"nothing within {SECONDS} s"
     first = re.search(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
@@ -303,7 +269,7 @@ def main() -> None:
         return
 
     start = time.monotonic()
-    copied()
+    checkout_copy.copy_to(TREE)
     built = ROOT / "jaxloss/libjaxloss.so"
     if built.exists() and all(mutant.file.endswith(".py") for _, mutant in chosen):
         shutil.copy(built, TREE / "jaxloss/libjaxloss.so")
@@ -317,7 +283,7 @@ def main() -> None:
         if time.monotonic() - start > 60 * options.minutes:
             break
         is_c = not mutant.file.endswith(".py")
-        written(mutant.file, mutant.applied().encode())
+        checkout_copy.write(TREE, mutant.file, mutant.applied().encode())
         try:
             if mutant.name in EQUIVALENT:
                 result, by = "equivalent", EQUIVALENT[mutant.name]
@@ -327,7 +293,7 @@ def main() -> None:
                 passed, by = passes("" if options.whole else FILES[mutant.file][1], options.marker)
                 result, by = ("survived", "") if passed else ("killed", by)
         finally:
-            written(mutant.file, (ROOT / mutant.file).read_bytes())
+            checkout_copy.write(TREE, mutant.file, (ROOT / mutant.file).read_bytes())
         print(f"{number:4d} {result:10} {mutant.name}  {by}", flush=True)
         kept({mutant.name: {"result": result, "by": by, "file": digest}})
     table(found_before())
