@@ -28,9 +28,9 @@ example: ## train one of the examples: NAME=image_classifier, or another of docs
 	@tools/environment examples
 	$(python) -m examples.$(NAME) $(ARGS)
 
-test: ## every test, and of the large products of parameters a choice: some twelve minutes on two cores
+test: ## every test, and of the large products of parameters a choice: about eleven minutes on two cores
 	@tools/environment test
-	@echo "make test: some twelve minutes on two idle cores, less once it has run here"
+	@echo "make test: about eleven minutes on two idle cores, less once it has run here"
 	$(pytest) -m "not slow and not rest" $(ARGS)
 
 check: ## a few tests of every layer: about a minute
@@ -40,7 +40,7 @@ check: ## a few tests of every layer: about a minute
 
 test-all: ## what `make test` leaves out: the rest of the products but the largest, and the examples
 	@tools/environment test
-	@echo "make test-all: what make test leaves out, some ten minutes on two idle cores"
+	@echo "make test-all: what make test leaves out, about eleven minutes on two idle cores"
 	$(pytest) -m slow $(ARGS)
 
 mutants: ## faults, one after the other, that the tests must see: ARGS="--only binary" for some, an hour and more for all

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import pathlib
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -22,6 +24,15 @@ def compile_cuda():
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def test_mutants_are_of_lines_that_stand_in_the_sources():
+    root = pathlib.Path(__file__).parents[2]
+    if not (root / "jaxloss").is_dir():
+        pytest.skip("the sources are not here: jaxloss is installed from a wheel")
+    ran = subprocess.run([sys.executable, "tools/mutate.py", "--list"], cwd=root, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) > 200
 
 
 def row(ours, limit, xla, temporary=0):
