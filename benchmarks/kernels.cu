@@ -4,7 +4,7 @@
 //   nvcc -std=c++17 -O3 --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a -Icuda benchmarks/kernels.cu
 //     -o kernels && ./kernels "bf16 [8192, 128256]"
 //
-// The argument is a part of the names of the rows wanted. With `--once` each kernel runs once, for a profiler, such as
+// The argument is a part of the names of the rows wanted. With `--options` these are rows with options. With `--once` each kernel runs once, for a profiler, such as
 //   ncu --clock-control none --kernel-name regex:cross_entropy --set full ./kernels "[8192, 128256]" --once
 //
 // Times are medians of seven loops of some 8 ms, the programs taking turns; a ratio is to the fastest read or copy, and
@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "gpu/cross_entropy.cuh"
+#include "gpu/cross_entropy_options.cuh"
 
 namespace jaxloss::gpu {
 namespace {
@@ -53,12 +54,16 @@ __global__ void fill_labels(int32_t* index, int64_t rows, int64_t classes) {
   }
 }
 
+enum Option { z_loss, smoothing, softcap, temperature };
+constexpr float kOptions[] = {1e-4f, 0.1f, 30, 0.7f};
+constexpr int64_t kMostClasses = 262144;
 constexpr int64_t kMostBytes = 4400000000, kMostRows = int64_t{1} << 28, kParts = 8192;
 
 struct Memory {
   char *logits, *gradient;
   int32_t* index;
   float *loss, *weight, *sums;
+  float *numbers, *class_weights;  // of options, in the order of `Option`; and of the classes
 
   Memory() {
     const auto allocate = [](auto& pointer, int64_t bytes) { require(cudaMalloc(&pointer, bytes), "cudaMalloc"); };
@@ -68,6 +73,11 @@ struct Memory {
     allocate(loss, kMostRows * sizeof(float));
     allocate(weight, sizeof(float));
     allocate(sums, kMostBytes / 2048);
+    allocate(numbers, sizeof(kOptions));
+    require(cudaMemcpy(numbers, kOptions, sizeof(kOptions), cudaMemcpyHostToDevice), "options");
+    allocate(class_weights, kMostClasses * sizeof(float));
+    const std::vector<float> ones(kMostClasses, 1.0f);
+    require(cudaMemcpy(class_weights, ones.data(), kMostClasses * sizeof(float), cudaMemcpyHostToDevice), "weights");
     const float one_of_many = 1.0f / 8192;
     require(cudaMemcpy(weight, &one_of_many, sizeof(float), cudaMemcpyHostToDevice), "weight");
   }
@@ -164,7 +174,7 @@ Program read_of(const Memory& memory, int64_t bytes) {
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
 std::string wanted;
-bool once = false;
+bool once = false, with_options = false;
 
 template <class Logit>
 std::vector<Program> kernels_for(const CrossEntropyRows<Logit, ClassIndices>& rows, const Memory& memory,
@@ -187,7 +197,7 @@ std::vector<Program> kernels_for(const CrossEntropyRows<Logit, ClassIndices>& ro
   if (cluster.blocks > 0 && row_bytes >= 4096) {
     const std::string shape = std::to_string(cluster.blocks) + " x " + std::to_string(cluster.threads) + " threads x " +
                               std::to_string(cluster.held);
-    programs.push_back({"cluster " + shape, [=] { return launch_cluster(nullptr, rows, device, cluster); }});
+    programs.push_back({"cluster " + shape, [=] { return launch_cluster(nullptr, cluster_kernel(rows, cluster.held), rows, device, cluster); }});
   }
   if (row_bytes >= 16384) programs.push_back({"streaming", [=] { return launch_streaming(nullptr, rows); }});
   return programs;
@@ -240,6 +250,76 @@ void measure(const char* type, int64_t row_count, int64_t classes, const Memory&
   }
 }
 
+// With options: as chosen, and by the threads that read a row twice.
+template <class Logit>
+void measure_options(const char* type, int64_t row_count, int64_t classes, const Memory& memory) {
+  const auto set = [&](const char* options, auto with) {
+    char name[120];
+    std::snprintf(name, sizeof(name), "%s [%lld, %lld] %s", type, static_cast<long long>(row_count),
+                  static_cast<long long>(classes), options);
+    if (std::strstr(name, wanted.c_str()) == nullptr) return;
+    for (const bool with_gradient : {false, true}) {
+      CrossEntropyOptionRows<Logit, ClassIndices> rows{};
+      rows.logits = reinterpret_cast<Logit*>(memory.logits);
+      rows.target.index = memory.index;
+      rows.row_weight.number = memory.weight;
+      rows.row_weight.rows_per_number = row_count;
+      rows.loss = memory.loss;
+      rows.gradient = with_gradient ? reinterpret_cast<Logit*>(memory.gradient) : nullptr;
+      rows.rows = row_count;
+      rows.classes = rows.smoothed_classes = classes;
+      rows.ceiling = 16.1f;
+      with(rows);
+      const int64_t bytes = row_count * classes * sizeof(Logit);
+      const uint4* from = reinterpret_cast<const uint4*>(memory.logits);
+      uint4* to = reinterpret_cast<uint4*>(memory.gradient);
+      std::vector<Program> programs;
+      if (with_gradient) {
+        programs.push_back({"negation", [=] {
+                              negate<<<blocks_for(bytes / kVectorBytes, kLimitThreads), kLimitThreads>>>(
+                                  from, to, bytes / kVectorBytes);
+                              return cudaGetLastError();
+                            }});
+      } else {
+        programs.push_back(read_of(memory, bytes));
+      }
+      programs.push_back({"as chosen", [=] { return launch(nullptr, rows); }});
+      programs.push_back({"teams", [=] { return launch_teams(nullptr, rows); }});
+      compare(name, with_gradient ? "value_and_grad" : "value", programs, 1,
+              static_cast<double>(bytes) * (with_gradient ? 2 : 1), 0);
+    }
+  };
+  fill_logits<<<4096, kThreads>>>(reinterpret_cast<Logit*>(memory.logits), row_count * classes);
+  fill_labels<<<1024, kThreads>>>(memory.index, row_count, classes);
+  require(cudaDeviceSynchronize(), "data");
+  const auto number = [&](Option option) {
+    RowNumbers<float> numbers{0, memory.numbers + option, row_count};
+    return numbers;
+  };
+  const auto with_details = [&](auto& rows) {
+    rows.nll = memory.sums;
+    rows.entropy = memory.sums + row_count;
+    rows.predicted = memory.index + row_count;
+    rows.rank = memory.index + 2 * row_count;
+  };
+  set("z-loss", [&](auto& rows) { rows.z_loss = number(z_loss); });
+  set("smoothing", [&](auto& rows) { rows.label_smoothing = number(smoothing); });
+  set("softcap", [&](auto& rows) { rows.softcap = number(softcap); });
+  set("statistics", [&](auto& rows) { with_details(rows); });
+  set("softcap, statistics", [&](auto& rows) {
+    rows.softcap = number(softcap);
+    with_details(rows);
+  });
+  set("all", [&](auto& rows) {
+    rows.z_loss = number(z_loss);
+    rows.label_smoothing = number(smoothing);
+    rows.softcap = number(softcap);
+    rows.temperature = number(temperature);
+    rows.class_weights = memory.class_weights;
+    rows.rows_per_class_weights = row_count;
+  });
+}
+
 // Value alone: the limit reads logits and probabilities.
 template <class Logit>
 void measure_probabilities(const char* type, int64_t row_count, int64_t classes, const Memory& memory,
@@ -261,7 +341,7 @@ void measure_probabilities(const char* type, int64_t row_count, int64_t classes,
   rows.ceiling = INFINITY;
   const ClusterShape cluster = cluster_shape(rows, device);
   std::vector<Program> programs = {read_of(memory, 2 * row_count * classes * sizeof(Logit)),
-                                   {"cluster", [=] { return launch_cluster(nullptr, rows, device, cluster); }},
+                                   {"cluster", [=] { return launch_cluster(nullptr, cluster_kernel(rows, cluster.held), rows, device, cluster); }},
                                    {"streaming", [=] { return launch_streaming(nullptr, rows); }}};
   compare(name, "value", programs, 1, 2.0 * row_count * classes * sizeof(Logit), 0);
 }
@@ -275,6 +355,14 @@ void measure_all() {
   const Memory memory;
   Device device;
   require(find_current_device(device), "device");
+  if (with_options) {
+    measure_options<bfloat16>("bf16", 7000, 151936, memory);
+    measure_options<bfloat16>("bf16", 16384, 32000, memory);
+    measure_options<float>("f32", 8192, 32768, memory);
+    measure_options<bfloat16>("bf16", 60000, 1000, memory);
+    measure_options<bfloat16>("bf16", 10682, 50257, memory);
+    return;
+  }
   for (const int64_t classes : kClasses) {
     measure<bfloat16>("bf16", kSweptBytes / 2 / classes, classes, memory, device);
     measure<float>("f32", kSweptBytes / 4 / classes, classes, memory, device);
@@ -296,6 +384,8 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; i++) {
     if (std::strcmp(argv[i], "--once") == 0) {
       jaxloss::gpu::once = true;
+    } else if (std::strcmp(argv[i], "--options") == 0) {
+      jaxloss::gpu::with_options = true;
     } else {
       jaxloss::gpu::wanted = argv[i];
     }

@@ -53,12 +53,11 @@ struct ClassProbabilities {
   const Stored* probability;  // [rows, classes]
 };
 
-// The number of a row, where each serves `rows_per_number` rows. (A division of 64 bits takes a GPU as long as a step
-// of a row: one number for all rows needs none.)
-template <class Real>
-JAXLOSS_INLINE Real number_of_row(const Real* number, int64_t rows_per_number, int64_t rows, int64_t row) {
-  if (rows_per_number >= rows) return number[0];
-  return number[rows_per_number == 1 ? row : row / rows_per_number];
+// Which set of `rows_per_set` rows a row is in. (A division of 64 bits takes a GPU as long as a step of a row: a set for
+// each row, or the first one, needs none.)
+JAXLOSS_INLINE int64_t set_of_row(int64_t rows_per_set, int64_t row) {
+  if (rows_per_set == 1) return row;
+  return row < rows_per_set ? 0 : row / rows_per_set;
 }
 
 // The number; NaN where the condition is NaN.
@@ -82,7 +81,7 @@ struct CrossEntropyRows {
   Real* sums = nullptr;  // [parts]: of all rows' losses, in parts of any rows
   int64_t parts = 0;
 
-  JAXLOSS_INLINE Real weight_of(int64_t row) const { return number_of_row(row_weight, rows_per_weight, rows, row); }
+  JAXLOSS_INLINE Real weight_of(int64_t row) const { return row_weight[set_of_row(rows_per_weight, row)]; }
   // The results of a row; of one that is masked all are 0. One without a softmax has no loss, also where no class
   // has a probability.
   JAXLOSS_INLINE void store_results(int64_t row, Real loss_of_row, Real max_of_row, Real log_sum_of_row) const {
@@ -107,7 +106,7 @@ struct CrossEntropyGradientRows {
   Logit* gradient;         // [rows, classes]
   int64_t rows, classes, rows_per_weight;
 
-  JAXLOSS_INLINE Real weight_of(int64_t row) const { return number_of_row(row_weight, rows_per_weight, rows, row); }
+  JAXLOSS_INLINE Real weight_of(int64_t row) const { return row_weight[set_of_row(rows_per_weight, row)]; }
 };
 
 // One number for every `rows_per_number` rows; `otherwise` for all of them where none is given.
@@ -118,7 +117,7 @@ struct RowNumbers {
   int64_t rows_per_number = 1;
 
   JAXLOSS_INLINE bool given() const { return number != nullptr; }
-  JAXLOSS_INLINE Number of(int64_t row) const { return given() ? number[row / rows_per_number] : otherwise; }
+  JAXLOSS_INLINE Number of(int64_t row) const { return given() ? number[set_of_row(rows_per_number, row)] : otherwise; }
 };
 
 // `CrossEntropyRows` and `CrossEntropyGradientRows` with everything that a loss may ask for besides: see
@@ -147,6 +146,8 @@ struct CrossEntropyOptionRows {
   Real *nll = nullptr, *entropy = nullptr;                   // [rows] or null
   int32_t *predicted = nullptr, *rank = nullptr;             // [rows] or null
   Logit* gradient = nullptr;                                 // [rows, classes] or null
+
+  JAXLOSS_INLINE Real weight_of(int64_t row) const { return row_weight.of(row); }
 
   // Takes the options one after the other, in the order of the table in `jaxloss/_spec.py`, by which a call has a bit
   // for each.

@@ -1,10 +1,6 @@
 // Cross entropy: which kernel takes which rows. One .cu file instantiates `launch` for each stored type of logits.
 #pragma once
 
-#include <cstdlib>
-#include <cstring>
-#include <utility>
-
 #include "gpu/cross_entropy_cluster_launch.cuh"
 #include "gpu/cross_entropy_registers.cuh"
 #include "gpu/cross_entropy_streaming.cuh"
@@ -12,27 +8,9 @@
 #include "gpu/cross_entropy_tiles_launch.cuh"
 #include "gpu/device.h"
 #include "gpu/launch.h"
+#include "gpu/regime.h"
 
 namespace jaxloss::gpu {
-
-enum class Regime { any, tiles, registers, cluster, streaming };
-
-// JAXLOSS_CROSS_ENTROPY_KERNEL, for tests: heeded wherever that kernel can take the rows.
-inline Regime asked_for() {
-  static const Regime regime = [] {
-    const std::pair<const char*, Regime> names[] = {{"tiles", Regime::tiles},
-                                                    {"registers", Regime::registers},
-                                                    {"cluster", Regime::cluster},
-                                                    {"streaming", Regime::streaming}};
-    if (const char* asked = std::getenv("JAXLOSS_CROSS_ENTROPY_KERNEL")) {
-      for (const auto& [name, named] : names) {
-        if (std::strcmp(asked, name) == 0) return named;
-      }
-    }
-    return Regime::any;
-  }();
-  return regime;
-}
 
 // Clusters take both kinds of target, tiles class indices.
 template <class Logit>
@@ -87,7 +65,7 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& r
       for (const int max_cluster_size : {kMaxClusterSize, kPortableClusterSize}) {
         const ClusterShape shape = cluster_shape(rows, device, max_cluster_size);
         if (shape.blocks == 0) continue;
-        const cudaError_t error = launch_cluster(stream, rows, device, shape);
+        const cudaError_t error = launch_cluster(stream, cluster_kernel(rows, shape.held), rows, device, shape);
         if (error != cudaErrorNotSupported) return error;
       }
     }

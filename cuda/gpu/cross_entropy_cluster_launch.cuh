@@ -58,34 +58,48 @@ struct Cut {
   }
 };
 
-// Blocks of up to 256 threads, as few as hold the row; of up to 512, where those would be more than `max_cluster_size`.
-// More blocks, where there are fewer rows than would keep all multiprocessors at work, or where more of a row that one
-// block does not hold would be in flight. Threads that hold more, where even more is in flight then.
+// Blocks of up to a quarter of a multiprocessor's threads, as few as hold the row; of up to half of them, where those
+// would be more than `max_cluster_size`. More blocks, where there are fewer rows than would keep all multiprocessors at
+// work, or where more of a row that one block does not hold would be in flight. Threads that hold more, if there is a
+// `longer` cut, where even more is in flight then.
+inline ClusterShape cluster_shape(const Cut& cut, const Cut* longer, int64_t rows, const Device& device,
+                                  int64_t max_cluster_size) {
+  int64_t blocks = cut.fewest(4);
+  if (blocks > max_cluster_size) blocks = cut.fewest(2);
+  if (blocks > 1) blocks = cut.good(blocks);
+  if (longer && blocks > 1) {
+    const int64_t few = longer->good(longer->fewest(2));
+    const bool many_rows = rows * few > 2 * device.multiprocessors;
+    if (few <= max_cluster_size && many_rows &&
+        (blocks > max_cluster_size || longer->in_flight(few) > cut.in_flight(blocks))) {
+      return rows > 0x7fffffff / few ? ClusterShape{} : longer->shape(few);
+    }
+  }
+  if (blocks > max_cluster_size) return {};
+  while (blocks * 2 <= kPortableClusterSize && rows * blocks * 2 <= device.multiprocessors &&
+         cut.steps / blocks > 1024) {
+    blocks *= 2;
+  }
+  return rows > 0x7fffffff / blocks ? ClusterShape{} : cut.shape(blocks);
+}
+
+// Steps of a row from the last multiple of 128 bytes before it, at most.
+template <class Rows>
+int64_t held_row_steps(const Rows& rows) {
+  using Logit = std::remove_cv_t<std::remove_pointer_t<decltype(rows.logits)>>;
+  const bool even = reinterpret_cast<uintptr_t>(rows.logits) % 128 == 0 && rows.classes * sizeof(Logit) % 128 == 0;
+  return rows.classes / kPerVector<Logit> + (even ? 0 : kStepsAligned - 1);
+}
+
 template <class Logit, class Target>
 ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const Device& device,
                            int64_t max_cluster_size = kMaxClusterSize) {
   if (device.compute_capability < kHopper || !aligned_alike(rows)) return {};
-  const bool even = reinterpret_cast<uintptr_t>(rows.logits) % 128 == 0 && rows.classes * sizeof(Logit) % 128 == 0;
-  const int64_t steps = rows.classes / kPerVector<Logit> + (even ? 0 : kStepsAligned - 1);
+  const int64_t steps = held_row_steps(rows);
   const Cut cut = {steps, held_steps<Logit>(Target{}), kMostThreads<kHeldVectors> * kBlocksAMultiprocessor};
-  int64_t blocks = cut.fewest(4);
-  if (blocks > max_cluster_size) blocks = cut.fewest(2);
-  if (blocks > 1) blocks = cut.good(blocks);
-  if constexpr (std::is_same_v<Target, ClassIndices>) {
-    const Cut longer = {steps, kHeldVectorsOfLongRows, kMostThreads<kHeldVectorsOfLongRows> * kBlocksAMultiprocessor};
-    const int64_t few = longer.good(longer.fewest(2));
-    const bool many_rows = rows.rows * few > 2 * device.multiprocessors;
-    if (rows.gradient && blocks > 1 && few <= max_cluster_size && many_rows &&
-        (blocks > max_cluster_size || longer.in_flight(few) > cut.in_flight(blocks))) {
-      return rows.rows > 0x7fffffff / few ? ClusterShape{} : longer.shape(few);
-    }
-  }
-  if (blocks > max_cluster_size) return {};
-  while (blocks * 2 <= kPortableClusterSize && rows.rows * blocks * 2 <= device.multiprocessors &&
-         steps / blocks > 1024) {
-    blocks *= 2;
-  }
-  return rows.rows > 0x7fffffff / blocks ? ClusterShape{} : cut.shape(blocks);
+  const Cut longer = {steps, kHeldVectorsOfLongRows, kMostThreads<kHeldVectorsOfLongRows> * kBlocksAMultiprocessor};
+  const bool may_be_longer = std::is_same_v<Target, ClassIndices> && rows.gradient;
+  return cluster_shape(cut, may_be_longer ? &longer : nullptr, rows.rows, device, max_cluster_size);
 }
 
 template <class Logit>
@@ -101,16 +115,16 @@ auto cluster_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>& r
 }
 
 // cudaErrorNotSupported where no cluster of that shape can run.
-template <class Logit, class Target>
-cudaError_t launch_cluster(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows, const Device& device,
-                           const ClusterShape& shape) {
-  const auto kernel = cluster_kernel(rows, shape.held);
+template <class Rows>
+cudaError_t launch_cluster(cudaStream_t stream, void (*kernel)(Rows, int), const Rows& rows, const Device& device,
+                           const ClusterShape& shape, int shared_bytes = 0) {
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(shape.blocks), 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(rows.rows * shape.blocks));
   config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;

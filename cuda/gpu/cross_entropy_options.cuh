@@ -2,25 +2,13 @@
 // classes is wanted, the second time mostly out of the caches.
 #pragma once
 
+#include "gpu/cross_entropy_held_launch.cuh"
+#include "gpu/cross_entropy_results.cuh"
 #include "gpu/launch.h"
-#include "gpu/softmax.cuh"
-#include "gpu/vector.cuh"
+#include "gpu/regime.h"
 #include "maths/cross_entropy_options.h"
 
 namespace jaxloss::gpu {
-
-constexpr int kOptionThreads = 256;
-
-// `lanes` threads: neighbours in a warp, or all of a block.
-struct RowTeam {
-  int lanes;
-  int lane;
-
-  template <class Value, class Combine>
-  __device__ __forceinline__ Value across(Value value, Combine combine) const {
-    return lanes <= kWarp ? across_lanes(value, lanes, combine) : across_block<kOptionThreads>(value, combine);
-  }
-};
 
 // The first of the classes with the largest logit; NaNs are passed over.
 template <class Real>
@@ -182,36 +170,6 @@ __device__ __forceinline__ void store_numbers(Logit* to, const Accumulator<Logit
 template <class Logit, int count>
 __device__ __forceinline__ void store_numbers(Logit* to, const Accumulator<Logit> (&x)[count]) {
   store<Logit>(to, x);
-}
-
-template <class Logit, class Target>
-__device__ __forceinline__ void zero_gradient(const CrossEntropyOptionRows<Logit, Target>& rows, const RowTeam& team,
-                                              int64_t row, int64_t first) {
-  if (!rows.gradient) return;
-  Logit* gradient = rows.gradient + row * rows.classes;
-  const Span<Logit> span(rows.classes - first, gradient + first);
-  const Accumulator<Logit> zeros[kPerVector<Logit>] = {};
-  for (int64_t k = team.lane; k < span.edges; k += team.lanes) gradient[first + span.edge(k)] = Logit{};
-  for (int64_t k = team.lane; k < span.steps; k += team.lanes) store<Logit>(gradient + first + span.start_of(k), zeros);
-}
-
-template <class Real>
-struct RowResults {
-  Real loss, max, log_sum, nll, entropy;
-  int predicted, rank;
-};
-
-template <class Rows, class Real>
-__device__ __forceinline__ void write_results(const Rows& rows, const RowTeam& team, int64_t row,
-                                              const RowResults<Real>& results) {
-  if (team.lane != 0) return;
-  if (rows.loss) rows.loss[row] = results.loss;
-  if (rows.max) rows.max[row] = results.max;
-  if (rows.log_sum) rows.log_sum[row] = results.log_sum;
-  if (rows.nll) rows.nll[row] = results.nll;
-  if (rows.entropy) rows.entropy[row] = results.entropy;
-  if (rows.predicted) rows.predicted[row] = results.predicted;
-  if (rows.rank) rows.rank[row] = results.rank;
 }
 
 // Teams take rows in turn; threads of a warp go round equally often, for they shuffle. Of a masked row nothing is
@@ -410,13 +368,23 @@ int option_lanes(int64_t classes) {
 }
 
 template <class Logit, class Target>
-cudaError_t launch(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Target>& rows) {
-  if (rows.rows == 0) return cudaSuccess;
+cudaError_t launch_teams(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Target>& rows) {
   const int lanes = option_lanes<Logit>(rows.classes);
   const int64_t teams_a_block = kOptionThreads / lanes, blocks = (rows.rows + teams_a_block - 1) / teams_a_block;
   cross_entropy_with_options<<<static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff), kOptionThreads, 0,
                                stream>>>(rows, lanes);
   return cudaGetLastError();
+}
+
+template <class Logit, class Target>
+cudaError_t launch(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Target>& rows) {
+  if (rows.rows == 0) return cudaSuccess;
+  if constexpr (std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>) {
+    const bool may_be_held = asked_for() != Regime::streaming;
+    const cudaError_t error = may_be_held ? launch_held(stream, rows) : cudaErrorNotSupported;
+    if (error != cudaErrorNotSupported) return error;
+  }
+  return launch_teams(stream, rows);
 }
 
 }  // namespace jaxloss::gpu

@@ -93,24 +93,34 @@ struct LabelledSums {
   }
 };
 
+// The larger of numbers as they are stored, of 16 bits two at a time, where NaNs are passed over; and the smaller, which is
+// NaN if one of them is.
 __device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, float) {
   return __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
 }
-__device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, bfloat16) {
-  __nv_bfloat162 x, y;
+__device__ __forceinline__ uint32_t smaller_of(uint32_t a, uint32_t b, float) {
+  return __float_as_uint(smaller_or_nan(__uint_as_float(a), __uint_as_float(b)));
+}
+template <class Pair, class Choose>
+__device__ __forceinline__ uint32_t of_pairs(uint32_t a, uint32_t b, Choose choose) {
+  Pair x, y;
   memcpy(&x, &a, sizeof(x));
   memcpy(&y, &b, sizeof(y));
-  x = __hmax2(x, y);
+  x = choose(x, y);
   memcpy(&a, &x, sizeof(a));
   return a;
 }
+__device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, bfloat16) {
+  return of_pairs<__nv_bfloat162>(a, b, [](auto x, auto y) { return __hmax2(x, y); });
+}
+__device__ __forceinline__ uint32_t smaller_of(uint32_t a, uint32_t b, bfloat16) {
+  return of_pairs<__nv_bfloat162>(a, b, [](auto x, auto y) { return __hmin2_nan(x, y); });
+}
 __device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, float16) {
-  __half2 x, y;
-  memcpy(&x, &a, sizeof(x));
-  memcpy(&y, &b, sizeof(y));
-  x = __hmax2(x, y);
-  memcpy(&a, &x, sizeof(a));
-  return a;
+  return of_pairs<__half2>(a, b, [](auto x, auto y) { return __hmax2(x, y); });
+}
+__device__ __forceinline__ uint32_t smaller_of(uint32_t a, uint32_t b, float16) {
+  return of_pairs<__half2>(a, b, [](auto x, auto y) { return __hmin2_nan(x, y); });
 }
 
 // The largest number of all steps, as they are stored: two 16-bit numbers are one instruction, and none is unpacked and

@@ -38,8 +38,9 @@ struct RowObjective {
         inverse_temperature(1 / temperature),
         hard(1 - rows.label_smoothing.of(row)),
         smooth(rows.label_smoothing.of(row) / static_cast<Real>(rows.smoothed_classes)),
-        class_weights(rows.class_weights ? rows.class_weights + row / rows.rows_per_class_weights * rows.classes
-                                         : nullptr),
+        class_weights(rows.class_weights
+                          ? rows.class_weights + set_of_row(rows.rows_per_class_weights, row) * rows.classes
+                          : nullptr),
         z_loss(rows.z_loss.of(row)),
         label{-1, -1},
         share{0, 0},

@@ -76,7 +76,7 @@ def assert_close(
 ) -> None:
     """The same where no oracle gave a magnitude: that of the largest element stands for it, or what is given if larger."""
     expected = np.asarray(expected, np.float64)
-    magnitude = np.abs(expected).max(initial=magnitude)
+    magnitude = np.where(np.isfinite(expected), np.abs(expected), 0).max(initial=magnitude)
     stored = np.asarray(actual).dtype
     error = bound(expected, magnitude, computed=computed, stored=stored, operations=operations, terms=terms)
     assert_within(actual, expected, error, what)
