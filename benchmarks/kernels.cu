@@ -4,7 +4,8 @@
 //   nvcc -std=c++17 -O3 --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a -Icuda benchmarks/kernels.cu
 //     -o kernels && ./kernels "bf16 [8192, 128256]"
 //
-// The argument is a part of the names of the rows wanted. With `--options` these are rows with options. With `--once` each kernel runs once, for a profiler, such as
+// The argument is a part of the names of the rows wanted. With `--options` these are rows with options. With `--once`
+// each kernel runs once, for a profiler, such as
 //   ncu --clock-control none --kernel-name regex:cross_entropy --set full ./kernels "[8192, 128256]" --once
 //
 // Times are medians of seven loops of some 8 ms, the programs taking turns; a ratio is to the fastest read or copy, and
@@ -197,7 +198,9 @@ std::vector<Program> kernels_for(const CrossEntropyRows<Logit, ClassIndices>& ro
   if (cluster.blocks > 0 && row_bytes >= 4096) {
     const std::string shape = std::to_string(cluster.blocks) + " x " + std::to_string(cluster.threads) + " threads x " +
                               std::to_string(cluster.held);
-    programs.push_back({"cluster " + shape, [=] { return launch_cluster(nullptr, cluster_kernel(rows, cluster.held), rows, device, cluster); }});
+    programs.push_back({"cluster " + shape, [=] {
+                          return launch_cluster(nullptr, cluster_kernel(rows, cluster.held), rows, device, cluster);
+                        }});
   }
   if (row_bytes >= 16384) programs.push_back({"streaming", [=] { return launch_streaming(nullptr, rows); }});
   return programs;
@@ -340,9 +343,10 @@ void measure_probabilities(const char* type, int64_t row_count, int64_t classes,
   rows.classes = classes;
   rows.ceiling = INFINITY;
   const ClusterShape cluster = cluster_shape(rows, device);
-  std::vector<Program> programs = {read_of(memory, 2 * row_count * classes * sizeof(Logit)),
-                                   {"cluster", [=] { return launch_cluster(nullptr, cluster_kernel(rows, cluster.held), rows, device, cluster); }},
-                                   {"streaming", [=] { return launch_streaming(nullptr, rows); }}};
+  std::vector<Program> programs = {
+      read_of(memory, 2 * row_count * classes * sizeof(Logit)),
+      {"cluster", [=] { return launch_cluster(nullptr, cluster_kernel(rows, cluster.held), rows, device, cluster); }},
+      {"streaming", [=] { return launch_streaming(nullptr, rows); }}};
   compare(name, "value", programs, 1, 2.0 * row_count * classes * sizeof(Logit), 0);
 }
 

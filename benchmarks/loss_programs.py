@@ -41,6 +41,61 @@ def _categorical_rows(x, a):
     return optax.softmax_cross_entropy(x, a.astype(jnp.float32))
 
 
+OPTIONS = {
+    "z_loss": {"z_loss": 1e-4},
+    "temperature": {"temperature": 0.7},
+    "label_smoothing": {"label_smoothing": 0.1},
+    "class_weights": {"class_weights": 0.5},  # an array in which every class has this weight
+    "softcap": {"softcap": 30.0},
+}
+OPTIONS["all"] = functools.reduce(dict.__or__, OPTIONS.values())
+
+
+def _with_options(x, a, options, loss):
+    """The mean with options; an array of class weights is made of their number, where XLA cannot see it."""
+    if "class_weights" in options:
+        weights = jax.lax.optimization_barrier(jnp.full(x.shape[1], options["class_weights"], jnp.float32))
+        options = options | {"class_weights": weights}
+    return loss(x, a, **options)
+
+
+def _options_by_xla(x, a, *, z_loss=0, temperature=1, label_smoothing=0, class_weights=None, softcap=None):
+    """Cross entropy of labels with options, in as many lines of `jax.numpy` as they need."""
+    x = x.astype(jnp.float32)
+    if softcap is not None:
+        x = softcap * jnp.tanh(x / softcap)
+    if temperature != 1:
+        x = x / temperature
+    lse = jax.nn.logsumexp(x, axis=-1)
+    losses = lse - jnp.take_along_axis(x, a[:, None], axis=-1)[:, 0]
+    smoothed = 0
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses
+        of_classes = lse[:, None] - x
+        if class_weights is not None:
+            of_classes = of_classes * class_weights
+        smoothed = label_smoothing * of_classes.mean(axis=-1)
+    if class_weights is not None:
+        losses = losses * class_weights[a]
+    losses = losses + smoothed
+    if z_loss:
+        losses = losses + z_loss * lse * lse
+    return losses.mean()
+
+
+def _statistics_by_xla(x, a):
+    """The mean, and of each row its negative log-likelihood, lse, entropy, prediction and rank."""
+    x = x.astype(jnp.float32)
+    lse = jax.nn.logsumexp(x, axis=-1)
+    of_label = jnp.take_along_axis(x, a[:, None], axis=-1)
+    p = jnp.exp(x - lse[:, None])
+    entropy = lse - (p * x).sum(axis=-1)
+    before = jnp.arange(x.shape[1]) < a[:, None]
+    rank = ((x > of_label) | ((x == of_label) & before)).sum(axis=-1)
+    nll = lse - of_label[:, 0]
+    return nll.mean(), jax.lax.stop_gradient((nll, lse, entropy, x.argmax(axis=-1), rank))
+
+
 MEANS = {
     "jaxloss": {
         "mse": jaxloss.mse,
@@ -49,6 +104,12 @@ MEANS = {
     },
     "xla": {"mse": _mse, "binary": _binary, "categorical": lambda x, a: _categorical_rows(x, a).mean()},
 }
+STATISTICS = "categorical with statistics"
+MEANS["jaxloss"][STATISTICS] = jaxloss.categorical_cross_entropy_with_stats
+MEANS["xla"][STATISTICS] = _statistics_by_xla
+for who, loss in (("jaxloss", jaxloss.categorical_cross_entropy), ("xla", _options_by_xla)):
+    for name, options in OPTIONS.items():
+        MEANS[who][f"categorical with {name}"] = functools.partial(_with_options, options=options, loss=loss)
 ROWS = {
     "jaxloss": functools.partial(jaxloss.categorical_cross_entropy, reduction="none"),
     "xla": _categorical_rows,
@@ -81,7 +142,9 @@ def _function(work: Work, who: str, what: str) -> Callable:
     loss = MEANS[who][work.loss]
     if what == "rows_vjp":
         return _rows_vjp(ROWS[who])
-    return {"value": lambda: loss, "step": lambda: _steps(loss)}.get(what, lambda: jax.value_and_grad(loss))()
+    return {"value": lambda: loss, "step": lambda: _steps(loss)}.get(
+        what, lambda: jax.value_and_grad(loss, has_aux=work.loss == STATISTICS)
+    )()
 
 
 def _operands(work: Work, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -158,11 +221,42 @@ def compiled(rows: list[Work], threads: int) -> list[Compiled | Exception]:
 # ---- torch -----------------------------------------------------------------------------------------------------------
 
 
+def _torch_options(
+    torch, x, a, weights, *, z_loss=0, temperature=1, label_smoothing=0, class_weights=None, softcap=None
+):
+    """What `_options_by_xla` is, in torch's words."""
+    if softcap is not None:
+        x = softcap * torch.tanh(x / softcap)
+    x = x / temperature
+    lse = torch.logsumexp(x, dim=-1)
+    losses = lse - x.gather(1, a[:, None])[:, 0]
+    smoothed = 0
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses
+        of_classes = lse[:, None] - x
+        smoothed = label_smoothing * (of_classes if weights is None else of_classes * weights).mean(dim=-1)
+    if weights is not None:
+        losses = losses * weights[a]
+    return (losses + smoothed + z_loss * lse * lse).mean()
+
+
+def _torch_statistics(torch, x, a):
+    lse = torch.logsumexp(x, dim=-1)
+    of_label = x.gather(1, a[:, None])
+    entropy = lse - (torch.exp(x - lse[:, None]) * x).sum(dim=-1)
+    before = torch.arange(x.shape[1], device=x.device) < a[:, None]
+    rank = ((x > of_label) | ((x == of_label) & before)).sum(dim=-1)
+    nll = lse - of_label[:, 0]
+    return nll.mean(), [t.detach() for t in (nll, lse, entropy, x.argmax(dim=-1), rank)]
+
+
 def torch_programs(work: Work, operands: list[tuple[jax.Array, jax.Array]]) -> dict[tuple[str, str], Program]:
     """Value, and value and gradient, by torch.compile, on the same memory. Called once, which compiles."""
     import torch
     import torch.nn.functional as functional
 
+    with_statistics = work.loss == STATISTICS
+    options = OPTIONS.get(work.loss.removeprefix("categorical with "), {})
     torch._dynamo.reset()  # else what was compiled for other shapes counts, and from eight on nothing is compiled
 
     def loss(x, a):
@@ -171,8 +265,15 @@ def torch_programs(work: Work, operands: list[tuple[jax.Array, jax.Array]]) -> d
             return 0.5 * ((x - a.float()) ** 2).sum() / x.shape[0]
         if work.loss == "binary":
             return functional.binary_cross_entropy_with_logits(x, a.float(), reduction="sum") / x.shape[0]
+        if with_statistics:
+            return _torch_statistics(torch, x, a)
+        if options:
+            return _torch_options(torch, x, a, weights, **options)
         return functional.cross_entropy(x, a if work.target == "labels" else a.float())
 
+    weights = None
+    if "class_weights" in options:
+        weights = torch.full(work.shape[1:], options["class_weights"], device=torch.from_dlpack(operands[0][0]).device)
     fast = torch.compile(loss, dynamic=False)
     tensors = []
     for x, a in operands:
@@ -187,7 +288,7 @@ def torch_programs(work: Work, operands: list[tuple[jax.Array, jax.Array]]) -> d
     def value_and_grad():
         x, a = next(turns)
         result = fast(x, a)
-        return result, torch.autograd.grad(result, x)[0]
+        return result, torch.autograd.grad(result[0] if with_statistics else result, x)[0]
 
     on_gpu = tensors[0][0].is_cuda
     wait = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)

@@ -53,11 +53,20 @@ struct ClassProbabilities {
   const Stored* probability;  // [rows, classes]
 };
 
-// Which set of `rows_per_set` rows a row is in. (A division of 64 bits takes a GPU as long as a step of a row: a set for
-// each row, or the first one, needs none.)
+// Out of line: a division of 64 bits takes a GPU as long as a step of a row, and few calls need one.
+#ifdef __CUDACC__
+__device__ __noinline__ static int64_t divided(int64_t a, int64_t b) { return a / b; }
+#endif
+
+// Which set of `rows_per_set` rows a row is in.
 JAXLOSS_INLINE int64_t set_of_row(int64_t rows_per_set, int64_t row) {
   if (rows_per_set == 1) return row;
-  return row < rows_per_set ? 0 : row / rows_per_set;
+  if (row < rows_per_set) return 0;
+#ifdef __CUDA_ARCH__
+  return divided(row, rows_per_set);
+#else
+  return row / rows_per_set;
+#endif
 }
 
 // The number; NaN where the condition is NaN.

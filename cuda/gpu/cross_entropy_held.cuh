@@ -1,13 +1,13 @@
-// Cross entropy with options and class indices, of rows that are held in shared memory: what is made of a row, whichever
-// threads hold it. A row is read once, and its gradient is written once.
+// Cross entropy with options and class indices, of rows that are held in shared memory: what is made of a row,
+// whichever threads hold it. A row is read once, and its gradient is written once.
 //
-// Each thread copies what it holds of a row at once, and goes along that in loops: with options the code of a step is so
-// long that, unrolled over registers, it would not fit the caches of instructions (6 copies of bf16 [7000, 151936] with
-// a softcap, on an H200).
+// Each thread copies what it holds of a row at once, and goes along that in loops: with options the code of a step is
+// so long that, unrolled over registers, it would not fit the caches of instructions (6 copies of bf16 [7000, 151936]
+// with a softcap, on an H200).
 //
 // The score of a class is its logit, or what the softcap makes of it; the logit z that counts is the score over the
-// temperature. Options keep the order of the logits, so the largest score is that of the largest logit, which two 16-bit
-// numbers at a time are compared for.
+// temperature. Options keep the order of the logits, so the largest score is that of the largest logit, which two
+// 16-bit numbers at a time are compared for.
 #pragma once
 
 #include "gpu/cross_entropy_results.cuh"
@@ -16,11 +16,12 @@
 namespace jaxloss::gpu {
 
 // What a kernel is compiled for; everything else about the options is a number of the row.
-template <bool capped_, bool dense_, bool detailed_>
+template <bool capped_, bool dense_, bool detailed_, bool weighted_ = false>
 struct OptionKind {
   static constexpr bool capped = capped_;      // there may be a softcap
   static constexpr bool dense = dense_;        // all classes may have a target
-  static constexpr bool detailed = detailed_;  // entropy, prediction and rank are wanted
+  static constexpr bool detailed = detailed_;  // entropy, prediction and rank may be wanted
+  static constexpr bool weighted = weighted_;  // all classes may have a target that is not the same for all
 };
 
 // `near` is for logits of which the largest is no further from 0 than three softcaps.
@@ -66,7 +67,8 @@ struct Scores {
   __device__ __forceinline__ float slope(float x) const { return capped ? slope_of(x * inverse_softcap) : 1.0f; }
 
  private:
-  // Within 3 ulp for |w| up to 3: the quotient of polynomials of w² whose largest error relative to tanh w / w is least.
+  // Within 3 ulp for |w| up to 3: the quotient of polynomials of w² whose largest error relative to tanh w / w is
+  // least.
   static __device__ __forceinline__ float near_tanh(float w) {
     const float square = w * w;
     const float above = fmaf(fmaf(0.00185836717f, square, 0.119426318f), square, 0.999999970f);
@@ -107,8 +109,8 @@ struct alignas(16) DetailedSums {
 };
 
 template <class Kind>
-using SumsOf = std::conditional_t<Kind::detailed, DetailedSums,
-                                  std::conditional_t<Kind::dense, DenseSums, SoftmaxSums<float>>>;
+using SumsOf =
+    std::conditional_t<Kind::detailed, DetailedSums, std::conditional_t<Kind::dense, DenseSums, SoftmaxSums<float>>>;
 
 template <class Sums>
 __device__ __forceinline__ Sums no_scores() {
@@ -234,12 +236,12 @@ struct Smoothing {
   // Masked classes are not smoothed over.
   __device__ __forceinline__ float target(int i, float x) const {
     if (smooth == 0 || (!Kind::capped && x == -INFINITY)) return 0;
-    return weights ? smooth * weights[i] : smooth;
+    return Kind::weighted && weights ? smooth * weights[i] : smooth;
   }
   // Of a step of classes, of which none is masked.
   template <int step>
   __device__ __forceinline__ void targets(int i, float (&target)[step]) const {
-    if (!Kind::dense || smooth == 0 || !weights) {
+    if (!Kind::weighted || smooth == 0 || !weights) {
 #pragma unroll
       for (int j = 0; j < step; j++) target[j] = smooth;
     } else if (aligned(weights + i)) {
@@ -269,9 +271,11 @@ __device__ __forceinline__ float next_above(float x) {
   }
 }
 
-template <class Real>
+// The largest and the smallest of the logits that a thread holds, but the label's; NaNs are passed over, but the
+// smallest is NaN of them. And whether the label's is among them.
 struct Extent {
-  Real largest, smallest;
+  float largest = -INFINITY, smallest = INFINITY;
+  bool has_label = false;
 };
 
 // A vector with the signs of all its numbers changed.
@@ -282,7 +286,8 @@ __device__ __forceinline__ Packed<Logit, kPerVector<Logit>> negated(const Packed
   return {{make_uint4(all.x ^ signs, all.y ^ signs, all.z ^ signs, all.w ^ signs)}};
 }
 
-// How many logits are at least a bar, of 16 bits two at a time, as sums of ones that stay exact for 64 vectors a thread.
+// How many logits are at least a bar, of 16 bits two at a time, as sums of ones that stay exact for 64 vectors a
+// thread.
 template <class Logit>
 struct CountFrom {
   uint32_t counts = 0;
@@ -311,8 +316,9 @@ struct CountFrom {
  private:
   __device__ __forceinline__ void add(uint32_t pair, uint32_t bar) {
     if constexpr (std::is_same_v<Logit, bfloat16>) {
-      counts = of_pairs<__nv_bfloat162>(counts, of_pairs<__nv_bfloat162>(
-          pair, bar, [](auto x, auto y) { return __hge2(x, y); }), [](auto x, auto y) { return __hadd2(x, y); });
+      counts = of_pairs<__nv_bfloat162>(
+          counts, of_pairs<__nv_bfloat162>(pair, bar, [](auto x, auto y) { return __hge2(x, y); }),
+          [](auto x, auto y) { return __hadd2(x, y); });
     } else if constexpr (std::is_same_v<Logit, float16>) {
       counts = of_pairs<__half2>(counts, of_pairs<__half2>(pair, bar, [](auto x, auto y) { return __hge2(x, y); }),
                                  [](auto x, auto y) { return __hadd2(x, y); });
@@ -320,8 +326,8 @@ struct CountFrom {
   }
 };
 
-// What a thread holds of a row: every `stride`-th step from `first` on, up to `end`, and of the edges every `threads`-th.
-// Its own steps lie in shared memory, `blockDim.x` vectors apart.
+// What a thread holds of a row: every `stride`-th step from `first` on, up to `end`, and of the edges every
+// `threads`-th. Its own steps lie in shared memory, `blockDim.x` vectors apart.
 template <class Logit>
 struct Held {
   static constexpr int step = kPerVector<Logit>;
@@ -334,10 +340,10 @@ struct Held {
 
   __device__ __forceinline__ void load() {
     for_slots([&](uint4* slot, int i) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                       static_cast<uint32_t>(__cvta_generic_to_shared(slot))),
-                   "l"(__cvta_generic_to_global(logits + i))
-                   : "memory");
+      asm volatile(
+          "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(slot))),
+          "l"(__cvta_generic_to_global(logits + i))
+          : "memory");
     });
     if (first_edge < edges) first_edge_logit = number(logits[edge(first_edge)]);
   }
@@ -355,30 +361,23 @@ struct Held {
       body(edge(k), k == first_edge ? first_edge_logit : number(logits[edge(k)]));
     }
   }
-  __device__ __forceinline__ bool holds_in_step(int i) const {
-    const int vector = (i - head) / step;
-    return i >= head && vector >= first && vector < end && (vector - first) % stride == 0;
-  }
+  __device__ __forceinline__ bool in_steps(int i) const { return i >= head && i < head + steps * step; }
   __device__ __forceinline__ bool holds(int i) const {
-    if (i >= head && i < head + steps * step) return holds_in_step(i);
-    const int k = i < head ? i : i - steps * step;
+    const int vector = (i - head) / step, k = i < head ? i : i - steps * step;
+    if (in_steps(i)) return vector >= first && vector < end && (vector - first) % stride == 0;
     return k >= first_edge && k < edges && (k - first_edge) % edge_stride == 0;
   }
-  // Of the steps: it is then another logit.
-  __device__ __forceinline__ void replace(int i, float logit) const {
-    if (!holds_in_step(i)) return;
-    const int vector = (i - head) / step;
-    Logit* slot = reinterpret_cast<Logit*>(slots + (vector - first) / stride * static_cast<int>(blockDim.x));
-    slot[i - head - vector * step] = stored<Logit>(logit);
-  }
-  // The largest and the smallest of the logits, but that of `label`. NaNs are passed over; the smallest is NaN of them.
-  __device__ __forceinline__ Extent<float> extent(int label) const {
+  // The label's logit is then `replaced` in its step.
+  __device__ __forceinline__ Extent extent(int label, float replaced) const {
+    Extent extent;
     Packed<Logit, step> most = minus_infinities<Logit>(), least = negated(most);
-    for_vectors([&](const Packed<Logit, step>& packed, int i) {
-      Packed<Logit, step> high = packed, low = packed;
+    for_slots([&](uint4* slot, int i) {
+      Packed<Logit, step> high = {{*slot}}, low = high;
       if (static_cast<unsigned>(label - i) < step) {
+        extent.has_label = true;
+        reinterpret_cast<Logit*>(slot)[label - i] = stored<Logit>(replaced);
         gpu::leave_out(high, label - i);
-        low = negated(packed);
+        low = negated(low);
         gpu::leave_out(low, label - i);
         low = negated(low);
       }
@@ -386,7 +385,6 @@ struct Held {
       take<false>(least, low);
     });
     float x[step];
-    Extent<float> extent = {-INFINITY, INFINITY};
     most.numbers(x);
 #pragma unroll
     for (int j = 0; j < step; j++) extent.largest = fmaxf(extent.largest, x[j]);
@@ -394,6 +392,7 @@ struct Held {
 #pragma unroll
     for (int j = 0; j < step; j++) extent.smallest = smaller_or_nan(extent.smallest, x[j]);
     for_edges([&](int i, float logit) {
+      extent.has_label |= i == label;
       if (i == label) return;
       extent.largest = fmaxf(extent.largest, logit);
       extent.smallest = smaller_or_nan(extent.smallest, logit);
@@ -426,14 +425,14 @@ struct Held {
   }
 };
 
-// All threads that share a row call it, and all of a warp, also for rows that are masked or not there, of which they hold
-// nothing. `Team` knows which threads they are: see the two kinds of it.
+// All threads that share a row call it, and all of a warp, also for rows that are masked or not there, of which they
+// hold nothing. `Team` knows which threads they are: see the two kinds of it.
 template <class Kind, bool kGradient, class Logit, class Team>
 __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
-                                                          int64_t row, float weight, bool exists, Held<Logit>& held,
+                                                          const RowObjective<float>& objective, int64_t row,
+                                                          float weight, bool exists, const Held<Logit>& held,
                                                           const Team& team) {
   constexpr int step = kPerVector<Logit>;
-  const RowObjective<float> objective(rows, row);
   const bool wanted = exists && !is_masked(weight);
   const bool has_label = wanted && objective.holds(0), has_second = wanted && objective.holds(1);
   const int label = has_label ? static_cast<int>(objective.label[0]) : -1;
@@ -449,9 +448,8 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   const float inverse_temperature = objective.inverse_temperature;
   const MergedScores merge{inverse_temperature * 1.44269504f};
   held.wait();
-  const Extent<float> extent = held.extent(label);
   // The label's is then a logit that adds nothing to a sum: −∞ of logits that are their scores.
-  if (has_label) held.replace(label, Kind::capped ? NAN : -INFINITY);
+  const Extent extent = held.extent(label, Kind::capped ? NAN : -INFINITY);
   const float largest_logit = across_lanes(extent.largest, team.lanes, Maximum());
   const float largest_score = fmaxf(scores.of(largest_logit), no_logits<float>().max);
   const TemperedTerms terms{largest_score, merge.factor};
@@ -484,20 +482,30 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   const float above_label = next_above<Logit>(label_logit);
   float parts[4] = {}, dots[2] = {}, step_targets = 0;  // several, for each waits for its last addition
   // Terms, and how far they are from the largest: that of one of the largest is left out.
-  const auto leave_out_largest = [&](int i, const auto& x, auto& term) {
+  const auto leave_out_largest = [&](int i, const auto& x, auto& term, float& of_step) {
     constexpr int count = sizeof(x) / sizeof(x[0]);
-    float of_step = 0;
-#pragma unroll
-    for (int j = 0; j < count; j++) of_step += term[j];
     if (!(count == 1 ? has_largest : looks) || of_step < 0.99f) return;  // steps come in order, edges do not
     int found = count;
 #pragma unroll
     for (int j = count - 1; j >= 0; j--) found = x[j] == largest_logit ? j : found;
     if (found == count) return;
     first = min(first, i + found);
+    if (leaves_out && looks) {
+      of_step = 0;
 #pragma unroll
-    for (int j = 0; j < count; j++) term[j] = leaves_out && looks && j == found ? 0.0f : term[j];
+      for (int j = 0; j < count; j++) {
+        term[j] = j == found ? 0.0f : term[j];
+        of_step += term[j];
+      }
+    }
     looks = false;
+  };
+  const auto sum_of = [](const auto& term) {
+    constexpr int count = sizeof(term) / sizeof(term[0]);
+    float sums[2] = {};
+#pragma unroll
+    for (int j = 0; j < count; j++) sums[j % 2] += term[j];
+    return sums[0] + sums[1];
   };
   const auto add = [&](auto& x, auto& target, int i) {
     constexpr int count = sizeof(x) / sizeof(x[0]);
@@ -508,17 +516,18 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       term[j] = power_of_two(beyond[j] * terms.factor);
     }
     if_in_step(Count<count>{}, i, label, [&](int j) { term[j] = beyond[j] = target[j] = 0; });
+    float of_step = sum_of(term);
     if constexpr (Kind::detailed) {
-      leave_out_largest(i, x, term);
+      leave_out_largest(i, x, term, of_step);
 #pragma unroll
       for (int j = 0; j < count; j++) {
         dots[j % 2] += term[j] * fmaxf(beyond[j], no_logits<float>().max);  // infinitely far, and times 0
         before += i + j != label && (x[j] > label_logit || (x[j] == label_logit && i + j < label));
       }
     }
+    parts[0] += of_step;
 #pragma unroll
     for (int j = 0; j < count; j++) {
-      parts[j % 4] += term[j];
       if (Kind::dense) step_targets += !Kind::capped && x[j] == -INFINITY ? 0.0f : target[j];
     }
   };
@@ -534,7 +543,9 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
         if (Kind::capped) term[j] = fmaxf(term[j], 0.0f);  // NaN of the label alone
       }
       if constexpr (Kind::detailed) {
-        leave_out_largest(i, x, term);
+        float of_step = sum_of(term);
+        leave_out_largest(i, x, term, of_step);
+        parts[0] += of_step;
         if_in_step(Count<step>{}, i, label, [&](int of_label) {
           exponent[of_label] = 0;
 #pragma unroll
@@ -544,10 +555,12 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
 #pragma unroll
         for (int j = 0; j < step; j++) dots[j % 2] = fmaf(term[j], exponent[j], dots[j % 2]);
       }
+      if constexpr (!Kind::detailed) {
 #pragma unroll
-      for (int j = 0; j < step; j++) parts[j % 4] += term[j];
+        for (int j = 0; j < step; j++) parts[j % 4] += term[j];
+      }
       if constexpr (Kind::dense) {
-        if (!smoothing.weights) {
+        if (!Kind::weighted || !smoothing.weights) {
           step_targets += step * smoothing.smooth;
         } else if (smooths) {
           float target[step];
@@ -558,7 +571,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       }
     });
     if constexpr (Kind::dense) {
-      if (has_label && held.holds_in_step(label)) step_targets -= smoothing.target(label, 0);
+      if (extent.has_label && held.in_steps(label)) step_targets -= smoothing.target(label, 0);
     }
     before += from_label.value();
     // What all exponents are off by is that of the largest logit.
@@ -590,7 +603,8 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
     sums.before = across_lanes(before, team.lanes, Sum());
   }
   if constexpr (Kind::dense) sums.target = across_lanes(step_targets, team.lanes, Sum());
-  // Where a label is NaN so is its row: and so the labels' logits are there before any thread may write in their places.
+  // Where a label is NaN so is its row: and so the labels' logits are there before any thread may write in their
+  // places.
   sums.sum = where_a_number(label_logit, where_a_number(second_logit, sums.sum));
   sums = team.merged(sums, merge, wanted);
 
@@ -625,7 +639,10 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
         x[j] = (power_of_two(beyond * merge.factor) * scale - target[j] * to_logits) * slope;
       }
     };
-    if (simple && fabsf(largest_power) < kLargestPower) {
+    // The label's replaced logit is taken for one that is clipped: so it has to be.
+    const bool label_in_steps = Kind::dense && extent.has_label && held.in_steps(label);
+    const bool may_subtract = !label_in_steps || !smooths || ceiling < 1e4f;
+    if (simple && may_subtract && fabsf(largest_power) < kLargestPower) {
       const float smooth_of_logits = smoothing.smooth * to_logits, of_exponent = 0.693147181f;
       const float log_sum_off = fmaf(off, of_exponent, log_sum);
       float simple_losses[2] = {};
@@ -635,14 +652,15 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
 #pragma unroll
         for (int j = 0; j < step; j++) {
           const float exponent = scores.template exponent<Logit>(x[j], merge.factor, largest_power, slope[j]);
-          if (Kind::dense) loss[j] = fminf(fmaf(exponent, -of_exponent, log_sum_off), ceiling);
+          if (Kind::dense) loss[j] = exponent;
           x[j] = power_of_two(exponent) * scale_of_simple;
-          if (Kind::dense && !smoothing.weights) x[j] -= smooth_of_logits;
-          if (Kind::capped && !(Kind::dense && smoothing.weights)) x[j] *= slope[j];
+          if (Kind::dense && !(Kind::weighted && smoothing.weights)) x[j] -= smooth_of_logits;
+          if (Kind::capped && !(Kind::weighted && smooths && smoothing.weights)) x[j] *= slope[j];
         }
-        if constexpr (Kind::dense) {
-          if_in_step(Count<step>{}, i, label, [&](int j) { loss[j] = 0; });
-          if (!smoothing.weights) {
+        if (Kind::dense && smooths) {
+#pragma unroll
+          for (int j = 0; j < step; j++) loss[j] = fminf(fmaf(loss[j], -of_exponent, log_sum_off), ceiling);
+          if (!Kind::weighted || !smoothing.weights) {
 #pragma unroll
             for (int j = 0; j < step; j++) simple_losses[j % 2] += loss[j];
           } else {
@@ -658,6 +676,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
         if (has_gradient) store<Logit, Team::caching>(gradient + i, x);
       });
       losses[0] += smoothing.smooth * (simple_losses[0] + simple_losses[1]);
+      if (label_in_steps && smooths) losses[0] -= smoothing.target(label, 0) * ceiling;
     } else {
       held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
         float x[step], target[step];
@@ -682,14 +701,15 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       if (second != label && has_second && held.holds(second)) {
         store_label(second, second_logit, second_score, second_target + smoothing.target(second, second_logit));
       }
-      if (held.holds(label)) {
+      if (extent.has_label) {
         store_label(label, label_logit, label_score,
                     label_target + label_smoothed + (second == label ? second_target : 0.0f));
       }
     }
   }
   if constexpr (kGradient) {
-    if (exists) zero_gradient(rows, team.threads(), row, has_gradient ? objective.classes : 0);
+    const int64_t written = has_gradient ? objective.classes : 0;
+    if (exists && written < rows.classes) zero_gradient(rows, team.threads(), row, written);
   }
   float loss = 0;
   if constexpr (Kind::dense) {

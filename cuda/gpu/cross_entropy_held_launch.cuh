@@ -35,15 +35,24 @@ __global__ void __launch_bounds__(kLanesThreads, Kind::dense ? 4 : 6)
   const int64_t row = exists ? own : 0;
   const float weight = rows.weight_of(row);
   const bool wanted = exists && !is_masked(weight);
-  const int64_t classes = wanted ? RowObjective<float>(rows, row).classes : 0;
+  const RowObjective<float> objective(rows, row);
+  const int64_t classes = wanted ? objective.classes : 0;
   const LanesOfRow team{lanes, static_cast<int>(threadIdx.x) & (lanes - 1)};
   const Logit* logits = rows.logits + row * rows.classes;
   const Span<Logit> span(classes, logits);
   const int steps = static_cast<int>(span.steps);
-  Held<Logit> held{logits,    slots + threadIdx.x, static_cast<int>(span.head), steps, static_cast<int>(span.edges),
-                   team.own,  steps,               lanes,                       team.own, lanes};
+  Held<Logit> held{logits,
+                   slots + threadIdx.x,
+                   static_cast<int>(span.head),
+                   steps,
+                   static_cast<int>(span.edges),
+                   team.own,
+                   steps,
+                   lanes,
+                   team.own,
+                   lanes};
   held.load();
-  cross_entropy_of_held_row<Kind, kGradient, Logit>(rows, row, weight, exists, held, team);
+  cross_entropy_of_held_row<Kind, kGradient, Logit>(rows, objective, row, weight, exists, held, team);
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -63,8 +72,8 @@ __device__ __forceinline__ void send(const DetailedSums& value, const DetailedSu
   send(make_uint4(__float_as_uint(value.max), __float_as_uint(value.sum), __float_as_uint(value.target),
                   __float_as_uint(value.dot)),
        &to, barrier, rank);
-  send(make_uint4(__float_as_uint(value.logit), static_cast<uint32_t>(value.first),
-                  static_cast<uint32_t>(value.before), 0),
+  send(make_uint4(__float_as_uint(value.logit), static_cast<uint32_t>(value.first), static_cast<uint32_t>(value.before),
+                  0),
        &to.logit, barrier, rank);
 }
 
@@ -98,11 +107,20 @@ struct ClusterOfRow {
 
 #endif
 
-constexpr int kClusterThreads = 384;
+// The most threads of a block that holds a part of a long row, how many such blocks a multiprocessor has registers for,
+// and the most vectors a thread. (By turns on an H200: four blocks of 53 KB take 4 - 7 % less than two of 104 KB where
+// 64 registers are enough for a thread, and two of these up to 10 % less where they are not.)
+template <class Kind>
+constexpr int kHeldThreads = Kind::dense ? 384 : 256;
+template <class Kind>
+constexpr int kHeldBlocks = Kind::dense ? 2 : 4;
+template <class Kind>
+constexpr int kOptionVectors = Kind::dense ? 17 : 13;
+constexpr int kHeldVectorsOfOneBlock = 17;  // where they spare a cluster
 
 // Cluster r has row r; its blocks share it in slices of `slice_steps` steps.
 template <class Kind, bool kGradient, class Logit>
-__global__ void __launch_bounds__(kClusterThreads, 2)
+__global__ void __launch_bounds__(kHeldThreads<Kind>, kHeldBlocks<Kind>)
     cross_entropy_options_in_cluster(CrossEntropyOptionRows<Logit, ClassIndices> rows, int slice_steps) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ uint4 slots[];
@@ -115,7 +133,8 @@ __global__ void __launch_bounds__(kClusterThreads, 2)
   cluster_arrive();
   const int64_t row = blockIdx.x / cluster_size();
   const float weight = rows.weight_of(row);
-  const int64_t classes = is_masked(weight) ? 0 : RowObjective<float>(rows, row).classes;
+  const RowObjective<float> objective(rows, row);
+  const int64_t classes = is_masked(weight) ? 0 : objective.classes;
   const Logit* logits = rows.logits + row * rows.classes;
   const Span<Logit> span(classes, logits);
   // Slices begin at multiples of 128 bytes: a row's steps are numbered from the last one before the first step.
@@ -133,21 +152,17 @@ __global__ void __launch_bounds__(kClusterThreads, 2)
                    static_cast<int>(threadIdx.x),
                    threads};
   held.load();
-  cross_entropy_of_held_row<Kind, kGradient, Logit>(rows, row, weight, true, held, ClusterOfRow<Kind>{exchange, losses});
+  cross_entropy_of_held_row<Kind, kGradient, Logit>(rows, objective, row, weight, true, held,
+                                                    ClusterOfRow<Kind>{exchange, losses});
 #endif
 }
 
 template <class Logit>
 using OptionsKernel = void (*)(CrossEntropyOptionRows<Logit, ClassIndices>, int);
 
-// Rows of up to so many bytes are held by a warp, eight vectors a lane, and longer ones by a cluster.
-constexpr int kLanesVectors = 8;
+// Rows of up to so many bytes are held by a warp, so many vectors a lane, and longer ones by a cluster.
+constexpr int kLanesVectors = 16;
 constexpr int64_t kLongestRowInLanes = kLanesVectors * kWarp * kVectorBytes;
-
-// What a block holds of a long row, and a thread of it, at most: two such blocks, or three of rows that need less, are on
-// a multiprocessor. (On an H200: 7 blocks of 44 KB and 11 vectors a thread were up to 7 % slower at bf16 [7000, 151936].)
-constexpr int kHeldVectorsOfOptions = 17;
-constexpr int64_t kHeldBytes = kClusterThreads * kHeldVectorsOfOptions * kVectorBytes;
 
 // How a cluster holds a row of `steps`.
 struct HeldShape {
@@ -157,13 +172,15 @@ struct HeldShape {
   int shared_bytes() const { return vectors() * threads * kVectorBytes; }
 };
 
-// As few blocks as hold the row in so many bytes each; with some `vectors` a thread.
-inline HeldShape held_shape(int64_t steps, int64_t most_bytes, int vectors) {
-  const int64_t blocks = std::max<int64_t>(1, quotient_rounded_up(steps * kVectorBytes, most_bytes));
+template <class Kind>
+HeldShape held_shape(int64_t steps) {
+  constexpr int64_t threads = kHeldThreads<Kind>;
+  const bool one_block = steps <= threads * kHeldVectorsOfOneBlock;
+  const int64_t vectors = one_block ? kHeldVectorsOfOneBlock : kOptionVectors<Kind>;
+  const int64_t blocks = std::max<int64_t>(1, quotient_rounded_up(steps, threads * vectors));
   const int64_t slice = quotient_rounded_up(quotient_rounded_up(steps, blocks), kStepsAligned) * kStepsAligned;
   const int64_t warps = std::max<int64_t>(1, quotient_rounded_up(slice, vectors * kWarp));
-  return {static_cast<int>(blocks), static_cast<int>(std::min<int64_t>(warps * kWarp, kClusterThreads)),
-          static_cast<int>(slice)};
+  return {static_cast<int>(blocks), static_cast<int>(std::min(warps * kWarp, threads)), static_cast<int>(slice)};
 }
 
 template <class Kind, bool kGradient, class Logit>
@@ -197,7 +214,7 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
     return cudaGetLastError();
   }
   if (device.compute_capability < kHopper) return cudaErrorNotSupported;
-  const HeldShape shape = held_shape(held_row_steps(rows), kHeldBytes, kHeldVectorsOfOptions);
+  const HeldShape shape = held_shape<Kind>(held_row_steps(rows));
   if (shape.blocks > kMaxClusterSize || rows.rows > 0x7fffffff / shape.blocks) return cudaErrorNotSupported;
   return launch_in_cluster<Kind, kGradient>(stream, rows, device, shape);
 }
@@ -214,14 +231,13 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
     return rows.gradient ? launch_held<Kind, true>(stream, rows, device)
                          : launch_held<Kind, false>(stream, rows, device);
   };
-  if (rows.softcap.given()) {
-    if (rows.entropy) return of_kind(OptionKind<true, true, true>{});
-    return rows.label_smoothing.given() ? of_kind(OptionKind<true, true, false>{})
-                                        : of_kind(OptionKind<true, false, false>{});
+  const bool capped = rows.softcap.given(), smoothed = rows.label_smoothing.given();
+  if (smoothed && rows.class_weights) {
+    return capped ? of_kind(OptionKind<true, true, true, true>{}) : of_kind(OptionKind<false, true, true, true>{});
   }
-  if (rows.entropy) return of_kind(OptionKind<false, true, true>{});
-  if (rows.label_smoothing.given()) return of_kind(OptionKind<false, true, false>{});
-  return of_kind(OptionKind<false, false, false>{});
+  if (rows.entropy) return capped ? of_kind(OptionKind<true, true, true>{}) : of_kind(OptionKind<false, true, true>{});
+  if (smoothed) return capped ? of_kind(OptionKind<true, true, false>{}) : of_kind(OptionKind<false, true, false>{});
+  return capped ? of_kind(OptionKind<true, false, false>{}) : of_kind(OptionKind<false, false, false>{});
 }
 
 }  // namespace jaxloss::gpu

@@ -93,8 +93,8 @@ struct LabelledSums {
   }
 };
 
-// The larger of numbers as they are stored, of 16 bits two at a time, where NaNs are passed over; and the smaller, which is
-// NaN if one of them is.
+// The larger of numbers as they are stored, of 16 bits two at a time, where NaNs are passed over; and the smaller,
+// which is NaN if one of them is.
 __device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, float) {
   return __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
 }

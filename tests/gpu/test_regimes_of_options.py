@@ -50,7 +50,8 @@ def exactly(x, target, options, clip):
     with jax.enable_x64(True):
         operands = {
             name: jnp.broadcast_to(
-                jnp.asarray(value, None if np.asarray(value).dtype.kind == "i" else np.float64), (rows, *np.shape(value))
+                jnp.asarray(value, None if np.asarray(value).dtype.kind == "i" else np.float64),
+                (rows, *np.shape(value)),
             )
             if name not in ("second_label", "mix")
             else jnp.asarray(value, None if name == "second_label" else np.float64)
@@ -102,7 +103,9 @@ def test_losses_and_gradients(names, kind, shape, dtype):
     losses, gradient = run(given)
     exact, size = exactly(x, target, options, 1e-2)
     check(losses, np.where(where, exact["losses"], 0), 1 + size, "losses")
-    check_gradient(gradient, np.where(where, weights, 0)[:, None] * np.where(where[:, None], exact["gradient"], 0), size, target)
+    check_gradient(
+        gradient, np.where(where, weights, 0)[:, None] * np.where(where[:, None], exact["gradient"], 0), size, target
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -119,7 +122,9 @@ def test_statistics(names, shape, dtype):
     @jax.jit
     def run(x):
         def total(x):
-            loss, stats = jaxloss.categorical_cross_entropy_with_stats(x, labels, where=where, reduction="sum", **options)
+            loss, stats = jaxloss.categorical_cross_entropy_with_stats(
+                x, labels, where=where, reduction="sum", **options
+            )
             return loss, stats
 
         return jax.value_and_grad(total, has_aux=True)(x), jaxloss.categorical_cross_entropy_with_stats(
