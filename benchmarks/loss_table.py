@@ -140,7 +140,7 @@ OPTIONS = ("z_loss", "temperature", "label_smoothing", "class_weights", "softcap
 
 
 def option_row(option: str, dtype: str, shape) -> Work:
-    """Cross entropy with one option, all, or with statistics, on a CPU; its value is then that of the statistics alone."""
+    """Cross entropy with one option, all, or with statistics; its value is then that of the statistics alone."""
     goals = dict.fromkeys(("value", "value_and_grad"), Goal(None, 1 / 2 if shape[1] >= 1000 else NEVER_BEHIND))
     return Work(f"categorical with {option}", "labels", dtype, shape, goals)
 
