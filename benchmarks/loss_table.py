@@ -87,35 +87,6 @@ GPU_TABLE = [
     memory_row("categorical", "labels", "bfloat16", (131072, 1024), SHARE_OF_WIDE, SHARE_OF_WIDE),
     memory_row("categorical", "labels", "float32", (65536, 1024), 1.04, 1.04),
 ]
-# The goals of value and gradient by option, of 16 bits, of float32, and of rows of so few classes that lanes hold them.
-OF_OPTIONS = {
-    "z_loss": (1.05, 1.03, 1.10),
-    "temperature": (1.05, 1.03, 1.10),
-    "label_smoothing": (1.05, 1.03, 1.10),
-    "class_weights": (1.05, 1.03, 1.10),
-    "softcap": (1.10, 1.05, 1.20),
-    "all": (1.25, 1.25, 1.25),
-    "statistics": (1.15, 1.15, 1.15),
-}
-GPU_OPTIONS = [
-    Work(
-        f"categorical with {option}",
-        "labels",
-        dtype,
-        shape,
-        {
-            "value": Goal(1.10 if option == "statistics" else None, 1 / 1.9),
-            "value_and_grad": Goal(goals[2 if shape[1] == 1000 else dtype == "float32"], 1 / 1.9),
-        },
-    )
-    for dtype, shape in (
-        ("bfloat16", (7000, 151936)),
-        ("bfloat16", (16384, 32000)),
-        ("float32", BIG),
-        ("bfloat16", (60000, 1000)),
-    )
-    for option, goals in OF_OPTIONS.items()
-]
 LAUNCHES = [
     launch_row("categorical", "labels", "float32", (128, 10)),
     launch_row("categorical", "labels", "float32", (128, 16)),
@@ -136,15 +107,6 @@ def cpu_row(loss: str, target: str, dtype: str, shape, part="table") -> Work:
     return row
 
 
-OPTIONS = ("z_loss", "temperature", "label_smoothing", "class_weights", "softcap", "all", "statistics")
-
-
-def option_row(option: str, dtype: str, shape) -> Work:
-    """Cross entropy with one option, all, or with statistics; its value is then that of the statistics alone."""
-    goals = dict.fromkeys(("value", "value_and_grad"), Goal(None, 1 / 2 if shape[1] >= 1000 else NEVER_BEHIND))
-    return Work(f"categorical with {option}", "labels", dtype, shape, goals)
-
-
 CPU_TABLE = [
     *(
         cpu_row(loss, "numbers", dtype, shape)
@@ -159,23 +121,12 @@ CPU_TABLE = [
     cpu_row("categorical", "labels", "bfloat16", (128, 128256)),
     cpu_row("categorical", "numbers", "float32", (8192, 1024)),
     cpu_row("categorical", "numbers", "bfloat16", (8192, 1024)),
-    *(
-        option_row(option, dtype, shape)
-        for option in OPTIONS
-        for dtype, shape in (
-            ("float32", (1024, 4096)),
-            ("bfloat16", (1024, 4096)),
-            ("float32", (256, 2048)),
-            ("float32", (8192, 1000)),
-            ("float32", (65536, 10)),
-        )
-    ),
 ]
 
 
 def table(platform: str) -> list[Work]:
     """The rows that have goals of their own, and the small ones."""
-    return [*(CPU_TABLE if platform == "cpu" else GPU_TABLE + GPU_OPTIONS), *LAUNCHES]
+    return [*(CPU_TABLE if platform == "cpu" else GPU_TABLE), *LAUNCHES]
 
 
 def portable_table() -> list[Work]:
@@ -186,6 +137,62 @@ def portable_table() -> list[Work]:
         for work in GPU_TABLE
         if work.target == "labels" and work.shape[1] * ITEM_BYTES[work.dtype] > REGISTERS_OF_A_WARP
     ]
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+# The goals of value and gradient by option: of 16 bits, of float32, and of rows of so few classes that lanes hold them.
+OF_OPTIONS = {
+    "z_loss": (1.05, 1.03, 1.10),
+    "temperature": (1.05, 1.03, 1.10),
+    "label_smoothing": (1.05, 1.03, 1.10),
+    "class_weights": (1.05, 1.03, 1.10),
+    "softcap": (1.10, 1.05, 1.20),
+    "all": (1.25, 1.25, 1.25),
+    "statistics": (1.15, 1.15, 1.15),
+}
+
+
+def option_row(option: str, dtype: str, shape, value: Goal, value_and_grad: Goal) -> Work:
+    """Cross entropy with one option, with all, or with statistics, whose value is then theirs alone."""
+    goals = {"value": value, "value_and_grad": value_and_grad}
+    return Work(f"categorical with {option}", "labels", dtype, shape, goals)
+
+
+def _gpu_options(option: str, dtype: str, shape) -> Work:
+    place = 2 if shape[1] == 1000 else dtype == "float32"
+    value = Goal(1.10 if option == "statistics" else None, 1 / 1.9)
+    return option_row(option, dtype, shape, value, Goal(OF_OPTIONS[option][place], 1 / 1.9))
+
+
+def _cpu_options(option: str, dtype: str, shape) -> Work:
+    goal = Goal(None, 1 / 2 if shape[1] >= 1000 else NEVER_BEHIND)
+    return option_row(option, dtype, shape, goal, goal)
+
+
+OPTIONS_TABLE = {
+    "gpu": [
+        _gpu_options(option, dtype, shape)
+        for dtype, shape in (
+            ("bfloat16", (7000, 151936)),
+            ("bfloat16", (16384, 32000)),
+            ("float32", BIG),
+            ("bfloat16", (60000, 1000)),
+        )
+        for option in OF_OPTIONS
+    ],
+    "cpu": [
+        _cpu_options(option, dtype, shape)
+        for dtype, shape in (
+            ("float32", (1024, 4096)),
+            ("bfloat16", (1024, 4096)),
+            ("float32", (256, 2048)),
+            ("float32", (8192, 1000)),
+            ("float32", (65536, 10)),
+        )
+        for option in OF_OPTIONS
+    ],
+}
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ LOSSES = {
 
 
 def _loss(row: dict) -> str:
+    if " with " in row["loss"]:
+        return row["loss"].replace("categorical", "cross entropy").replace("_", " ")
     return LOSSES.get((row["loss"], row["target"])) or LOSSES[row["loss"]]
 
 
@@ -67,16 +69,6 @@ def linear(rows: list[dict], what: str) -> Rows:
             yield shape, row["who"], row["ms"], limit, row["ms"] / limit, row["temporary_bytes"] / 1e9
 
 
-def options(rows: list[dict]) -> Rows:
-    """Cross entropy with each option, in copies of the logits."""
-    shapes = list(dict.fromkeys(tuple(row["shape"]) for row in rows))
-    yield "options", *(f"{_shape(shape)}, ms" for shape in shapes), *(f"{_shape(shape)}, copies" for shape in shapes)
-    for name in dict.fromkeys(row["options"] for row in rows):
-        found = {tuple(row["shape"]): row for row in rows if row["options"] == name}
-        times = [found[shape]["ms"] for shape in shapes]
-        yield name, *times, *(found[shape]["ms"] / found[shape]["copy_ms"] for shape in shapes)
-
-
 def compilation(rows: list[dict]) -> Rows:
     """How long value and gradient take to trace and to compile."""
     yield "loss", "jaxloss traces, ms", "compiles, ms", "optax traces, ms", "compiles, ms"
@@ -89,7 +81,6 @@ TABLES = {
     "losses": losses,
     "calls": calls,
     "linear_cross_entropy": linear,
-    "options": options,
     "compile_time": compilation,
 }
 
