@@ -447,6 +447,10 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   const bool smooths = Kind::dense && smoothing.smooth != 0;
   const float inverse_temperature = objective.inverse_temperature;
   const MergedScores merge{inverse_temperature * 1.44269504f};
+  // Read with the rest, not waited for once the sums are there.
+  const float label_target = has_label ? objective.label_target(0) : 0.0f;
+  const float second_target = has_second ? objective.label_target(1) : 0.0f;
+  const float label_smoothed = has_label ? smoothing.target(label, label_logit) : 0.0f;
   held.wait();
   // The label's is then a logit that adds nothing to a sum: −∞ of logits that are their scores.
   const Extent extent = held.extent(label, Kind::capped ? NAN : -INFINITY);
@@ -611,9 +615,6 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   const RowSummary summary(sums, label_score, merge);
   const float max = summary.max, log_sum = summary.log_sum, lse = max * inverse_temperature + log_sum;
   const auto of_score = [&](float score) { return log_sum - (score - max) * inverse_temperature; };
-  const float label_target = has_label ? objective.label_target(0) : 0.0f;
-  const float second_target = has_second ? objective.label_target(1) : 0.0f;
-  const float label_smoothed = has_label ? smoothing.target(label, label_logit) : 0.0f;
   float total = label_smoothed + label_target + second_target + 2 * weighted(objective.z_loss, lse);
   if constexpr (Kind::dense) total += sums.target;
 
@@ -733,7 +734,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
     if constexpr (Kind::detailed) {
       results.entropy = log_sum - summary.dot_over_sum * inverse_temperature;
       const bool label_leads =
-          has_label && (label_logit > sums.logit || (label_logit == sums.logit && label < sums.first));
+          label_logit > -INFINITY && (label_logit > sums.logit || (label_logit == sums.logit && label < sums.first));
       const int predicted = label_leads ? label : sums.first;
       results.predicted = predicted == kNoClass ? 0 : predicted;
       results.rank = has_label ? sums.before : no_rank;

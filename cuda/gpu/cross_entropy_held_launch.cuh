@@ -233,7 +233,10 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
   };
   const bool capped = rows.softcap.given(), smoothed = rows.label_smoothing.given();
   if (smoothed && rows.class_weights) {
-    return capped ? of_kind(OptionKind<true, true, true, true>{}) : of_kind(OptionKind<false, true, true, true>{});
+    if (rows.entropy) {
+      return capped ? of_kind(OptionKind<true, true, true, true>{}) : of_kind(OptionKind<false, true, true, true>{});
+    }
+    return capped ? of_kind(OptionKind<true, true, false, true>{}) : of_kind(OptionKind<false, true, false, true>{});
   }
   if (rows.entropy) return capped ? of_kind(OptionKind<true, true, true>{}) : of_kind(OptionKind<false, true, true>{});
   if (smoothed) return capped ? of_kind(OptionKind<true, true, false>{}) : of_kind(OptionKind<false, true, false>{});
