@@ -4,474 +4,79 @@
 // Each thread copies what it holds of a row at once, and goes along that in loops: with options the code of a step is
 // so long that, unrolled over registers, it would not fit the caches of instructions (6 copies of bf16 [7000, 151936]
 // with a softcap, on an H200).
-//
-// The score of a class is its logit, or what the softcap makes of it; the logit z that counts is the score over the
-// temperature. Options keep the order of the logits, so the largest score is that of the largest logit, which two
-// 16-bit numbers at a time are compared for.
 #pragma once
 
-#include "gpu/cross_entropy_results.cuh"
-#include "maths/cross_entropy_options.h"
+#include "gpu/cross_entropy_scores.cuh"
+#include "gpu/held_row.cuh"
 
 namespace jaxloss::gpu {
 
-// What a kernel is compiled for; everything else about the options is a number of the row.
-template <bool capped_, bool dense_, bool detailed_, bool weighted_ = false>
-struct OptionKind {
-  static constexpr bool capped = capped_;      // there may be a softcap
-  static constexpr bool dense = dense_;        // all classes may have a target
-  static constexpr bool detailed = detailed_;  // entropy, prediction and rank may be wanted
-  static constexpr bool weighted = weighted_;  // all classes may have a target that is not the same for all
-};
+// The labels of a row, and what is known of them.
+template <class Kind>
+struct RowLabels {
+  bool has_first, has_second;  // in the row
+  int first, second;           // −1 if not
+  float first_logit, second_logit, first_score, second_score;
+  float first_target, second_target, first_smoothed;  // smoothed: what smoothing adds to the target of the first
 
-// `near` is for logits of which the largest is no further from 0 than three softcaps.
-template <bool capped>
-struct Scores {
-  float softcap, inverse_softcap;
-
-  __device__ __forceinline__ explicit Scores(const RowObjective<float>& objective)
-      : softcap(objective.softcap), inverse_softcap(objective.inverse_softcap) {}
-
-  __device__ __forceinline__ bool near(float largest) const { return !capped || largest * inverse_softcap <= 3; }
-
-  __device__ __forceinline__ float of(float x) const {
-    if constexpr (!capped) return x;
-    const float w = x * inverse_softcap, decay = power_of_two(fabsf(w) * -2.88539008f);
-    return softcap * (fabsf(w) <= 3 ? near_tanh(w) : copysignf((1 - decay) * reciprocal(1 + decay), w));
-  }
-  // How far the score is from the largest, and its slope.
-  __device__ __forceinline__ float beyond(float x, float max) const { return of(x) - max; }
-  __device__ __forceinline__ float beyond(float x, float max, float& slope) const {
-    slope = this->slope(x);
-    return beyond(x, max);
-  }
-  // The same as a power of 2, of logits that are near, from what is to be a power for the largest: in one operation of
-  // a product and a sum, which is off by as much for all of them.
-  __device__ __forceinline__ float exponent(float x, float factor, float largest) const {
-    if constexpr (!capped) return fmaf(x, factor, -largest);
-    return fmaf(near_tanh(x * inverse_softcap), softcap * factor, -largest);
-  }
   template <class Logit>
-  __device__ __forceinline__ float exponent(float x, float factor, float largest, float& slope) const {
-    slope = 1;
-    if constexpr (!capped) return fmaf(x, factor, -largest);
-    const float w = x * inverse_softcap, tanh = near_tanh(w);
-    slope = sizeof(Logit) == 2 ? fmaf(-tanh, tanh, 1.0f) : slope_of(w);
-    return fmaf(tanh, softcap * factor, -largest);
+  __device__ __forceinline__ RowLabels(const RowObjective<float>& objective, const Logit* logits, bool wanted)
+      : has_first(wanted && objective.holds(0)), has_second(wanted && objective.holds(1)) {
+    first = has_first ? static_cast<int>(objective.label[0]) : -1;
+    second = has_second ? static_cast<int>(objective.label[1]) : -1;
+    first_logit = has_first ? number(logits[first]) : -INFINITY;
+    second_logit = has_second ? number(logits[second]) : -INFINITY;
+    const Scores<Kind::capped> scores(objective);
+    first_score = has_first ? scores.of(first_logit) - objective.margin : -INFINITY;
+    second_score = second == first ? first_score : scores.of(second_logit);
+    first_target = has_first ? objective.label_target(0) : 0.0f;
+    second_target = has_second ? objective.label_target(1) : 0.0f;
+    first_smoothed = has_first ? Smoothing<Kind>(objective).target(first, first_logit) : 0.0f;
   }
-  // That of a score.
-  __device__ __forceinline__ float exponent_of_score(float score, float factor, float largest) const {
-    if constexpr (!capped) return fmaf(score, factor, -largest);
-    return fmaf(score * inverse_softcap, softcap * factor, -largest);
-  }
-  __device__ __forceinline__ float slope(float x) const { return capped ? slope_of(x * inverse_softcap) : 1.0f; }
 
- private:
-  // Within 3 ulp for |w| up to 3: the quotient of polynomials of w² whose largest error relative to tanh w / w is
-  // least.
-  static __device__ __forceinline__ float near_tanh(float w) {
-    const float square = w * w;
-    const float above = fmaf(fmaf(0.00185836717f, square, 0.119426318f), square, 0.999999970f);
-    const float below = fmaf(fmaf(fmaf(8.13968011e-5f, square, 0.0194456960f), square, 0.452759242f), square, 1.0f);
-    return w * above * reciprocal(below);
-  }
-  // 1 − tanh², in which a small one would lose its digits.
-  static __device__ __forceinline__ float slope_of(float w) {
-    const float decay = decay_of(2 * fabsf(w)), inverse = reciprocal(1 + decay);
-    return 4 * decay * inverse * inverse;
-  }
+  __device__ __forceinline__ bool same() const { return first == second; }
 };
 
-// e^((score − max) / temperature)
-struct TemperedTerms {
-  float max, factor;
-
-  __device__ __forceinline__ float term(float score) const { return power_of_two((score - max) * factor); }
-};
-
-template <class Kind>
-constexpr bool kPlainOptions = !Kind::capped && !Kind::dense && !Kind::detailed;
-
-constexpr int kNoClass = 0x7fffffff;
-constexpr float kLargestPower = 0x1p22f;  // of 2; a product that is not rounded is off by a half at most from there on
-
-// Of the classes of a row but its label, relative to the largest score: Σ of their terms, and what they have of the
-// target.
-struct alignas(16) DenseSums {
-  float max, sum, target, unused;
-};
-// The same with Σ of the terms times (score − max), the first of the largest logits, and how many are before the label.
-// That largest one is not in the sum (which is −1 of no classes), so that what is small beside it keeps its digits.
-struct alignas(16) DetailedSums {
-  float max, sum, target, dot;
-  float logit;
-  int first, before, unused;
-};
-
-template <class Kind>
-using SumsOf =
-    std::conditional_t<Kind::detailed, DetailedSums, std::conditional_t<Kind::dense, DenseSums, SoftmaxSums<float>>>;
-
-template <class Sums>
-__device__ __forceinline__ Sums no_scores() {
-  if constexpr (std::is_same_v<Sums, DetailedSums>) {
-    return {no_logits<float>().max, -1, 0, 0, -INFINITY, kNoClass, 0, 0};
-  } else {
-    Sums sums{};
-    sums.max = no_logits<float>().max;
-    return sums;
+// Calls fix(j) if the j-th class of a step of `count` from i on is that class.
+template <int count, class Fix>
+__device__ __forceinline__ void if_in_step(int i, int of_class, Fix fix) {
+  if (static_cast<unsigned>(of_class - i) >= count) return;
+#pragma unroll
+  for (int j = 0; j < count; j++) {
+    if (i + j == of_class) fix(j);
   }
 }
 
-struct Minimum {
-  __device__ __forceinline__ int operator()(int a, int b) const { return min(a, b); }
-};
-
-// How sums of parts of a row become the row's.
-struct MergedScores {
-  float factor;
-
-  // What the terms relative to `from` are multiplied by to be relative to `to`.
-  __device__ __forceinline__ float ratio(float from, float to) const { return TemperedTerms{to, factor}.term(from); }
-
-  template <class Sums>
-  __device__ __forceinline__ Sums operator()(const Sums& a, const Sums& b) const {
-    if constexpr (std::is_same_v<Sums, DetailedSums>) {
-      const bool a_leads = a.logit > b.logit || (a.logit == b.logit && a.first < b.first);
-      Sums merged = chosen(a_leads, a, b);
-      add_others(merged, chosen(!a_leads, a, b));
-      merged.target = a.target + b.target;
-      merged.before = a.before + b.before;
-      return merged;
-    } else {
-      Sums merged = a;
-      merged.max = fmaxf(a.max, b.max);
-      merged.sum = a.sum * ratio(a.max, merged.max) + b.sum * ratio(b.max, merged.max);
-      if constexpr (std::is_same_v<Sums, DenseSums>) merged.target = a.target + b.target;
-      return merged;
-    }
-  }
-
-  static __device__ __forceinline__ DetailedSums chosen(bool first, const DetailedSums& a, const DetailedSums& b) {
-    return {first ? a.max : b.max,     first ? a.sum : b.sum,     0, first ? a.dot : b.dot,
-            first ? a.logit : b.logit, first ? a.first : b.first, 0, 0};
-  }
-
-  // Of terms that are relative to a larger score, or as large a one that is not among them.
-  __device__ __forceinline__ void add_others(DetailedSums& sums, const DetailedSums& others) const {
-    const float count = 1 + others.sum, scale = ratio(others.max, sums.max);
-    sums.sum += count * scale;
-    sums.dot += (others.dot + weighted(count, others.max - sums.max)) * scale;
-  }
-};
-
-// One exponential a lane, as of `Merged`.
-template <class Sums>
-__device__ __forceinline__ Sums across_lanes(Sums sums, int lanes, MergedScores merge) {
-  const float max = across_lanes(sums.max, lanes, Maximum());
-  Sums all = sums;
-  all.max = max;
-  if constexpr (std::is_same_v<Sums, DetailedSums>) {
-    all.logit = across_lanes(sums.logit, lanes, Maximum());
-    all.first = across_lanes(sums.logit == all.logit ? sums.first : kNoClass, lanes, Minimum());
-    const bool leads = sums.first == all.first && all.first != kNoClass;
-    if (!leads) {
-      all.sum = all.dot = 0;
-      merge.add_others(all, sums);
-    }
-    all.dot = across_lanes(all.dot, lanes, Sum());
-    all.before = across_lanes(sums.before, lanes, Sum());
-  } else {
-    all.sum = sums.sum * merge.ratio(sums.max, max);
-  }
-  all.sum = across_lanes(all.sum, lanes, Sum());
-  if constexpr (!std::is_same_v<Sums, SoftmaxSums<float>>) all.target = across_lanes(sums.target, lanes, Sum());
-  if constexpr (std::is_same_v<Sums, DetailedSums>) {
-    if (all.first == kNoClass) all.sum -= 1;
-  }
-  return all;
+template <int count>
+__device__ __forceinline__ float sum_of(const float (&term)[count]) {
+  float sums[2] = {};
+#pragma unroll
+  for (int j = 0; j < count; j++) sums[j % 2] += term[j];
+  return sums[0] + sums[1];
 }
 
-// What is known of a row once its classes are summed.
-struct RowSummary {
-  float max, log_sum, dot_over_sum;
-
-  // Together with the label's score, which the sums are without: −∞ of a row that has none.
-  template <class Sums>
-  __device__ __forceinline__ RowSummary(const Sums& others, float label_score, MergedScores merge) {
-    const bool leads = label_score >= others.max;
-    max = leads ? label_score : others.max;
-    const float of_label = label_score == -INFINITY ? 0.0f : merge.ratio(label_score, max);
-    if constexpr (std::is_same_v<Sums, DetailedSums>) {
-      DetailedSums all = others;
-      const bool any = leads || others.first != kNoClass;
-      if (leads) {
-        all.max = label_score;
-        all.sum = all.dot = 0;
-        merge.add_others(all, others);
-      } else {
-        all.sum += of_label;
-        all.dot += weighted(of_label, label_score - max);
-      }
-      const float sum = 1 + all.sum + (max - max);  // NaN of an infinite one
-      log_sum = log_of_sum(sum, all.sum, any);
-      dot_over_sum = all.dot / sum;
-    } else {
-      const float rest = leads ? others.sum * merge.ratio(others.max, max) : others.sum;
-      log_sum = log_of_sum(rest + of_label, rest, leads);
-      dot_over_sum = 0;
-    }
-  }
-};
-
-// What smoothing gives the classes of a row, labels too, of the target.
-template <class Kind>
-struct Smoothing {
-  float smooth;
-  const float* weights;
-
-  __device__ __forceinline__ explicit Smoothing(const RowObjective<float>& objective)
-      : smooth(Kind::dense ? objective.smooth : 0.0f), weights(Kind::dense ? objective.class_weights : nullptr) {}
-
-  // Masked classes are not smoothed over.
-  __device__ __forceinline__ float target(int i, float x) const {
-    if (smooth == 0 || (!Kind::capped && x == -INFINITY)) return 0;
-    return Kind::weighted && weights ? smooth * weights[i] : smooth;
-  }
-  // Of a step of classes, of which none is masked.
-  template <int step>
-  __device__ __forceinline__ void targets(int i, float (&target)[step]) const {
-    if (!Kind::weighted || smooth == 0 || !weights) {
-#pragma unroll
-      for (int j = 0; j < step; j++) target[j] = smooth;
-    } else if (aligned(weights + i)) {
-#pragma unroll
-      for (int j = 0; j < step; j += 4) {
-        const float4 four = __ldg(reinterpret_cast<const float4*>(weights + i + j));
-        target[j] = smooth * four.x, target[j + 1] = smooth * four.y;
-        target[j + 2] = smooth * four.z, target[j + 3] = smooth * four.w;
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < step; j++) target[j] = smooth * __ldg(weights + i + j);
-    }
-  }
-};
-
-// The next larger number that is stored so; NaN of infinity.
-template <class Logit>
-__device__ __forceinline__ float next_above(float x) {
-  if constexpr (sizeof(Logit) == 4) {
-    const int bits = __float_as_int(x);
-    return x == 0 ? __int_as_float(1) : __int_as_float(x > 0 ? bits + 1 : bits - 1);
-  } else {
-    const uint16_t bits = stored<Logit>(x).bits;
-    const Logit next = {static_cast<uint16_t>(x == 0 ? 1 : x > 0 ? bits + 1 : bits - 1)};
-    return number(next);
-  }
-}
-
-// The largest and the smallest of the logits that a thread holds, but the label's; NaNs are passed over, but the
-// smallest is NaN of them. And whether the label's is among them.
-struct Extent {
-  float largest = -INFINITY, smallest = INFINITY;
-  bool has_label = false;
-};
-
-// A vector with the signs of all its numbers changed.
-template <class Logit>
-__device__ __forceinline__ Packed<Logit, kPerVector<Logit>> negated(const Packed<Logit, kPerVector<Logit>>& packed) {
-  constexpr uint32_t signs = sizeof(Logit) == 4 ? 0x80000000u : 0x80008000u;
-  const uint4 all = packed.vector[0];
-  return {{make_uint4(all.x ^ signs, all.y ^ signs, all.z ^ signs, all.w ^ signs)}};
-}
-
-// How many logits are at least a bar, of 16 bits two at a time, as sums of ones that stay exact for 64 vectors a
-// thread.
-template <class Logit>
-struct CountFrom {
-  uint32_t counts = 0;
-
-  __device__ __forceinline__ void add(const Packed<Logit, kPerVector<Logit>>& packed, float bar) {
-    const uint4 all = packed.vector[0];
-    if constexpr (sizeof(Logit) == 4) {
-      float x[4];
-      packed.numbers(x);
-#pragma unroll
-      for (int j = 0; j < 4; j++) counts += x[j] >= bar;
-    } else {
-      const uint32_t both = stored<Logit>(bar).bits * 0x10001u;
-      add(all.x, both), add(all.y, both), add(all.z, both), add(all.w, both);
-    }
-  }
-  __device__ __forceinline__ int value() const {
-    if constexpr (sizeof(Logit) == 4) {
-      return static_cast<int>(counts);
-    } else {
-      const Logit low = {static_cast<uint16_t>(counts & 0xffff)}, high = {static_cast<uint16_t>(counts >> 16)};
-      return static_cast<int>(number(low) + number(high));
-    }
-  }
-
- private:
-  __device__ __forceinline__ void add(uint32_t pair, uint32_t bar) {
-    if constexpr (std::is_same_v<Logit, bfloat16>) {
-      counts = of_pairs<__nv_bfloat162>(
-          counts, of_pairs<__nv_bfloat162>(pair, bar, [](auto x, auto y) { return __hge2(x, y); }),
-          [](auto x, auto y) { return __hadd2(x, y); });
-    } else if constexpr (std::is_same_v<Logit, float16>) {
-      counts = of_pairs<__half2>(counts, of_pairs<__half2>(pair, bar, [](auto x, auto y) { return __hge2(x, y); }),
-                                 [](auto x, auto y) { return __hadd2(x, y); });
-    }
-  }
-};
-
-// What a thread holds of a row: every `stride`-th step from `first` on, up to `end`, and of the edges every
-// `threads`-th. Its own steps lie in shared memory, `blockDim.x` vectors apart.
-template <class Logit>
-struct Held {
-  static constexpr int step = kPerVector<Logit>;
-  const Logit* logits;
-  uint4* slots;
-  int head, steps, edges;       // of the row
-  int first, end, stride;       // of its steps, this thread's
-  int first_edge, edge_stride;  // of its edges
-  float first_edge_logit = -INFINITY;
-
-  __device__ __forceinline__ void load() {
-    for_slots([&](uint4* slot, int i) {
-      asm volatile(
-          "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(slot))),
-          "l"(__cvta_generic_to_global(logits + i))
-          : "memory");
-    });
-    if (first_edge < edges) first_edge_logit = number(logits[edge(first_edge)]);
-  }
-  __device__ __forceinline__ void wait() const { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-  // body(packed, i) for each of this thread's steps, which begins at number i.
-  template <class Body>
-  __device__ __forceinline__ void for_vectors(Body body) const {
-    for_slots([&](const uint4* slot, int i) { body(Packed<Logit, step>{{*slot}}, i); });
-  }
-  // body(i, x) for each number of the edges that is this thread's.
-  template <class Body>
-  __device__ __forceinline__ void for_edges(Body body) const {
-    for (int k = first_edge; k < edges; k += edge_stride) {
-      body(edge(k), k == first_edge ? first_edge_logit : number(logits[edge(k)]));
-    }
-  }
-  __device__ __forceinline__ bool in_steps(int i) const { return i >= head && i < head + steps * step; }
-  __device__ __forceinline__ bool holds(int i) const {
-    const int vector = (i - head) / step, k = i < head ? i : i - steps * step;
-    if (in_steps(i)) return vector >= first && vector < end && (vector - first) % stride == 0;
-    return k >= first_edge && k < edges && (k - first_edge) % edge_stride == 0;
-  }
-  // The label's logit is then `replaced` in its step.
-  __device__ __forceinline__ Extent extent(int label, float replaced) const {
-    Extent extent;
-    Packed<Logit, step> most = minus_infinities<Logit>(), least = negated(most);
-    for_slots([&](uint4* slot, int i) {
-      Packed<Logit, step> high = {{*slot}}, low = high;
-      if (static_cast<unsigned>(label - i) < step) {
-        extent.has_label = true;
-        reinterpret_cast<Logit*>(slot)[label - i] = stored<Logit>(replaced);
-        gpu::leave_out(high, label - i);
-        low = negated(low);
-        gpu::leave_out(low, label - i);
-        low = negated(low);
-      }
-      take<true>(most, high);
-      take<false>(least, low);
-    });
-    float x[step];
-    most.numbers(x);
-#pragma unroll
-    for (int j = 0; j < step; j++) extent.largest = fmaxf(extent.largest, x[j]);
-    least.numbers(x);
-#pragma unroll
-    for (int j = 0; j < step; j++) extent.smallest = smaller_or_nan(extent.smallest, x[j]);
-    for_edges([&](int i, float logit) {
-      extent.has_label |= i == label;
-      if (i == label) return;
-      extent.largest = fmaxf(extent.largest, logit);
-      extent.smallest = smaller_or_nan(extent.smallest, logit);
-    });
-    return extent;
-  }
-
- private:
-  template <bool larger>
-  static __device__ __forceinline__ void take(Packed<Logit, step>& kept, const Packed<Logit, step>& more) {
-    uint4& a = kept.vector[0];
-    const uint4& b = more.vector[0];
-    if constexpr (larger) {
-      a = make_uint4(larger_of(a.x, b.x, Logit()), larger_of(a.y, b.y, Logit()), larger_of(a.z, b.z, Logit()),
-                     larger_of(a.w, b.w, Logit()));
-    } else {
-      a = make_uint4(smaller_of(a.x, b.x, Logit()), smaller_of(a.y, b.y, Logit()), smaller_of(a.z, b.z, Logit()),
-                     smaller_of(a.w, b.w, Logit()));
-    }
-  }
-  __device__ __forceinline__ int edge(int k) const { return k < head ? k : k + steps * step; }
-  template <class Body>
-  __device__ __forceinline__ void for_slots(Body body) const {
-    uint4* slot = slots;
-#pragma unroll 1
-    for (int i = first; i < end; i += stride) {
-      body(slot, head + i * step);
-      slot += blockDim.x;
-    }
-  }
-};
-
-// All threads that share a row call it, and all of a warp, also for rows that are masked or not there, of which they
-// hold nothing. `Team` knows which threads they are: see the two kinds of it.
-template <class Kind, bool kGradient, class Logit, class Team>
-__device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
-                                                          const RowObjective<float>& objective, int64_t row,
-                                                          float weight, bool exists, const Held<Logit>& held,
-                                                          const Team& team) {
+// The sums of what the lanes of a warp hold of a row, without its first label, for each of them. `simple`: of what this
+// thread holds no class is masked, a softcap is not far exceeded, and no logit is so large that its exponent would be
+// far off: it is so of most, and what needs no care for that is shorter.
+template <class Kind, class Logit, class Team>
+__device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, const Team& team,
+                                                     const RowObjective<float>& objective,
+                                                     const RowLabels<Kind>& labels, MergedScores merge, Extent& extent,
+                                                     bool& simple) {
   constexpr int step = kPerVector<Logit>;
-  const bool wanted = exists && !is_masked(weight);
-  const bool has_label = wanted && objective.holds(0), has_second = wanted && objective.holds(1);
-  const int label = has_label ? static_cast<int>(objective.label[0]) : -1;
-  const int second = has_second ? static_cast<int>(objective.label[1]) : -1;
-
-  const float label_logit = has_label ? number(held.logits[label]) : -INFINITY;
-  const float second_logit = has_second ? number(held.logits[second]) : -INFINITY;
   const Scores<Kind::capped> scores(objective);
-  const float label_score = has_label ? scores.of(label_logit) - objective.margin : -INFINITY;
-  const float second_score = second == label ? label_score : scores.of(second_logit);
   const Smoothing<Kind> smoothing(objective);
   const bool smooths = Kind::dense && smoothing.smooth != 0;
-  const float inverse_temperature = objective.inverse_temperature;
-  const MergedScores merge{inverse_temperature * 1.44269504f};
-  // Read with the rest, not waited for once the sums are there.
-  const float label_target = has_label ? objective.label_target(0) : 0.0f;
-  const float second_target = has_second ? objective.label_target(1) : 0.0f;
-  const float label_smoothed = has_label ? smoothing.target(label, label_logit) : 0.0f;
-  held.wait();
+  const int label = labels.first;
+  const float label_logit = labels.first_logit;
   // The label's is then a logit that adds nothing to a sum: −∞ of logits that are their scores.
-  const Extent extent = held.extent(label, Kind::capped ? NAN : -INFINITY);
+  extent = held.extent(label, Kind::capped ? NAN : -INFINITY);
   const float largest_logit = across_lanes(extent.largest, team.lanes, Maximum());
   const float largest_score = fmaxf(scores.of(largest_logit), no_logits<float>().max);
   const TemperedTerms terms{largest_score, merge.factor};
-  // Of most rows no class is masked, a softcap is not far exceeded, and no logit is so large that its exponent would be
-  // far off: what needs no care for that is shorter.
   const float most = fmaxf(fabsf(extent.largest), fabsf(extent.smallest)), power = largest_score * merge.factor;
   const bool finite = kPlainOptions<Kind> || extent.smallest > -INFINITY;
-  const bool simple = finite && scores.near(most) && fabsf(power) < kLargestPower;
-  // Whether a step of `count` has that class; fix(j) for it then.
-  const auto if_in_step = [](auto count, int i, int of_class, auto fix) {
-    if (static_cast<unsigned>(of_class - i) < count) {
-#pragma unroll
-      for (int j = 0; j < count; j++) {
-        if (i + j == of_class) fix(j);
-      }
-    }
-  };
-
+  simple = finite && scores.near(most) && fabsf(power) < kLargestPower;
   auto sums = no_scores<SumsOf<Kind>>();
   sums.max = terms.max;
   // Of the lanes that have one of the largest logits, the first leaves its first one out of the sum.
@@ -504,13 +109,6 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
     }
     looks = false;
   };
-  const auto sum_of = [](const auto& term) {
-    constexpr int count = sizeof(term) / sizeof(term[0]);
-    float sums[2] = {};
-#pragma unroll
-    for (int j = 0; j < count; j++) sums[j % 2] += term[j];
-    return sums[0] + sums[1];
-  };
   const auto add = [&](auto& x, auto& target, int i) {
     constexpr int count = sizeof(x) / sizeof(x[0]);
     float beyond[count], term[count];
@@ -519,7 +117,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       beyond[j] = scores.beyond(x[j], terms.max);
       term[j] = power_of_two(beyond[j] * terms.factor);
     }
-    if_in_step(Count<count>{}, i, label, [&](int j) { term[j] = beyond[j] = target[j] = 0; });
+    if_in_step<count>(i, label, [&](int j) { term[j] = beyond[j] = target[j] = 0; });
     float of_step = sum_of(term);
     if constexpr (Kind::detailed) {
       leave_out_largest(i, x, term, of_step);
@@ -550,7 +148,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
         float of_step = sum_of(term);
         leave_out_largest(i, x, term, of_step);
         parts[0] += of_step;
-        if_in_step(Count<step>{}, i, label, [&](int of_label) {
+        if_in_step<step>(i, label, [&](int of_label) {
           exponent[of_label] = 0;
 #pragma unroll
           for (int j = 0; j < step; j++) before += j < of_label && x[j] == label_logit;
@@ -607,15 +205,39 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
     sums.before = across_lanes(before, team.lanes, Sum());
   }
   if constexpr (Kind::dense) sums.target = across_lanes(step_targets, team.lanes, Sum());
+  return sums;
+}
+
+// All threads that share a row call it, and all of a warp, also for rows that are masked or not there, of which they
+// hold nothing. `Team` knows which threads they are: see the two kinds of it.
+template <class Kind, bool kGradient, class Logit, class Team>
+__device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
+                                                          const RowObjective<float>& objective, int64_t row,
+                                                          float weight, bool exists, const Held<Logit>& held,
+                                                          const Team& team) {
+  constexpr int step = kPerVector<Logit>;
+  const bool wanted = exists && !is_masked(weight);
+  const Scores<Kind::capped> scores(objective);
+  const Smoothing<Kind> smoothing(objective);
+  const bool smooths = Kind::dense && smoothing.smooth != 0;
+  const float inverse_temperature = objective.inverse_temperature;
+  const MergedScores merge{inverse_temperature * 1.44269504f};
+  const RowLabels<Kind> labels(objective, held.logits, wanted);
+  const int label = labels.first;
+  held.wait();
+  Extent extent;
+  bool simple;
+  auto sums = sums_of_held<Kind>(held, team, objective, labels, merge, extent, simple);
   // Where a label is NaN so is its row: and so the labels' logits are there before any thread may write in their
   // places.
-  sums.sum = where_a_number(label_logit, where_a_number(second_logit, sums.sum));
+  sums.sum = where_a_number(labels.first_logit, where_a_number(labels.second_logit, sums.sum));
   sums = team.merged(sums, merge, wanted);
 
-  const RowSummary summary(sums, label_score, merge);
+  const RowSummary summary(sums, labels.first_score, merge);
   const float max = summary.max, log_sum = summary.log_sum, lse = max * inverse_temperature + log_sum;
   const auto of_score = [&](float score) { return log_sum - (score - max) * inverse_temperature; };
-  float total = label_smoothed + label_target + second_target + 2 * weighted(objective.z_loss, lse);
+  float total =
+      labels.first_smoothed + labels.first_target + labels.second_target + 2 * weighted(objective.z_loss, lse);
   if constexpr (Kind::dense) total += sums.target;
 
   const bool has_gradient = kGradient && wanted && objective.valid && weight != 0;
@@ -629,7 +251,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
     const float scale_of_simple = scale * power_of_two(-off);
     const auto to_derivatives = [&](auto& x, auto& target, int i) {
       constexpr int count = sizeof(x) / sizeof(x[0]);
-      if_in_step(Count<count>{}, i, label, [&](int j) { target[j] = 0; });
+      if_in_step<count>(i, label, [&](int j) { target[j] = 0; });
 #pragma unroll
       for (int j = 0; j < count; j++) {
         float slope;
@@ -699,12 +321,13 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       gradient[i] = stored<Logit>((total * missing + (total - target)) * (scores.slope(x) * to_logits));
     };
     if (has_gradient) {
-      if (second != label && has_second && held.holds(second)) {
-        store_label(second, second_logit, second_score, second_target + smoothing.target(second, second_logit));
+      if (labels.has_second && !labels.same() && held.holds(labels.second)) {
+        store_label(labels.second, labels.second_logit, labels.second_score,
+                    labels.second_target + smoothing.target(labels.second, labels.second_logit));
       }
       if (extent.has_label) {
-        store_label(label, label_logit, label_score,
-                    label_target + label_smoothed + (second == label ? second_target : 0.0f));
+        store_label(label, labels.first_logit, labels.first_score,
+                    labels.first_target + labels.first_smoothed + (labels.same() ? labels.second_target : 0.0f));
       }
     }
   }
@@ -721,11 +344,11 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   const int no_rank = static_cast<int>(rows.smoothed_classes);
   RowResults<float> results{0, 0, 0, 0, 0, -1, no_rank};
   if (wanted) {
-    const float of_label = has_label ? of_score(label_score) : 0.0f;
-    const float of_second = has_second ? of_score(second_score) : 0.0f;
+    const float of_label = labels.has_first ? of_score(labels.first_score) : 0.0f;
+    const float of_second = labels.has_second ? of_score(labels.second_score) : 0.0f;
     loss += weighted(objective.z_loss, lse * lse);
-    loss += weighted(label_target + label_smoothed, at_most(of_label, rows.ceiling)) +
-            weighted(second_target, at_most(of_second, rows.ceiling));
+    loss += weighted(labels.first_target + labels.first_smoothed, at_most(of_label, rows.ceiling)) +
+            weighted(labels.second_target, at_most(of_second, rows.ceiling));
     const float nll = weighted(objective.share[0], of_label) + weighted(objective.share[1], of_second);
     results.loss = objective.valid ? where_a_number(log_sum, loss) : NAN;
     results.nll = objective.valid ? where_a_number(log_sum, nll) : NAN;
@@ -733,11 +356,12 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
     results.log_sum = log_sum;
     if constexpr (Kind::detailed) {
       results.entropy = log_sum - summary.dot_over_sum * inverse_temperature;
+      const float label_logit = labels.first_logit;
       const bool label_leads =
           label_logit > -INFINITY && (label_logit > sums.logit || (label_logit == sums.logit && label < sums.first));
       const int predicted = label_leads ? label : sums.first;
       results.predicted = predicted == kNoClass ? 0 : predicted;
-      results.rank = has_label ? sums.before : no_rank;
+      results.rank = labels.has_first ? sums.before : no_rank;
     }
   }
   write_results(rows, RowTeam{1, 0}, row, results);

@@ -173,10 +173,11 @@ struct HeldShape {
 };
 
 template <class Kind>
-HeldShape held_shape(int64_t steps) {
-  constexpr int64_t threads = kHeldThreads<Kind>;
+HeldShape held_shape(int64_t steps, const Device& device) {
+  constexpr int64_t threads = kHeldThreads<Kind>, bytes_beside = 12288;
+  const int64_t room = (device.shared_memory_limit - bytes_beside) / (threads * kVectorBytes);
   const bool one_block = steps <= threads * kHeldVectorsOfOneBlock;
-  const int64_t vectors = one_block ? kHeldVectorsOfOneBlock : kOptionVectors<Kind>;
+  const int64_t vectors = std::min<int64_t>(room, one_block ? kHeldVectorsOfOneBlock : kOptionVectors<Kind>);
   const int64_t blocks = std::max<int64_t>(1, quotient_rounded_up(steps, threads * vectors));
   const int64_t slice = quotient_rounded_up(quotient_rounded_up(steps, blocks), kStepsAligned) * kStepsAligned;
   const int64_t warps = std::max<int64_t>(1, quotient_rounded_up(slice, vectors * kWarp));
@@ -214,7 +215,7 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
     return cudaGetLastError();
   }
   if (device.compute_capability < kHopper) return cudaErrorNotSupported;
-  const HeldShape shape = held_shape<Kind>(held_row_steps(rows));
+  const HeldShape shape = held_shape<Kind>(held_row_steps(rows), device);
   if (shape.blocks > kMaxClusterSize || rows.rows > 0x7fffffff / shape.blocks) return cudaErrorNotSupported;
   return launch_in_cluster<Kind, kGradient>(stream, rows, device, shape);
 }

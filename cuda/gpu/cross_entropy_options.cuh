@@ -1,5 +1,6 @@
-// Cross entropy with options: a team of threads a row, which it goes along twice where a gradient or a target of many
-// classes is wanted, the second time mostly out of the caches.
+// Cross entropy with options: which kernel takes which rows; and of rows that no threads hold, a team of threads a row,
+// which it goes along twice where a gradient or a target of many classes is wanted, the second time mostly out of the
+// caches.
 #pragma once
 
 #include "gpu/cross_entropy_held_launch.cuh"
@@ -206,10 +207,12 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
     }
     // Classes' logits as the loss sees them.
     const auto with_label = [&](int64_t i, auto& z) {
-      constexpr int count = sizeof(z) / sizeof(z[0]);
-      if (!by_index || !objective.moves_label || static_cast<uint64_t>(objective.label[0] - i) >= count) return;
+      if constexpr (by_index) {
+        constexpr int count = sizeof(z) / sizeof(z[0]);
+        if (!objective.moves_label || static_cast<uint64_t>(objective.label[0] - i) >= count) return;
 #pragma unroll
-      for (int j = 0; j < count; j++) z[j] = i + j == objective.label[0] ? label_logit[0] : z[j];
+        for (int j = 0; j < count; j++) z[j] = i + j == objective.label[0] ? label_logit[0] : z[j];
+      }
     };
 
     Real max, log_sum, total;
