@@ -4,8 +4,8 @@
 //     tests/gpu/kernels_check.cu cuda/gpu/*.cu && ./kernels_check
 //
 // (sm_90a: -gencode=arch=compute_90a,code=sm_90a for -arch=native.) It starts itself for elementwise losses, for
-// divergences, for the gradient of known rows, and once for each kernel of cross entropy, which
-// JAXLOSS_CROSS_ENTROPY_KERNEL asks for: `./kernels_check divergences` is one of these alone. Outputs begin as poison
+// divergences, for the gradient of known rows, for options, and once for each kernel of cross entropy, which
+// JAXLOSS_CROSS_ENTROPY_KERNEL asks for: `./kernels_check options` is one of these alone. Outputs begin as poison
 // between guards of poison, inputs have NaN around them.
 #include <sys/wait.h>
 #include <unistd.h>
@@ -40,6 +40,7 @@ void require(cudaError_t error, const char* what) {
 
 double wide(float x) { return x; }
 double wide(double x) { return x; }
+double wide(int32_t x) { return x; }
 double wide(bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float y;
@@ -774,6 +775,8 @@ void check_graph(Buffers& buffers, const char* regime) {
 }
 
 #include "divergence_check.cuh"
+#include "options_case.cuh"
+#include "options_check.cuh"
 
 // ---- all of it ------------------------------------------------------------------------------------------------------
 
@@ -809,11 +812,23 @@ int run(const std::string& what) {
     } else if (what == "divergences") {
       check_all_divergences<KullbackLeibler>(buffers, StoredPairs{});
       check_all_divergences<JensenShannon>(buffers, StoredPairs{});
+    } else if (what == "options") {
+      check_options<float, float, true>(buffers, "any");
+      check_options<bfloat16, float, true>(buffers, "any");
+      check_options<float16, float, true>(buffers, "any");
+      check_options<double, double, true>(buffers, "any");
+      check_options<float, float, false>(buffers, "any");
+      check_options<bfloat16, float, false>(buffers, "any");
     } else if (what == "gradient") {
       check_all_targets(buffers, "", true, StoredPairs{});
     } else {
       check_graph(buffers, what.c_str());
       check_all_targets(buffers, what.c_str(), false, StoredPairs{});
+      if (what == "streaming") {  // of options too, rows that are read twice
+        check_options<float, float, true>(buffers, what);
+        check_options<bfloat16, float, true>(buffers, what);
+        check_options<float16, float, true>(buffers, what);
+      }
     }
   }
   return Report::all_passed ? 0 : 1;
@@ -829,7 +844,7 @@ int main(int argc, char** argv) {
   bool passed = true;
   std::vector<pid_t> children;
   for (const char* what :
-       {"elementwise", "divergences", "gradient", "any", "tiles", "registers", "cluster", "streaming"}) {
+       {"elementwise", "divergences", "gradient", "options", "any", "tiles", "registers", "cluster", "streaming"}) {
     const pid_t child = fork();
     if (child == 0) {
       execl("/proc/self/exe", argv[0], what, static_cast<char*>(nullptr));
