@@ -1,12 +1,12 @@
 // The CUDA kernels, without JAX, against a double precision reference on the host. From the repository's root:
 //
-//   nvcc -std=c++17 -O3 --expt-relaxed-constexpr --threads 0 -arch=native -Icuda tests/gpu/kernels_check.cu
-//   cuda/gpu/*.cu
-//     -o kernels_check && ./kernels_check
+//   nvcc -std=c++17 -O3 --expt-relaxed-constexpr --threads 0 -arch=native -Icuda -o kernels_check
+//     tests/gpu/kernels_check.cu cuda/gpu/*.cu && ./kernels_check
 //
-// (sm_90a: -gencode=arch=compute_90a,code=sm_90a for -arch=native.) It starts itself once for each kernel of cross
-// entropy, which JAXLOSS_CROSS_ENTROPY_KERNEL asks for. Outputs begin as poison between guards of poison, inputs have
-// NaN around them.
+// (sm_90a: -gencode=arch=compute_90a,code=sm_90a for -arch=native.) It starts itself for elementwise losses, for
+// divergences, for the gradient of known rows, for options, and once for each kernel of cross entropy, which
+// JAXLOSS_CROSS_ENTROPY_KERNEL asks for: `./kernels_check options` is one of these alone. Outputs begin as poison
+// between guards of poison, inputs have NaN around them.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -40,6 +40,7 @@ void require(cudaError_t error, const char* what) {
 
 double wide(float x) { return x; }
 double wide(double x) { return x; }
+double wide(int32_t x) { return x; }
 double wide(bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float y;
@@ -773,6 +774,10 @@ void check_graph(Buffers& buffers, const char* regime) {
   }
 }
 
+#include "divergence_check.cuh"
+#include "options_case.cuh"
+#include "options_check.cuh"
+
 // ---- all of it ------------------------------------------------------------------------------------------------------
 
 template <class Loss, class... Pair>
@@ -804,11 +809,26 @@ int run(const std::string& what) {
       check_all_pairs<Huber>(buffers, StoredPairs{});
       check_all_pairs<LogCosh>(buffers, StoredPairs{});
       check_all_pairs<Quantile>(buffers, StoredPairs{});
+    } else if (what == "divergences") {
+      check_all_divergences<KullbackLeibler>(buffers, StoredPairs{});
+      check_all_divergences<JensenShannon>(buffers, StoredPairs{});
+    } else if (what == "options") {
+      check_options<float, float, true>(buffers, "any");
+      check_options<bfloat16, float, true>(buffers, "any");
+      check_options<float16, float, true>(buffers, "any");
+      check_options<double, double, true>(buffers, "any");
+      check_options<float, float, false>(buffers, "any");
+      check_options<bfloat16, float, false>(buffers, "any");
     } else if (what == "gradient") {
       check_all_targets(buffers, "", true, StoredPairs{});
     } else {
       check_graph(buffers, what.c_str());
       check_all_targets(buffers, what.c_str(), false, StoredPairs{});
+      if (what == "streaming") {  // of options too, rows that are read twice
+        check_options<float, float, true>(buffers, what);
+        check_options<bfloat16, float, true>(buffers, what);
+        check_options<float16, float, true>(buffers, what);
+      }
     }
   }
   return Report::all_passed ? 0 : 1;
@@ -817,13 +837,16 @@ int run(const std::string& what) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 1) return run(argv[1]);
+  if (argc > 1) {
+    setenv("JAXLOSS_CROSS_ENTROPY_KERNEL", argv[1], 1);
+    return run(argv[1]);
+  }
   bool passed = true;
   std::vector<pid_t> children;
-  for (const char* what : {"elementwise", "gradient", "any", "tiles", "registers", "cluster", "streaming"}) {
+  for (const char* what :
+       {"elementwise", "divergences", "gradient", "options", "any", "tiles", "registers", "cluster", "streaming"}) {
     const pid_t child = fork();
     if (child == 0) {
-      setenv("JAXLOSS_CROSS_ENTROPY_KERNEL", what, 1);
       execl("/proc/self/exe", argv[0], what, static_cast<char*>(nullptr));
       std::perror("execl");
       _exit(1);
