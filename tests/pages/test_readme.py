@@ -33,7 +33,15 @@ def shape_of(text: str) -> list[int]:
 
 
 SPEED = table("## How near the memory's limit")
+OPTIONS_SPEED = table("Cross entropy of labels with options, value and gradient")
 LINEAR_SPEED = table("Linear cross entropy, value and gradient")
+
+
+def speed(found: dict) -> list[str]:
+    """Value and gradient: times of jaxloss, the limit and XLA, and their ratios."""
+    ours, limit, xla = (found["ms"][who]["value_and_grad"] for who in ("jaxloss", "limit", "xla"))
+    ratios = found["ratio"]["value_and_grad"]
+    return [f"{ours:.2f}", f"{limit:.2f}", f"{xla:.2f}", f"{ratios['limit']:.2f}", f"{1 / ratios['xla']:.1f}"]
 
 
 @pytest.mark.parametrize("row", SPEED, ids=lambda row: " ".join(row[:3]))
@@ -46,10 +54,19 @@ def test_speed(row):
         if (entry["part"], entry["loss"], entry["target"]) == ("table", loss, target)
         and (entry["dtype"], entry["shape"]) == (dtype, shape_of(shape))
     ]
-    ours, limit, xla = (found["ms"][who]["value_and_grad"] for who in ("jaxloss", "limit", "xla"))
-    ratios = found["ratio"]["value_and_grad"]
-    expected = [f"{ours:.2f}", f"{limit:.2f}", f"{xla:.2f}", f"{ratios['limit']:.2f}", f"{1 / ratios['xla']:.1f}"]
-    assert numbers == expected
+    assert numbers == speed(found)
+
+
+@pytest.mark.parametrize("row", OPTIONS_SPEED, ids=lambda row: " ".join(row[:3]))
+def test_speed_with_options(row):
+    name, dtype, shape, *numbers = row
+    (found,) = [
+        entry
+        for entry in measurements("losses_options_gpu")
+        if entry["loss"] == f"categorical with {name.strip('`')}"
+        and (entry["dtype"], entry["shape"]) == (dtype, shape_of(shape))
+    ]
+    assert numbers == speed(found)
 
 
 @pytest.mark.parametrize("row", LINEAR_SPEED, ids=lambda row: " ".join(row[:2]))
