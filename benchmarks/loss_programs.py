@@ -41,6 +41,54 @@ def _categorical_rows(x, a):
     return optax.softmax_cross_entropy(x, a.astype(jnp.float32))
 
 
+OPTIONS = {
+    "z_loss": {"z_loss": 1e-4},
+    "temperature": {"temperature": 0.7},
+    "label_smoothing": {"label_smoothing": 0.1},
+    "class_weights": {"class_weights": 0.5},  # an array in which every class has this weight
+    "softcap": {"softcap": 30.0},
+}
+
+
+def _with_options(x, a, options, loss):
+    """The mean with options; an array of class weights is made of their number, where XLA cannot see it."""
+    if "class_weights" in options:
+        weights = jax.lax.optimization_barrier(jnp.full(x.shape[1], options["class_weights"], jnp.float32))
+        options = options | {"class_weights": weights}
+    return loss(x, a, **options)
+
+
+def _options_by_xla(x, a, *, z_loss=0, temperature=1, label_smoothing=0, class_weights=None, softcap=None):
+    """Cross entropy of labels with options, in as many lines of `jax.numpy` as they need."""
+    x = x.astype(jnp.float32)
+    if softcap is not None:
+        x = softcap * jnp.tanh(x / softcap)
+    if temperature != 1:
+        x = x / temperature
+    lse = jax.nn.logsumexp(x, axis=-1)
+    losses = lse - jnp.take_along_axis(x, a[:, None], axis=-1)[:, 0]
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses + label_smoothing * (lse - x.mean(axis=-1))
+    if class_weights is not None:
+        losses = losses * class_weights[a]
+    if z_loss:
+        losses = losses + z_loss * lse * lse
+    return losses.mean()
+
+
+def _statistics_by_xla(x, a):
+    """The mean, and of each row its negative log-likelihood, lse, entropy, prediction and rank."""
+    x = x.astype(jnp.float32)
+    lse = jax.nn.logsumexp(x, axis=-1)
+    of_label = jnp.take_along_axis(x, a[:, None], axis=-1)
+    p = jnp.exp(x - lse[:, None])
+    entropy = lse - (p * x).sum(axis=-1)
+    before = jnp.arange(x.shape[1]) < a[:, None]
+    rank = ((x > of_label) | ((x == of_label) & before)).sum(axis=-1)
+    nll = lse - of_label[:, 0]
+    return nll.mean(), jax.lax.stop_gradient((nll, lse, entropy, x.argmax(axis=-1), rank))
+
+
 MEANS = {
     "jaxloss": {
         "mse": jaxloss.mse,
@@ -49,6 +97,12 @@ MEANS = {
     },
     "xla": {"mse": _mse, "binary": _binary, "categorical": lambda x, a: _categorical_rows(x, a).mean()},
 }
+STATISTICS = "categorical with statistics"
+MEANS["jaxloss"][STATISTICS] = jaxloss.categorical_cross_entropy_with_stats
+MEANS["xla"][STATISTICS] = _statistics_by_xla
+for who, loss in (("jaxloss", jaxloss.categorical_cross_entropy), ("xla", _options_by_xla)):
+    for name, options in OPTIONS.items():
+        MEANS[who][f"categorical with {name}"] = functools.partial(_with_options, options=options, loss=loss)
 ROWS = {
     "jaxloss": functools.partial(jaxloss.categorical_cross_entropy, reduction="none"),
     "xla": _categorical_rows,
@@ -81,7 +135,9 @@ def _function(work: Work, who: str, what: str) -> Callable:
     loss = MEANS[who][work.loss]
     if what == "rows_vjp":
         return _rows_vjp(ROWS[who])
-    return {"value": lambda: loss, "step": lambda: _steps(loss)}.get(what, lambda: jax.value_and_grad(loss))()
+    return {"value": lambda: loss, "step": lambda: _steps(loss)}.get(
+        what, lambda: jax.value_and_grad(loss, has_aux=work.loss == STATISTICS)
+    )()
 
 
 def _operands(work: Work, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -107,6 +107,15 @@ def cpu_row(loss: str, target: str, dtype: str, shape, part="table") -> Work:
     return row
 
 
+OPTIONS = ("z_loss", "temperature", "label_smoothing", "class_weights", "softcap", "statistics")
+
+
+def option_row(option: str, dtype: str, shape) -> Work:
+    """Cross entropy with one option, or with statistics: its value is then that of the statistics alone."""
+    goals = dict.fromkeys(("value", "value_and_grad"), Goal(None, 1 / 2 if shape[1] >= 1000 else NEVER_BEHIND))
+    return Work(f"categorical with {option}", "labels", dtype, shape, goals)
+
+
 CPU_TABLE = [
     *(
         cpu_row(loss, "numbers", dtype, shape)
@@ -121,6 +130,17 @@ CPU_TABLE = [
     cpu_row("categorical", "labels", "bfloat16", (128, 128256)),
     cpu_row("categorical", "numbers", "float32", (8192, 1024)),
     cpu_row("categorical", "numbers", "bfloat16", (8192, 1024)),
+    *(
+        option_row(option, dtype, shape)
+        for option in OPTIONS
+        for dtype, shape in (
+            ("float32", (1024, 4096)),
+            ("bfloat16", (1024, 4096)),
+            ("float32", (256, 2048)),
+            ("float32", (8192, 1000)),
+            ("float32", (65536, 10)),
+        )
+    ),
 ]
 
 

@@ -76,10 +76,21 @@ struct Vector {
   JAXLOSS_OPERATOR(Vector, /, Vector)
   JAXLOSS_OPERATOR(Integers, <, Vector)
   JAXLOSS_OPERATOR(Integers, >, Vector)
+  JAXLOSS_OPERATOR(Integers, >=, Vector)
   JAXLOSS_OPERATOR(Integers, ==, Vector)
 #undef JAXLOSS_OPERATOR
   JAXLOSS_INLINE friend Vector operator-(Vector a) { return {-a.registers[0], -a.registers[1]}; }
 };
+
+// Whether a condition is true in any lane.
+JAXLOSS_INLINE bool any(Integers condition) {
+  uint64_t words[sizeof(IntRegister) / 8];
+  const IntRegister both = condition.registers[0] | condition.registers[1];
+  std::memcpy(words, &both, sizeof(both));
+  uint64_t all = 0;
+  for (const uint64_t each : words) all |= each;
+  return all != 0;
+}
 
 JAXLOSS_INLINE Vector select(Integers condition, Vector yes, Vector no) {
   return {condition.registers[0] ? yes.registers[0] : no.registers[0],
