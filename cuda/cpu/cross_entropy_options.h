@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/buffer.h"
-#include "cpu/cross_entropy.h"
+#include "cpu/cross_entropy_options_narrow.h"
 #include "cpu/option_passes.h"
 #include "maths/cross_entropy_options.h"
 
@@ -239,7 +239,8 @@ JAXLOSS_INLINE void write_masked(const CrossEntropyOptionRows<Logit, Target>& ro
 template <class Logit, class Target>
 void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t begin, int64_t end) {
   using Real = Accumulator<Logit>;
-  const Buffer<Real> buffer(3 * rows.classes);
+  begin = all_narrow_option_rows(rows, begin, end);
+  const Buffer<Real> buffer(begin < end ? 3 * rows.classes : 0);
   const OptionBuffers<Real> buffers{buffer.numbers, buffer.numbers + rows.classes, buffer.numbers + 2 * rows.classes};
   for (int64_t row = begin; row < end; row++) {
     const Real weight = rows.row_weight.of(row);
