@@ -87,11 +87,10 @@ struct OptionRow {
     return total;
   }
 
-  // The first class of the largest logit, −1 if no logit is as large as no logit may be.
+  // The first class of the largest logit, −1 if there is none.
   JAXLOSS_INLINE int64_t first_largest() const { return first_equal(z, objective.classes, max); }
-  // The same, where its exponential is 1; a label's, if one has it.
+  // The same, or a label if it has one of the largest: that needs no search.
   JAXLOSS_INLINE int64_t largest() const {
-    if (!is_finite(max)) return -1;
     for (int which = 0; which < 2; which++) {
       if (objective.holds(which) && z[objective.label[which]] == max) return objective.label[which];
     }
@@ -128,6 +127,15 @@ struct OptionRow {
     sum_of_labels([&](int which) { return max = at_least(max, moved[which]); });
   }
 
+  JAXLOSS_INLINE TargetSums<Real> sums_of(const Targets& targets, Real log_sum) const {
+    if constexpr (by_index) {
+      const auto pass = objective.class_weights ? smoothing_sums<true, Real> : smoothing_sums<false, Real>;
+      const auto sums = pass(targets, z, objective.classes, max, log_sum, rows.ceiling);
+      if (!sums.masked) return sums;
+    }
+    return target_sums(targets, z, objective.classes, max, log_sum, rows.ceiling);
+  }
+
   // Of labels, or of the largest logit of a sure row, the softmax times its total less the target in a form in which
   // nothing cancels.
   JAXLOSS_INLINE void store_gradient_of(Targets targets, int64_t sure, Real softmax, Real log_sum, Real total,
@@ -149,10 +157,10 @@ struct OptionRow {
     });
     if (sure >= 0) of_sure = exactly(sure, targets.of(sure));
     const GradientOfRow<Logit> of_row{kept, slopes, objective.classes, softmax * total, factor, gradient()};
-    if (dense) {
+    if (dense && !targets.is_same_for_all()) {
       store_gradient(of_row, targets);
     } else {
-      store_gradient(of_row);
+      store_gradient(of_row, objective.smooth);
     }
     sum_of_labels([&](int which) {
       store_step(gradient() + objective.label[which], of_label[which], 1);
@@ -175,29 +183,23 @@ struct OptionRow {
   }
 
   JAXLOSS_INLINE void store_results(Real weight) {
-    int64_t of_max = -2;  // not known
+    int64_t of_max = -1;
     if (rows.predicted) {
       // What is predicted does not depend on the label.
       of_max = first_largest();
       rows.predicted[row] = predicted(of_max);
       rows.rank[row] = rank();
     }
-    if (objective.moves_label) {
-      move_labels();
-      of_max = -2;
-    }
-    if (of_max == -2) {
-      of_max = largest();
-    } else if (!is_finite(max)) {
-      of_max = -1;
-    }
+    if (objective.moves_label) move_labels();
+    if (of_max < 0 || objective.moves_label) of_max = largest();
+    if (!is_finite(max)) of_max = -1;  // its exponential is not 1
     const auto sums = rows.entropy ? option_sums<true>(z, objective.classes, max, of_max, kept)
                                    : option_sums<false>(z, objective.classes, max, of_max, kept);
     const Real sum = sums.exponentials.whole(), log_sum = sums.exponentials.log(), lse = max + log_sum;
     Targets targets = this->targets();
     TargetSums<Real> of_targets{0, 0, 0, false};
     if (dense) {
-      of_targets = target_sums(targets, z, objective.classes, max, log_sum, rows.ceiling);
+      of_targets = sums_of(targets, log_sum);
       if (!of_targets.masked) targets.z = nullptr;
     }
     const auto nll = [&](int which, Real ceiling) {

@@ -63,7 +63,7 @@ JAXLOSS_INLINE Vector exponential(Vector x) {
 // e^x for x ≤ 0, the same but for results below the smallest normal number, which may be zero: 2^k in one factor.
 JAXLOSS_INLINE Vector exponential_of_negative(Vector x) {
   const Vector least(-88.0);  // of which k + 127 is 0
-  const PowerOfTwo power(select(least > x, least, x));
+  const PowerOfTwo power(at_least(x, least));
   const Vector p = exponential_beyond_first_order(power.r) + power.r + Vector(1.0);
   return p * float_of(power.biased << 23);
 }

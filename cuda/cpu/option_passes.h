@@ -13,7 +13,7 @@ template <class Logit>
 __attribute__((noinline)) Accumulator<Logit> scaled_logits(const Logit* logits, int64_t classes,
                                                            Accumulator<Logit> factor, Accumulator<Logit>* z) {
   using Value = ValueOf<Logit>;
-  const auto step = [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
+  const auto step = [=](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
     const Value scaled = load_step(logits + i, count) * Value(factor);
     store_step(z + i, scaled, count);
     return scaled;
@@ -21,7 +21,7 @@ __attribute__((noinline)) Accumulator<Logit> scaled_logits(const Logit* logits, 
   const Steps<Logit> steps{classes};
   Value maxima(no_logits<Accumulator<Logit>>().max);
   for (int64_t i = 0; i < steps.whole(); i += steps.step) maxima = at_least(maxima, step(i, steps.step));
-  if (steps.has_odd()) maxima = at_least(maxima, called(step, steps.odd(), steps.odd_count()));
+  if (steps.has_odd()) maxima = at_least(maxima, called(decltype(step)(step), steps.odd(), steps.odd_count()));
   return classes < steps.step ? row_max(z, classes) : max_of_lanes(maxima);
 }
 
@@ -31,11 +31,11 @@ __attribute__((noinline)) Accumulator<Logit> capped_logits(const Logit* logits, 
                                                            const RowObjective<Accumulator<Logit>>& objective,
                                                            Accumulator<Logit>* z, Accumulator<Logit>* slopes) {
   using Value = ValueOf<Logit>;
-  const Value inverse_softcap(objective.inverse_softcap), softcap(objective.softcap);
-  const Value factor(objective.inverse_temperature);
-  const auto step = [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-    const TangentAndSlope<Value> cap(load_step(logits + i, count) * inverse_softcap);
-    const Value capped = softcap * cap.tangent * factor;
+  const auto inverse_softcap = objective.inverse_softcap, softcap = objective.softcap;
+  const auto factor = objective.inverse_temperature;
+  const auto step = [=](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
+    const TangentAndSlope<Value> cap(load_step(logits + i, count) * Value(inverse_softcap));
+    const Value capped = Value(softcap) * cap.tangent * Value(factor);
     store_step(z + i, capped, count);
     if (slopes) store_step(slopes + i, cap.slope(), count);
     return capped;
@@ -43,7 +43,7 @@ __attribute__((noinline)) Accumulator<Logit> capped_logits(const Logit* logits, 
   const Steps<Logit> steps{classes};
   Value maxima(no_logits<Accumulator<Logit>>().max);
   for (int64_t i = 0; i < steps.whole(); i += steps.step) maxima = at_least(maxima, step(i, steps.step));
-  if (steps.has_odd()) maxima = at_least(maxima, called(step, steps.odd(), steps.odd_count()));
+  if (steps.has_odd()) maxima = at_least(maxima, called(decltype(step)(step), steps.odd(), steps.odd_count()));
   return classes < steps.step ? row_max(z, classes) : max_of_lanes(maxima);
 }
 
@@ -58,17 +58,16 @@ template <bool with_dot, class Real>
 __attribute__((noinline)) OptionSums<Real> option_sums(const Real* z, int64_t classes, Real max, int64_t largest,
                                                        Real* kept) {
   using Value = ValueOf<Real>;
-  const Value of_max(max);
   double total[1 + with_dot];
   sums_over_steps<Real>(
       classes, total,
-      [&](int64_t i, int64_t count, Value(&values)[1 + with_dot]) JAXLOSS_IN_LOOP {
-        const Value z_minus_max = load_step(z + i, count) - of_max;
+      [=](int64_t i, int64_t count, Value(&values)[1 + with_dot]) JAXLOSS_IN_LOOP {
+        const Value z_minus_max = load_step(z + i, count) - Value(max);
         const Value exponentials = exponential_of_negative(z_minus_max);
         values[0] = without(exponentials, largest, i, count);
         if constexpr (with_dot) values[1] = weighted(exponentials, z_minus_max);
       },
-      [&](int64_t i, int64_t count, const auto& values) JAXLOSS_IN_LOOP {
+      [=](int64_t i, int64_t count, const auto& values) JAXLOSS_IN_LOOP {
         if (kept) store_step(kept + i, values[0], count);
       });
   if (kept && largest >= 0) kept[largest] = 1;
@@ -101,6 +100,7 @@ struct ClassTargets {
   JAXLOSS_INLINE Value operator()(int64_t i, int64_t count) const {
     return weighted_target(probabilities(i, count), masked(i, count), i, count);
   }
+  JAXLOSS_INLINE bool is_same_for_all() const { return std::is_void_v<Stored> && !class_weights && !z; }
   JAXLOSS_INLINE Real of(int64_t i) const { return lane((*this)(i, 1), 0); }
 };
 
@@ -110,25 +110,50 @@ struct TargetSums {
   bool masked;            // whether a class is, where that counts
 };
 template <class Real, class Stored>
-__attribute__((noinline)) TargetSums<Real> target_sums(const ClassTargets<Real, Stored>& targets, const Real* z,
+__attribute__((noinline)) TargetSums<Real> target_sums(ClassTargets<Real, Stored> targets, const Real* z,
                                                        int64_t classes, Real max, Real log_sum, Real ceiling) {
   using Value = ValueOf<Real>;
   constexpr int n = std::is_void_v<Stored> ? 3 : 4;
-  const Value of_max(max), of_log_sum(log_sum), most(ceiling);
   double total[n];
   sums_over_steps<Real>(
       classes, total,
-      [&](int64_t i, int64_t count, Value(&values)[n]) JAXLOSS_IN_LOOP {
-        const Value nll = of_log_sum - (load_step(z + i, count) - of_max);
+      [=](int64_t i, int64_t count, Value(&values)[n]) JAXLOSS_IN_LOOP {
+        const Value nll = Value(log_sum) - (load_step(z + i, count) - Value(max));
         const Value probabilities = targets.probabilities(i, count), masked = targets.masked(i, count);
         values[0] = targets.weighted_target(probabilities, masked, i, count);
-        values[1] = weighted(values[0], at_most(nll, most));
+        values[1] = weighted(values[0], at_most(nll, Value(ceiling)));
         values[2] = masked;
         if constexpr (n == 4) values[3] = weighted(probabilities, nll);
       },
       [](int64_t, int64_t, const auto&) JAXLOSS_IN_LOOP {});
   return {static_cast<Real>(total[0]), static_cast<Real>(total[1]), static_cast<Real>(n == 4 ? total[n - 1] : 0),
           total[2] > 0};
+}
+
+// The same of smoothing alone in a row without masked classes, where there are fewer cases to tell apart. Where the row
+// does have one, or its numbers are so far apart that it looks so, `masked` is true and nothing else holds.
+template <bool has_weights, class Real>
+__attribute__((noinline)) TargetSums<Real> smoothing_sums(ClassTargets<Real, void> targets, const Real* z,
+                                                          int64_t classes, Real max, Real log_sum, Real ceiling) {
+  using Value = ValueOf<Real>;
+  constexpr int n = 2 + has_weights;
+  double total[n];
+  sums_over_steps<Real>(
+      classes, total,
+      [=](int64_t i, int64_t count, Value(&values)[n]) JAXLOSS_IN_LOOP {
+        const Value z_minus_max = load_step(z + i, count) - Value(max);
+        const Value nll = at_most(Value(log_sum) - z_minus_max, Value(ceiling));
+        values[0] = z_minus_max;
+        values[1] = nll;
+        if constexpr (has_weights) {
+          values[2] = load_step(targets.class_weights + i, count);
+          values[1] = values[2] * nll;
+        }
+      },
+      [](int64_t, int64_t, const auto&) JAXLOSS_IN_LOOP {});
+  const Real weights = has_weights ? static_cast<Real>(total[n - 1]) : static_cast<Real>(classes);
+  return {targets.smooth * weights, targets.smooth * static_cast<Real>(total[1]), Real(0),
+          total[0] == -__builtin_inf()};
 }
 
 // How many of the classes [begin, end) have a logit above a number, or as large where `or_equal`.
@@ -156,8 +181,7 @@ __attribute__((noinline)) int64_t count_above(const Real* z, int64_t begin, int6
   }
 }
 
-// What the gradient of a row is made of: (exponentials · softmax − target) · factor · slope, where the target is 0
-// without targets of all classes.
+// What the gradient of a row is made of: (exponentials · softmax − target) · factor · slope.
 template <class Logit>
 struct GradientOfRow {
   using Real = Accumulator<Logit>;
@@ -167,21 +191,23 @@ struct GradientOfRow {
   Real softmax, factor;
   Logit* gradient;
 };
+// Where all classes but labels have the same target.
 template <class Logit>
-__attribute__((noinline)) void store_gradient(const GradientOfRow<Logit>& row) {
-  const ValueOf<Logit> factor(row.softmax * row.factor);
-  store_steps(row.gradient, row.classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-    const ValueOf<Logit> result = load_step(row.exponentials + i, count) * factor;
-    return row.slopes ? result * load_step(row.slopes + i, count) : result;
+__attribute__((noinline)) void store_gradient(GradientOfRow<Logit> row, Accumulator<Logit> target) {
+  using Value = ValueOf<Logit>;
+  const auto softmax = row.softmax * row.factor, of_target = target * row.factor;
+  const auto *exponentials = row.exponentials, *slopes = row.slopes;
+  store_steps(row.gradient, row.classes, [=](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
+    const Value result = load_step(exponentials + i, count) * Value(softmax) - Value(of_target);
+    return slopes ? result * load_step(slopes + i, count) : result;
   });
 }
 template <class Logit, class Stored>
-__attribute__((noinline)) void store_gradient(const GradientOfRow<Logit>& row,
-                                              const ClassTargets<Accumulator<Logit>, Stored>& targets) {
+__attribute__((noinline)) void store_gradient(GradientOfRow<Logit> row,
+                                              ClassTargets<Accumulator<Logit>, Stored> targets) {
   using Value = ValueOf<Logit>;
-  const Value softmax(row.softmax), factor(row.factor);
-  store_steps(row.gradient, row.classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-    const Value result = (load_step(row.exponentials + i, count) * softmax - targets(i, count)) * factor;
+  store_steps(row.gradient, row.classes, [=](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
+    const Value result = (load_step(row.exponentials + i, count) * Value(row.softmax) - targets(i, count)) * Value(row.factor);
     return row.slopes ? result * load_step(row.slopes + i, count) : result;
   });
 }
