@@ -53,8 +53,8 @@ struct ClassProbabilities {
   const Stored* probability;  // [rows, classes]
 };
 
-// Which set of `rows_per_set` rows a row is in. (A division of 64 bits takes a GPU as long as a step of a row: a set for
-// each row, or the first one, needs none.)
+// Which set of `rows_per_set` rows a row is in. (A division of 64 bits takes a GPU as long as a step of a row: a set
+// for each row, or the first one, needs none.)
 JAXLOSS_INLINE int64_t set_of_row(int64_t rows_per_set, int64_t row) {
   if (rows_per_set == 1) return row;
   return row < rows_per_set ? 0 : row / rows_per_set;

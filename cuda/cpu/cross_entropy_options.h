@@ -1,6 +1,6 @@
 // Cross entropy with options on the CPU: a row at a time, in passes over numbers that stay in the cache. Its logits, as
-// the options make them, are kept in a buffer unless they are as they are stored; what a pass computes by an exponential
-// is kept for those that follow.
+// the options make them, are kept in a buffer unless they are as they are stored; what a pass computes by an
+// exponential is kept for those that follow.
 #pragma once
 
 #include "cpu/buffer.h"
@@ -172,17 +172,17 @@ struct OptionRow {
   JAXLOSS_INLINE void store_no_gradient() const { std::memset(gradient(), 0, rows.classes * sizeof(Logit)); }
 
   // The gradient of a row of which the rest is known.
-  JAXLOSS_INLINE void store_known(Real weight) {
+  JAXLOSS_INLINE void store_known(Real weight, FollowingRow following) {
     if (weight == 0) return store_no_gradient();
     if (objective.moves_label) move_labels();
     max = rows.known_max[row];
     const Real log_sum = rows.known_log_sum[row];
     const int64_t sure = !by_index && is_sure(exponential(log_sum)) ? first_largest() : -1;
-    option_sums<false>(z, objective.classes, max, -1, kept);
+    option_sums<false>(z, objective.classes, max, -1, kept, following);
     store_gradient_of(targets(), sure, exponential(-log_sum), log_sum, rows.known_total[row], weight);
   }
 
-  JAXLOSS_INLINE void store_results(Real weight) {
+  JAXLOSS_INLINE void store_results(Real weight, FollowingRow following) {
     int64_t of_max = -1;
     if (rows.predicted) {
       // What is predicted does not depend on the label.
@@ -193,8 +193,8 @@ struct OptionRow {
     if (objective.moves_label) move_labels();
     if (of_max < 0 || objective.moves_label) of_max = largest();
     if (!is_finite(max)) of_max = -1;  // its exponential is not 1
-    const auto sums = rows.entropy ? option_sums<true>(z, objective.classes, max, of_max, kept)
-                                   : option_sums<false>(z, objective.classes, max, of_max, kept);
+    const auto sums = rows.entropy ? option_sums<true>(z, objective.classes, max, of_max, kept, following)
+                                   : option_sums<false>(z, objective.classes, max, of_max, kept, following);
     const Real sum = sums.exponentials.whole(), log_sum = sums.exponentials.log(), lse = max + log_sum;
     Targets targets = this->targets();
     TargetSums<Real> of_targets{0, 0, 0, false};
@@ -206,9 +206,9 @@ struct OptionRow {
       return negative_log_likelihood(log_sum, z[objective.label[which]] - max, ceiling);
     };
     if (rows.loss) {
-      const Real loss =
-          of_targets.loss +
-          sum_of_labels([&](int which) { return weighted(objective.label_target(which), nll(which, rows.ceiling)); });
+      const Real loss = of_targets.loss + sum_of_labels([&](int which) {
+                          return weighted(objective.label_target(which), nll(which, rows.ceiling));
+                        });
       rows.loss[row] = objective.valid ? where_a_number(log_sum, loss + weighted(objective.z_loss, lse * lse)) : nan;
     }
     if (rows.max) rows.max[row] = max;
@@ -242,19 +242,22 @@ template <class Logit, class Target>
 void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t begin, int64_t end) {
   using Real = Accumulator<Logit>;
   begin = all_narrow_option_rows(rows, begin, end);
-  const Buffer<Real> buffer(begin < end ? 3 * rows.classes : 0);
-  const OptionBuffers<Real> buffers{buffer.numbers, buffer.numbers + rows.classes, buffer.numbers + 2 * rows.classes};
+  const int64_t apart = rows.classes;
+  const Buffer<Real> buffer(begin < end ? 3 * apart : 0);
+  const OptionBuffers<Real> buffers{buffer.numbers, buffer.numbers + apart, buffer.numbers + 2 * apart};
   for (int64_t row = begin; row < end; row++) {
     const Real weight = rows.row_weight.of(row);
     if (is_masked(weight)) {
       write_masked(rows, row);
       continue;
     }
+    const Logit* next = row + 1 < end ? rows.logits + (row + 1) * rows.classes : nullptr;
+    const FollowingRow following{reinterpret_cast<const char*>(next), sizeof(Logit)};
     OptionRow<Logit, Target> of(rows, row, buffers);
     if (rows.known_max) {
-      of.store_known(weight);
+      of.store_known(weight, following);
     } else {
-      of.store_results(weight);
+      of.store_results(weight, following);
     }
   }
 }

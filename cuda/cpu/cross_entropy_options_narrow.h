@@ -113,7 +113,8 @@ struct NarrowOptions {
     for (int64_t j = 0; j < width; j++) {
       float of_lanes[kLanes];
       for (int64_t i = 0; i < kLanes && !shared; i++) {
-        of_lanes[i] = rows.class_weights[set_of_row(rows.rows_per_class_weights, i < count ? row + i : row) * width + j];
+        of_lanes[i] =
+            rows.class_weights[set_of_row(rows.rows_per_class_weights, i < count ? row + i : row) * width + j];
       }
       columns.class_weights.column[j] =
           shared ? Vector(rows.class_weights[first * width + j]) : Step<float>::load(of_lanes);
@@ -301,8 +302,8 @@ struct NarrowOptions {
     store(rows.max, max);
     store(rows.log_sum, log_sum);
     if (rows.nll) {
-      const Vector nll = of_targets.nll +
-                         nll_of_labels(infinity, [&](LabelLanes& each) JAXLOSS_IN_LOOP { return each.share; });
+      const Vector nll =
+          of_targets.nll + nll_of_labels(infinity, [&](LabelLanes& each) JAXLOSS_IN_LOOP { return each.share; });
       store(rows.nll, where_valid(nll));
     }
     if (rows.entropy) store(rows.entropy, log_sum - dot / sum);

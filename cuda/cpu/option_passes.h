@@ -47,6 +47,19 @@ __attribute__((noinline)) Accumulator<Logit> capped_logits(const Logit* logits, 
   return classes < steps.step ? row_max(z, classes) : max_of_lanes(maxima);
 }
 
+// The logits of the row that follows, which are fetched into the cache while exponentials keep the processor busy; null
+// for none.
+struct FollowingRow {
+  const char* logits;
+  int64_t bytes_a_logit;
+
+  JAXLOSS_INLINE void fetch(int64_t i, int64_t count) const {
+    if (!logits) return;
+    for (int64_t byte = 0; byte < count * bytes_a_logit; byte += 64)
+      __builtin_prefetch(logits + i * bytes_a_logit + byte);
+  }
+};
+
 template <class Real>
 struct OptionSums {
   ExponentialSum<Real> exponentials;
@@ -56,7 +69,7 @@ struct OptionSums {
 // exp(z − max), kept if `kept` is not null, and their sum; of class `largest`, which has the maximum, it is 1.
 template <bool with_dot, class Real>
 __attribute__((noinline)) OptionSums<Real> option_sums(const Real* z, int64_t classes, Real max, int64_t largest,
-                                                       Real* kept) {
+                                                       Real* kept, FollowingRow following) {
   using Value = ValueOf<Real>;
   double total[1 + with_dot];
   sums_over_steps<Real>(
@@ -69,6 +82,7 @@ __attribute__((noinline)) OptionSums<Real> option_sums(const Real* z, int64_t cl
       },
       [=](int64_t i, int64_t count, const auto& values) JAXLOSS_IN_LOOP {
         if (kept) store_step(kept + i, values[0], count);
+        following.fetch(i, count);
       });
   if (kept && largest >= 0) kept[largest] = 1;
   return {{static_cast<Real>(total[0]), largest >= 0}, with_dot ? static_cast<Real>(total[with_dot]) : Real(0)};
@@ -207,7 +221,8 @@ __attribute__((noinline)) void store_gradient(GradientOfRow<Logit> row,
                                               ClassTargets<Accumulator<Logit>, Stored> targets) {
   using Value = ValueOf<Logit>;
   store_steps(row.gradient, row.classes, [=](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-    const Value result = (load_step(row.exponentials + i, count) * Value(row.softmax) - targets(i, count)) * Value(row.factor);
+    const Value result =
+        (load_step(row.exponentials + i, count) * Value(row.softmax) - targets(i, count)) * Value(row.factor);
     return row.slopes ? result * load_step(row.slopes + i, count) : result;
   });
 }
