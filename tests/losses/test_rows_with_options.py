@@ -40,8 +40,6 @@ def exact(x, labels, **options):
         if "others" in given:
             np.add.at(a, (np.arange(count), given["others"]), 1 - given["mix"])
         is_label = np.arange(classes) == np.asarray(labels)[:, None]
-        if "others" in given:
-            is_label |= np.arange(classes) == np.asarray(given["others"])[:, None]
         ranked = np.where(counted, capped, -np.inf)
         z = np.where(counted, (capped - given["margin"] * is_label) / given["temperature"], -np.inf)
         smooth = given["label_smoothing"] / given.get("num_classes", classes)
@@ -102,8 +100,7 @@ OPTIONS = {
     "statistics": {},
     "label_smoothing": {"label_smoothing": 0.1},
     "clipped": {"label_smoothing": 0.1, "clip": 1e-3},
-    "z_loss": {"z_loss": 0.01},
-    "temperature": {"temperature": 0.7},
+    "z_loss": {"z_loss": 0.01, "temperature": 0.7},
     "softcap": {"softcap": 3.0},
     "margin": {"margin": 0.8},
     "all": {"label_smoothing": 0.1, "z_loss": 0.01, "temperature": 1.3, "softcap": 5.0, "margin": -0.8, "clip": 1e-3},
@@ -154,7 +151,7 @@ def test_where_the_largest_logit_is(width):
     x, labels = sample(width, deviation=1.0)
     for row in range(ROWS):
         leading = row * (width - 1) // (ROWS - 1)
-        x[row, leading] = 4.0 + row
+        x[row, leading] = 4.0 + row / 3
         if row % 3 == 0:
             x[row, (leading + width // 2) % width] = x[row, leading]
         if row % 2:
@@ -163,7 +160,7 @@ def test_where_the_largest_logit_is(width):
     assert_right(x, labels)
     assert_right(x, labels, margin=6.0)
     assert_right(x, labels, others=others, mix=np.float32(0.25))
-    assert_right(x, labels, others=others, mix=np.float32(0.25), margin=-6.0, label_smoothing=0.1)
+    assert_right(x, labels, margin=-6.0, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("counted", [1, 5, 31, 33, 129])
@@ -182,22 +179,24 @@ def test_fewer_classes_than_columns(name, counted):
     np.testing.assert_array_equal(results[4], expected[4])
 
 
-def test_options_of_rows_are_those_of_each():
-    """A number for each row, for all, and class weights of each row; rows of few classes and of more."""
-    for width in (9, 65, 140):
-        x, labels = sample(width)
-        smoothing = np.linspace(0, 0.5, ROWS, dtype=np.float32)
-        weights = np.random.default_rng(1).uniform(0, 2, (ROWS, width)).astype(np.float32)
-        losses, entropy, gradient, *_ = found(
-            x, labels, label_smoothing=smoothing, softcap=3 + smoothing, class_weights=weights
-        )
-        for row in range(0, ROWS, 6):
-            one = slice(row, row + 1)
-            options = {"label_smoothing": smoothing[row], "softcap": 3 + smoothing[row], "class_weights": weights[row]}
-            expected = exact(x[one], labels[one], **options)
-            np.testing.assert_allclose(losses[one], expected[0], rtol=1e-5)
-            np.testing.assert_allclose(entropy[one], expected[1], rtol=1e-5)
-            np.testing.assert_allclose(gradient[one], expected[2], rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("width", [9, 65, 140])
+def test_options_of_rows_are_those_of_each(width):
+    """A number for each row, and class weights of each row; rows of few classes and of more."""
+    x, labels = sample(width)
+    smoothing = np.linspace(0, 0.5, ROWS, dtype=np.float32)
+    weights = np.random.default_rng(1).uniform(0, 2, (ROWS, width)).astype(np.float32)
+
+    def of(x, label, smoothing, weights):
+        options = {"label_smoothing": smoothing, "softcap": 3 + smoothing, "class_weights": weights}
+        return jaxloss.categorical_cross_entropy(x, label, clip=None, reduction="sum", **options)
+
+    losses, gradient = jax.jit(jax.vmap(jax.value_and_grad(of)))(x, labels, smoothing, weights)
+    for row in range(ROWS):
+        one = slice(row, row + 1)
+        options = {"label_smoothing": smoothing[row], "softcap": 3 + smoothing[row], "class_weights": weights[row]}
+        expected = exact(x[one], labels[one], **options)
+        np.testing.assert_allclose(losses[one], expected[0], rtol=1e-5)
+        np.testing.assert_allclose(gradient[one], expected[2], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("width", [2, 200])
