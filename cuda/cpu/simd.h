@@ -101,6 +101,11 @@ JAXLOSS_INLINE Vector select(Integers condition, Vector yes, Vector no) {
           condition.registers[1] ? yes.registers[1] : no.registers[1]};
 }
 
+JAXLOSS_INLINE Integers select(Integers condition, Integers yes, Integers no) {
+  return {condition.registers[0] ? yes.registers[0] : no.registers[0],
+          condition.registers[1] ? yes.registers[1] : no.registers[1]};
+}
+
 // The larger and the smaller of each two numbers; where one is NaN, the second.
 JAXLOSS_INLINE FloatRegister larger(FloatRegister a, FloatRegister b) {
 #if VECTOR_BYTES == 64 && defined(__AVX512F__)
