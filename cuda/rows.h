@@ -129,13 +129,10 @@ struct RowNumbers {
   JAXLOSS_INLINE Number of(int64_t row) const { return given() ? number[set_of_row(rows_per_number, row)] : otherwise; }
 };
 
-// `CrossEntropyRows` and `CrossEntropyGradientRows` with everything that a loss may ask for besides: see
-// `maths/cross_entropy_options.h` for what the options mean.
-template <class Logit, class Target>
-struct CrossEntropyOptionRows {
-  using Real = Accumulator<Logit>;
-  const Logit* logits = nullptr;  // [rows, classes]
-  Target target = {};
+// What rows with options have whatever the types of their logits and target.
+template <class Real_>
+struct CrossEntropyOptions {
+  using Real = Real_;
   RowNumbers<Real> row_weight{1};
   int64_t rows = 0, classes = 0;
 
@@ -154,7 +151,6 @@ struct CrossEntropyOptionRows {
   Real *loss = nullptr, *max = nullptr, *log_sum = nullptr;  // [rows] or null
   Real *nll = nullptr, *entropy = nullptr;                   // [rows] or null
   int32_t *predicted = nullptr, *rank = nullptr;             // [rows] or null
-  Logit* gradient = nullptr;                                 // [rows, classes] or null
 
   JAXLOSS_INLINE Real weight_of(int64_t row) const { return row_weight.of(row); }
 
@@ -172,6 +168,16 @@ struct CrossEntropyOptionRows {
     operands.take("temperature", temperature);
     operands.take("num_classes", num_classes);
   }
+};
+
+// `CrossEntropyRows` and `CrossEntropyGradientRows` with everything that a loss may ask for besides: see
+// `maths/cross_entropy_options.h` for what the options mean.
+template <class Logit, class Target>
+struct CrossEntropyOptionRows : CrossEntropyOptions<Accumulator<Logit>> {
+  using Real = Accumulator<Logit>;
+  const Logit* logits = nullptr;  // [rows, classes]
+  Target target = {};
+  Logit* gradient = nullptr;  // [rows, classes] or null
 };
 
 // The teacher's logits, of which it is the softmax that counts; `ClassProbabilities` are a teacher too.

@@ -53,21 +53,21 @@ JAXLOSS_INLINE Range<Accumulator<Logit>> row_range(const Logit* logits, int64_t 
 
 // The first class that has the number, −1 if none has.
 template <class Stored>
-JAXLOSS_INLINE int64_t first_equal(const Stored* numbers, int64_t classes, Accumulator<Stored> number) {
-  using Value = ValueOf<Stored>;
-  constexpr int64_t block = Step<Stored>::width * kStepsPerSum;
-  const Value none(2 * block);
-  for (int64_t first = 0; first < classes; first += block) {
-    Value places(none);
-    for_each_step<Stored>(classes - first < block ? classes - first : block,
-                          [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-                            const Value x = load_step(numbers + first + i, count);
-                            places = at_most(places, select(x == Value(number), places_of<Value>() + Value(i), none));
-                          });
-    const auto place = static_cast<int64_t>(-max_of_lanes(-places));
-    if (place < 2 * block) return first + place;
+__attribute__((noinline)) int64_t first_equal(const Stored* numbers, int64_t classes, Accumulator<Stored> number_) {
+  int64_t i = 0;
+  if constexpr (!std::is_same_v<Stored, double>) {
+    const Vector wanted(number_);
+    const auto equal = [&](int64_t step) JAXLOSS_IN_LOOP { return Step<Stored>::load(numbers + step) == wanted; };
+    constexpr int64_t block = kLanes * kStepsPerSum;
+    for (; i + block <= classes; i += block) {
+      Integers found = equal(i);
+      for (int64_t k = kLanes; k < block; k += kLanes) found = found | equal(i + k);
+      if (any(found)) break;
+    }
+    while (i + kLanes <= classes && !any(equal(i))) i += kLanes;
   }
-  return -1;
+  while (i < classes && number(numbers + i) != number_) i++;
+  return i < classes ? i : -1;
 }
 
 // exp(x − max) of a row: computed where they are needed, or kept.

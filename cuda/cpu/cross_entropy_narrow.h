@@ -14,17 +14,26 @@ namespace jaxloss::JAXLOSS_ISA {
 constexpr int64_t kNarrow = (4 << 10) / sizeof(Vector);
 using ClassColumns = Columns<kNarrow>;
 
-// The sum of `body(class)`, in blocks: that of many classes is as accurate as that of a few.
+// The sums of what `body(class, values)` gives, in blocks: those of many classes are as accurate as those of a few.
+template <int n, class Body>
+JAXLOSS_INLINE void sums_over_classes(int64_t classes, Vector (&total)[n], Body body) {
+  constexpr int64_t kBlock = 16;
+  for (Vector& each : total) each = Vector(0);
+  for (int64_t j = 0; j < classes;) {
+    Vector sums[n], values[n];
+    for (Vector& each : sums) each = Vector(0);
+    for (const int64_t end = j + kBlock < classes ? j + kBlock : classes; j < end; j++) {
+      body(j, values);
+      for (int k = 0; k < n; k++) sums[k] = sums[k] + values[k];
+    }
+    for (int k = 0; k < n; k++) total[k] = total[k] + sums[k];
+  }
+}
 template <class Body>
 JAXLOSS_INLINE Vector sum_over_classes(int64_t classes, Body body) {
-  constexpr int64_t kBlock = 16;
-  Vector total(0);
-  for (int64_t j = 0; j < classes;) {
-    Vector sum(0);
-    for (const int64_t end = j + kBlock < classes ? j + kBlock : classes; j < end; j++) sum = sum + body(j);
-    total = total + sum;
-  }
-  return total;
+  Vector total[1];
+  sums_over_classes(classes, total, [&](int64_t j, Vector(&values)[1]) JAXLOSS_IN_LOOP { values[0] = body(j); });
+  return total[0];
 }
 
 // The target of these rows.

@@ -1,67 +1,83 @@
-// Cross entropy with options on the CPU: a row at a time. Its logits, as the options make them, are kept in a buffer
-// that stays in the cache.
+// Cross entropy with options on the CPU: a row at a time, in passes over numbers that stay in the cache. Its logits, as
+// the options make them, are kept in a buffer unless they are as they are stored; what a pass computes by an
+// exponential is kept for those that follow.
 #pragma once
 
-#include <initializer_list>
-
 #include "cpu/buffer.h"
-#include "cpu/cross_entropy.h"
+#include "cpu/cross_entropy_options_narrow.h"
+#include "cpu/option_passes.h"
 #include "maths/cross_entropy_options.h"
 
 namespace jaxloss::JAXLOSS_ISA {
+
+// Of a row's numbers, where they have to be kept.
+template <class Real>
+struct OptionBuffers {
+  Real *z, *exponentials, *slopes;  // [classes]
+};
+
+template <class Target>
+struct StoredProbability {
+  using type = void;
+};
+template <class Stored>
+struct StoredProbability<ClassProbabilities<Stored>> {
+  using type = Stored;
+};
 
 template <class Logit, class Target>
 struct OptionRow {
   using Rows = CrossEntropyOptionRows<Logit, Target>;
   using Real = Accumulator<Logit>;
-  using Value = typename Step<Logit>::Value;
+  using Targets = ClassTargets<Real, typename StoredProbability<Target>::type>;
   static constexpr bool by_index = std::is_same_v<Target, ClassIndices>;
+  static constexpr Real infinity = static_cast<Real>(__builtin_inf()), nan = static_cast<Real>(__builtin_nan(""));
 
   const Rows& rows;
-  int64_t row;
+  const int64_t row;
   const RowObjective<Real> objective;
-  Real* z;  // [classes]
+  const OptionBuffers<Real> buffers;
+  const Real* z;       // as the loss sees them once the labels have been moved
+  const Real* slopes;  // dz / dx without the temperature's part; null where they are 1
+  Real* kept;          // the exponentials; null without a gradient
+  Real max;            // of what z is now
+  bool dense;          // whether classes have targets that are no label's
 
-  JAXLOSS_INLINE OptionRow(const Rows& rows_, int64_t row_, Real* buffer)
-      : rows(rows_), row(row_), objective(rows_, row_), z(buffer) {
-    for_each_step<Logit>(objective.classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-      store_step(z + i, objective.logit(load_step(logits() + i, count)), count);
-    });
-    if (objective.moves_label) set_label_logits(true);
+  JAXLOSS_INLINE OptionRow(const Rows& rows_, int64_t row_, const OptionBuffers<Real>& buffers_)
+      : rows(rows_), row(row_), objective(rows_, row_), buffers(buffers_) {
+    const Logit* logits = rows.logits + row * rows.classes;
+    z = buffers.z;
+    slopes = objective.capped && rows.gradient ? buffers.slopes : nullptr;
+    dense = !by_index || objective.smooth != 0;
+    kept = rows.gradient ? buffers.exponentials : nullptr;
+    if (objective.capped) {
+      max = capped_logits(logits, objective.classes, objective, buffers.z, rows.gradient ? buffers.slopes : nullptr);
+    } else if (is_as_stored()) {
+      if constexpr (in_gradient<Logit>) z = logits;
+      max = rows.known_max ? rows.known_max[row] : row_max(z, objective.classes);
+    } else {
+      max = scaled_logits(logits, objective.classes, objective.inverse_temperature, buffers.z);
+    }
+    if constexpr (in_gradient<Logit>) {
+      if (rows.gradient && z != gradient()) kept = gradient();  // whose memory may be that of the logits
+    }
   }
 
-  // As the loss sees them, or as those of other classes are made. The gradient has not been written yet.
-  JAXLOSS_INLINE void set_label_logits(bool moved) const {
-    sum_of_labels([&](int which) {
-      const int64_t i = objective.label[which];
-      const Value x = load_step(logits() + i, 1);
-      store_step(z + i, moved ? objective.label_logit(x) : objective.logit(x), 1);
-      return Real(0);
-    });
+  // Whether the logits need no place of their own.
+  JAXLOSS_INLINE bool is_as_stored() const {
+    return in_gradient<Logit> && !objective.capped && objective.inverse_temperature == 1 && !objective.moves_label;
+  }
+  JAXLOSS_INLINE Logit* gradient() const { return rows.gradient + row * rows.classes; }
+  JAXLOSS_INLINE Targets targets() const {
+    const Real* class_z = objective.smooth != 0 ? z : nullptr;
+    if constexpr (by_index)
+      return {objective.smooth, objective.hard, objective.class_weights, class_z, nullptr};
+    else
+      return {objective.smooth, objective.hard, objective.class_weights, class_z,
+              rows.target.probability + row * rows.classes};
   }
 
-  JAXLOSS_INLINE const Logit* logits() const { return rows.logits + row * rows.classes; }
-
-  JAXLOSS_INLINE Value class_weights(int64_t i, int64_t count) const {
-    return objective.class_weights ? load_step(objective.class_weights + i, count) : Value(1);
-  }
-  JAXLOSS_INLINE Value probabilities(int64_t i, int64_t count) const {
-    return load_step(rows.target.probability + row * rows.classes + i, count);
-  }
-  // The target without what the labels add to it. Masked classes are not smoothed over.
-  JAXLOSS_INLINE Value target(int64_t i, int64_t count) const {
-    const Value masked(-__builtin_inf());
-    Value a = select(load_step(z + i, count) == masked, Value(0), Value(objective.smooth));
-    if constexpr (!by_index) a = a + Value(objective.hard) * probabilities(i, count);
-    return a * class_weights(i, count);
-  }
-  JAXLOSS_INLINE bool is_dense() const { return !by_index || objective.smooth != 0; }
-
-  // f(i, count) summed over the classes.
-  template <class Body>
-  JAXLOSS_INLINE Real sum(Body body) const {
-    return static_cast<Real>(sum_over_steps<Real>(objective.classes, body));
-  }
+  // f(which label), summed.
   template <class Body>
   JAXLOSS_INLINE Real sum_of_labels(Body body) const {
     Real total = 0;
@@ -71,96 +87,145 @@ struct OptionRow {
     return total;
   }
 
-  JAXLOSS_INLINE Real total() const {
-    const Real dense =
-        is_dense() ? sum([&](int64_t i, int64_t count) JAXLOSS_IN_LOOP { return target(i, count); }) : Real(0);
-    return dense + sum_of_labels([&](int which) { return objective.label_target(which); });
+  // The first class of the largest logit, −1 if there is none.
+  JAXLOSS_INLINE int64_t first_largest() const { return first_equal(z, objective.classes, max); }
+  // The same, or a label if it has one of the largest: that needs no search.
+  JAXLOSS_INLINE int64_t largest() const {
+    for (int which = 0; which < 2; which++) {
+      if (objective.holds(which) && z[objective.label[which]] == max) return objective.label[which];
+    }
+    return first_largest();
   }
 
-  // `a` is the target of the loss, `share` what a label adds to it.
-  template <class Targets, class Share>
-  JAXLOSS_INLINE Real loss(Real max, Real log_sum, Real ceiling, bool dense, Targets targets, Share share) const {
-    const Real of_all = dense ? sum([&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-      const Value z_minus_max = load_step(z + i, count) - Value(max);
-      return weighted(targets(i, count), negative_log_likelihood(Value(log_sum), z_minus_max, Value(ceiling)));
-    })
-                              : Real(0);
-    return of_all + sum_of_labels([&](int which) {
-             return weighted(share(which), negative_log_likelihood(log_sum, z[objective.label[which]] - max, ceiling));
-           });
+  // The first class of the largest logit; NaNs are passed over, and no finite logit is below all.
+  JAXLOSS_INLINE int32_t predicted(int64_t best) const {
+    if (best >= 0) return static_cast<int32_t>(best);
+    for (int64_t i = 0; i < objective.classes; i++) {
+      if (best < 0 ? z[i] == z[i] : z[i] > z[best]) best = i;
+    }
+    return static_cast<int32_t>(best < 0 ? 0 : best);
   }
-
-  JAXLOSS_INLINE Real entropy(Real max, Real sum_of_exponentials, Real log_sum) const {
-    const Real dot = sum([&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-      const Value z_minus_max = load_step(z + i, count) - Value(max);
-      return weighted(exponential(z_minus_max), z_minus_max);
-    });
-    return log_sum - dot / sum_of_exponentials;
-  }
-
   // How many classes come before the label in order of logits, of equal ones the first.
   JAXLOSS_INLINE int32_t rank() const {
-    const int64_t label = objective.label[0], after = label + 1;
-    const Value of_label(z[label]), one(1), none(0);
-    const double before_label = sum_over_steps<Real>(label, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-      const Value other = load_step(z + i, count);
-      return select(other > of_label, one, select(other == of_label, one, none));
-    });
-    const double after_label =
-        sum_over_steps<Real>(objective.classes - after, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-          return select(load_step(z + after + i, count) > of_label, one, none);
-        });
-    return static_cast<int32_t>(before_label + after_label);
+    if (!(by_index && objective.holds(0))) return static_cast<int32_t>(rows.smoothed_classes);
+    const int64_t label = objective.label[0];
+    return static_cast<int32_t>(count_above<true>(z, 0, label, z[label]) +
+                                count_above<false>(z, label + 1, objective.classes, z[label]));
   }
 
-  // Of the labels, or of the largest logit of a sure row, the softmax times its total less the target in a form in
-  // which nothing cancels.
-  JAXLOSS_INLINE void gradient(Real max, Real softmax, Real log_sum, Real total, Real weight, Logit* result) const {
-    if (weight == 0 || !(objective.valid || rows.known_max)) {
-      std::memset(result, 0, rows.classes * sizeof(Logit));
-      return;
+  // The logits of labels become what the loss sees.
+  JAXLOSS_INLINE void move_labels() {
+    bool largest_moved = false;
+    Real moved[2] = {0, 0};
+    sum_of_labels([&](int which) {
+      moved[which] = z[objective.label[which]] - objective.margin * objective.inverse_temperature;
+      largest_moved = largest_moved || z[objective.label[which]] == max;
+      return Real(0);
+    });
+    sum_of_labels([&](int which) { return buffers.z[objective.label[which]] = moved[which]; });
+    if (largest_moved) max = row_max(z, objective.classes);
+    sum_of_labels([&](int which) { return max = at_least(max, moved[which]); });
+  }
+
+  JAXLOSS_INLINE TargetSums<Real> sums_of(const Targets& targets, Real log_sum) const {
+    if constexpr (by_index) {
+      const auto pass = objective.class_weights ? smoothing_sums<true, Real> : smoothing_sums<false, Real>;
+      const auto sums = pass(targets, z, objective.classes, max, log_sum, rows.ceiling);
+      if (!sums.masked) return sums;
     }
+    return target_sums(targets, z, objective.classes, max, log_sum, rows.ceiling);
+  }
+
+  // Of labels, or of the largest logit of a sure row, the softmax times its total less the target in a form in which
+  // nothing cancels.
+  JAXLOSS_INLINE void store_gradient_of(Targets targets, int64_t sure, Real softmax, Real log_sum, Real total,
+                                        Real weight) const {
+    const Real factor = weight * objective.inverse_temperature;
     const auto exactly = [&](int64_t i, Real target_of_class) JAXLOSS_IN_LOOP {
       const Real missing = probability_less_one(z[i] - max, log_sum);
-      const Value slope = objective.slope(load_step(logits() + i, 1));
-      return Value((total * missing + (total - target_of_class)) * weight) * slope;
+      const Real slope = slopes ? slopes[i] : Real(1);
+      return ValueOf<Real>((total * missing + (total - target_of_class)) * factor * slope);
     };
-    const int64_t sure = !by_index && is_sure(exponential(log_sum)) ? first_equal(z, objective.classes, max) : -1;
     // Before anything is stored: the gradient may overwrite the logits.
-    Value of_label[2] = {Value(0), Value(0)}, of_sure(0);
+    ValueOf<Real> of_label[2] = {}, of_sure{};
     sum_of_labels([&](int which) {
       const int64_t i = objective.label[which];
       const Real added = sum_of_labels(
           [&](int other) { return objective.label[other] == i ? objective.label_target(other) : Real(0); });
-      of_label[which] = exactly(i, added + (is_dense() ? lane(target(i, 1), 0) : Real(0)));
+      of_label[which] = exactly(i, added + (dense ? targets.of(i) : Real(0)));
       return Real(0);
     });
-    if (sure >= 0) of_sure = exactly(sure, lane(target(sure, 1), 0));
-    store_steps(result, objective.classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-      const Value a = is_dense() ? target(i, count) : Value(0);
-      const Value exponentials = exponential(load_step(z + i, count) - Value(max));
-      const Value slope = objective.slope(load_step(logits() + i, count));
-      return (exponentials * Value(softmax * total) - a) * Value(weight) * slope;
-    });
+    if (sure >= 0) of_sure = exactly(sure, targets.of(sure));
+    const GradientOfRow<Logit> of_row{kept, slopes, objective.classes, softmax * total, factor, gradient()};
+    if (dense && !targets.is_same_for_all()) {
+      store_gradient(of_row, targets);
+    } else {
+      store_gradient(of_row, objective.smooth);
+    }
     sum_of_labels([&](int which) {
-      store_step(result + objective.label[which], of_label[which], 1);
+      store_step(gradient() + objective.label[which], of_label[which], 1);
       return Real(0);
     });
-    if (sure >= 0) store_step(result + sure, of_sure, 1);
-    std::memset(result + objective.classes, 0, (rows.classes - objective.classes) * sizeof(Logit));
+    if (sure >= 0) store_step(gradient() + sure, of_sure, 1);
+    std::memset(gradient() + objective.classes, 0, (rows.classes - objective.classes) * sizeof(Logit));
+  }
+  JAXLOSS_INLINE void store_no_gradient() const { std::memset(gradient(), 0, rows.classes * sizeof(Logit)); }
+
+  // The gradient of a row of which the rest is known.
+  JAXLOSS_INLINE void store_known(Real weight, FollowingRow following) {
+    if (weight == 0) return store_no_gradient();
+    if (objective.moves_label) move_labels();
+    max = rows.known_max[row];
+    const Real log_sum = rows.known_log_sum[row];
+    const int64_t sure = !by_index && is_sure(exponential(log_sum)) ? first_largest() : -1;
+    option_sums<false>(z, objective.classes, max, -1, kept, following);
+    store_gradient_of(targets(), sure, exponential(-log_sum), log_sum, rows.known_total[row], weight);
+  }
+
+  JAXLOSS_INLINE void store_results(Real weight, FollowingRow following) {
+    int64_t of_max = -1;
+    if (rows.predicted) {
+      // What is predicted does not depend on the label.
+      of_max = first_largest();
+      rows.predicted[row] = predicted(of_max);
+      rows.rank[row] = rank();
+    }
+    if (objective.moves_label) move_labels();
+    if (of_max < 0 || objective.moves_label) of_max = largest();
+    if (!is_finite(max)) of_max = -1;  // its exponential is not 1
+    const auto sums = rows.entropy ? option_sums<true>(z, objective.classes, max, of_max, kept, following)
+                                   : option_sums<false>(z, objective.classes, max, of_max, kept, following);
+    const Real sum = sums.exponentials.whole(), log_sum = sums.exponentials.log(), lse = max + log_sum;
+    Targets targets = this->targets();
+    TargetSums<Real> of_targets{0, 0, 0, false};
+    if (dense) {
+      of_targets = sums_of(targets, log_sum);
+      if (!of_targets.masked) targets.z = nullptr;
+    }
+    const auto nll = [&](int which, Real ceiling) {
+      return negative_log_likelihood(log_sum, z[objective.label[which]] - max, ceiling);
+    };
+    if (rows.loss) {
+      const Real loss = of_targets.loss + sum_of_labels([&](int which) {
+                          return weighted(objective.label_target(which), nll(which, rows.ceiling));
+                        });
+      rows.loss[row] = objective.valid ? where_a_number(log_sum, loss + weighted(objective.z_loss, lse * lse)) : nan;
+    }
+    if (rows.max) rows.max[row] = max;
+    if (rows.log_sum) rows.log_sum[row] = log_sum;
+    if (rows.nll) {
+      const Real of_labels =
+          sum_of_labels([&](int which) { return weighted(objective.share[which], nll(which, infinity)); });
+      rows.nll[row] = objective.valid ? where_a_number(log_sum, of_targets.nll + of_labels) : nan;
+    }
+    if (rows.entropy) rows.entropy[row] = log_sum - sums.dot / sum;
+    if (!rows.gradient) return;
+    if (weight == 0 || !objective.valid) return store_no_gradient();
+    const Real total = of_targets.total + sum_of_labels([&](int which) { return objective.label_target(which); }) +
+                       2 * weighted(objective.z_loss, lse);
+    store_gradient_of(targets, !by_index && is_sure(sum) ? of_max : -1, 1 / sum, log_sum, total, weight);
   }
 };
-
-// The first class of the largest logit; NaNs are passed over, and no finite logit is below all.
-template <class Real>
-JAXLOSS_INLINE int32_t predicted(const Real* z, int64_t classes, Real max) {
-  int64_t best = first_equal(z, classes, max);
-  if (best >= 0) return static_cast<int32_t>(best);
-  for (int64_t i = 0; i < classes; i++) {
-    if (best < 0 ? z[i] == z[i] : z[i] > z[best]) best = i;
-  }
-  return static_cast<int32_t>(best < 0 ? 0 : best);
-}
 
 template <class Logit, class Target>
 JAXLOSS_INLINE void write_masked(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t row) {
@@ -176,62 +241,23 @@ JAXLOSS_INLINE void write_masked(const CrossEntropyOptionRows<Logit, Target>& ro
 template <class Logit, class Target>
 void cross_entropy_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t begin, int64_t end) {
   using Real = Accumulator<Logit>;
-  constexpr bool by_index = std::is_same_v<Target, ClassIndices>;
-  constexpr Real infinity = static_cast<Real>(__builtin_inf()), nan = static_cast<Real>(__builtin_nan(""));
-  const Buffer<Real> buffer(rows.classes);
+  begin = all_narrow_option_rows(rows, begin, end);
+  const int64_t apart = rows.classes;
+  const Buffer<Real> buffer(begin < end ? 3 * apart : 0);
+  const OptionBuffers<Real> buffers{buffer.numbers, buffer.numbers + apart, buffer.numbers + 2 * apart};
   for (int64_t row = begin; row < end; row++) {
     const Real weight = rows.row_weight.of(row);
     if (is_masked(weight)) {
       write_masked(rows, row);
       continue;
     }
-    const OptionRow<Logit, Target> of(rows, row, buffer.numbers);
-    const auto& objective = of.objective;
+    const Logit* next = row + 1 < end ? rows.logits + (row + 1) * rows.classes : nullptr;
+    const FollowingRow following{reinterpret_cast<const char*>(next), sizeof(Logit)};
+    OptionRow<Logit, Target> of(rows, row, buffers);
     if (rows.known_max) {
-      const Real log_sum = rows.known_log_sum[row];
-      of.gradient(rows.known_max[row], exponential(-log_sum), log_sum, rows.known_total[row], weight,
-                  rows.gradient + row * rows.classes);
-      continue;
-    }
-    const Real max = row_max(of.z, objective.classes);
-    const ExponentialSum<Real> exponentials =
-        sum_of_exponentials(of.z, objective.classes, max,
-                            [](auto x_minus_max) JAXLOSS_IN_LOOP { return exponential_of_negative(x_minus_max); });
-    const Real sum = exponentials.whole(), log_sum = exponentials.log(), lse = max + log_sum;
-    if (rows.loss) {
-      const Real loss = of.loss(
-          max, log_sum, rows.ceiling, of.is_dense(),
-          [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP { return of.target(i, count); },
-          [&](int which) { return objective.label_target(which); });
-      rows.loss[row] = objective.valid ? where_a_number(log_sum, loss + weighted(objective.z_loss, lse * lse)) : nan;
-    }
-    if (rows.max) rows.max[row] = max;
-    if (rows.log_sum) rows.log_sum[row] = log_sum;
-    if (rows.nll) {
-      const Real nll = of.loss(
-          max, log_sum, infinity, !by_index,
-          [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-            if constexpr (by_index)
-              return typename Step<Logit>::Value(0);
-            else
-              return of.probabilities(i, count);
-          },
-          [&](int which) { return objective.share[which]; });
-      rows.nll[row] = objective.valid ? where_a_number(log_sum, nll) : nan;
-    }
-    if (rows.entropy) rows.entropy[row] = of.entropy(max, sum, log_sum);
-    if (rows.predicted) {
-      // What is predicted does not depend on the label.
-      if (objective.moves_label) of.set_label_logits(false);
-      const Real largest = objective.moves_label ? row_max(of.z, objective.classes) : max;
-      rows.predicted[row] = predicted(of.z, objective.classes, largest);
-      const bool has_label = by_index && objective.holds(0);
-      rows.rank[row] = has_label ? of.rank() : static_cast<int32_t>(rows.smoothed_classes);
-      if (objective.moves_label) of.set_label_logits(true);
-    }
-    if (rows.gradient) {
-      const Real total = of.total() + 2 * weighted(objective.z_loss, lse);
-      of.gradient(max, 1 / sum, log_sum, total, weight, rows.gradient + row * rows.classes);
+      of.store_known(weight, following);
+    } else {
+      of.store_results(weight, following);
     }
   }
 }

@@ -63,7 +63,7 @@ JAXLOSS_INLINE Vector exponential(Vector x) {
 // e^x for x ≤ 0, the same but for results below the smallest normal number, which may be zero: 2^k in one factor.
 JAXLOSS_INLINE Vector exponential_of_negative(Vector x) {
   const Vector least(-88.0);  // of which k + 127 is 0
-  const PowerOfTwo power(select(least > x, least, x));
+  const PowerOfTwo power(at_least(x, least));
   const Vector p = exponential_beyond_first_order(power.r) + power.r + Vector(1.0);
   return p * float_of(power.biased << 23);
 }
@@ -102,6 +102,36 @@ JAXLOSS_INLINE Vector hyperbolic_tangent(Vector x) {
   const Vector of_size = -h / (Vector(2.0) + h);
   return select(x < Vector(0.0), -of_size, of_size);
 }
+
+// tanh x and its derivative sech² x = 4 d / (1 + d)², d = e^−2|x|, by one exponential and one quotient: each right
+// relative to itself, of a small x and where tanh x is nearly 1.
+template <class Value>
+struct TangentAndSlope;
+template <>
+struct TangentAndSlope<Vector> {
+  Vector tangent, decay, inverse;
+
+  JAXLOSS_INLINE explicit TangentAndSlope(Vector x) {
+    const Vector size = absolute(x);
+    const PowerOfTwo power(at_least(-(size + size), Vector(-88.0)));  // of which 2^k is 0
+    const Vector p = exponential_beyond_first_order(power.r) + power.r, scale = float_of(power.biased << 23);
+    decay = p * scale + scale;
+    inverse = Vector(1.0) / (Vector(1.0) + decay);
+    const Vector decay_less_one = p * scale + (scale - Vector(1.0));
+    tangent = float_of(word(-decay_less_one * inverse) | (word(x) & Integers(INT32_MIN)));
+  }
+  JAXLOSS_INLINE Vector slope() const { return Vector(4.0) * decay * inverse * inverse; }
+};
+template <>
+struct TangentAndSlope<double> {
+  double x, tangent;
+
+  JAXLOSS_INLINE explicit TangentAndSlope(double x_) : x(x_), tangent(hyperbolic_tangent(x_)) {}
+  JAXLOSS_INLINE double slope() const {
+    const double decay = exponential(-2 * absolute(x)), inverse = 1 / (1 + decay);
+    return 4 * decay * inverse * inverse;
+  }
+};
 
 // log x within 2 ulp, of every float. x = 2^k m, ½ √2 ≤ m < √2.
 JAXLOSS_INLINE Vector logarithm(Vector x) {

@@ -101,7 +101,8 @@ struct Steps {
   JAXLOSS_INLINE int64_t odd_done() const { return whole() - odd(); }  // how many of its elements whole steps cover
 };
 
-// `body(arguments…)`, as a call: the odd step is not worth a second copy of the body.
+// `body(arguments…)`, as a call: the odd step is not worth a second copy of the body. It is given a copy of the body's
+// numbers, so that what they are in a loop is known to change in no call, and stays in registers.
 template <class Body, class... Arguments>
 __attribute__((noinline)) auto called(const Body& body, Arguments&&... arguments) {
   return body(arguments...);
@@ -113,7 +114,7 @@ template <class Stored, class Body>
 JAXLOSS_INLINE void for_each_step(int64_t width, Body body) {
   const Steps<Stored> steps{width};
   for (int64_t i = 0; i < steps.whole(); i += steps.step) body(i, steps.step);
-  if (steps.has_odd()) called(body, steps.odd(), steps.odd_count());
+  if (steps.has_odd()) called(Body(body), steps.odd(), steps.odd_count());
 }
 
 // Vectors are added up in float over so many steps, then in doubles: small terms beside a large one, all rounded the
@@ -142,7 +143,7 @@ JAXLOSS_INLINE void sums_over_steps(int64_t width, double (&total)[n], Body body
   Value values[n], odd[n];
   WideSumOf<Value> wide[n];
   if (steps.has_odd()) {
-    called(body, steps.odd(), steps.odd_count(), odd);  // before anything is stored
+    called(Body(body), steps.odd(), steps.odd_count(), odd);  // before anything is stored
     for (int k = 0; k < n; k++) wide[k].add(only_lanes(odd[k], steps.odd_done(), steps.odd_count()));
   }
   for (int64_t i = 0; i < steps.whole();) {
@@ -176,7 +177,7 @@ template <class Stored, class Body>
 JAXLOSS_INLINE void store_steps(Stored* results, int64_t width, Body body) {
   const Steps<Stored> steps{width};
   ValueOf<Stored> odd{};
-  if (steps.has_odd()) odd = called(body, steps.odd(), steps.odd_count());
+  if (steps.has_odd()) odd = called(Body(body), steps.odd(), steps.odd_count());
   for (int64_t i = 0; i < steps.whole(); i += steps.step) Step<Stored>::store(results + i, body(i, steps.step));
   if (steps.has_odd()) store_step(results + steps.odd(), odd, steps.odd_count());
 }

@@ -52,7 +52,7 @@ struct RunningEntropySums {
     const Real sum = leads ? rest.value() + 1 : rest.value();
     if (sum != 0) {
       const Real ratio = Exponentials<Real>(higher).term(max);
-      dot = CompensatedSum<Real>((dot.value() + (max - higher) * sum) * ratio);
+      dot = CompensatedSum<Real>(weighted(ratio, dot.value() + (max - higher) * sum));
       rest = CompensatedSum<Real>(sum * ratio);
     }
     leads = false;

@@ -156,7 +156,7 @@ struct MergedScores {
   __device__ __forceinline__ void add_others(DetailedSums& sums, const DetailedSums& others) const {
     const float count = 1 + others.sum, scale = ratio(others.max, sums.max);
     sums.sum += count * scale;
-    sums.dot += (others.dot + weighted(count, others.max - sums.max)) * scale;
+    sums.dot += weighted(scale, others.dot + weighted(count, others.max - sums.max));
   }
 };
 
