@@ -71,8 +71,11 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
   const float label_logit = labels.first_logit;
   // The label's is then a logit that adds nothing to a sum: −∞ of logits that are their scores.
   extent = held.extent(label, Kind::capped ? NAN : -INFINITY);
-  const float largest_logit = across_lanes(extent.largest, team.lanes, Maximum());
-  const float largest_score = fmaxf(scores.of(largest_logit), no_logits<float>().max);
+  // The score of the least logit is finite under a softcap: where there is no logit, there is no such score.
+  const bool has_none = Kind::capped && extent.largest == -INFINITY && extent.smallest == INFINITY;
+  const float own_largest = has_none ? -INFINITY : scores.of(extent.largest);
+  const float largest_score = fmaxf(across_lanes(own_largest, team.lanes, Maximum()), no_logits<float>().max);
+  const float largest_logit = Kind::detailed ? across_lanes(extent.largest, team.lanes, Maximum()) : 0.0f;
   const TemperedTerms terms{largest_score, merge.factor};
   const float most = fmaxf(fabsf(extent.largest), fabsf(extent.smallest)), power = largest_score * merge.factor;
   const bool finite = kPlainOptions<Kind> || extent.smallest > -INFINITY;

@@ -152,7 +152,9 @@ DivergenceCase<Logit, Stored> make_divergence(int64_t rows, int64_t classes, int
                                                                    : Expected{of.total, slack * of.total_size + 1e-30});
     for (int64_t i = 0; i < classes; i++) {
       const double want = of.gradient[i] * weight * scale;
-      const double error = slack * of.gradient_size[i] * std::fabs(weight) * scale;
+      // A probability that the arithmetic flushes to 0 lacks in a product with a logarithm.
+      const double flushed = 256 * static_cast<double>(std::numeric_limits<Real>::min());
+      const double error = (slack * of.gradient_size[i] + flushed) * std::fabs(weight) * scale;
       c.gradient.push_back(weight == 0 ? Expected{0, 0}
                                        : Expected{want, error + Traits<Logit>::rounding * std::fabs(want) +
                                                             4 * Traits<Logit>::smallest});

@@ -259,6 +259,23 @@ def test_log_prob_and_entropy():
         close(result, of_formula, "of log_prob or entropy", terms=x.size)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_statistics_of_logits_whose_differences_overflow(dtype, path):
+    """What is infinitely far from the largest logit adds 0 to an entropy, not NaN."""
+    x64 = dtype == "float64"
+    huge = np.array(0.9 * float(jnp.finfo(dtype).max)).astype(dtype)
+    x = np.array([[-1, 1, -1, 0], [1, -1, 0, -1], [-1, -1, -1, -1], [1, -1, 1, 1]]).astype(dtype) * huge
+    labels = np.array([1, 0, 2, 3], np.int32)
+    with jax.enable_x64(x64):
+        for order in (slice(None), slice(None, None, -1)):
+            _, stats = jaxloss.categorical_cross_entropy_with_stats(
+                x[:, order], labels if order.step is None else 3 - labels, reduction="none"
+            )
+            ways = np.array([1, 1, 4, 3])
+            np.testing.assert_allclose(stats.entropy, np.log(ways), rtol=1e-6)
+            np.testing.assert_allclose(stats.nll, np.log(ways), rtol=1e-6)
+
+
 def test_entropy_of_masked_and_of_certain_rows():
     x = np.float32([[0, -np.inf, 0], [1000, 0, -1000], [0, 0, 0]])
     close(jaxloss.entropy(x), np.log([2, 1, 3]), "entropy")

@@ -144,3 +144,14 @@ def test_linear_losses_take_a_scalar():
         close(np.asarray(actual, np.float32), np.asarray(expected, np.float32))
     with pytest.raises(ValueError, match=r"margin has shape \(12,\): expected a scalar"):
         jaxloss.linear_cross_entropy(hidden, kernel, LABELS, margin=MARGINS)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_margin_far_beyond_the_softcap(classes, path):
+    """Of one class that counts, the loss is 0 however far its logit is lowered: no other class has a logit that is as large."""
+    x = np.linspace(-2, 2, 5 * classes, dtype=np.float32).reshape(5, classes)
+    losses, stats = jaxloss.categorical_cross_entropy_with_stats(
+        x, np.zeros(5, np.int32), softcap=1.0, margin=200.0, num_classes=1, reduction="none"
+    )
+    assert losses.tolist() == [0] * 5
+    close(stats.lse, np.tanh(x[:, 0]) - 200)
