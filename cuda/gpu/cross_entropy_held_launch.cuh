@@ -232,16 +232,17 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
     return rows.gradient ? launch_held<Kind, true>(stream, rows, device)
                          : launch_held<Kind, false>(stream, rows, device);
   };
+  // What is asked for seldom shares the code of what is asked for with statistics: a release has a limit of size.
   const bool capped = rows.softcap.given(), smoothed = rows.label_smoothing.given();
   if (smoothed && rows.class_weights) {
-    if (rows.entropy) {
-      return capped ? of_kind(OptionKind<true, true, true, true>{}) : of_kind(OptionKind<false, true, true, true>{});
-    }
-    return capped ? of_kind(OptionKind<true, true, false, true>{}) : of_kind(OptionKind<false, true, false, true>{});
+    return capped ? of_kind(OptionKind<true, true, true, true>{}) : of_kind(OptionKind<false, true, true, true>{});
   }
-  if (rows.entropy) return capped ? of_kind(OptionKind<true, true, true>{}) : of_kind(OptionKind<false, true, true>{});
-  if (smoothed) return capped ? of_kind(OptionKind<true, true, false>{}) : of_kind(OptionKind<false, true, false>{});
-  return capped ? of_kind(OptionKind<true, false, false>{}) : of_kind(OptionKind<false, false, false>{});
+  if (capped) {
+    return rows.entropy || smoothed ? of_kind(OptionKind<true, true, true>{})
+                                    : of_kind(OptionKind<true, false, false>{});
+  }
+  if (rows.entropy) return of_kind(OptionKind<false, true, true>{});
+  return smoothed ? of_kind(OptionKind<false, true, false>{}) : of_kind(OptionKind<false, false, false>{});
 }
 
 }  // namespace jaxloss::gpu
