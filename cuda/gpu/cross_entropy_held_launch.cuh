@@ -1,4 +1,4 @@
-// Which rows with options are held in registers, and by which threads.
+// Which rows with options are held in shared memory, and by which threads.
 #pragma once
 
 #include <algorithm>
