@@ -172,6 +172,16 @@ Program read_of(const Memory& memory, int64_t bytes) {
           }};
 }
 
+Program negation_of(const Memory& memory, int64_t bytes) {
+  const uint4* from = reinterpret_cast<const uint4*>(memory.logits);
+  uint4* to = reinterpret_cast<uint4*>(memory.gradient);
+  const int64_t vectors = bytes / kVectorBytes;
+  return {"negation", [=] {
+            negate<<<blocks_for(vectors, kLimitThreads), kLimitThreads>>>(from, to, vectors);
+            return cudaGetLastError();
+          }};
+}
+
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
 std::string wanted;
@@ -216,7 +226,7 @@ void measure(const char* type, int64_t row_count, int64_t classes, const Memory&
   fill_logits<<<4096, kThreads>>>(logits, row_count * classes);
   fill_labels<<<1024, kThreads>>>(memory.index, row_count, classes);
   require(cudaDeviceSynchronize(), "data");
-  const int64_t bytes = row_count * classes * sizeof(Logit), vectors = bytes / kVectorBytes;
+  const int64_t bytes = row_count * classes * sizeof(Logit);
   const uint4* from = reinterpret_cast<const uint4*>(memory.logits);
   uint4* to = reinterpret_cast<uint4*>(memory.gradient);
 
@@ -238,10 +248,7 @@ void measure(const char* type, int64_t row_count, int64_t classes, const Memory&
     }
     if (with_gradient) {
       limits.push_back({"copy", [=] { return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice); }});
-      limits.push_back({"negation", [=] {
-                          negate<<<blocks_for(vectors, kLimitThreads), kLimitThreads>>>(from, to, vectors);
-                          return cudaGetLastError();
-                        }});
+      limits.push_back(negation_of(memory, bytes));
     } else {
       limits.push_back(read_of(memory, bytes));
     }
@@ -274,18 +281,7 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
       rows.ceiling = 16.1f;
       with(rows);
       const int64_t bytes = row_count * classes * sizeof(Logit);
-      const uint4* from = reinterpret_cast<const uint4*>(memory.logits);
-      uint4* to = reinterpret_cast<uint4*>(memory.gradient);
-      std::vector<Program> programs;
-      if (with_gradient) {
-        programs.push_back({"negation", [=] {
-                              negate<<<blocks_for(bytes / kVectorBytes, kLimitThreads), kLimitThreads>>>(
-                                  from, to, bytes / kVectorBytes);
-                              return cudaGetLastError();
-                            }});
-      } else {
-        programs.push_back(read_of(memory, bytes));
-      }
+      std::vector<Program> programs = {with_gradient ? negation_of(memory, bytes) : read_of(memory, bytes)};
       programs.push_back({"as chosen", [=] { return launch(nullptr, rows); }});
       programs.push_back({"teams", [=] { return launch_teams(nullptr, rows); }});
       compare(name, with_gradient ? "value_and_grad" : "value", programs, 1,
@@ -295,10 +291,7 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
   fill_logits<<<4096, kThreads>>>(reinterpret_cast<Logit*>(memory.logits), row_count * classes);
   fill_labels<<<1024, kThreads>>>(memory.index, row_count, classes);
   require(cudaDeviceSynchronize(), "data");
-  const auto number = [&](Option option) {
-    RowNumbers<float> numbers{0, memory.numbers + option, row_count};
-    return numbers;
-  };
+  const auto number = [&](Option option) { return RowNumbers<float>{0, memory.numbers + option, row_count}; };
   const auto with_details = [&](auto& rows) {
     rows.nll = memory.sums;
     rows.entropy = memory.sums + row_count;

@@ -8,6 +8,16 @@
 
 namespace jaxloss::JAXLOSS_ISA {
 
+// The largest of the logits that step(i, count) makes of a row and writes to `z`.
+template <class Logit, class Step>
+JAXLOSS_INLINE Accumulator<Logit> max_of_made(int64_t classes, const Accumulator<Logit>* z, const Step& step) {
+  const Steps<Logit> steps{classes};
+  ValueOf<Logit> maxima(no_logits<Accumulator<Logit>>().max);
+  for (int64_t i = 0; i < steps.whole(); i += steps.step) maxima = at_least(maxima, step(i, steps.step));
+  if (steps.has_odd()) maxima = at_least(maxima, called(Step(step), steps.odd(), steps.odd_count()));
+  return classes < steps.step ? row_max(z, classes) : max_of_lanes(maxima);
+}
+
 // z = x · factor, written to `z`; returns the largest.
 template <class Logit>
 __attribute__((noinline)) Accumulator<Logit> scaled_logits(const Logit* logits, int64_t classes,
@@ -18,11 +28,7 @@ __attribute__((noinline)) Accumulator<Logit> scaled_logits(const Logit* logits, 
     store_step(z + i, scaled, count);
     return scaled;
   };
-  const Steps<Logit> steps{classes};
-  Value maxima(no_logits<Accumulator<Logit>>().max);
-  for (int64_t i = 0; i < steps.whole(); i += steps.step) maxima = at_least(maxima, step(i, steps.step));
-  if (steps.has_odd()) maxima = at_least(maxima, called(decltype(step)(step), steps.odd(), steps.odd_count()));
-  return classes < steps.step ? row_max(z, classes) : max_of_lanes(maxima);
+  return max_of_made<Logit>(classes, z, step);
 }
 
 // z = softcap · tanh(x / softcap) · factor, and d tanh(u) / du at u = x / softcap, if `slopes` is not null.
@@ -40,11 +46,7 @@ __attribute__((noinline)) Accumulator<Logit> capped_logits(const Logit* logits, 
     if (slopes) store_step(slopes + i, cap.slope(), count);
     return capped;
   };
-  const Steps<Logit> steps{classes};
-  Value maxima(no_logits<Accumulator<Logit>>().max);
-  for (int64_t i = 0; i < steps.whole(); i += steps.step) maxima = at_least(maxima, step(i, steps.step));
-  if (steps.has_odd()) maxima = at_least(maxima, called(decltype(step)(step), steps.odd(), steps.odd_count()));
-  return classes < steps.step ? row_max(z, classes) : max_of_lanes(maxima);
+  return max_of_made<Logit>(classes, z, step);
 }
 
 // The logits of the row that follows, which are fetched into the cache while exponentials keep the processor busy; null

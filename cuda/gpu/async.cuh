@@ -119,6 +119,12 @@ __device__ __forceinline__ void send(float value, const float& to, const Barrier
       : "memory");
 }
 
+__device__ __forceinline__ void send(uint4 value, const void* to, const Barrier& barrier, int rank) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   address_in_block(to, rank)),
+               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(address_in_block(&barrier, rank))
+               : "memory");
+}
 #endif
 
 }  // namespace jaxloss::gpu

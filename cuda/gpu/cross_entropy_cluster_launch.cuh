@@ -58,31 +58,6 @@ struct Cut {
   }
 };
 
-// Blocks of up to a quarter of a multiprocessor's threads, as few as hold the row; of up to half of them, where those
-// would be more than `max_cluster_size`. More blocks, where there are fewer rows than would keep all multiprocessors at
-// work, or where more of a row that one block does not hold would be in flight. Threads that hold more, if there is a
-// `longer` cut, where even more is in flight then.
-inline ClusterShape cluster_shape(const Cut& cut, const Cut* longer, int64_t rows, const Device& device,
-                                  int64_t max_cluster_size) {
-  int64_t blocks = cut.fewest(4);
-  if (blocks > max_cluster_size) blocks = cut.fewest(2);
-  if (blocks > 1) blocks = cut.good(blocks);
-  if (longer && blocks > 1) {
-    const int64_t few = longer->good(longer->fewest(2));
-    const bool many_rows = rows * few > 2 * device.multiprocessors;
-    if (few <= max_cluster_size && many_rows &&
-        (blocks > max_cluster_size || longer->in_flight(few) > cut.in_flight(blocks))) {
-      return rows > 0x7fffffff / few ? ClusterShape{} : longer->shape(few);
-    }
-  }
-  if (blocks > max_cluster_size) return {};
-  while (blocks * 2 <= kPortableClusterSize && rows * blocks * 2 <= device.multiprocessors &&
-         cut.steps / blocks > 1024) {
-    blocks *= 2;
-  }
-  return rows > 0x7fffffff / blocks ? ClusterShape{} : cut.shape(blocks);
-}
-
 // Steps of a row from the last multiple of 128 bytes before it, at most.
 template <class Rows>
 int64_t held_row_steps(const Rows& rows) {
@@ -91,15 +66,33 @@ int64_t held_row_steps(const Rows& rows) {
   return rows.classes / kPerVector<Logit> + (even ? 0 : kStepsAligned - 1);
 }
 
+// Blocks of up to 256 threads, as few as hold the row; of up to 512, where those would be more than `max_cluster_size`.
+// More blocks, where there are fewer rows than would keep all multiprocessors at work, or where more of a row that one
+// block does not hold would be in flight. Threads that hold more, where even more is in flight then.
 template <class Logit, class Target>
 ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const Device& device,
                            int64_t max_cluster_size = kMaxClusterSize) {
   if (device.compute_capability < kHopper || !aligned_alike(rows)) return {};
   const int64_t steps = held_row_steps(rows);
   const Cut cut = {steps, held_steps<Logit>(Target{}), kMostThreads<kHeldVectors> * kBlocksAMultiprocessor};
-  const Cut longer = {steps, kHeldVectorsOfLongRows, kMostThreads<kHeldVectorsOfLongRows> * kBlocksAMultiprocessor};
-  const bool may_be_longer = std::is_same_v<Target, ClassIndices> && rows.gradient;
-  return cluster_shape(cut, may_be_longer ? &longer : nullptr, rows.rows, device, max_cluster_size);
+  int64_t blocks = cut.fewest(4);
+  if (blocks > max_cluster_size) blocks = cut.fewest(2);
+  if (blocks > 1) blocks = cut.good(blocks);
+  if constexpr (std::is_same_v<Target, ClassIndices>) {
+    const Cut longer = {steps, kHeldVectorsOfLongRows, kMostThreads<kHeldVectorsOfLongRows> * kBlocksAMultiprocessor};
+    const int64_t few = longer.good(longer.fewest(2));
+    const bool many_rows = rows.rows * few > 2 * device.multiprocessors;
+    if (rows.gradient && blocks > 1 && few <= max_cluster_size && many_rows &&
+        (blocks > max_cluster_size || longer.in_flight(few) > cut.in_flight(blocks))) {
+      return rows.rows > 0x7fffffff / few ? ClusterShape{} : longer.shape(few);
+    }
+  }
+  if (blocks > max_cluster_size) return {};
+  while (blocks * 2 <= kPortableClusterSize && rows.rows * blocks * 2 <= device.multiprocessors &&
+         steps / blocks > 1024) {
+    blocks *= 2;
+  }
+  return rows.rows > 0x7fffffff / blocks ? ClusterShape{} : cut.shape(blocks);
 }
 
 template <class Logit>

@@ -76,12 +76,11 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
   const float own_largest = has_none ? -INFINITY : scores.of(extent.largest);
   const float largest_score = fmaxf(across_lanes(own_largest, team.lanes, Maximum()), no_logits<float>().max);
   const float largest_logit = Kind::detailed ? across_lanes(extent.largest, team.lanes, Maximum()) : 0.0f;
-  const TemperedTerms terms{largest_score, merge.factor};
   const float most = fmaxf(fabsf(extent.largest), fabsf(extent.smallest)), power = largest_score * merge.factor;
   const bool finite = kPlainOptions<Kind> || extent.smallest > -INFINITY;
   simple = finite && scores.near(most) && fabsf(power) < kLargestPower;
   auto sums = no_scores<SumsOf<Kind>>();
-  sums.max = terms.max;
+  sums.max = largest_score;
   // Of the lanes that have one of the largest logits, the first leaves its first one out of the sum.
   int first = kNoClass, before = 0;
   bool looks = false, has_largest = false, leaves_out = false, any_leads = false;
@@ -117,8 +116,8 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
     float beyond[count], term[count];
 #pragma unroll
     for (int j = 0; j < count; j++) {
-      beyond[j] = scores.beyond(x[j], terms.max);
-      term[j] = power_of_two(beyond[j] * terms.factor);
+      beyond[j] = scores.beyond(x[j], largest_score);
+      term[j] = power_of_two(beyond[j] * merge.factor);
     }
     if_in_step<count>(i, label, [&](int j) { term[j] = beyond[j] = target[j] = 0; });
     float of_step = sum_of(term);
@@ -143,7 +142,7 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
       packed.numbers(x);
 #pragma unroll
       for (int j = 0; j < step; j++) {
-        exponent[j] = scores.exponent(x[j], terms.factor, power);
+        exponent[j] = scores.exponent(x[j], merge.factor, power);
         term[j] = power_of_two(exponent[j]);
         if (Kind::capped) term[j] = fmaxf(term[j], 0.0f);  // NaN of the label alone
       }
@@ -180,7 +179,7 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
     }
     before += from_label.value();
     // What all exponents are off by is that of the largest logit.
-    const float off = scores.exponent_of_score(largest_score, terms.factor, power), ratio = power_of_two(-off);
+    const float off = scores.exponent_of_score(largest_score, merge.factor, power), ratio = power_of_two(-off);
 #pragma unroll
     for (int k = 0; k < 4; k++) parts[k] *= ratio;
     dots[0] = ((dots[0] + dots[1]) * ratio - off * ((parts[0] + parts[1]) + (parts[2] + parts[3]))) *

@@ -57,12 +57,6 @@ __global__ void __launch_bounds__(kLanesThreads, Kind::dense ? 4 : 6)
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-__device__ __forceinline__ void send(uint4 value, const void* to, const Barrier& barrier, int rank) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                   address_in_block(to, rank)),
-               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(address_in_block(&barrier, rank))
-               : "memory");
-}
 __device__ __forceinline__ void send(const DenseSums& value, const DenseSums& to, const Barrier& barrier, int rank) {
   send(make_uint4(__float_as_uint(value.max), __float_as_uint(value.sum), __float_as_uint(value.target), 0), &to,
        barrier, rank);
@@ -164,16 +158,9 @@ using OptionsKernel = void (*)(CrossEntropyOptionRows<Logit, ClassIndices>, int)
 constexpr int kLanesVectors = 16;
 constexpr int64_t kLongestRowInLanes = kLanesVectors * kWarp * kVectorBytes;
 
-// How a cluster holds a row of `steps`.
-struct HeldShape {
-  int blocks, threads, slice_steps;
-
-  int vectors() const { return static_cast<int>(quotient_rounded_up(slice_steps, threads)); }
-  int shared_bytes() const { return vectors() * threads * kVectorBytes; }
-};
-
+// How a cluster holds a row of `steps` in shared memory.
 template <class Kind>
-HeldShape held_shape(int64_t steps, const Device& device) {
+ClusterShape held_shape(int64_t steps, const Device& device) {
   constexpr int64_t threads = kHeldThreads<Kind>, bytes_beside = 12288;
   const int64_t room = (device.shared_memory_limit - bytes_beside) / (threads * kVectorBytes);
   const bool one_block = steps <= threads * kHeldVectorsOfOneBlock;
@@ -181,19 +168,9 @@ HeldShape held_shape(int64_t steps, const Device& device) {
   const int64_t blocks = std::max<int64_t>(1, quotient_rounded_up(steps, threads * vectors));
   const int64_t slice = quotient_rounded_up(quotient_rounded_up(steps, blocks), kStepsAligned) * kStepsAligned;
   const int64_t warps = std::max<int64_t>(1, quotient_rounded_up(slice, vectors * kWarp));
-  return {static_cast<int>(blocks), static_cast<int>(std::min(warps * kWarp, threads)), static_cast<int>(slice)};
-}
-
-template <class Kind, bool kGradient, class Logit>
-cudaError_t launch_in_cluster(cudaStream_t stream, const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
-                              const Device& device, const HeldShape& shape) {
-  OptionsKernel<Logit> kernel = cross_entropy_options_in_cluster<Kind, kGradient, Logit>;
-  if (resident_blocks(reinterpret_cast<const void*>(kernel), device, shape.threads, shape.shared_bytes()) == 0) {
-    return cudaErrorNotSupported;
-  }
-  return launch_cluster(stream, kernel, rows, device,
-                        ClusterShape{shape.blocks, shape.threads, shape.slice_steps, shape.vectors()},
-                        shape.shared_bytes());
+  const int64_t own_threads = std::min(warps * kWarp, threads);
+  return {static_cast<int>(blocks), static_cast<int>(own_threads), static_cast<int>(slice),
+          static_cast<int>(quotient_rounded_up(slice, own_threads))};
 }
 
 template <class Kind, bool kGradient, class Logit>
@@ -215,9 +192,14 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
     return cudaGetLastError();
   }
   if (device.compute_capability < kHopper) return cudaErrorNotSupported;
-  const HeldShape shape = held_shape<Kind>(held_row_steps(rows), device);
+  const ClusterShape shape = held_shape<Kind>(held_row_steps(rows), device);
   if (shape.blocks > kMaxClusterSize || rows.rows > 0x7fffffff / shape.blocks) return cudaErrorNotSupported;
-  return launch_in_cluster<Kind, kGradient>(stream, rows, device, shape);
+  const OptionsKernel<Logit> kernel = cross_entropy_options_in_cluster<Kind, kGradient, Logit>;
+  const int shared_bytes = shape.held * shape.threads * kVectorBytes;
+  if (resident_blocks(reinterpret_cast<const void*>(kernel), device, shape.threads, shared_bytes) == 0) {
+    return cudaErrorNotSupported;
+  }
+  return launch_cluster(stream, kernel, rows, device, shape, shared_bytes);
 }
 
 // cudaErrorNotSupported of rows that no threads can hold: they are too long, there are no clusters, they are not

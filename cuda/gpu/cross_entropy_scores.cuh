@@ -77,13 +77,6 @@ struct Scores {
   }
 };
 
-// e^((score − max) / temperature)
-struct TemperedTerms {
-  float max, factor;
-
-  __device__ __forceinline__ float term(float score) const { return power_of_two((score - max) * factor); }
-};
-
 template <class Kind>
 constexpr bool kPlainOptions = !Kind::capped && !Kind::dense && !Kind::detailed;
 
@@ -124,10 +117,10 @@ struct Minimum {
 
 // How sums of parts of a row become the row's.
 struct MergedScores {
-  float factor;
+  float factor;  // of a score to a power of 2: log₂ e / temperature
 
   // What the terms relative to `from` are multiplied by to be relative to `to`.
-  __device__ __forceinline__ float ratio(float from, float to) const { return TemperedTerms{to, factor}.term(from); }
+  __device__ __forceinline__ float ratio(float from, float to) const { return power_of_two((from - to) * factor); }
 
   template <class Sums>
   __device__ __forceinline__ Sums operator()(const Sums& a, const Sums& b) const {

@@ -75,7 +75,7 @@ struct CountFrom {
 };
 
 // What a thread holds of a row: every `stride`-th step from `first` on, up to `end`, and of the edges every
-// `threads`-th. Its own steps lie in shared memory, `blockDim.x` vectors apart.
+// `edge_stride`-th. Its own steps lie in shared memory, `blockDim.x` vectors apart.
 template <class Logit>
 struct Held {
   static constexpr int step = kPerVector<Logit>;

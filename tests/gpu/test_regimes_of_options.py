@@ -44,19 +44,11 @@ def sample(shape, dtype, options, kind):
 def exactly(x, target, options, clip):
     """The results of the formulas in float64, and how large the numbers of each row are that are rounded."""
     rows, classes = x.shape
+    operands = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in options.items()}
     if isinstance(target, tuple):
-        target, second_label, mix = target
-        options = {**options, "second_label": second_label, "mix": mix}
+        target, operands["second_label"], operands["mix"] = target
     with jax.enable_x64(True):
-        operands = {
-            name: jnp.broadcast_to(
-                jnp.asarray(value, None if np.asarray(value).dtype.kind == "i" else np.float64),
-                (rows, *np.shape(value)),
-            )
-            if name not in ("second_label", "mix")
-            else jnp.asarray(value, None if name == "second_label" else np.float64)
-            for name, value in options.items()
-        }
+        operands = {name: t if t.dtype.kind == "i" else t.astype(np.float64) for name, t in operands.items()}
         run = jax.jit(formulas.categorical.cross_entropy_results, static_argnums=(3, 4))
         wide = jnp.asarray(x.astype(np.float64))
         results = run(wide, target, operands, clip, int(options.get("num_classes", classes)))

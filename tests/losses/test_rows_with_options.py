@@ -206,8 +206,11 @@ def test_slopes_under_a_softcap_are_right_relative_to_themselves(width):
     x = np.full((ROWS, width), -1.0, np.float32)
     x[: len(u), 0] = 3 * u * np.where(np.arange(len(u)) % 2, 1, -1)
     x[-2:, 0] = 3e30, np.inf
-    gradient = jax.jit(jax.grad(lambda x: jaxloss.categorical_cross_entropy(
-        x, jnp.ones(ROWS, jnp.int32), softcap=3.0, clip=None, reduction="sum")))(x)  # fmt: skip
+
+    def of(x):
+        return jaxloss.categorical_cross_entropy(x, jnp.ones(ROWS, jnp.int32), softcap=3.0, clip=None, reduction="sum")
+
+    gradient = jax.jit(jax.grad(of))(x)
     in_caps = x[: len(u), :1].astype(np.float64) / 3.0
     z = 3 * np.tanh(np.concatenate([in_caps, np.full((len(u), width - 1), -1 / 3)], 1))
     p = np.exp(z[:, 0]) / np.exp(z).sum(1)
