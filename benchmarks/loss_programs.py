@@ -96,13 +96,41 @@ def _statistics_by_xla(x, a):
     return nll.mean(), jax.lax.stop_gradient((nll, lse, entropy, x.argmax(axis=-1), rank))
 
 
+def _entropy_by_xla(x, a):
+    del a
+    log_p = jax.nn.log_softmax(x.astype(jnp.float32))
+    return -(jnp.exp(log_p) * log_p).sum(axis=-1).mean()
+
+
+def _kl_by_xla(x, a):
+    log_t, log_a = (jax.nn.log_softmax(y.astype(jnp.float32)) for y in (x, jax.lax.stop_gradient(a)))
+    return (jnp.exp(log_a) * (log_a - log_t)).sum(axis=-1).mean()
+
+
+def _jensen_shannon_by_xla(x, a):
+    log_t, log_a = (jax.nn.log_softmax(y.astype(jnp.float32)) for y in (x, jax.lax.stop_gradient(a)))
+    t, a = jnp.exp(log_t), jnp.exp(log_a)
+    log_m = jnp.log((t + a) / 2)
+    return ((a * (log_a - log_m) + t * (log_t - log_m)) / 2).sum(axis=-1).mean()
+
+
 MEANS = {
     "jaxloss": {
         "mse": jaxloss.mse,
         "binary": jaxloss.binary_cross_entropy,
         "categorical": jaxloss.categorical_cross_entropy,
+        "entropy": lambda x, a: jaxloss.entropy(x).mean(),
+        "KL": functools.partial(jaxloss.kl_divergence, target_type="logits"),
+        "Jensen-Shannon": functools.partial(jaxloss.jensen_shannon, target_type="logits"),
     },
-    "xla": {"mse": _mse, "binary": _binary, "categorical": lambda x, a: _categorical_rows(x, a).mean()},
+    "xla": {
+        "mse": _mse,
+        "binary": _binary,
+        "categorical": lambda x, a: _categorical_rows(x, a).mean(),
+        "entropy": _entropy_by_xla,
+        "KL": _kl_by_xla,
+        "Jensen-Shannon": _jensen_shannon_by_xla,
+    },
 }
 STATISTICS = "categorical with statistics"
 MEANS["jaxloss"][STATISTICS] = jaxloss.categorical_cross_entropy_with_stats
@@ -142,7 +170,7 @@ def _function(work: Work, who: str, what: str) -> Callable:
     loss = MEANS[who][work.loss]
     if what == "rows_vjp":
         return _rows_vjp(ROWS[who])
-    return {"value": lambda: loss, "step": lambda: _steps(loss)}.get(
+    return {"value": lambda: loss, "grad": lambda: jax.grad(loss), "step": lambda: _steps(loss)}.get(
         what, lambda: jax.value_and_grad(loss, has_aux=work.loss == STATISTICS)
     )()
 
@@ -153,6 +181,8 @@ def _operands(work: Work, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = (3 * jax.random.normal(keys[0], work.shape)).astype(work.dtype)
     if work.target == "labels":
         return x, jax.random.randint(keys[1], work.shape[:1], 0, work.shape[1])
+    if work.target == "teacher":
+        return x, (3 * jax.random.normal(keys[1], work.shape)).astype(work.dtype)
     a = jax.random.uniform(keys[1], work.shape)
     return x, (a / a.sum(-1, keepdims=True) if work.loss == "categorical" else a).astype(work.dtype)
 
@@ -250,6 +280,15 @@ def _torch_statistics(torch, x, a):
     return nll.mean(), [t.detach() for t in (nll, lse, entropy, x.argmax(dim=-1), rank)]
 
 
+def _torch_divergence(torch, name, x, a):
+    log_t, log_a = torch.log_softmax(x, dim=-1), torch.log_softmax(a, dim=-1)
+    t, a = log_t.exp(), log_a.exp()
+    if name == "KL":
+        return (a * (log_a - log_t)).sum(dim=-1).mean()
+    log_m = ((t + a) / 2).log()
+    return ((a * (log_a - log_m) + t * (log_t - log_m)) / 2).sum(dim=-1).mean()
+
+
 def torch_programs(work: Work, operands: list[tuple[jax.Array, jax.Array]]) -> dict[tuple[str, str], Program]:
     """Value, and value and gradient, by torch.compile, on the same memory. Called once, which compiles."""
     import torch
@@ -267,6 +306,11 @@ def torch_programs(work: Work, operands: list[tuple[jax.Array, jax.Array]]) -> d
             return functional.binary_cross_entropy_with_logits(x, a.float(), reduction="sum") / x.shape[0]
         if with_statistics:
             return _torch_statistics(torch, x, a)
+        if work.loss == "entropy":
+            log_p = torch.log_softmax(x, dim=-1)
+            return -(log_p.exp() * log_p).sum(dim=-1).mean()
+        if work.target == "teacher":
+            return _torch_divergence(torch, work.loss, x, a.float())
         if options:
             return _torch_options(torch, x, a, weights, **options)
         return functional.cross_entropy(x, a if work.target == "labels" else a.float())
@@ -292,7 +336,8 @@ def torch_programs(work: Work, operands: list[tuple[jax.Array, jax.Array]]) -> d
 
     on_gpu = tensors[0][0].is_cuda
     wait = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
-    programs = {"value": Program(value, wait), "value_and_grad": Program(value_and_grad, wait)}
+    programs = {"value": Program(value, wait)}
+    programs |= {what: Program(value_and_grad, wait) for what in ("grad", "value_and_grad") if what in work.goals}
     for program in programs.values():
         program.loop(2)
     return {("torch.compile", what): program for what, program in programs.items() if what in work.goals}

@@ -24,7 +24,8 @@ def measurement(
     """
 
     ours = ms["jaxloss"]
-    moved = {"value": work.read_bytes, "value_and_grad": work.read_bytes + work.prediction_bytes}
+    both = work.read_bytes + work.prediction_bytes
+    moved = {"value": work.read_bytes, "value_and_grad": both, "grad": both}
     return {
         "part": work.part,
         "loss": work.loss,
@@ -79,9 +80,9 @@ def lines(row: dict) -> list[str]:
         return [f"{name}: FAILED: {row['error']}"]
     heading = name
     if row["limit_by"]:
-        by = dict(zip(("value", "value_and_grad"), row["limit_by"].values(), strict=True))
+        read, copy = row["limit_by"].values()
         heading += "   limit: " + ", ".join(
-            f"{by[what]} at {speed:.4g} GB/s" for what, speed in row["limit_gb_a_second"].items()
+            f"{read if what == 'value' else copy} at {speed:.4g} GB/s" for what, speed in row["limit_gb_a_second"].items()
         )
     if row.get("torch_error"):
         heading += f"   torch failed: {row['torch_error']}"

@@ -65,7 +65,7 @@ def _limits(work: Work, limit: Limit, ms: dict[str, list[float]]) -> dict[str, l
     read, written = work.read_bytes, work.prediction_bytes
     value = [time * limit.read_share(read) for time in ms["read"]]
     both = [time * limit.copy_share(read + written) for time in ms["copy"]]
-    limits = {"value": value, "value_and_grad": both}
+    limits = {"value": value, "value_and_grad": both, "grad": both}
     if "rows_vjp" in work.goals:
         # Read for the loss of each row; read again, with a cotangent for each, and written for the gradient.
         of_rows = 4 * work.shape[0]
