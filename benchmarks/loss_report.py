@@ -81,8 +81,9 @@ def lines(row: dict) -> list[str]:
     heading = name
     if row["limit_by"]:
         read, copy = row["limit_by"].values()
+        speeds = row["limit_gb_a_second"].items()
         heading += "   limit: " + ", ".join(
-            f"{read if what == 'value' else copy} at {speed:.4g} GB/s" for what, speed in row["limit_gb_a_second"].items()
+            f"{read if what == 'value' else copy} at {speed:.4g} GB/s" for what, speed in speeds
         )
     if row.get("torch_error"):
         heading += f"   torch failed: {row['torch_error']}"

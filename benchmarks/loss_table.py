@@ -25,9 +25,9 @@ REGISTERS_OF_A_WARP = 8192  # longer rows of logits with labels are not held in 
 class Work:
     """A row: a loss, the kind of its target, type and shape of its prediction, and a goal for each time.
 
-    `value`, `grad` and `value_and_grad` are what they say; `rows_vjp` is the losses of the rows, and then the gradient for a
-    cotangent of each; `call` is a single small call of value and gradient; `step` is one of 16 gradient steps in one
-    program.
+    `value`, `grad` and `value_and_grad` are what they say; `rows_vjp` is the losses of the rows, and then the gradient
+    for a cotangent of each; `call` is a single small call of value and gradient; `step` is one of 16 gradient steps in
+    one program.
     """
 
     loss: str
