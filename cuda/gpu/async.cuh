@@ -105,12 +105,15 @@ __device__ __forceinline__ uint32_t address_in_block(const void* pointer, int ra
 }
 
 // Writes `value` to what is at `to` in another block of the cluster, and tells the barrier there.
+__device__ __forceinline__ void send(float2 value, const void* to, const Barrier& barrier, int rank) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+                   address_in_block(to, rank)),
+               "f"(value.x), "f"(value.y), "r"(address_in_block(&barrier, rank))
+               : "memory");
+}
 __device__ __forceinline__ void send(SoftmaxSums<float> value, const SoftmaxSums<float>& to, const Barrier& barrier,
                                      int rank) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
-                   address_in_block(&to, rank)),
-               "f"(value.max), "f"(value.sum), "r"(address_in_block(&barrier, rank))
-               : "memory");
+  send(make_float2(value.max, value.sum), &to, barrier, rank);
 }
 __device__ __forceinline__ void send(float value, const float& to, const Barrier& barrier, int rank) {
   asm volatile(

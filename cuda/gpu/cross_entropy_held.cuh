@@ -233,7 +233,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   // Where a label is NaN so is its row: and so the labels' logits are there before any thread may write in their
   // places.
   sums.sum = where_a_number(labels.first_logit, where_a_number(labels.second_logit, sums.sum));
-  sums = team.merged(sums, merge, wanted);
+  sums = team.merged(sums, no_scores<SumsOf<Kind>>(), merge, wanted);
 
   const RowSummary summary(sums, labels.first_score, merge);
   const float max = summary.max, log_sum = summary.log_sum, lse = max * inverse_temperature + log_sum;
@@ -339,7 +339,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   }
   float loss = 0;
   if constexpr (Kind::dense) {
-    if (smooths) loss = team.sum_of_losses(across_lanes(losses[0] + losses[1], team.lanes, Sum()), wanted);
+    loss = team.combined(losses[0] + losses[1], 0.0f, Sum(), wanted && smooths, false);
   }
   if (!exists || !team.leads()) return;
 

@@ -1,30 +1,10 @@
 // Which rows with options are held in shared memory, and by which threads.
 #pragma once
 
-#include <algorithm>
-
-#include "gpu/cross_entropy_cluster_launch.cuh"
 #include "gpu/cross_entropy_held.cuh"
-#include "gpu/cross_entropy_registers.cuh"
+#include "gpu/held_launch.cuh"
 
 namespace jaxloss::gpu {
-
-// Some lanes of a warp, which hold a row.
-struct LanesOfRow {
-  static constexpr Caching caching = Caching::evict_first;
-  int lanes, own;
-
-  template <class Sums>
-  __device__ __forceinline__ Sums merged(const Sums& sums, MergedScores, bool) const {
-    return sums;
-  }
-  __device__ __forceinline__ float sum_of_losses(float loss, bool) const { return loss; }
-  __device__ __forceinline__ int lane() const { return own; }
-  __device__ __forceinline__ bool leads() const { return own == 0; }
-  __device__ __forceinline__ RowTeam threads() const { return {lanes, own}; }
-};
-
-constexpr int kLanesThreads = 128;
 
 template <class Kind, bool kGradient, class Logit>
 __global__ void __launch_bounds__(kLanesThreads, Kind::dense ? 4 : 6)
@@ -38,19 +18,7 @@ __global__ void __launch_bounds__(kLanesThreads, Kind::dense ? 4 : 6)
   const RowObjective<float> objective(rows, row);
   const int64_t classes = wanted ? objective.classes : 0;
   const LanesOfRow team{lanes, static_cast<int>(threadIdx.x) & (lanes - 1)};
-  const Logit* logits = rows.logits + row * rows.classes;
-  const Span<Logit> span(classes, logits);
-  const int steps = static_cast<int>(span.steps);
-  Held<Logit> held{logits,
-                   slots + threadIdx.x,
-                   static_cast<int>(span.head),
-                   steps,
-                   static_cast<int>(span.edges),
-                   team.own,
-                   steps,
-                   lanes,
-                   team.own,
-                   lanes};
+  Held<Logit> held = held_by_lanes(rows.logits + row * rows.classes, classes, slots, lanes);
   held.load();
   cross_entropy_of_held_row<Kind, kGradient, Logit>(rows, objective, row, weight, exists, held, team);
 }
@@ -70,34 +38,6 @@ __device__ __forceinline__ void send(const DetailedSums& value, const DetailedSu
                   0),
        &to.logit, barrier, rank);
 }
-
-// A cluster, which holds a row.
-template <class Kind>
-struct ClusterOfRow {
-  static constexpr Caching caching = Caching::normal;
-  static constexpr int lanes = kWarp;
-  Exchange<SumsOf<Kind>>& exchange;
-  Exchange<float>& losses;
-
-  __device__ __forceinline__ SumsOf<Kind> merged(const SumsOf<Kind>& sums, MergedScores merge, bool wanted) const {
-    cluster_wait();
-    if (!wanted) return sums;
-    exchange.publish(sums, cluster_size());
-    return exchange.all(no_scores<SumsOf<Kind>>(), merge);
-  }
-  // For the warp that leads.
-  __device__ __forceinline__ float sum_of_losses(float loss, bool wanted) const {
-    if (!wanted) return 0;
-    losses.publish(loss, 1);
-    return cluster_rank() == 0 && threadIdx.x < kWarp ? losses.all(0.0f, Sum()) : 0.0f;
-  }
-  __device__ __forceinline__ int lane() const { return static_cast<int>(threadIdx.x) % kWarp; }
-  __device__ __forceinline__ bool leads() const { return cluster_rank() == 0 && threadIdx.x == 0; }
-  __device__ __forceinline__ RowTeam threads() const {
-    const int count = static_cast<int>(blockDim.x);
-    return {cluster_size() * count, cluster_rank() * count + static_cast<int>(threadIdx.x)};
-  }
-};
 
 #endif
 
@@ -129,77 +69,30 @@ __global__ void __launch_bounds__(kHeldThreads<Kind>, kHeldBlocks<Kind>)
   const float weight = rows.weight_of(row);
   const RowObjective<float> objective(rows, row);
   const int64_t classes = is_masked(weight) ? 0 : objective.classes;
-  const Logit* logits = rows.logits + row * rows.classes;
-  const Span<Logit> span(classes, logits);
-  // Slices begin at multiples of 128 bytes: a row's steps are numbered from the last one before the first step.
-  const int ahead = static_cast<int>(reinterpret_cast<uintptr_t>(logits + span.head) / kVectorBytes % kStepsAligned);
-  const int begin = cluster_rank() * slice_steps - ahead, threads = static_cast<int>(blockDim.x);
-  const int own = begin + static_cast<int>(threadIdx.x), steps = static_cast<int>(span.steps);
-  Held<Logit> held{logits,
-                   slots + threadIdx.x,
-                   static_cast<int>(span.head),
-                   steps,
-                   cluster_rank() == 0 ? static_cast<int>(span.edges) : 0,
-                   own < 0 ? own + threads : own,
-                   min(begin + slice_steps, steps),
-                   threads,
-                   static_cast<int>(threadIdx.x),
-                   threads};
+  Held<Logit> held = held_by_cluster(rows.logits + row * rows.classes, classes, slots, slice_steps);
   held.load();
   cross_entropy_of_held_row<Kind, kGradient, Logit>(rows, objective, row, weight, true, held,
-                                                    ClusterOfRow<Kind>{exchange, losses});
+                                                    ClusterOfRow<SumsOf<Kind>, float>{exchange, losses});
 #endif
 }
 
-template <class Logit>
-using OptionsKernel = void (*)(CrossEntropyOptionRows<Logit, ClassIndices>, int);
-
-// Rows of up to so many bytes are held by a warp, so many vectors a lane, and longer ones by a cluster.
-constexpr int kLanesVectors = 16;
-constexpr int64_t kLongestRowInLanes = kLanesVectors * kWarp * kVectorBytes;
-
-// How a cluster holds a row of `steps` in shared memory.
 template <class Kind>
-ClusterShape held_shape(int64_t steps, const Device& device) {
-  constexpr int64_t threads = kHeldThreads<Kind>, bytes_beside = 12288;
-  const int64_t room = (device.shared_memory_limit - bytes_beside) / (threads * kVectorBytes);
-  const bool one_block = steps <= threads * kHeldVectorsOfOneBlock;
-  const int64_t vectors = std::min<int64_t>(room, one_block ? kHeldVectorsOfOneBlock : kOptionVectors<Kind>);
-  const int64_t blocks = std::max<int64_t>(1, quotient_rounded_up(steps, threads * vectors));
-  const int64_t slice = quotient_rounded_up(quotient_rounded_up(steps, blocks), kStepsAligned) * kStepsAligned;
-  const int64_t warps = std::max<int64_t>(1, quotient_rounded_up(slice, vectors * kWarp));
-  const int64_t own_threads = std::min(warps * kWarp, threads);
-  return {static_cast<int>(blocks), static_cast<int>(own_threads), static_cast<int>(slice),
-          static_cast<int>(quotient_rounded_up(slice, own_threads))};
-}
+constexpr HeldLimits kOptionLimits = {kHeldThreads<Kind>, kOptionVectors<Kind>, kHeldVectorsOfOneBlock, 1};
+constexpr int kLanesVectors = 16;
 
 template <class Kind, bool kGradient, class Logit>
 cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
                         const Device& device) {
-  constexpr int step = kPerVector<Logit>;
   const int64_t past = bytes_past_vector(rows.logits);
   if (kGradient && bytes_past_vector(rows.gradient) != past) return cudaErrorNotSupported;
-  if (rows.classes * static_cast<int64_t>(sizeof(Logit)) <= kLongestRowInLanes) {
-    const bool edges = past != 0 || rows.classes % step != 0;
-    const int64_t steps = rows.classes / step;
-    int lanes = edges ? kLeastLanesWithEdges : 1;
-    while (lanes < kWarp && lanes * kLanesVectors < steps) lanes *= 2;
-    const int64_t blocks = quotient_rounded_up(rows.rows, kLanesThreads / lanes);
-    if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-    const int64_t shared_bytes = quotient_rounded_up(steps, lanes) * kLanesThreads * kVectorBytes;
+  if (const LanesShape lanes = lanes_shape(rows, kLanesVectors)) {
+    if (lanes.blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
     cross_entropy_options_in_lanes<Kind, kGradient, Logit>
-        <<<static_cast<unsigned>(blocks), kLanesThreads, shared_bytes, stream>>>(rows, lanes);
+        <<<static_cast<unsigned>(lanes.blocks), kLanesThreads, lanes.shared_bytes, stream>>>(rows, lanes.lanes);
     return cudaGetLastError();
   }
-  if (device.compute_capability < kHopper) return cudaErrorNotSupported;
-  const ClusterShape shape = held_shape<Kind>(held_row_steps(rows), device);
-  if (shape.blocks > kMaxClusterSize || rows.rows > 0x7fffffff / shape.blocks) return cudaErrorNotSupported;
-  const OptionsKernel<Logit> kernel = cross_entropy_options_in_cluster<Kind, kGradient, Logit>;
-  const int shared_bytes = shape.held * shape.threads * kVectorBytes;
-  if (resident_blocks(reinterpret_cast<const void*>(kernel), device, shape.threads, shared_bytes) == 0) {
-    return cudaErrorNotSupported;
-  }
-  return launch_cluster(stream, kernel, rows, device, shape, shared_bytes);
+  return launch_held_by_cluster(stream, cross_entropy_options_in_cluster<Kind, kGradient, Logit>, rows, device,
+                                kOptionLimits<Kind>);
 }
 
 // cudaErrorNotSupported of rows that no threads can hold: they are too long, there are no clusters, they are not

@@ -20,9 +20,10 @@ struct RowTeam {
   }
 };
 
-template <class Logit, class Target>
-__device__ __forceinline__ void zero_gradient(const CrossEntropyOptionRows<Logit, Target>& rows, const RowTeam& team,
-                                              int64_t row, int64_t first) {
+// Of a row, from a class on.
+template <class Rows>
+__device__ __forceinline__ void zero_gradient(const Rows& rows, const RowTeam& team, int64_t row, int64_t first) {
+  using Logit = std::remove_pointer_t<decltype(rows.gradient)>;
   if (!rows.gradient) return;
   Logit* gradient = rows.gradient + row * rows.classes;
   const Span<Logit> span(rows.classes - first, gradient + first);

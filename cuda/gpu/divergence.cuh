@@ -1,26 +1,13 @@
-// Divergences of distributions: a team of threads a row, from one lane to a block. One .cu file instantiates `launch`
-// for each stored type of logits.
+// Divergences of distributions: which kernel takes which rows; and of rows that no threads hold, a team of threads a
+// row, from one lane to a block. One .cu file instantiates `launch` for each stored type of logits.
 #pragma once
 
+#include "gpu/divergence_held_launch.cuh"
+#include "gpu/divergence_terms.cuh"
 #include "gpu/launch.h"
-#include "gpu/reduce.cuh"
-#include "gpu/softmax.cuh"
-#include "gpu/vector.cuh"
-#include "maths/divergence.h"
+#include "gpu/regime.h"
 
 namespace jaxloss::gpu {
-
-// The hardware's exponential and logarithm of base 2; the logarithm takes subnormal numbers for what they are.
-struct HardwareFunctions {
-  __device__ __forceinline__ static float exp(float x) { return power_of_two(x * 1.44269504f); }
-  __device__ __forceinline__ static double exp(double x) { return exponential(x); }
-  __device__ __forceinline__ static float log(float x) {
-    float y;
-    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y * 0.693147181f;
-  }
-  __device__ __forceinline__ static double log(double x) { return logarithm(x); }
-};
 
 // ---- teams ----------------------------------------------------------------------------------------------------------
 
@@ -87,9 +74,7 @@ class TemperedSums {
   __device__ __forceinline__ TemperedSoftmax<Real> of_row(Team team) {
     const Real max = team.combined(max_, Maximum());
     if (max_ != max) relative_to(max);
-    const Real others = team.combined(others_.value(), Sum()), largest = team.combined(largest_, Sum());
-    const Real sum = (others + largest) + (max - max);  // NaN of an infinite maximum
-    return {max, log_of_sum(sum, others + (largest - 1), is_sure(sum)), scale_};
+    return softmax_of(max, team.combined(others_.value(), Sum()), team.combined(largest_, Sum()), scale_);
   }
 
  private:
@@ -161,7 +146,6 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
                                                   bool exists, Team team) {
   using Real = Accumulator<Logit>;
   using Stored = typename Teacher::Stored;
-  using Functions = HardwareFunctions;
   constexpr bool of_logits = std::is_same_v<Teacher, TeacherLogits<Stored>>;
   const Real weight = exists ? rows.row_weight.of(row) : Real(-0.0);
   const bool live = !is_masked(weight);
@@ -176,7 +160,6 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   }
   const Span<Logit> span(live ? rows.classes : 0, logits, gradient ? gradient : logits, teacher);
   const Real scale = live ? rows.scale.of(row) : Real(1);
-  const typename Divergence::template OfRow<Real> divergence(live ? rows.parameter.of(row) : Real(0));
 
   TemperedSums<Real> of_student(scale), of_teacher(scale);
   CompensatedSum<Real> teacher_sum;
@@ -198,16 +181,8 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   Real total = -1;
   if constexpr (Divergence::total_is_of_teacher && !of_logits) total = -team.combined(teacher_sum.value(), Sum());
   const Real factor = scale * weight;
-  const Ratio<Real> ratio(student, teacher_softmax);
-  const auto terms = [&](Real x, Real y, Real& p, Real& value, Real& derivative) {
-    const Real log_p = student.log_probability(x);
-    p = Functions::exp(log_p);
-    // Not the hardware's logarithm, of which nothing is left near 1.
-    const Real log_q = of_logits ? teacher_softmax.log_probability(y) : logarithm(y);
-    const Real q = of_logits ? Functions::exp(log_q) : y;
-    const Real d = of_logits ? ratio.log(x, y) : log_p - log_q;
-    divergence(std::bool_constant<of_logits>(), Functions{}, log_p, log_q, d, p, q, value, derivative);
-  };
+  const DivergenceTerms<Divergence, Logit, Teacher> terms(live ? rows.parameter.of(row) : Real(0), student,
+                                                          teacher_softmax);
   // Not `weighted`: a weight of 0 takes out a derivative that is infinite, and leaves no −0.
   const auto gradient_of = [&](Real p, Real derivative) {
     return weight == 0 ? Real(0) : (derivative - p * total) * factor;
@@ -305,6 +280,11 @@ __global__ void __launch_bounds__(kLaneThreads, kBlocks<Rows, 5>) divergence_by_
 template <class Divergence, class Logit, class Teacher>
 cudaError_t launch(cudaStream_t stream, const DivergenceRows<Divergence, Logit, Teacher>& rows) {
   if (rows.rows == 0) return cudaSuccess;
+  if constexpr (std::is_same_v<Teacher, TeacherLogits<Logit>> && !std::is_same_v<Logit, double>) {
+    const bool may_be_held = asked_for() != Regime::streaming;
+    const cudaError_t error = may_be_held ? launch_held(stream, rows) : cudaErrorNotSupported;
+    if (error != cudaErrorNotSupported) return error;
+  }
   const auto grid = [](int64_t blocks) { return static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff); };
   const int lanes = lanes_of<Logit>(rows.classes);
   if (lanes == 0) {

@@ -102,12 +102,37 @@ struct Held {
   __device__ __forceinline__ void for_vectors(Body body) const {
     for_slots([&](const uint4* slot, int i) { body(Packed<Logit, step>{{*slot}}, i); });
   }
+  // body(packed, of_other, i), with the same step of another row that is held alike.
+  template <class Body>
+  __device__ __forceinline__ void for_vectors_beside(const Held& other, Body body) const {
+    const ptrdiff_t apart = other.slots - slots;
+    for_slots(
+        [&](const uint4* slot, int i) { body(Packed<Logit, step>{{*slot}}, Packed<Logit, step>{{slot[apart]}}, i); });
+  }
   // body(i, x) for each number of the edges that is this thread's.
   template <class Body>
   __device__ __forceinline__ void for_edges(Body body) const {
     for (int k = first_edge; k < edges; k += edge_stride) {
       body(edge(k), k == first_edge ? first_edge_logit : number(logits[edge(k)]));
     }
+  }
+  // The same with that of the other row.
+  template <class Body>
+  __device__ __forceinline__ void for_edges_beside(const Held& other, Body body) const {
+    for_edges([&](int i, float logit) {
+      body(i, logit, i == edge(first_edge) ? other.first_edge_logit : number(other.logits[i]));
+    });
+  }
+  // NaNs are passed over.
+  __device__ __forceinline__ float largest() const {
+    Packed<Logit, step> most = minus_infinities<Logit>();
+    for_vectors([&](const Packed<Logit, step>& packed, int) { take<true>(most, packed); });
+    float x[step], largest = -INFINITY;
+    most.numbers(x);
+#pragma unroll
+    for (int j = 0; j < step; j++) largest = fmaxf(largest, x[j]);
+    for_edges([&](int, float logit) { largest = fmaxf(largest, logit); });
+    return largest;
   }
   __device__ __forceinline__ bool in_steps(int i) const { return i >= head && i < head + steps * step; }
   __device__ __forceinline__ bool holds(int i) const {

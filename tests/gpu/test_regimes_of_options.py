@@ -44,7 +44,10 @@ def sample(shape, dtype, options, kind):
 def exactly(x, target, options, clip):
     """The results of the formulas in float64, and how large the numbers of each row are that are rounded."""
     rows, classes = x.shape
-    operands = {name: np.broadcast_to(value, (rows, *np.shape(value))) for name, value in options.items()}
+    operands = {
+        name: value if np.shape(value)[:1] == (rows,) else np.broadcast_to(value, (rows, *np.shape(value)))
+        for name, value in options.items()
+    }
     if isinstance(target, tuple):
         target, operands["second_label"], operands["mix"] = target
     with jax.enable_x64(True):
@@ -135,3 +138,19 @@ def test_statistics(names, shape, dtype):
         np.testing.assert_array_equal(getattr(stats, name), getattr(beside, name), name)
     check(losses, np.where(where, exact["losses"], 0), 1 + size, "losses")
     check_gradient(gradient, np.where(where[:, None], exact["gradient"], 0), size, labels)
+
+
+@pytest.mark.parametrize("classes", [3, 33, 1000, 4099])
+def test_rows_that_are_smoothed_beside_rows_that_are_not(classes):
+    """They may share a warp."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(0, 3, (61, classes)).astype(np.float32), rng.integers(0, classes, 61, np.int32)
+    smoothing = np.where(np.arange(61) % 3, 0, 0.2).astype(np.float32)
+
+    def of(x, label, smoothing):
+        return jaxloss.categorical_cross_entropy(x, label, clip=None, label_smoothing=smoothing, reduction="sum")
+
+    losses, gradient = jax.jit(jax.vmap(jax.value_and_grad(of)))(x, labels, smoothing)
+    exact, size = exactly(x, labels, {"label_smoothing": smoothing}, 0)
+    check(losses, exact["losses"], 1 + size, "losses")
+    check_gradient(gradient, exact["gradient"], size, labels)
