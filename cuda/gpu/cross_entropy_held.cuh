@@ -333,13 +333,13 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       }
     }
   }
-  if constexpr (kGradient) {
-    const int64_t written = has_gradient ? objective.classes : 0;
-    if (exists && written < rows.classes) zero_gradient(rows, team.threads(), row, written);
-  }
   float loss = 0;
   if constexpr (Kind::dense) {
     loss = team.combined(losses[0] + losses[1], 0.0f, Sum(), wanted && smooths, false);
+  }
+  if constexpr (kGradient) {  // not before: it may take the place of logits that other lanes read for the loss
+    const int64_t written = has_gradient ? objective.classes : 0;
+    if (exists && written < rows.classes) zero_gradient(rows, team.threads(), row, written);
   }
   if (!exists || !team.leads()) return;
 

@@ -337,12 +337,12 @@ __global__ void __launch_bounds__(kOptionThreads, sizeof(Logit) == 8 ? 1 : 2)
         store_numbers<Logit>(rows.gradient + offset + i, derivative);
       });
     }
-    if (exists && has_gradient) zero_gradient(rows, team, row, objective.classes);
-    if (exists && !has_gradient) zero_gradient(rows, team, row, 0);
-    if (rows.known_max) continue;
-
     Real loss = has_sums ? team.across(losses.value(), Sum()) : Real(0);
     Real nll = has_sums ? team.across(nlls.value(), Sum()) : Real(0);
+    // Not before: the gradient may take the place of logits that other threads read for these sums.
+    if (exists) zero_gradient(rows, team, row, has_gradient ? objective.classes : 0);
+    if (rows.known_max) continue;
+
 #pragma unroll
     for (int which = 0; which < 2; which++) {
       const Real of_label = log_sum - (label_logit[which] - max);

@@ -158,7 +158,8 @@ struct OptionCase {
     const double roundings = unit * ((temperature.given() ? 2 : 0) + (capped ? 6 : 0));
 
     std::vector<double> ranked(n), z(n), error(n), slope(n), slope_error(n), a(n), b(n);
-    double max_of_row = -kInfinity, error_of_max = 0, of_target = 0, size_of_target = 0, size = 0;
+    double max_of_row = -kInfinity, error_of_max = 0, size_of_target = 0, size = 0;
+    long double of_target = 0, sum = 0;  // of many equal terms, which a double would round all the same way
     bool undefined = false;
     for (int64_t i = 0; i < n; i++) {
       const double x = wide(logits[row * classes + i]), in_caps = x / cap, decay = std::exp(-2 * std::fabs(in_caps));
@@ -184,14 +185,15 @@ struct OptionCase {
       if (std::isfinite(z[i])) size = std::max(size, std::fabs(z[i]));
     }
     undefined |= std::isinf(max_of_row);
-    double sum = 0;
     for (double value : z) sum += std::exp(value - max_of_row);
-    const double log_sum_of_row = undefined ? kNan : std::log(sum), lse = max_of_row + log_sum_of_row;
+    const double log_sum_of_row = undefined ? kNan : static_cast<double>(std::log(sum)),
+                 lse = max_of_row + log_sum_of_row;
     // Where more than a label's own loss may overflow, nothing is asked for.
     const bool open = size > (in_double ? 1e300 : 1e30) && (z_loss.given() || smoothing.given() || temperature.given());
 
     std::vector<double> p(n), error_of_p(n), far(n);
-    double mean_error = 0, entropy_of_row = 0, entropy_error = 0;
+    double mean_error = 0, entropy_error = 0;
+    long double entropy_of_row = 0;
     for (int64_t i = 0; i < n; i++) {
       p[i] = undefined ? kNan : std::exp(z[i] - max_of_row - log_sum_of_row);
       far[i] = std::isinf(z[i]) ? 0 : std::min(1e3, max_of_row - z[i]);
@@ -202,7 +204,8 @@ struct OptionCase {
       entropy_error += p[i] * (slack + error[i] + error_of_max) * (1 + far[i] + log_sum_of_row);
     }
     const double lse_error = slack * (1 + std::fabs(lse)) + error_of_max + mean_error;
-    double loss_of_row = product(zeta, lse * lse), nll_of_row = 0, nll_error = 1e-30;
+    long double loss_of_row = product(zeta, lse * lse), nll_of_row = 0;
+    double nll_error = 1e-30;
     double loss_error = 1e-30 + product(zeta, (2 * std::fabs(lse) + lse_error) * lse_error + slack * lse * lse);
     for (int64_t i = 0; i < n; i++) {
       double of_class = log_sum_of_row - (z[i] - max_of_row);
@@ -219,8 +222,9 @@ struct OptionCase {
       // A label may be smoothed over as one that is clipped, which is subtracted again.
       if (i == label && ceiling < 1e4) loss_error += 2 * slack * epsilon / static_cast<double>(classes) * ceiling;
     }
-    const auto of_row = [&](double value, double error_of_value, bool has_target) {
-      return open || (undefined && !has_target) ? anything : Expected{valid ? value : kNan, error_of_value};
+    const auto of_row = [&](long double value, double error_of_value, bool has_target) {
+      return open || (undefined && !has_target) ? anything
+                                                : Expected{valid ? static_cast<double>(value) : kNan, error_of_value};
     };
     loss.push_back(of_row(loss_of_row, loss_error, size_of_target != 0));
     nll.push_back(of_row(nll_of_row, nll_error, nll_of_row != 0));
@@ -229,11 +233,11 @@ struct OptionCase {
     };
     max.push_back(statistic(max_of_row, 1e-15 * std::fabs(max_of_row) + error_of_max + 1e-300));
     log_sum.push_back(statistic(log_sum_of_row, slack * (1 + log_sum_of_row) + mean_error));
-    entropy.push_back(statistic(entropy_of_row, slack * (1 + log_sum_of_row) + 2 * entropy_error));
+    entropy.push_back(statistic(static_cast<double>(entropy_of_row), slack * (1 + log_sum_of_row) + 2 * entropy_error));
 
     expect_order(row, ranked, error, open);
 
-    const double total = of_target + product(2 * zeta, lse);
+    const double total = static_cast<double>(of_target) + product(2 * zeta, lse);
     const double total_error = slack * size_of_target + product(2 * zeta, lse_error);
     for (int64_t i = 0; i < n; i++) {
       // (total (p − 1)) + (total − b) is computed of labels and of the largest.

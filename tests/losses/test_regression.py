@@ -255,7 +255,7 @@ def test_a_variance_of_each_element(name):
 
     actual, expected = results(jaxloss.gaussian_nll), results(gaussian)
     for found, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
+        tolerance.assert_close(found, exact, "a derivative", operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
 
 @pytest.mark.parametrize("of", ["examples", "elements"])
@@ -277,7 +277,7 @@ def test_a_variance_that_is_masked_may_hold_anything(of):
 
     actual, expected = results(jaxloss.gaussian_nll, variance), results(gaussian, np.where(whole, variance, 1))
     for found, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
+        tolerance.assert_close(found, exact, "a derivative", operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
 
 def test_a_variance_that_is_not_above_0():

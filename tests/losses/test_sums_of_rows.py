@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import test_transforms
+import tolerance
 from agreement import assert_agrees
 from jaxloss._ffi import cross_entropy as calls
 from jaxloss._rows import cross_entropy
@@ -60,8 +61,8 @@ def test_many_rows(dtype, classes, more):
     assert custom_call_targets(compiled) == ["jaxloss_cross_entropy_sums_value"]
     value, gradient = jax.jit(jax.value_and_grad(loss))(logits, labels)
     expected_value, expected_gradient = of_rows(logits)
-    np.testing.assert_allclose(value, expected_value, rtol=2e-6)
-    np.testing.assert_allclose(compiled(logits, labels), expected_value, rtol=2e-6)
+    tolerance.assert_ulps(value, expected_value, 16)
+    tolerance.assert_ulps(compiled(logits, labels), expected_value, 16)
     difference = jnp.abs(gradient - expected_gradient).astype("float32")
     of_one = {"float32": 3e-7, "bfloat16": 2**-7}[dtype]  # what one rounding may differ by
     assert (difference <= of_one * jnp.abs(expected_gradient).astype("float32") + 5e-7 / rows).all()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -16,6 +15,7 @@ import jaxloss
 import kept_on_a_mesh
 import meshes
 import modules
+import tolerance
 from jaxloss import formulas
 from jaxloss._autodiff import row_loss
 from jaxloss._linear import autodiff
@@ -81,7 +81,7 @@ def test_without_internals_of_jax_the_same_is_computed(placed, monkeypatch, retr
     compiled = lowered.compile()
     assert modules.collectives(compiled) == modules.collectives(named)
     for actual, exact in zip(compiled(*placed), named(*placed), strict=True):
-        np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-6)
+        tolerance.assert_ulps(actual, exact, 64)
 
 
 @pytest.mark.several_devices
@@ -109,7 +109,7 @@ def test_the_partitioner_before_shardy(placed, retraced):
     finally:
         jax.config.update("jax_use_shardy_partitioner", before)
     for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        tolerance.assert_ulps(one, other, 64)
 
 
 # ---- descriptions ----------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ class TestReduced:
 
         actual = jax.jit(jax.value_and_grad(loss))(*on_mesh)
         for one, other in zip(actual, jax.jit(jax.value_and_grad(formula))(*plain), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+            tolerance.assert_ulps(one, other, 64)
 
     @pytest.mark.parametrize("argument", ["logits", "weights"])
     def test_unreduced_operands_are_an_error_that_names_the_argument(self, argument):

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloss
 import meshes
+import tolerance
 from modules import QUICKLY, collectives
 
 pytestmark = meshes.several_devices
@@ -100,7 +101,7 @@ def assert_as_the_formula(mesh, context, programs, operands):
         ours, formula = (jax.jit(run, compiler_options=QUICKLY).lower(*operands).compile() for run in programs)
         (values, gradients), (_, theirs) = ours(*operands), formula(*operands)
     for actual, exact in zip(jax.tree.leaves((values, gradients)), jax.tree.leaves(expected()), strict=True):
-        np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-5)
+        tolerance.assert_ulps(actual, exact, 64)
     for actual, exact in zip(gradients, theirs, strict=True):
         assert actual.sharding.is_equivalent_to(exact.sharding, actual.ndim), (actual.sharding, exact.sharding)
     sent = {kind for kind, _ in collectives(formula)}
@@ -166,7 +167,7 @@ def test_eager_values_and_gradients(axis_types):
     with jax.set_mesh(mesh):
         gradients = program(by_jaxloss)(*operands)[1]
     for actual, exact in zip(jax.tree.leaves((values, gradients)), jax.tree.leaves(expected()), strict=True):
-        np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-5)
+        tolerance.assert_ulps(actual, exact, 64)
 
 
 @types
@@ -189,6 +190,6 @@ def test_a_split_sequence(options, axis_types):
     run = jax.jit(jax.value_and_grad(loss, (0, 1)), compiler_options=QUICKLY)
     compiled = run.lower(*on_mesh).compile()
     for actual, exact in zip(jax.tree.leaves(compiled(*on_mesh)), jax.tree.leaves(run(*operands)), strict=True):
-        np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-6)
+        tolerance.assert_ulps(actual, exact, 64)
     gathered = [size for kind, size in collectives(compiled) if kind == "all-gather"]
     assert max(gathered, default=0) <= labels.size, gathered

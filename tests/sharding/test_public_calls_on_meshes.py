@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import meshes
+import tolerance
 from modules import QUICKLY
 from public_calls import CALLS, CLASSES, IDS, ROWS, split_operands, total
 
@@ -58,4 +59,4 @@ def test_results_are_those_of_one_device(name, kind):
     operands = {key: placed(mesh, x) for key, x in CALLS[IDS.index(name)].operands.items()}
     actual = program(name)(operands)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected(name)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6, err_msg=name)
+        tolerance.assert_ulps(one, other, 128, name)

@@ -82,6 +82,21 @@ def assert_close(
     assert_within(actual, expected, error, what)
 
 
+def assert_ulps(actual, expected, ulps: float, what: str = "the result") -> None:
+    """That each number is so many units in its own last place from the expected one, or less; NaN and infinite as it.
+
+    Numbers below the smallest normal one are as far from each other as that is. `expected` may be of a wider type.
+    """
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    finfo = ml_dtypes.finfo(actual.dtype)
+    size = np.maximum(
+        np.abs(np.where(np.isfinite(expected), expected, 0).astype(np.float64)), float(finfo.smallest_normal)
+    )
+    unit = np.exp2(np.floor(np.log2(size))) * float(finfo.eps)
+    floor = np.where(size == float(finfo.smallest_normal), float(finfo.smallest_normal), 0)
+    assert_within(actual, expected.astype(np.float64), np.maximum(ulps * unit, floor), what)
+
+
 def ulp_errors(found, expected, scale=None) -> np.ndarray:
     """The errors, in units in the last place of `scale`, the expected number itself if None: of normal ones."""
     found, expected = np.asarray(found), np.asarray(expected, np.longdouble)
