@@ -99,7 +99,7 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
     Value log_q, d, q;
     teacher.load(student, i, count, x, log_p, log_q, d, q);
     p = exponential(log_p);
-    divergence(teacher.normalised, StandardFunctions{}, log_p, log_q, d, p, q, value, of_student);
+    divergence(teacher.normalised, StandardFunctions{}, d, p, q, value, of_student);
   };
   const auto store_gradient = [&](int64_t i, int64_t count, Value p, Value of_student, Real total) JAXLOSS_IN_LOOP {
     store_step(gradient + i, (of_student - p * Value(total)) * Value(scale * weight), count);

@@ -60,13 +60,18 @@ __device__ __forceinline__ DivergenceSums across_lanes(const DivergenceSums& sum
   return {across_lanes(sums.loss, lanes, Sum()), across_lanes(sums.total, lanes, Sum())};
 }
 
-// The part that is what the lanes of a warp hold of a row.
+// What the lanes of a warp hold of a row's student and teacher.
 template <class Logit>
-__device__ __forceinline__ TemperedPart part_of_held(const Held<Logit>& held, int lanes, float factor) {
+__device__ __forceinline__ TemperedPair parts_of_held(const Held<Logit>& student, const Held<Logit>& teacher, int lanes,
+                                                      float factor) {
   constexpr int step = kPerVector<Logit>;
-  TemperedPart part = no_part();
-  part.max = fmaxf(across_lanes(held.largest(), lanes, Maximum()), part.max);
-  const auto add = [&](const auto& x) {
+  const auto part_from = [&](float largest) {
+    TemperedPart part = no_part();
+    part.max = fmaxf(across_lanes(largest, lanes, Maximum()), part.max);
+    return part;
+  };
+  TemperedPair pair{part_from(student.largest()), part_from(teacher.largest()), {}};
+  const auto add = [&](const auto& x, TemperedPart& part) {
     constexpr int count = std::extent_v<std::remove_reference_t<decltype(x)>>;
     float term[count], sums[2] = {};
 #pragma unroll
@@ -85,16 +90,22 @@ __device__ __forceinline__ TemperedPart part_of_held(const Held<Logit>& held, in
       part.largest += x[j] == part.max ? 1.0f : 0.0f;
     }
   };
-  held.for_vectors([&](const Packed<Logit, step>& packed, int) {
-    float x[step];
-    packed.numbers(x);
-    add(x);
+  student.for_vectors_beside(teacher, [&](auto& of_student, auto& of_teacher, int) {
+    float x[step], y[step];
+    Packed<Logit, step>{{of_student}}.numbers(x);
+    Packed<Logit, step>{{of_teacher}}.numbers(y);
+    add(x, pair.student);
+    add(y, pair.teacher);
   });
-  held.for_edges([&](int, float logit) {
-    const float x[1] = {logit};
-    add(x);
+  student.for_edges_beside(teacher, [&](int, float of_student, float of_teacher) {
+    const float x[1] = {of_student}, y[1] = {of_teacher};
+    add(x, pair.student);
+    add(y, pair.teacher);
   });
-  return {part.max, across_lanes(part.others, lanes, Sum()), across_lanes(part.largest, lanes, Sum())};
+  const auto across = [&](const TemperedPart& part) {
+    return TemperedPart{part.max, across_lanes(part.others, lanes, Sum()), across_lanes(part.largest, lanes, Sum())};
+  };
+  return {across(pair.student), across(pair.teacher), {}};
 }
 
 // All threads that share a row call it, and all of a warp, also for rows that are masked or not there, of which they
@@ -109,8 +120,7 @@ __device__ __forceinline__ void divergence_of_held_row(
   const float scale = wanted ? rows.scale.of(row) : 1.0f;
   const MergedParts merge{scale * 1.44269504f};
   student.wait();
-  const TemperedPair own{
-      part_of_held(student, team.lanes, merge.factor), part_of_held(teacher, team.lanes, merge.factor), {}};
+  const TemperedPair own = parts_of_held(student, teacher, team.lanes, merge.factor);
   const TemperedPair parts = team.merged(own, TemperedPair{no_part(), no_part(), {}}, merge, wanted);
   const auto softmax = [&](const TemperedPart& part) { return softmax_of(part.max, part.others, part.largest, scale); };
   const DivergenceTerms<Divergence, Logit, TeacherLogits<Logit>> terms(wanted ? rows.parameter.of(row) : 0.0f,
@@ -120,8 +130,9 @@ __device__ __forceinline__ void divergence_of_held_row(
   const float factor = scale * weight;
   Logit* gradient = has_gradient ? rows.gradient + row * rows.classes : nullptr;
   DivergenceSums sums{0, total_is_known ? -1.0f : 0.0f};
-  // Adds to the sums what x and y have of them, or makes the gradient of x.
-  const auto visit = [&](auto& x, const auto& y, auto adds, auto makes_gradient) {
+  const auto gradient_of = [&](float p, float derivative) { return (derivative - p * sums.total) * factor; };
+  // Leaves p in y and φ′ in x, or the gradient.
+  const auto visit = [&](auto& x, auto& y, auto adds, auto makes_gradient) {
     constexpr int count = std::extent_v<std::remove_reference_t<decltype(x)>>;
     float values[2] = {}, derivatives[2] = {};
 #pragma unroll
@@ -130,22 +141,30 @@ __device__ __forceinline__ void divergence_of_held_row(
       terms(x[j], y[j], p, value, derivative);
       values[j % 2] += value;
       derivatives[j % 2] += derivative;
-      if (makes_gradient) x[j] = (derivative - p * sums.total) * factor;
+      x[j] = makes_gradient ? gradient_of(p, derivative) : derivative;
+      y[j] = p;
     }
     if (adds) sums.loss += values[0] + values[1];
     if (adds && !total_is_known) sums.total += derivatives[0] + derivatives[1];
   };
+  // Where shared memory has room for p and φ′ as they are, a second pass over them need not make them again.
+  constexpr bool keeps = !total_is_known && sizeof(Logit) == 4;
   const auto for_row = [&](auto adds, auto makes_gradient) {
-    student.for_vectors_beside(teacher, [&](const auto& of_student, const auto& of_teacher, int i) {
+    student.for_vectors_beside(teacher, [&](uint4& of_student, uint4& of_teacher, int i) {
       float x[step], y[step];
-      of_student.numbers(x);
-      of_teacher.numbers(y);
-      visit(x, y, adds, makes_gradient);
+      Packed<Logit, step>{{of_student}}.numbers(x);
+      Packed<Logit, step>{{of_teacher}}.numbers(y);
+      if (keeps && makes_gradient) {
+#pragma unroll
+        for (int j = 0; j < step; j++) x[j] = gradient_of(y[j], x[j]);
+      } else {
+        visit(x, y, adds, makes_gradient);
+      }
+      if (keeps && adds && has_gradient) of_student = pack<float>(x), of_teacher = pack<float>(y);
       if (makes_gradient && has_gradient) store<Logit, Team::caching>(gradient + i, x);
     });
     student.for_edges_beside(teacher, [&](int i, float of_student, float of_teacher) {
-      float x[1] = {of_student};
-      const float y[1] = {of_teacher};
+      float x[1] = {of_student}, y[1] = {of_teacher};
       visit(x, y, adds, makes_gradient);
       if (makes_gradient && has_gradient) gradient[i] = stored<Logit>(x[0]);
     });

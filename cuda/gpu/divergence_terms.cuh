@@ -27,30 +27,50 @@ __device__ __forceinline__ TemperedSoftmax<Real> softmax_of(Real max, Real other
   return {max, log_of_sum(sum, others + (largest - 1), is_sure(sum)), scale};
 }
 
+// Probabilities from how far logits are from the largest.
+template <class Real>
+struct TemperedExponentials {
+  Real factor, of_sum;
+
+  __device__ __forceinline__ explicit TemperedExponentials(const TemperedSoftmax<Real>& softmax)
+      : factor(softmax.scale * unit()), of_sum(softmax.log_sum * unit()) {}
+
+  __device__ __forceinline__ float operator()(float from_max) const {
+    return power_of_two(fmaf(from_max, factor, -of_sum));
+  }
+  __device__ __forceinline__ double operator()(double from_max) const { return exp(from_max * factor - of_sum); }
+
+ private:
+  static constexpr __device__ __forceinline__ Real unit() { return sizeof(Real) == 4 ? Real(1.4426950408889634) : 1; }
+};
+
 // φ and φ′ of the classes of a row: see maths/divergence.h.
 template <class Divergence, class Logit, class Teacher>
 struct DivergenceTerms {
   using Real = Accumulator<Logit>;
   using Stored = typename Teacher::Stored;
   static constexpr bool of_logits = std::is_same_v<Teacher, TeacherLogits<Stored>>;
-  using Functions = HardwareFunctions;
 
   const typename Divergence::template OfRow<Real> divergence;
   const TemperedSoftmax<Real> student, teacher;
+  const TemperedExponentials<Real> of_student, of_teacher;
   const Ratio<Real> ratio;
 
   __device__ __forceinline__ DivergenceTerms(Real parameter, const TemperedSoftmax<Real>& student_,
                                              const TemperedSoftmax<Real>& teacher_)
-      : divergence(parameter), student(student_), teacher(teacher_), ratio(student_, teacher_) {}
+      : divergence(parameter),
+        student(student_),
+        teacher(teacher_),
+        of_student(student_),
+        of_teacher(teacher_),
+        ratio(student_, teacher_) {}
 
   __device__ __forceinline__ void operator()(Real x, Real y, Real& p, Real& value, Real& derivative) const {
-    const Real log_p = student.log_probability(x);
-    p = Functions::exp(log_p);
+    p = of_student(x - student.max);
     // Not the hardware's logarithm, of which nothing is left near 1.
-    const Real log_q = of_logits ? teacher.log_probability(y) : logarithm(y);
-    const Real q = of_logits ? Functions::exp(log_q) : y;
-    const Real d = of_logits ? log_ratio(x, y) : log_p - log_q;
-    divergence(std::bool_constant<of_logits>(), Functions{}, log_p, log_q, d, p, q, value, derivative);
+    const Real q = of_logits ? of_teacher(y - teacher.max) : y;
+    const Real d = of_logits ? log_ratio(x, y) : student.log_probability(x) - logarithm(y);
+    divergence(std::bool_constant<of_logits>(), HardwareFunctions{}, d, p, q, value, derivative);
   }
 
  private:

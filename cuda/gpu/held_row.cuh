@@ -102,12 +102,12 @@ struct Held {
   __device__ __forceinline__ void for_vectors(Body body) const {
     for_slots([&](const uint4* slot, int i) { body(Packed<Logit, step>{{*slot}}, i); });
   }
-  // body(packed, of_other, i), with the same step of another row that is held alike.
+  // body(slot, slot_of_other, i), with that of the same step of another row that is held alike. It may leave there what
+  // is to be found instead.
   template <class Body>
   __device__ __forceinline__ void for_vectors_beside(const Held& other, Body body) const {
     const ptrdiff_t apart = other.slots - slots;
-    for_slots(
-        [&](const uint4* slot, int i) { body(Packed<Logit, step>{{*slot}}, Packed<Logit, step>{{slot[apart]}}, i); });
+    for_slots([&](uint4* slot, int i) { body(slot[0], slot[apart], i); });
   }
   // body(i, x) for each number of the edges that is this thread's.
   template <class Body>

@@ -5,9 +5,8 @@
 //
 //   scale · (φ′ − p Σ φ′)
 //
-// so a divergence is a functor that gives φ and φ′ of one class, from both probabilities and their logarithms, and
-// d = log p − log q. (φ is homogeneous in p and q, so the teacher's q ∂φ/∂q is φ − φ′.) `Value` is a float, a double or
-// a vector of floats.
+// so a divergence is a functor that gives φ and φ′ of one class, from both probabilities and d = log p − log q. (φ is
+// homogeneous in p and q, so the teacher's q ∂φ/∂q is φ − φ′.) `Value` is a float, a double or a vector of floats.
 //
 // Of close distributions φ is made of d, which is then small, for it is of second order in it: made of the logarithms
 // it would be their rounding. Where d is the difference of two rounded logarithms it is not so exact, though: see
@@ -92,8 +91,8 @@ struct KullbackLeibler {
     // Of teachers that are given as logits, both distributions sum to 1, and Σ q log(q / p) = Σ q (e^d − 1 − d), in
     // which no term is negative.
     template <bool normalised, class Functions, class Value>
-    JAXLOSS_INLINE void operator()(std::bool_constant<normalised>, Functions, Value, Value, Value d, Value p, Value q,
-                                   Value& value, Value& of_student) const {
+    JAXLOSS_INLINE void operator()(std::bool_constant<normalised>, Functions, Value d, Value p, Value q, Value& value,
+                                   Value& of_student) const {
       of_student = -q;
       value = -weighted(q, d);
       if constexpr (normalised) {
@@ -135,12 +134,12 @@ struct JensenShannon {
     }
 
     template <class Normalised, class Functions, class Value>
-    JAXLOSS_INLINE void operator()(Normalised, Functions, Value log_p, Value log_q, Value d, Value p, Value q,
-                                   Value& value, Value& of_student) const {
+    JAXLOSS_INLINE void operator()(Normalised, Functions, Value d, Value p, Value q, Value& value,
+                                   Value& of_student) const {
       // m over the larger of the two, so that nothing overflows. Where both are 0 the difference is NaN, and is taken
       // out by weight; where one is, the ratio of the smaller to the larger is 0.
       const Value ratio = Functions::exp(-absolute(d));
-      const auto teacher_larger = log_q > log_p;
+      const auto teacher_larger = d < Value(0);
       const Value of_larger = select(teacher_larger, Value(beta), Value(rest));
       const Value of_smaller = select(teacher_larger, Value(rest), Value(beta));
       const Value log_mixture = Functions::log(of_larger + of_smaller * ratio);
