@@ -16,7 +16,7 @@ from jaxloss._checks import classes as _class_arguments
 from jaxloss._checks import examples as _examples
 from jaxloss._checks.classes import Options
 from jaxloss._checks.parameters import integer, wrong_type
-from jaxloss._linear.local import Plan
+from jaxloss._linear.plan import Plan
 from jaxloss._partitioning.meshes import rolled, taken
 from jaxloss._rows.weights import along_rows, leading
 from jaxloss._spec import Objective

@@ -13,7 +13,7 @@ from jaxloss._arrays import MASKED, Array, inlined, manual_axes, varying
 from jaxloss._checks.arrays import array
 from jaxloss._checks.parameters import choice, integer, real_array
 from jaxloss._linear.blocks import BlockPlan
-from jaxloss._linear.local import Plan
+from jaxloss._linear.plan import Plan
 from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._partitioning.meshes import axis_split, mesh_of
 from jaxloss._rows.weights import Examples, inverse

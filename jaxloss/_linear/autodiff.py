@@ -19,7 +19,7 @@ from jaxloss._autodiff.pair import Loss, of_each_device, weighted_rows, weighted
 from jaxloss._autodiff.tangents import BOUNDED, counted, or_none, row_dot, with_derivative_of, zero_tangent
 from jaxloss._linear import local
 from jaxloss._linear.gradients import gradients as gradients_of_device
-from jaxloss._linear.local import LinearOperands, Plan
+from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.sharding import OnMesh
 from jaxloss._linear.split import Split
 from jaxloss._partitioning.partitioned import Call

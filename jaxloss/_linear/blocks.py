@@ -19,7 +19,8 @@ from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import BOUNDED, times
 from jaxloss._linear.chunks import Result, Stages, equal_size, largest_chunk
 from jaxloss._linear.gradients import with_gradients
-from jaxloss._linear.local import LinearOperands, Plan, Work
+from jaxloss._linear.local import Work
+from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.split import Roles, Split
 from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._rows.cross_entropy import d_numbers, d_scaled_logits

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxloss._arrays import Array
 from jaxloss._autodiff import row_loss
 from jaxloss._linear.chunks import Collectives, Result, Stages
-from jaxloss._linear.local import LinearOperands, Plan, Work
+from jaxloss._linear.local import Work
+from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.split import Split
 from jaxloss.formulas import real
 

@@ -19,7 +19,7 @@ import modules
 from jaxloss import formulas
 from jaxloss._autodiff import row_loss
 from jaxloss._linear import autodiff
-from jaxloss._linear.local import Plan
+from jaxloss._linear.plan import Plan
 from jaxloss._linear.split import Split
 from jaxloss._partitioning import descriptions, partitioned, partitioner
 from jaxloss._rows.cross_entropy import CrossEntropy
