@@ -52,7 +52,7 @@ def checked(
         if x.shape[: len(leading)] != leading:
             raise _data_shape_error(place, x, labels, by_sequence)
 
-    dtype = jnp.float64 if jnp.float64 in (hidden.dtype, kernel.dtype) else jnp.float32
+    dtype = plan.value_dtype
     counted, n = _normalizer(normalizer, by_sequence)
     hidden, labels, weight, arrays, factor = _in_blocks(
         (group, by_sequence, counted, dtype), hidden, labels, examples, arrays, n

@@ -36,9 +36,8 @@ def value(plan: Plan, operands: tuple[Array, Array, Array], examples: Examples, 
     """
     hidden, kernel, labels = operands
     shape = (*hidden.shape[:-1], kernel.shape[0 if plan.classes_first else 1])
-    dtype = jnp.float64 if jnp.float64 in (hidden.dtype, kernel.dtype) else jnp.float32
     rank = plan.token_rank
-    weight = row_weight(examples, shape, dtype, example_rank=rank, row_rank=rank, least_rank=rank)
+    weight = row_weight(examples, shape, plan.value_dtype, example_rank=rank, row_rank=rank, least_rank=rank)
     reduced = weighted_rows if examples.reduction == "none" else weighted_sum
     return reduced(Linear(plan), bool(plan.stats))(plan.operands((hidden, kernel, labels, weight, *rest)))
 
@@ -77,7 +76,8 @@ class Linear(Loss):
         if tangents.hidden is not None and not jax.tree.leaves(tangents._replace(hidden=None)) and not self.plan.stats:
             # A token's loss depends on its own hidden state only, so its gradient needs no cotangent to be made.
             of_tokens, gradient = gradients(self.plan, ("hidden",))(operands)
-            return of_tokens, [], row_dot(gradient, tangents.hidden, self.plan.token_rank), []
+            tangent = row_dot(gradient, tangents.hidden, self.plan.token_rank)
+            return of_tokens, [], tangent.astype(of_tokens.dtype), []
         of_tokens, *stats = losses(self.plan)(operands)
         keep = counted(operands.row_weight, of_tokens)
         losses_tangent, *stats_tangents = self.tangents(keep, operands, of_tokens, stats, tangents)

@@ -139,8 +139,11 @@ class BlockWork(Work):
 
     # A gradient of logits is one that a scale, None for 1, is to multiply.
 
+    def rounded(self, d_logits: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+        return super().rounded(d_logits[0]), d_logits[1]
+
     def of_hidden(self, d_logits: tuple[Array, Array | None]) -> Array:
-        return times(super().of_hidden(d_logits[0]), d_logits[1])
+        return times(super().of_hidden(d_logits[0]), d_logits[1]).astype(self.hidden_dtype)
 
     def of_kernel(self, hidden: Array, weight: Array, d_logits: tuple[Array, Array | None], dtype) -> Array:
         share = times(super().of_kernel(hidden, weight, d_logits[0], dtype), d_logits[1])

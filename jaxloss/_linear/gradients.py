@@ -65,11 +65,12 @@ def with_gradients(
     def forward(rows):
         hidden, _, weight = work.tokens_of(rows[-3:])
         shares, of_rows, d_logits = of_chunk(rows)
+        rounded = work.rounded(d_logits)
         if "kernel" in wrt:
-            shares += (work.of_kernel(hidden, weight, d_logits, added[own_sums]),)
+            shares += (work.of_kernel(hidden, weight, rounded, added[own_sums]),)
         if "bias" in wrt:
-            shares += (work.of_bias(d_logits),)
-        return shares, (of_rows, d_logits)
+            shares += (work.of_bias(d_logits).astype(dtypes[-1]),)
+        return shares, (of_rows, rounded)
 
     def finalize(rest, of_hidden=work.of_hidden):
         of_rows, d_logits = rest

@@ -107,7 +107,7 @@ class Work:
         # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
         classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.resharded))
         memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
-        return classes, self.dtype.itemsize, memory
+        return classes, jnp.dtype(self.plan.logits_dtype).itemsize, memory
 
     @property
     def is_one_chunk(self) -> bool:
@@ -118,21 +118,35 @@ class Work:
         """All tokens along one axis."""
         return array.reshape(math.prod(self.token_shape), *array.shape[self.plan.token_rank :])
 
-    def logits(self, hidden: Array, kernel: Array) -> Array:
-        """`hidden @ kernel`."""
-        return self._tangent(hidden.astype(self.dtype), kernel, (1, 1 - self.classes_axis), self.dtype)
+    def logits(self, hidden: Array) -> Array:
+        """`hidden @ kernel`, as the plan's type holds the sums that the product is."""
+        dtype = self.plan.logits_dtype
+        # No product of narrower operands has results of float64.
+        operands_dtype = dtype if dtype == jnp.float64 else self.dtype
+        return self._logits(hidden.astype(operands_dtype), self.kernel.astype(operands_dtype), dtype)
+
+    def logits_tangent(self, hidden: Array, kernel: Array) -> Array:
+        """The same of tangents. It is rounded to the operands' type, and in reverse mode the gradient of logits is."""
+        return real(self._logits(hidden.astype(self.dtype), kernel.astype(self.dtype), self.dtype))
+
+    def _logits(self, hidden: Array, kernel: Array, dtype) -> Array:
+        return self._product(hidden, kernel, (1, 1 - self.classes_axis), dtype)
+
+    def rounded(self, d_logits: Any) -> Any:
+        """The gradient of logits in the operands' type: of 16 bits, its products stay on tensor cores."""
+        return d_logits.astype(self.dtype)
 
     def of_hidden(self, d_logits: Any) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
-        return self._tangent(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
+        return self._product(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
 
     def of_kernel(self, hidden: Array, weight: Array, d_logits: Any, dtype) -> Array:
         """A chunk's share of the gradient of the kernel."""
         hidden = self.kept(hidden, weight).astype(self.dtype)
         first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
-        return self._tangent(first, second, (0, 0), dtype)
+        return self._product(first, second, (0, 0), dtype)
 
-    def _tangent(self, a: Array, b: Array, contracted: tuple[int, int], dtype) -> Array:
+    def _product(self, a: Array, b: Array, contracted: tuple[int, int], dtype) -> Array:
         dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
         return jax.lax.dot_general(a, b, dimensions, precision=self.plan.precision, preferred_element_type=dtype)
 
@@ -156,7 +170,7 @@ class Work:
 
     def row_operands(self, hidden: Array, labels: Array, weight: Array) -> Operands:
         """The logits of a chunk and what else its row loss is given."""
-        logits = self.logits(hidden, self.kernel)
+        logits = self.logits(hidden)
         if self.bias is not None:
             logits = (real(logits) + real(self.bias)[None]).astype(logits.dtype)
         return Operands.of(local_shard(self.objective, self.axes, logits, labels, weight, *self.parameters))
@@ -222,9 +236,9 @@ def tangents(
         *hidden_tangents, hidden, labels, weight = rows
         operands = work.row_operands(hidden, labels, weight)
         logits = operands.x
-        terms = [real(work.logits(tangent, work.kernel)) for tangent in hidden_tangents]
+        terms = [work.logits_tangent(tangent, work.kernel) for tangent in hidden_tangents]
         if kernel_tangent is not None:
-            terms.append(real(work.logits(work.kept(hidden, weight), kernel_tangent.astype(work.dtype))))
+            terms.append(work.logits_tangent(work.kept(hidden, weight), kernel_tangent))
         if bias_tangent is not None:
             terms.append(jnp.broadcast_to(real(bias_tangent), logits.shape))
 

@@ -60,7 +60,7 @@ def _differentiable(plan: BlockPlan) -> Op:
         of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(paired, operands, tangents)
         total, pull, sums = jax.vjp(of_nonzero, *nonzero, has_aux=True)
         products = map(total_product, pull(jnp.ones_like(total)), nonzero_tangents)
-        tangent = sum(varying_like(total, product) for product in products)
+        tangent = sum(varying_like(total, product).astype(total.dtype) for product in products)
         return (total, *sums), (tangent, *map(zero_tangent, sums))
 
     summed.defjvp(tangent, symbolic_zeros=True)

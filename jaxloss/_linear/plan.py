@@ -43,6 +43,7 @@ class Plan:
         weighted: whether tokens have weights, which may be 0.
         chunk: how many tokens a chunk has, None for what `chunk_size` says.
         accumulate_dtype: what the gradient of the kernel is summed in.
+        logits_dtype: of the logits, which holds the type of the product's operands.
         precision: of the matrix products.
         whole_rank: how many of the last axes of tokens devices never split: those of a block that is whole.
     """
@@ -55,6 +56,7 @@ class Plan:
     weighted: bool
     chunk: int | None
     accumulate_dtype: Any
+    logits_dtype: Any
     precision: Any
     whole_rank: int = 0
 
@@ -67,6 +69,11 @@ class Plan:
     def sums_in_float16(self) -> bool:
         """Whether the gradient of the kernel is summed in a type that holds a mean of tokens, but no sum of them."""
         return jnp.dtype(self.accumulate_dtype) == jnp.float16
+
+    @property
+    def value_dtype(self):
+        """The type of a token's loss and statistics, and of what is made of them."""
+        return jnp.float64 if self.logits_dtype == jnp.float64 else jnp.float32
 
     @property
     def tokens(self) -> Roles:

@@ -116,9 +116,8 @@ def test_the_partitioner_before_shardy(placed, retraced):
 
 
 def plan(precision):
-    return Plan(
-        *(Objective(1e-7, ("z_loss",), 32), 1, False, True, False, False, 4, jax.numpy.dtype("bfloat16"), precision)
-    )
+    types = jax.numpy.dtype("bfloat16"), jax.numpy.dtype("float32")
+    return Plan(*(Objective(1e-7, ("z_loss",), 32), 1, False, True, False, False, 4, *types, precision))
 
 
 DESCRIBED = {
