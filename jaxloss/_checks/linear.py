@@ -17,6 +17,7 @@ from jaxloss._checks import classes as _class_arguments
 from jaxloss._checks import examples as _examples
 from jaxloss._checks.classes import Options
 from jaxloss._checks.parameters import integer, wrong_type
+from jaxloss._linear import alignment
 from jaxloss._linear.plan import Plan
 from jaxloss._partitioning.meshes import rolled, taken
 from jaxloss._rows.weights import along_rows, leading
@@ -94,6 +95,7 @@ def checked(
         accumulate_dtype=_accumulate_dtype(accumulate_dtype),
         logits_dtype=of_logits,
         precision=_precision(precision),
+        aligned=alignment.forced,
     )
     return plan, (hidden, kernel, labels), examples, (*(() if bias is None else (bias,)), *parameters.values())
 

@@ -18,6 +18,7 @@ from jaxloss._arrays import Array, inlined
 from jaxloss._autodiff.pair import Loss, of_each_device, weighted_rows, weighted_sum
 from jaxloss._autodiff.tangents import BOUNDED, counted, or_none, row_dot, with_derivative_of, zero_tangent
 from jaxloss._linear import local
+from jaxloss._linear.alignment import where_faster
 from jaxloss._linear.gradients import gradients as gradients_of_device
 from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.sharding import OnMesh
@@ -90,14 +91,14 @@ class Linear(Loss):
 @functools.cache
 def _losses_on_mesh(plan: Plan) -> OnMesh:
     results = (plan.tokens,) * (1 + len(plan.stats))
-    of_device = functools.partial(local.losses, plan, True)
+    of_device = where_faster(plan, lambda plan: functools.partial(local.losses, plan, True))
     roles, gradient_of = plan.flat(plan.roles), [None] * len(results)
     return OnMesh((__name__, (plan, ())), of_device, roles, results, plan.axes, direct=True, gradient_of=gradient_of)
 
 
 @functools.cache
 def _gradients_on_mesh(plan: Plan, wrt: tuple[str, ...], direct: bool) -> OnMesh:
-    of_device = functools.partial(gradients_of_device, plan, wrt, direct)
+    of_device = where_faster(plan, lambda plan: functools.partial(gradients_of_device, plan, wrt, direct))
     of_tokens = (plan.tokens,) * (1 + len(plan.stats))
     results = (*of_tokens, *(getattr(plan.roles, name) for name in wrt))
     gradient_of = [*([None] * len(of_tokens)), *(plan.places[name] for name in wrt)]
@@ -107,7 +108,7 @@ def _gradients_on_mesh(plan: Plan, wrt: tuple[str, ...], direct: bool) -> OnMesh
 
 @functools.cache
 def _tangents_on_mesh(plan: Plan, nonzero: tuple[bool, ...]) -> OnMesh:
-    of_device = functools.partial(local.tangents, plan, nonzero)
+    of_device = where_faster(plan, lambda plan: functools.partial(local.tangents, plan, nonzero))
     roles = plan.flat(plan.roles)
     of_tangents = tuple(roles for roles, has_one in zip(roles, nonzero, strict=True) if has_one)
     differentiable = [name for name in plan.stats if name not in ("predicted", "rank")]

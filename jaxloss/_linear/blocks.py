@@ -201,7 +201,7 @@ def _of_tokens(log_prob: Array, stats: Sequence[Array]) -> tuple[Array, Array, A
     return log_prob, entropy[0] if entropy else jnp.zeros_like(log_prob), maximum + log_sum
 
 
-def values(blocks: BlockPlan, direct: bool, split: Split, strided: bool, *flat: Array) -> tuple[Array, ...]:
+def values(blocks: BlockPlan, split: Split, strided: bool, *flat: Array, direct: bool) -> tuple[Array, ...]:
     """The sum of the objective over all blocks, and the sums beside it."""
     work = BlockWork(blocks, split, flat, direct=direct)
 
@@ -216,7 +216,7 @@ def values(blocks: BlockPlan, direct: bool, split: Split, strided: bool, *flat: 
 
 
 def gradients(
-    blocks: BlockPlan, wrt: tuple[int, ...], direct: bool, split: Split, strided: bool, *flat: Array
+    blocks: BlockPlan, split: Split, strided: bool, *flat: Array, wrt: tuple[int, ...], direct: bool
 ) -> tuple[Array, ...]:
     """The same, and the gradients of the first with respect to the operands at these places."""
     work = BlockWork(blocks, split, flat, direct=direct)

@@ -16,6 +16,7 @@ from jaxloss._arrays import Array, along, manual_axes, promoted, varying
 from jaxloss._autodiff import row_loss
 from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import tangent_of
+from jaxloss._linear.alignment import padded, without_padding
 from jaxloss._linear.chunks import (
     MEMORY,
     RESHARDED_MEMORY,
@@ -27,10 +28,13 @@ from jaxloss._linear.chunks import (
     scan_chunks,
 )
 from jaxloss._linear.plan import LinearOperands, Plan
-from jaxloss._linear.split import Split
+from jaxloss._linear.split import Roles, Split
 from jaxloss._rows.cross_entropy import CrossEntropy
 from jaxloss._rows.vocab_parallel import local_shard
 from jaxloss.formulas import real
+
+OF_CHUNK = ("t", "e")
+"""The roles of the axes of a chunk's hidden states."""
 
 
 class Work:
@@ -44,6 +48,7 @@ class Work:
         all_axes: both.
         direct: whether it is not differentiated.
         others: further operands.
+        classes: how many there are here, without those that pad the kernel.
     """
 
     def __init__(
@@ -53,21 +58,42 @@ class Work:
         self.axes = axes = split.classes
         self.all_axes = manual_axes(*jax.tree.leaves(operands), *others)
         self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
-        hidden, kernel, labels, weight, self.bias, self.parameters = jax.tree.map(
+        hidden, kernel, labels, weight, bias, parameters = jax.tree.map(
             functools.partial(varying, self.own_axes), operands
         )
         self.others = [varying(self.own_axes, other) for other in others]
         self.hidden_type, self.dtype = hidden.dtype, promoted(hidden.dtype, kernel.dtype)
-        self.kernel = kernel.astype(self.dtype)
-        self.objective = dataclasses.replace(plan.objective, axes=axes, in_place=True)
+        self.classes = kernel.shape[plan.classes_axis]
+        self.kernel = self.padded(kernel.astype(self.dtype), plan.roles.kernel)
+        self.bias = None if bias is None else self.padded(bias, plan.roles.bias)
+        self.parameters = self.padded_parameters(parameters)
+        names = plan.objective.parameters
+        if self.has_padding and "num_classes" not in names:
+            names += ("num_classes",)  # the last of `PARAMETERS`
+            self.parameters += (varying(self.own_axes, jnp.int32(plan.objective.classes)),)
+        self.objective = dataclasses.replace(plan.objective, parameters=names, axes=axes, in_place=True)
         self.loss = CrossEntropy(self.objective)
         self.token_shape = hidden.shape[:-1]
         self.rows = tuple(self.flat(array) for array in (hidden, labels, weight))
 
     @property
-    def classes_axis(self) -> int:
-        """The axis of classes of the kernel."""
-        return 0 if self.plan.classes_first else 1
+    def width(self) -> int:
+        """How many classes a row of logits has, with those that pad the kernel."""
+        return self.kernel.shape[self.plan.classes_axis]
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether there are such."""
+        return self.width != self.classes
+
+    def padded(self, array: Array, roles: Roles) -> Array:
+        """What has axes of these roles, as wide as it is worked on."""
+        return padded(array, roles) if self.plan.aligned else array
+
+    def padded_parameters(self, parameters: Sequence[Array | None]) -> tuple:
+        """The same of those that the objective names, None for what is none."""
+        each = zip(parameters, self.plan.roles.parameters, strict=True)
+        return tuple(None if parameter is None else self.padded(parameter, roles) for parameter, roles in each)
 
     @property
     def hidden_dtype(self):
@@ -105,7 +131,7 @@ class Work:
     def memory_of_token(self) -> tuple[int, int, int]:
         """The classes of a token, the bytes of one, and the bytes that the logits of a chunk may take."""
         # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
-        classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.resharded))
+        classes = self.width * math.prod(map(jax.lax.axis_size, self.split.resharded))
         memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
         return classes, jnp.dtype(self.plan.logits_dtype).itemsize, memory
 
@@ -130,7 +156,8 @@ class Work:
         return real(self._logits(hidden.astype(self.dtype), kernel.astype(self.dtype), self.dtype))
 
     def _logits(self, hidden: Array, kernel: Array, dtype) -> Array:
-        return self._product(hidden, kernel, (1, 1 - self.classes_axis), dtype)
+        hidden = self.padded(hidden, OF_CHUNK)
+        return self._product(hidden, kernel, (1, 1 - self.plan.classes_axis), dtype)
 
     def rounded(self, d_logits: Any) -> Any:
         """The gradient of logits in the operands' type: of 16 bits, its products stay on tensor cores."""
@@ -138,11 +165,12 @@ class Work:
 
     def of_hidden(self, d_logits: Any) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
-        return self._product(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
+        gradient = self._product(d_logits, self.kernel, (1, self.plan.classes_axis), self.hidden_dtype)
+        return without_padding(gradient, (gradient.shape[0], *self.rows[0].shape[-1:]))
 
     def of_kernel(self, hidden: Array, weight: Array, d_logits: Any, dtype) -> Array:
         """A chunk's share of the gradient of the kernel."""
-        hidden = self.kept(hidden, weight).astype(self.dtype)
+        hidden = self.padded(self.kept(hidden, weight).astype(self.dtype), OF_CHUNK)
         first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
         return self._product(first, second, (0, 0), dtype)
 
@@ -173,11 +201,21 @@ class Work:
         logits = self.logits(hidden)
         if self.bias is not None:
             logits = (real(logits) + real(self.bias)[None]).astype(logits.dtype)
-        return Operands.of(local_shard(self.objective, self.axes, logits, labels, weight, *self.parameters))
+        operands = logits, labels, weight, *self.parameters
+        return Operands.of(local_shard(self.objective, self.axes, *operands, width=self.classes))
+
+    def of_vocabulary(self, of_rows: Sequence[Array]) -> Sequence[Array]:
+        """Losses and statistics, whose classes on other devices have indices that no padding shifts."""
+        if not (self.axes and self.has_padding and self.plan.stats):
+            return of_rows
+        named = dict(zip(("losses", *self.plan.stats), of_rows, strict=True))
+        device, here = jnp.divmod(named["predicted"], self.width)
+        named["predicted"] = jnp.where(named["predicted"] < 0, named["predicted"], device * self.classes + here)
+        return tuple(named.values())
 
     def of_rows(self, names) -> list[Result]:
         """The results of these names: losses and statistics."""
-        outside = {"predicted": -1, "rank": self.objective.classes_of(self.kernel.shape[self.classes_axis])}
+        outside = {"predicted": -1, "rank": self.objective.classes_of(self.classes)}
         dtype = self.rows[-1].dtype
         return [
             Result(jnp.dtype(jnp.int32), self.own_axes, of_masked_row=outside[name])
@@ -209,7 +247,7 @@ def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Arr
     work = Work(plan, split, plan.operands(operands), direct=direct)
     op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
 
-    stages = Stages(lambda rows: ((), op(work.row_operands(*rows))))
+    stages = Stages(lambda rows: ((), work.of_vocabulary(op(work.row_operands(*rows)))))
     _, filled = work.scan(strided, stages, [], work.of_rows(("losses", *plan.stats)))
     return tuple(map(work.of_tokens, filled))
 
@@ -227,7 +265,11 @@ def tangents(
     tangents = plan.operands([varying(work.own_axes, next(given)) if has_one else None for has_one in nonzero])
     hidden_tangent, kernel_tangent, _, _, bias_tangent, parameter_tangents = tangents
     if kernel_tangent is not None:  # in reverse mode, this is the type that the chunks' shares are summed in
-        kernel_tangent = kernel_tangent.astype(work.sum_dtype)
+        kernel_tangent = work.padded(kernel_tangent.astype(work.sum_dtype), plan.roles.kernel)
+    if bias_tangent is not None:
+        bias_tangent = work.padded(bias_tangent, plan.roles.bias)
+    parameter_tangents = work.padded_parameters(parameter_tangents)
+    parameter_tangents += (None,) * (len(work.parameters) - len(parameter_tangents))
     moving = () if hidden_tangent is None else (work.flat(varying(work.all_axes, hidden_tangent)),)
     names = ("losses", *(name for name in plan.stats if name not in ("predicted", "rank")))
     op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)

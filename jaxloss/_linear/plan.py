@@ -45,6 +45,8 @@ class Plan:
         accumulate_dtype: what the gradient of the kernel is summed in.
         logits_dtype: of the logits, which holds the type of the product's operands.
         precision: of the matrix products.
+        aligned: whether features and classes are padded to multiples while a device works, as `alignment` says; None
+            where that depends on shapes and platform.
         whole_rank: how many of the last axes of tokens devices never split: those of a block that is whole.
     """
 
@@ -58,12 +60,18 @@ class Plan:
     accumulate_dtype: Any
     logits_dtype: Any
     precision: Any
+    aligned: bool | None = None
     whole_rank: int = 0
 
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes that an enclosing `shard_map` has split the classes over."""
         return self.objective.axes
+
+    @property
+    def classes_axis(self) -> int:
+        """The axis of classes of the kernel."""
+        return 0 if self.classes_first else 1
 
     @property
     def sums_in_float16(self) -> bool:
