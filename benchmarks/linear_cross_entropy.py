@@ -4,8 +4,7 @@ Run it with `python -m benchmarks.linear_cross_entropy [--only WORD] [--sweep | 
 Writes `linear_cross_entropy_PLATFORM.json` and a plot of time and memory over the number of tokens. In place of these,
 `--sweep` writes `linear_cross_entropy_sweep_PLATFORM.json`, of many shapes against whole logits, and `--odd` writes
 `linear_cross_entropy_odd_PLATFORM.json`, of vocabularies that are no multiple of 8, and fails if one misses its goal.
-Peers that are not installed (tokamax,
-torch, Liger) are left out; `--quick` runs small shapes, on a CPU too.
+Peers that are not installed (tokamax, torch, Liger) are left out; `--quick` runs small shapes, on a CPU too.
 
 The limit of a value is the product that makes the logits, that of value and gradients that and the two products of the
 gradients, each timed alone in the same process; of an odd vocabulary those at the next multiple of 8 classes. Memory is

@@ -77,6 +77,8 @@ def where_faster(plan: Plan, of_device: Callable[[Plan], Callable[..., tuple[Arr
         if not platforms:
             return plain(split, strided, *operands)
         each, default = (functools.partial(of, split, strided) for of in (aligned, plain))
+        # Rematerialised: reverse mode saves what either of them would, and the padded kernel is made again for a copy.
+        each = jax.checkpoint(each, prevent_cse=False)
         return jax.lax.platform_dependent(*operands, default=default, **dict.fromkeys(platforms, each))
 
     return work
