@@ -149,6 +149,7 @@ def test_aligned_widths_are_one_program(program, kernel_axis, dtype, monkeypatch
     assert len(texts) == 1
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kernel_axis", [-1, 0])
 def test_memory_is_one_kernel_more(kernel_axis, monkeypatch):
     """In one chunk; and in many where, as of 16-bit operands, the sum has a type of its own."""
