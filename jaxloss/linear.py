@@ -46,6 +46,7 @@ def linear_cross_entropy(
     shift: int = 0,
     chunk_size: int | None = None,
     accumulate_dtype: DTypeLike = jnp.float32,
+    logits_dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
@@ -61,7 +62,9 @@ def linear_cross_entropy(
     <batch size>
 
     The options are those of `categorical_cross_entropy`, in the same pass. Logits and their gradients have the type
-    that `hidden @ kernel` has, so two 16-bit operands keep the products on tensor cores.
+    that `hidden @ kernel` has, so two 16-bit operands keep the products on tensor cores; `logits_dtype` makes the
+    logits alone more exact. On NVIDIA GPUs the kernel is copied where 16-bit products of its widths would be slow: a
+    device then works on multiples of 8 features and classes, and the copy's padding has no part in any result.
 
     Args:
         hidden: $h$, `[..., D]`; <dtypes>.
@@ -117,6 +120,7 @@ def linear_cross_entropy(
         shift=shift,
         chunk_size=chunk_size,
         accumulate_dtype=accumulate_dtype,
+        logits_dtype=logits_dtype,
         precision=precision,
         axis_name=axis_name,
     )
@@ -148,6 +152,7 @@ def linear_cross_entropy_with_stats(
     shift: int = 0,
     chunk_size: int | None = None,
     accumulate_dtype: DTypeLike = jnp.float32,
+    logits_dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike | None = None,
     axis_name: AxisName = None,
 ) -> tuple[Array, CrossEntropyStats]:
@@ -190,6 +195,7 @@ def linear_cross_entropy_with_stats(
         shift=shift,
         chunk_size=chunk_size,
         accumulate_dtype=accumulate_dtype,
+        logits_dtype=logits_dtype,
         precision=precision,
         axis_name=axis_name,
         details=True,
@@ -216,6 +222,7 @@ def linear_log_prob(
     shift: int = 0,
     chunk_size: int | None = None,
     accumulate_dtype: DTypeLike = jnp.float32,
+    logits_dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
@@ -246,6 +253,7 @@ def linear_log_prob(
         shift=shift,
         chunk_size=chunk_size,
         accumulate_dtype=accumulate_dtype,
+        logits_dtype=logits_dtype,
         precision=precision,
         axis_name=axis_name,
     )
@@ -273,6 +281,7 @@ def linear_objective(
     shift: int = 0,
     chunk_size: int | None = None,
     accumulate_dtype: DTypeLike = jnp.float32,
+    logits_dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike | None = None,
     axis_name: AxisName = None,
     has_aux: bool = False,
@@ -344,6 +353,7 @@ def linear_objective(
         shift=shift,
         chunk_size=chunk_size,
         accumulate_dtype=accumulate_dtype,
+        logits_dtype=logits_dtype,
         precision=precision,
         axis_name=axis_name,
     )

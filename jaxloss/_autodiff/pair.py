@@ -194,7 +194,7 @@ def weighted_sum(loss: Loss, with_stats: bool = False) -> Callable[..., tuple[Ar
             terms.append(jnp.sum(along(row_weight, losses) * losses_tangent))
         if weight_tangent is not None:
             terms.append(total_product(losses_of_weights(row_weight, losses), weight_tangent))
-        tangent = sum(varying_like(total, term) for term in terms)
+        tangent = sum(varying_like(total, term).astype(total.dtype) for term in terms)
         if not with_stats:
             return (total,), (tangent,)
         _, *stats_tangents = loss.tangents(~is_masked(row_weight), operands, losses, stats, tangents)

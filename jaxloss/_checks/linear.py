@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from jaxloss._checks import classes as _class_arguments
 from jaxloss._checks import examples as _examples
 from jaxloss._checks.classes import Options
 from jaxloss._checks.parameters import integer, wrong_type
-from jaxloss._linear.local import Plan
+from jaxloss._linear import alignment
+from jaxloss._linear.plan import Plan
 from jaxloss._partitioning.meshes import rolled, taken
 from jaxloss._rows.weights import along_rows, leading
 from jaxloss._spec import Objective
@@ -40,6 +42,7 @@ def checked(
     shift: int,
     chunk_size: int | None,
     accumulate_dtype: DTypeLike,
+    logits_dtype: DTypeLike | None,
     precision: jax.lax.PrecisionLike,
     axis_name: AxisName,
     details: bool = False,
@@ -64,7 +67,8 @@ def checked(
     if chunk_size is not None and integer("chunk_size", chunk_size) < 1:
         raise ValueError(f"chunk_size is {chunk_size}: expected at least 1, or None")
 
-    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), promoted(hidden.dtype, kernel.dtype))
+    of_logits = _logits_dtype(logits_dtype, promoted(hidden.dtype, kernel.dtype))
+    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), of_logits)
     by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     labels, labelled = shifted(labels, integer("shift", shift))
@@ -89,7 +93,9 @@ def checked(
         weighted=weights is not None,
         chunk=chunk_size,
         accumulate_dtype=_accumulate_dtype(accumulate_dtype),
+        logits_dtype=of_logits,
         precision=_precision(precision),
+        aligned=alignment.forced,
     )
     return plan, (hidden, kernel, labels), examples, (*(() if bias is None else (bias,)), *parameters.values())
 
@@ -158,17 +164,40 @@ def _class_share(labels: Array, class_weights: Array | None, axes: tuple[str, ..
     return jax.lax.psum(share, axes) if axes else share
 
 
+FLOATING = ("bfloat16", "float16", "float32", "float64")
+
+
 def _accumulate_dtype(dtype: Any):
-    expected = "a floating-point type (bfloat16, float16, float32 or float64)"
-    if isinstance(dtype, Array | np.ndarray):
-        raise wrong_type("accumulate_dtype", dtype, expected)
-    try:
-        found = None if dtype is None else jnp.dtype(dtype)
-    except TypeError:
-        found = dtype
-    if getattr(found, "name", None) not in ("bfloat16", "float16", "float32", "float64"):
+    expected = f"a floating-point type ({_one_of(FLOATING)})"
+    found = _dtype("accumulate_dtype", dtype, expected)
+    if getattr(found, "name", None) not in FLOATING:
         raise TypeError(f"accumulate_dtype is {found}: expected {expected}")
     return found
+
+
+def _logits_dtype(dtype: Any, product: np.dtype) -> np.dtype:
+    """The type of the logits, by default that of the product."""
+    known = [name for name in FLOATING if jax.dtypes.canonicalize_dtype(name) == name]  # float64 if it is enabled
+    wider = [name for name in known if np.can_cast(product, jnp.dtype(name))]
+    expected = _one_of(("None", *wider))
+    found = product if dtype is None else _dtype("logits_dtype", dtype, expected)
+    if getattr(found, "name", None) not in wider:
+        raise TypeError(f"logits_dtype is {found}, hidden @ kernel has dtype {product}: expected {expected}")
+    return found
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _dtype(name: str, dtype: Any, expected: str) -> Any:
+    """The type that is meant, or what is none as it is given."""
+    if isinstance(dtype, Array | np.ndarray):
+        raise wrong_type(name, dtype, expected)
+    try:
+        return None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        return dtype
 
 
 def _precision(precision: Any):

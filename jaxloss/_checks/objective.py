@@ -13,7 +13,7 @@ from jaxloss._arrays import MASKED, Array, inlined, manual_axes, varying
 from jaxloss._checks.arrays import array
 from jaxloss._checks.parameters import choice, integer, real_array
 from jaxloss._linear.blocks import BlockPlan
-from jaxloss._linear.local import Plan
+from jaxloss._linear.plan import Plan
 from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._partitioning.meshes import axis_split, mesh_of
 from jaxloss._rows.weights import Examples, inverse
@@ -52,7 +52,7 @@ def checked(
         if x.shape[: len(leading)] != leading:
             raise _data_shape_error(place, x, labels, by_sequence)
 
-    dtype = jnp.float64 if jnp.float64 in (hidden.dtype, kernel.dtype) else jnp.float32
+    dtype = plan.value_dtype
     counted, n = _normalizer(normalizer, by_sequence)
     hidden, labels, weight, arrays, factor = _in_blocks(
         (group, by_sequence, counted, dtype), hidden, labels, examples, arrays, n

@@ -18,7 +18,7 @@ _EVERY_LOSS = table(r"""
     Returns: A scalar, or for `"none"` <array>; float64 where <operands> are, else float32. The loss is differentiable
         with respect to <differentiable>. A mean over no <example> is 0.
     not differentiable: labels, axis, target_type, kernel_axis, where, ignore_index, num_classes, clip, reduction,
-        objective, per, group, has_aux, shift, chunk_size, accumulate_dtype, precision, axis_name
+        objective, per, group, has_aux, shift, chunk_size, accumulate_dtype, logits_dtype, precision, axis_name
     TypeError: <operand> is not floating-point, or another argument is of the wrong kind.
     ValueError: shapes do not match, or an option has no such value.
     """)
@@ -103,6 +103,10 @@ TOKENS = table(
     example: token
     batch size: An example is a token, one index of all axes of `hidden` but the last; $n$ is the number of tokens.
     padded: a `kernel` that is padded
+    logits_dtype: the type of the logits, one that holds the type of `hidden @ kernel`, which is the default. A product
+        of 16-bit operands is summed in float32: `jnp.float32` keeps these sums, where rounding them to bfloat16 costs a
+        log-probability several hundredths. The logits' gradient (in forward mode, their tangent) is rounded to the
+        type of `hidden @ kernel` before the products that it takes, which so stay on tensor cores.
     exact: None, the default, for the exact value.
     mask: Shape `[...]`. A chunk of masked tokens alone is skipped.
     of rows: the same for all tokens

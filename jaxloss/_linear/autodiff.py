@@ -18,8 +18,9 @@ from jaxloss._arrays import Array, inlined
 from jaxloss._autodiff.pair import Loss, of_each_device, weighted_rows, weighted_sum
 from jaxloss._autodiff.tangents import BOUNDED, counted, or_none, row_dot, with_derivative_of, zero_tangent
 from jaxloss._linear import local
+from jaxloss._linear.alignment import where_faster
 from jaxloss._linear.gradients import gradients as gradients_of_device
-from jaxloss._linear.local import LinearOperands, Plan
+from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.sharding import OnMesh
 from jaxloss._linear.split import Split
 from jaxloss._partitioning.partitioned import Call
@@ -36,9 +37,8 @@ def value(plan: Plan, operands: tuple[Array, Array, Array], examples: Examples, 
     """
     hidden, kernel, labels = operands
     shape = (*hidden.shape[:-1], kernel.shape[0 if plan.classes_first else 1])
-    dtype = jnp.float64 if jnp.float64 in (hidden.dtype, kernel.dtype) else jnp.float32
     rank = plan.token_rank
-    weight = row_weight(examples, shape, dtype, example_rank=rank, row_rank=rank, least_rank=rank)
+    weight = row_weight(examples, shape, plan.value_dtype, example_rank=rank, row_rank=rank, least_rank=rank)
     reduced = weighted_rows if examples.reduction == "none" else weighted_sum
     return reduced(Linear(plan), bool(plan.stats))(plan.operands((hidden, kernel, labels, weight, *rest)))
 
@@ -77,7 +77,8 @@ class Linear(Loss):
         if tangents.hidden is not None and not jax.tree.leaves(tangents._replace(hidden=None)) and not self.plan.stats:
             # A token's loss depends on its own hidden state only, so its gradient needs no cotangent to be made.
             of_tokens, gradient = gradients(self.plan, ("hidden",))(operands)
-            return of_tokens, [], row_dot(gradient, tangents.hidden, self.plan.token_rank), []
+            tangent = row_dot(gradient, tangents.hidden, self.plan.token_rank)
+            return of_tokens, [], tangent.astype(of_tokens.dtype), []
         of_tokens, *stats = losses(self.plan)(operands)
         keep = counted(operands.row_weight, of_tokens)
         losses_tangent, *stats_tangents = self.tangents(keep, operands, of_tokens, stats, tangents)
@@ -90,14 +91,14 @@ class Linear(Loss):
 @functools.cache
 def _losses_on_mesh(plan: Plan) -> OnMesh:
     results = (plan.tokens,) * (1 + len(plan.stats))
-    of_device = functools.partial(local.losses, plan, True)
+    of_device = where_faster(plan, lambda plan: functools.partial(local.losses, plan, True))
     roles, gradient_of = plan.flat(plan.roles), [None] * len(results)
     return OnMesh((__name__, (plan, ())), of_device, roles, results, plan.axes, direct=True, gradient_of=gradient_of)
 
 
 @functools.cache
 def _gradients_on_mesh(plan: Plan, wrt: tuple[str, ...], direct: bool) -> OnMesh:
-    of_device = functools.partial(gradients_of_device, plan, wrt, direct)
+    of_device = where_faster(plan, lambda plan: functools.partial(gradients_of_device, plan, wrt, direct))
     of_tokens = (plan.tokens,) * (1 + len(plan.stats))
     results = (*of_tokens, *(getattr(plan.roles, name) for name in wrt))
     gradient_of = [*([None] * len(of_tokens)), *(plan.places[name] for name in wrt)]
@@ -107,7 +108,7 @@ def _gradients_on_mesh(plan: Plan, wrt: tuple[str, ...], direct: bool) -> OnMesh
 
 @functools.cache
 def _tangents_on_mesh(plan: Plan, nonzero: tuple[bool, ...]) -> OnMesh:
-    of_device = functools.partial(local.tangents, plan, nonzero)
+    of_device = where_faster(plan, lambda plan: functools.partial(local.tangents, plan, nonzero))
     roles = plan.flat(plan.roles)
     of_tangents = tuple(roles for roles, has_one in zip(roles, nonzero, strict=True) if has_one)
     differentiable = [name for name in plan.stats if name not in ("predicted", "rank")]

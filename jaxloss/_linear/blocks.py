@@ -19,7 +19,8 @@ from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import BOUNDED, times
 from jaxloss._linear.chunks import Result, Stages, equal_size, largest_chunk
 from jaxloss._linear.gradients import with_gradients
-from jaxloss._linear.local import LinearOperands, Plan, Work
+from jaxloss._linear.local import Work
+from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.split import Roles, Split
 from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._rows.cross_entropy import d_numbers, d_scaled_logits
@@ -138,8 +139,11 @@ class BlockWork(Work):
 
     # A gradient of logits is one that a scale, None for 1, is to multiply.
 
+    def rounded(self, d_logits: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+        return super().rounded(d_logits[0]), d_logits[1]
+
     def of_hidden(self, d_logits: tuple[Array, Array | None]) -> Array:
-        return times(super().of_hidden(d_logits[0]), d_logits[1])
+        return times(super().of_hidden(d_logits[0]), d_logits[1]).astype(self.hidden_dtype)
 
     def of_kernel(self, hidden: Array, weight: Array, d_logits: tuple[Array, Array | None], dtype) -> Array:
         share = times(super().of_kernel(hidden, weight, d_logits[0], dtype), d_logits[1])
@@ -197,7 +201,7 @@ def _of_tokens(log_prob: Array, stats: Sequence[Array]) -> tuple[Array, Array, A
     return log_prob, entropy[0] if entropy else jnp.zeros_like(log_prob), maximum + log_sum
 
 
-def values(blocks: BlockPlan, direct: bool, split: Split, strided: bool, *flat: Array) -> tuple[Array, ...]:
+def values(blocks: BlockPlan, split: Split, strided: bool, *flat: Array, direct: bool) -> tuple[Array, ...]:
     """The sum of the objective over all blocks, and the sums beside it."""
     work = BlockWork(blocks, split, flat, direct=direct)
 
@@ -212,7 +216,7 @@ def values(blocks: BlockPlan, direct: bool, split: Split, strided: bool, *flat: 
 
 
 def gradients(
-    blocks: BlockPlan, wrt: tuple[int, ...], direct: bool, split: Split, strided: bool, *flat: Array
+    blocks: BlockPlan, split: Split, strided: bool, *flat: Array, wrt: tuple[int, ...], direct: bool
 ) -> tuple[Array, ...]:
     """The same, and the gradients of the first with respect to the operands at these places."""
     work = BlockWork(blocks, split, flat, direct=direct)

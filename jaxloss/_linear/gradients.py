@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from jaxloss._arrays import Array
 from jaxloss._autodiff import row_loss
+from jaxloss._linear.alignment import without_padding
 from jaxloss._linear.chunks import Collectives, Result, Stages
-from jaxloss._linear.local import LinearOperands, Plan, Work
+from jaxloss._linear.local import Work
+from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.split import Split
 from jaxloss.formulas import real
 
@@ -29,7 +31,7 @@ def gradients(
 
     def of_chunk(rows):
         *of_rows, d_logits = row_loss.value_and_grad(work.loss)(work.row_operands(*rows))
-        return (), of_rows, d_logits
+        return (), work.of_vocabulary(of_rows), d_logits
 
     results = work.of_rows(("losses", *plan.stats))
     _, of_rows, of_operands = with_gradients(work, wrt, operands, strided, of_chunk, [], results)
@@ -64,15 +66,21 @@ def with_gradients(
     def forward(rows):
         hidden, _, weight = work.tokens_of(rows[-3:])
         shares, of_rows, d_logits = of_chunk(rows)
+        rounded = rest = work.rounded(d_logits)
+        if hidden_first:
+            # The padded copy of the kernel is then gone when its gradient, as wide, is made, and gives it its memory.
+            rest, rounded = jax.lax.optimization_barrier((work.of_hidden(rounded), rounded))
         if "kernel" in wrt:
-            shares += (work.of_kernel(hidden, weight, d_logits, added[own_sums]),)
+            shares += (work.of_kernel(hidden, weight, rounded, added[own_sums]),)
         if "bias" in wrt:
-            shares += (work.of_bias(d_logits),)
-        return shares, (of_rows, d_logits)
+            shares += (work.of_bias(d_logits).astype(dtypes[-1]),)
+        return shares, (of_rows, rest)
 
     def finalize(rest, of_hidden=work.of_hidden):
-        of_rows, d_logits = rest
-        return *of_rows, *([work.in_rows(of_hidden(d_logits))] if "hidden" in wrt else ())
+        of_rows, rest = rest
+        if "hidden" not in wrt:
+            return tuple(of_rows)
+        return *of_rows, work.in_rows(rest if hidden_first else of_hidden(rest))
 
     def of_hidden_later(d_logits):
         # In a branch whose condition the host reads, so that the product starts after the collectives of the sums:
@@ -106,21 +114,25 @@ def with_gradients(
     of_own = [total.dtype for total in sums]
     added, sent, dtypes = ([*of_own, *of] for of in (added, sent, dtypes))
     roles = (*((),) * own_sums, *roles)
+    shapes = [array.shape for array in (*sums, *summed)]
+    summed = [getattr(work, name) for name in of_sums]  # as wide as they are worked on
     sums = [*sums, *(work.zeros(operand, dtype) for operand, dtype in zip(summed, added[own_sums:], strict=True))]
 
     def complete(sums):
-        return [total.astype(dtype) if split.resharded else total for total, dtype in zip(sums, sent, strict=True)]
+        totals = map(without_padding, sums, shapes)
+        return [total.astype(dtype) if split.resharded else total for total, dtype in zip(totals, sent, strict=True)]
 
     def communicated(sums):
         return [split.over_tokens(*each) for each in zip(roles, sums, sent, strict=True)]
 
     late = direct and bool(of_sums) and split.communicates_sums and isinstance(work.count, int) and work.count > 0
+    hidden_first = direct and not late and bool(work.plan.aligned) and work.is_one_chunk and "hidden" in wrt
     last = functools.partial(finalize, of_hidden=of_hidden_later)
     collectives = Collectives(split.gathered, kept, split.anywhere, complete, communicated, last) if late else None
     stages = Stages(forward, finalize, collectives)
     sums, filled = work.scan(strided, stages, sums, results, *rows)
     if not late:
-        sums = communicated(sums)
+        sums = communicated(map(without_padding, sums, shapes))
     sums = [split.arranged(*each[:2]).astype(each[2]) for each in zip(roles, sums, dtypes, strict=True)]
     of_rows, of_hidden = filled[:own], filled[own:]
     of_hidden = [split.over_classes(work.of_tokens(shares)).astype(work.returned_dtype) for shares in of_hidden]

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxloss._arrays import Array, along, manual_axes, promoted, varying
 from jaxloss._autodiff import row_loss
 from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import tangent_of
+from jaxloss._linear.alignment import padded, without_padding
 from jaxloss._linear.chunks import (
     MEMORY,
     RESHARDED_MEMORY,
@@ -26,104 +27,14 @@ from jaxloss._linear.chunks import (
     chunk_size,
     scan_chunks,
 )
+from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.split import Roles, Split
 from jaxloss._rows.cross_entropy import CrossEntropy
 from jaxloss._rows.vocab_parallel import local_shard
-from jaxloss._spec import OPTIONS, Objective
 from jaxloss.formulas import real
 
-
-class LinearOperands(NamedTuple):
-    """What a linear loss is of; or what belongs to each of these.
-
-    Attributes:
-        hidden: hidden states, `[tokens..., D]`.
-        kernel: `[D, V]` or `[V, D]`.
-        labels: `[tokens...]`.
-        row_weight: `[tokens...]`.
-        bias: `[V]`, or None.
-        parameters: those that the objective names.
-    """
-
-    hidden: Any
-    kernel: Any
-    labels: Any
-    row_weight: Any
-    bias: Any = None
-    parameters: tuple = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a linear loss is, beside its operands.
-
-    Attributes:
-        objective: the loss of rows of logits, and the mesh axes that an enclosing `shard_map` has split them over.
-        token_rank: how many axes of the hidden states are tokens.
-        classes_first: whether the kernel is `[V, D]`.
-        has_bias: whether there is a bias.
-        masked: whether tokens may be left out.
-        weighted: whether tokens have weights, which may be 0.
-        chunk: how many tokens a chunk has, None for what `chunk_size` says.
-        accumulate_dtype: what the gradient of the kernel is summed in.
-        precision: of the matrix products.
-        whole_rank: how many of the last axes of tokens devices never split: those of a block that is whole.
-    """
-
-    objective: Objective
-    token_rank: int
-    classes_first: bool
-    has_bias: bool
-    masked: bool
-    weighted: bool
-    chunk: int | None
-    accumulate_dtype: Any
-    precision: Any
-    whole_rank: int = 0
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The mesh axes that an enclosing `shard_map` has split the classes over."""
-        return self.objective.axes
-
-    @property
-    def sums_in_float16(self) -> bool:
-        """Whether the gradient of the kernel is summed in a type that holds a mean of tokens, but no sum of them."""
-        return jnp.dtype(self.accumulate_dtype) == jnp.float16
-
-    @property
-    def tokens(self) -> Roles:
-        """The roles of the tokens' axes."""
-        split = self.token_rank - self.whole_rank
-        return tuple(f"{'t' if axis < split else 'b'}{axis}" for axis in range(self.token_rank))
-
-    @property
-    def roles(self) -> LinearOperands:
-        """Of the operands' axes."""
-        kernel = ("v", "d") if self.classes_first else ("d", "v")
-        parameters = tuple(("v",) if OPTIONS[name].per_class else () for name in self.objective.parameters)
-        return LinearOperands((*self.tokens, "e"), kernel, self.tokens, self.tokens, ("v",), parameters)
-
-    def flat(self, operands: LinearOperands) -> tuple:
-        """One after the other, as devices split them; so what belongs to each."""
-        bias = (operands.bias,) if self.has_bias else ()
-        return *operands[:4], *bias, *operands.parameters
-
-    @property
-    def places(self) -> dict[str, int]:
-        """Of the operands that a gradient is made of, among the flat ones."""
-        return {"hidden": 0, "kernel": 1, "bias": 4}
-
-    def operands(self, flat: Sequence) -> LinearOperands:
-        """The reverse."""
-        hidden, kernel, labels, row_weight, *rest = flat
-        bias = rest.pop(0) if self.has_bias else None
-        return LinearOperands(hidden, kernel, labels, row_weight, bias, tuple(rest))
-
-    @property
-    def stats(self) -> tuple[str, ...]:
-        """The names of the statistics of a token that are asked for."""
-        return self.objective.stats if self.objective.details else ()
+OF_CHUNK = ("t", "e")
+"""The roles of the axes of a chunk's hidden states."""
 
 
 class Work:
@@ -137,6 +48,7 @@ class Work:
         all_axes: both.
         direct: whether it is not differentiated.
         others: further operands.
+        classes: how many there are here, without those that pad the kernel.
     """
 
     def __init__(
@@ -146,21 +58,42 @@ class Work:
         self.axes = axes = split.classes
         self.all_axes = manual_axes(*jax.tree.leaves(operands), *others)
         self.own_axes = tuple(axis for axis in self.all_axes if axis not in axes)
-        hidden, kernel, labels, weight, self.bias, self.parameters = jax.tree.map(
+        hidden, kernel, labels, weight, bias, parameters = jax.tree.map(
             functools.partial(varying, self.own_axes), operands
         )
         self.others = [varying(self.own_axes, other) for other in others]
         self.hidden_type, self.dtype = hidden.dtype, promoted(hidden.dtype, kernel.dtype)
-        self.kernel = kernel.astype(self.dtype)
-        self.objective = dataclasses.replace(plan.objective, axes=axes, in_place=True)
+        self.classes = kernel.shape[plan.classes_axis]
+        self.kernel = self.padded(kernel.astype(self.dtype), plan.roles.kernel)
+        self.bias = None if bias is None else self.padded(bias, plan.roles.bias)
+        self.parameters = self.padded_parameters(parameters)
+        names = plan.objective.parameters
+        if self.has_padding and "num_classes" not in names:
+            names += ("num_classes",)  # the last of `PARAMETERS`
+            self.parameters += (varying(self.own_axes, jnp.int32(plan.objective.classes)),)
+        self.objective = dataclasses.replace(plan.objective, parameters=names, axes=axes, in_place=True)
         self.loss = CrossEntropy(self.objective)
         self.token_shape = hidden.shape[:-1]
         self.rows = tuple(self.flat(array) for array in (hidden, labels, weight))
 
     @property
-    def classes_axis(self) -> int:
-        """The axis of classes of the kernel."""
-        return 0 if self.plan.classes_first else 1
+    def width(self) -> int:
+        """How many classes a row of logits has, with those that pad the kernel."""
+        return self.kernel.shape[self.plan.classes_axis]
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether there are such."""
+        return self.width != self.classes
+
+    def padded(self, array: Array, roles: Roles) -> Array:
+        """What has axes of these roles, as wide as it is worked on."""
+        return padded(array, roles) if self.plan.aligned else array
+
+    def padded_parameters(self, parameters: Sequence[Array | None]) -> tuple:
+        """The same of those that the objective names, None for what is none."""
+        each = zip(parameters, self.plan.roles.parameters, strict=True)
+        return tuple(None if parameter is None else self.padded(parameter, roles) for parameter, roles in each)
 
     @property
     def hidden_dtype(self):
@@ -198,9 +131,9 @@ class Work:
     def memory_of_token(self) -> tuple[int, int, int]:
         """The classes of a token, the bytes of one, and the bytes that the logits of a chunk may take."""
         # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
-        classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.resharded))
+        classes = self.width * math.prod(map(jax.lax.axis_size, self.split.resharded))
         memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
-        return classes, self.dtype.itemsize, memory
+        return classes, jnp.dtype(self.plan.logits_dtype).itemsize, memory
 
     @property
     def is_one_chunk(self) -> bool:
@@ -211,21 +144,37 @@ class Work:
         """All tokens along one axis."""
         return array.reshape(math.prod(self.token_shape), *array.shape[self.plan.token_rank :])
 
-    def logits(self, hidden: Array, kernel: Array) -> Array:
-        """`hidden @ kernel`."""
-        return self._tangent(hidden.astype(self.dtype), kernel, (1, 1 - self.classes_axis), self.dtype)
+    def logits(self, hidden: Array) -> Array:
+        """`hidden @ kernel`, as the plan's type holds the sums that the product is."""
+        dtype = self.plan.logits_dtype
+        # No product of narrower operands has results of float64.
+        operands_dtype = dtype if dtype == jnp.float64 else self.dtype
+        return self._logits(hidden.astype(operands_dtype), self.kernel.astype(operands_dtype), dtype)
+
+    def logits_tangent(self, hidden: Array, kernel: Array) -> Array:
+        """The same of tangents. It is rounded to the operands' type, and in reverse mode the gradient of logits is."""
+        return real(self._logits(hidden.astype(self.dtype), kernel.astype(self.dtype), self.dtype))
+
+    def _logits(self, hidden: Array, kernel: Array, dtype) -> Array:
+        hidden = self.padded(hidden, OF_CHUNK)
+        return self._product(hidden, kernel, (1, 1 - self.plan.classes_axis), dtype)
+
+    def rounded(self, d_logits: Any) -> Any:
+        """The gradient of logits in the operands' type: of 16 bits, its products stay on tensor cores."""
+        return d_logits.astype(self.dtype)
 
     def of_hidden(self, d_logits: Any) -> Array:
         """The gradient of a chunk's hidden states; with split classes, this device's share of it."""
-        return self._tangent(d_logits, self.kernel, (1, self.classes_axis), self.hidden_dtype)
+        gradient = self._product(d_logits, self.kernel, (1, self.plan.classes_axis), self.hidden_dtype)
+        return without_padding(gradient, (gradient.shape[0], *self.rows[0].shape[-1:]))
 
     def of_kernel(self, hidden: Array, weight: Array, d_logits: Any, dtype) -> Array:
         """A chunk's share of the gradient of the kernel."""
-        hidden = self.kept(hidden, weight).astype(self.dtype)
+        hidden = self.padded(self.kept(hidden, weight).astype(self.dtype), OF_CHUNK)
         first, second = (d_logits, hidden) if self.plan.classes_first else (hidden, d_logits)
-        return self._tangent(first, second, (0, 0), dtype)
+        return self._product(first, second, (0, 0), dtype)
 
-    def _tangent(self, a: Array, b: Array, contracted: tuple[int, int], dtype) -> Array:
+    def _product(self, a: Array, b: Array, contracted: tuple[int, int], dtype) -> Array:
         dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
         return jax.lax.dot_general(a, b, dimensions, precision=self.plan.precision, preferred_element_type=dtype)
 
@@ -249,14 +198,24 @@ class Work:
 
     def row_operands(self, hidden: Array, labels: Array, weight: Array) -> Operands:
         """The logits of a chunk and what else its row loss is given."""
-        logits = self.logits(hidden, self.kernel)
+        logits = self.logits(hidden)
         if self.bias is not None:
             logits = (real(logits) + real(self.bias)[None]).astype(logits.dtype)
-        return Operands.of(local_shard(self.objective, self.axes, logits, labels, weight, *self.parameters))
+        operands = logits, labels, weight, *self.parameters
+        return Operands.of(local_shard(self.objective, self.axes, *operands, width=self.classes))
+
+    def of_vocabulary(self, of_rows: Sequence[Array]) -> Sequence[Array]:
+        """Losses and statistics, whose classes on other devices have indices that no padding shifts."""
+        if not (self.axes and self.has_padding and self.plan.stats):
+            return of_rows
+        named = dict(zip(("losses", *self.plan.stats), of_rows, strict=True))
+        device, here = jnp.divmod(named["predicted"], self.width)
+        named["predicted"] = jnp.where(named["predicted"] < 0, named["predicted"], device * self.classes + here)
+        return tuple(named.values())
 
     def of_rows(self, names) -> list[Result]:
         """The results of these names: losses and statistics."""
-        outside = {"predicted": -1, "rank": self.objective.classes_of(self.kernel.shape[self.classes_axis])}
+        outside = {"predicted": -1, "rank": self.objective.classes_of(self.classes)}
         dtype = self.rows[-1].dtype
         return [
             Result(jnp.dtype(jnp.int32), self.own_axes, of_masked_row=outside[name])
@@ -288,7 +247,7 @@ def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Arr
     work = Work(plan, split, plan.operands(operands), direct=direct)
     op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
 
-    stages = Stages(lambda rows: ((), op(work.row_operands(*rows))))
+    stages = Stages(lambda rows: ((), work.of_vocabulary(op(work.row_operands(*rows)))))
     _, filled = work.scan(strided, stages, [], work.of_rows(("losses", *plan.stats)))
     return tuple(map(work.of_tokens, filled))
 
@@ -306,7 +265,11 @@ def tangents(
     tangents = plan.operands([varying(work.own_axes, next(given)) if has_one else None for has_one in nonzero])
     hidden_tangent, kernel_tangent, _, _, bias_tangent, parameter_tangents = tangents
     if kernel_tangent is not None:  # in reverse mode, this is the type that the chunks' shares are summed in
-        kernel_tangent = kernel_tangent.astype(work.sum_dtype)
+        kernel_tangent = work.padded(kernel_tangent.astype(work.sum_dtype), plan.roles.kernel)
+    if bias_tangent is not None:
+        bias_tangent = work.padded(bias_tangent, plan.roles.bias)
+    parameter_tangents = work.padded_parameters(parameter_tangents)
+    parameter_tangents += (None,) * (len(work.parameters) - len(parameter_tangents))
     moving = () if hidden_tangent is None else (work.flat(varying(work.all_axes, hidden_tangent)),)
     names = ("losses", *(name for name in plan.stats if name not in ("predicted", "rank")))
     op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
@@ -315,9 +278,9 @@ def tangents(
         *hidden_tangents, hidden, labels, weight = rows
         operands = work.row_operands(hidden, labels, weight)
         logits = operands.x
-        terms = [real(work.logits(tangent, work.kernel)) for tangent in hidden_tangents]
+        terms = [work.logits_tangent(tangent, work.kernel) for tangent in hidden_tangents]
         if kernel_tangent is not None:
-            terms.append(real(work.logits(work.kept(hidden, weight), kernel_tangent.astype(work.dtype))))
+            terms.append(work.logits_tangent(work.kept(hidden, weight), kernel_tangent))
         if bias_tangent is not None:
             terms.append(jnp.broadcast_to(real(bias_tangent), logits.shape))
 

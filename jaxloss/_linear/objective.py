@@ -4,6 +4,7 @@ Its value and all gradients come out of one scan (`blocks`), which `joined` join
 The derivatives of that scan, which second order asks for, are plain JAX that saves no logits.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,8 +24,10 @@ from jaxloss._autodiff.tangents import (
     zero_tangent,
 )
 from jaxloss._linear import blocks
+from jaxloss._linear.alignment import where_faster
 from jaxloss._linear.autodiff import one_after_the_other
 from jaxloss._linear.blocks import BlockPlan
+from jaxloss._linear.plan import Plan
 from jaxloss._linear.sharding import OnMesh
 
 Op = Callable[[tuple[Array, ...]], tuple[Array, ...]]
@@ -60,7 +63,7 @@ def _differentiable(plan: BlockPlan) -> Op:
         of_nonzero, nonzero, nonzero_tangents = with_nonzero_tangents(paired, operands, tangents)
         total, pull, sums = jax.vjp(of_nonzero, *nonzero, has_aux=True)
         products = map(total_product, pull(jnp.ones_like(total)), nonzero_tangents)
-        tangent = sum(varying_like(total, product) for product in products)
+        tangent = sum(varying_like(total, product).astype(total.dtype) for product in products)
         return (total, *sums), (tangent, *map(zero_tangent, sums))
 
     summed.defjvp(tangent, symbolic_zeros=True)
@@ -104,13 +107,12 @@ def _pair(plan: BlockPlan, wrt: tuple[int, ...]) -> Op:
 
 
 def _values(plan: BlockPlan) -> Op:
-    of_device = functools.partial(blocks.values, plan, True)
-    return _batchable(_on_mesh(plan, of_device, (), direct=True))
+    return _batchable(_on_mesh(plan, functools.partial(blocks.values, direct=True), (), direct=True))
 
 
 def _gradients(plan: BlockPlan, wrt: tuple[int, ...]) -> Op:
     def op(direct: bool) -> Op:
-        of_device = functools.partial(blocks.gradients, plan, wrt, direct)
+        of_device = functools.partial(blocks.gradients, wrt=wrt, direct=direct)
         return _on_mesh(plan, of_device, wrt, direct)
 
     return with_derivative_of(op(direct=False), _batchable(op(direct=True)))
@@ -122,7 +124,11 @@ def _on_mesh(plan: BlockPlan, of_device: Callable, wrt: tuple[int, ...], direct:
     sums = [tuple(f"s{place}.{axis}" for axis in range(len(of.shape))) for place, of in enumerate(plan.objective.sums)]
     results = ((), *sums, *(roles[place] for place in wrt))
     gradient_of = [None] * (1 + len(sums)) + list(wrt)
-    work = OnMesh(None, of_device, roles, results, plan.plan.axes, direct, gradient_of)
+
+    def of_plan(of_tokens: Plan):
+        return functools.partial(of_device, dataclasses.replace(plan, plan=of_tokens))
+
+    work = OnMesh(None, where_faster(plan.plan, of_plan), roles, results, plan.plan.axes, direct, gradient_of)
     return lambda operands: work(*operands)
 
 

@@ -14,11 +14,22 @@ from jaxloss._spec import STATS, Objective, options_that_change
 WEIGHTS, OF_LOGITS = options_that_change("weights"), options_that_change("logits", "label")
 
 
-def local_shard(objective: Objective, axes: tuple[str, ...], logits, target, row_weight, *parameters):
-    """The same operands for this device's slice of the classes: labels that are elsewhere are -1."""
+def local_shard(
+    objective: Objective,
+    axes: tuple[str, ...],
+    logits,
+    target,
+    row_weight,
+    *parameters,
+    width: int | None = None,
+):
+    """The same operands for this device's slice of the classes: labels that are elsewhere are -1.
+
+    `width`: how many classes the slice has, if what logits have beyond it is padding.
+    """
     if not axes:
         return logits, target, row_weight, *parameters
-    width = logits.shape[-1]
+    width = logits.shape[-1] if width is None else width
     begin = jax.lax.axis_index(axes) * width
     options = objective.options(parameters)
     if "num_classes" in options:
@@ -196,6 +207,7 @@ def _whole_ranks(objective: Objective, axes, logits, target, options) -> Array:
     classes = jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) + begin
     # The label itself never counts: what is computed twice, here and above, may differ in its last bit.
     ahead = ((z > of_label) | ((z == of_label) & (classes < index))) & (classes != index)
+    ahead &= formulas.counted_classes(logits, options)  # a label may be masked, too: by a bias of -inf
     before = jax.lax.psum(jnp.sum(ahead, -1, dtype=jnp.int32), axes)
     has_label = jax.lax.psum(here.astype(jnp.int32), axes) > 0
     return jnp.where(has_label, before, objective.classes_of(logits.shape[-1])).astype(jnp.int32)

@@ -242,6 +242,7 @@ TARGETS = "expected (8,) class indices (an integer type) or (8, 4) probabilities
 IMAGE_TARGETS = "class indices (an integer type) or (2, 5, 6, 7) probabilities (a floating-point type)"
 REDUCTIONS = "expected one of 'mean', 'sum', 'none'"
 SUMS = "expected a floating-point type (bfloat16, float16, float32 or float64)"
+LOGITS = "expected None or float32"
 PRECISIONS = "expected what jax.lax.dot_general takes: None, 'default', 'high', 'highest', two of the last three, a jax.lax.DotAlgorithm or one of its presets"
 TOKENS, EXAMPLES = (
     np.zeros((2, 4, 3), np.float32),
@@ -352,6 +353,11 @@ WHOLE = {
     "a mesh axis that is no string": ("entropy", (X,), {"axis_name": ("x", 1)}, "axis_name has type int: expected str or a tuple of them, or None"),
     "a type that is an array": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": X}, f"accumulate_dtype has type ndarray of dtype float32: {SUMS}"),
     "a type of 8 bits": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"accumulate_dtype": "float8_e4m3fn"}, f"accumulate_dtype is float8_e4m3fn: {SUMS}"),
+    "logits of an array": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"logits_dtype": X}, f"logits_dtype has type ndarray of dtype float32: {LOGITS}"),
+    "narrower logits": ("linear_log_prob", (HIDDEN, KERNEL, LABELS), {"logits_dtype": "bfloat16"}, f"logits_dtype is bfloat16, hidden @ kernel has dtype float32: {LOGITS}"),
+    "logits of integers": ("linear_objective", (HIDDEN, KERNEL, LABELS, sum), {"logits_dtype": np.int32}, f"logits_dtype is int32, hidden @ kernel has dtype float32: {LOGITS}"),
+    "logits of no type": ("linear_cross_entropy_with_stats", (HIDDEN, KERNEL, LABELS), {"logits_dtype": "flaot32"}, f"logits_dtype is flaot32, hidden @ kernel has dtype float32: {LOGITS}"),
+    "logits that are not enabled": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"logits_dtype": "float64"}, f"logits_dtype is float64, hidden @ kernel has dtype float32: {LOGITS}"),
     "no precision": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"precision": "hgih"}, f"precision is 'hgih': {PRECISIONS}"),
     "no two precisions": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"precision": ["high", [1]]}, f"precision is ['high', [1]]: {PRECISIONS}"),
     "a number of bits": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), {"precision": 32}, f"precision has type int: {PRECISIONS}"),
@@ -412,6 +418,7 @@ TRACED = {
     "shift": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), "int"),
     "chunk_size": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), "int"),
     "accumulate_dtype": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), SUMS.removeprefix("expected ")),
+    "logits_dtype": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), LOGITS.removeprefix("expected ")),
     "precision": ("linear_cross_entropy", (HIDDEN, KERNEL, LABELS), PRECISIONS.removeprefix("expected ")),
 }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import subprocess
 import sys
@@ -66,6 +67,19 @@ def test_rows_of_the_sweep_are_of_the_same_bytes():
         sizes = [work.prediction_bytes for work in rows]
         assert {work.shape[1] for work in rows} >= {2, 257, 50257, 100003, 151936, 262144}
         assert min(sizes) > 0.98 * max(sizes) > 0
+
+
+def test_odd_vocabularies_that_miss_their_goal(tmp_path):
+    pytest.importorskip("optax")
+    from benchmarks import linear_cross_entropy as linear
+
+    slow, fast = linear.Work(32, 16, 509, "float32"), linear.Work(32, 16, 67, "float32")
+    assert (slow.aligned.classes, fast.aligned.classes, slow.aligned.aligned.classes) == (512, 72, 512)
+    missed = linear.of_odd_widths({slow: 0.0, fast: 1e9}, tmp_path, "odd")
+    assert [line for line in missed if "of the products at 512 classes, goal 0.0" in line] == missed[:1]
+    rows = json.loads((tmp_path / "odd.json").read_text())["measurements"]
+    assert {row["who"] for row in rows} == set(linear.AT_ODD_WIDTHS)
+    assert all("ms" in row for row in rows)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

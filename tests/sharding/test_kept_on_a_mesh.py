@@ -19,7 +19,7 @@ import tolerance
 from jaxloss import formulas
 from jaxloss._autodiff import row_loss
 from jaxloss._linear import autodiff
-from jaxloss._linear.local import Plan
+from jaxloss._linear.plan import Plan
 from jaxloss._linear.split import Split
 from jaxloss._partitioning import descriptions, partitioned, partitioner
 from jaxloss._rows.cross_entropy import CrossEntropy
@@ -116,9 +116,8 @@ def test_the_partitioner_before_shardy(placed, retraced):
 
 
 def plan(precision):
-    return Plan(
-        *(Objective(1e-7, ("z_loss",), 32), 1, False, True, False, False, 4, jax.numpy.dtype("bfloat16"), precision)
-    )
+    types = jax.numpy.dtype("bfloat16"), jax.numpy.dtype("float32")
+    return Plan(*(Objective(1e-7, ("z_loss",), 32), 1, False, True, False, False, 4, *types, precision))
 
 
 DESCRIBED = {

@@ -146,15 +146,26 @@ def _calls():
             function,
             required,
             {"bias": OF_CLASSES, **OPTIONS, **EXAMPLES},
-            {"chunk_size": 2, "ignore_index": 1, "num_classes": 4},
+            {"chunk_size": 2, "ignore_index": 1, "num_classes": 4, "logits_dtype": "float32"},
         )
         yield Call(f"{name}, by weights", function, required, {"class_weights": OF_CLASSES}, {"shift": 1, **BY_WEIGHTS})
         yield Call(f"{name}, none", function, required, {"bias": OF_CLASSES}, {"chunk_size": 2, **UNREDUCED})
-    yield Call("linear_log_prob", jaxloss.linear_log_prob, required, {"bias": OF_CLASSES, "where": MASK, **SCALES})
+    yield Call(
+        "linear_log_prob",
+        *(jaxloss.linear_log_prob, required, {"bias": OF_CLASSES, "where": MASK, **SCALES}),
+        {"logits_dtype": "float32"},
+    )
     yield Call(
         "linear_objective",
         *(jaxloss.linear_objective, required, {"bias": OF_CLASSES, "where": MASK, "normalizer": 3.0, **SCALES}),
-        {"objective": _policy_gradient, "per": "token", "chunk_size": 2, "ignore_index": 1, "num_classes": 4},
+        {
+            "objective": _policy_gradient,
+            "per": "token",
+            "chunk_size": 2,
+            "ignore_index": 1,
+            "num_classes": 4,
+            "logits_dtype": "float32",
+        },
     )
     yield from _drop_ins()
 
