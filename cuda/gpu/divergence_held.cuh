@@ -117,14 +117,14 @@ __device__ __forceinline__ void divergence_of_held_row(
   constexpr int step = kPerVector<Logit>;
   constexpr bool total_is_known = Divergence::total_is_of_teacher;
   const bool wanted = exists && !is_masked(weight);
-  const float scale = wanted ? rows.scale.of(row) : 1.0f;
+  const float scale = wanted ? rows.scale.of(row) : 1.0f, parameter = wanted ? rows.parameter.of(row) : 0.0f;
   const MergedParts merge{scale * 1.44269504f};
   student.wait();
   const TemperedPair own = parts_of_held(student, teacher, team.lanes, merge.factor);
   const TemperedPair parts = team.merged(own, TemperedPair{no_part(), no_part(), {}}, merge, wanted);
   const auto softmax = [&](const TemperedPart& part) { return softmax_of(part.max, part.others, part.largest, scale); };
-  const DivergenceTerms<Divergence, Logit, TeacherLogits<Logit>> terms(wanted ? rows.parameter.of(row) : 0.0f,
-                                                                       softmax(parts.student), softmax(parts.teacher));
+  const DivergenceTerms<Divergence, Logit, TeacherLogits<Logit>> terms(parameter, softmax(parts.student),
+                                                                       softmax(parts.teacher));
 
   const bool has_gradient = rows.gradient && wanted && weight != 0;
   const float factor = scale * weight;
