@@ -25,13 +25,13 @@ def gradients(
 ) -> tuple[Array, ...]:
     """The same, and the gradients of the weighted losses' sum with respect to the operands that `wrt` names."""
     operands = plan.operands(flat)
-    work = Work(plan, split, operands, direct=direct)
+    work = plan.work(split, operands, direct=direct)
+    results = work.of_rows(("losses", *plan.stats))
 
     def of_chunk(rows):
         *of_rows, d_logits = row_loss.value_and_grad(work.loss)(work.row_operands(*rows))
-        return (), of_rows, d_logits
+        return (), of_rows[: len(results)], d_logits
 
-    results = work.of_rows(("losses", *plan.stats))
     _, of_rows, of_operands = with_gradients(work, wrt, operands, strided, of_chunk, [], results)
     return *map(work.of_tokens, of_rows), *of_operands
 

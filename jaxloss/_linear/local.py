@@ -17,6 +17,7 @@ from jaxloss._autodiff import row_loss
 from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import tangent_of
 from jaxloss._linear.chunks import (
+    FEWEST,
     MEMORY,
     RESHARDED_MEMORY,
     Overlapping,
@@ -81,10 +82,19 @@ class Plan:
     precision: Any
     whole_rank: int = 0
 
+    def work(self, split: Split, operands: LinearOperands, *, direct: bool = False) -> "Work":
+        """The operands on one device, and what is made of a chunk of their tokens."""
+        return Work(self, split, operands, direct=direct)
+
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes that an enclosing `shard_map` has split the classes over."""
         return self.objective.axes
+
+    @property
+    def widens(self) -> bool:
+        """Whether a batch of tokens may become one more axis of tokens: no parameter is one of tokens."""
+        return True
 
     @property
     def sums_in_float16(self) -> bool:
@@ -195,12 +205,12 @@ class Work:
         return chunk_size(self.count, *self.memory_of_token)
 
     @property
-    def memory_of_token(self) -> tuple[int, int, int]:
-        """The classes of a token, the bytes of one, and the bytes that the logits of a chunk may take."""
+    def memory_of_token(self) -> tuple[int, int, int, int]:
+        """The classes of a token, the bytes of one, those of a chunk's logits, and the least tokens of a chunk."""
         # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
         classes = self.kernel.shape[self.classes_axis] * math.prod(map(jax.lax.axis_size, self.split.resharded))
         memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
-        return classes, self.dtype.itemsize, memory
+        return classes, self.dtype.itemsize, memory, FEWEST
 
     @property
     def is_one_chunk(self) -> bool:
@@ -247,12 +257,15 @@ class Work:
         """The reverse, of what has one index a token."""
         return of_tokens
 
-    def row_operands(self, hidden: Array, labels: Array, weight: Array) -> Operands:
+    def row_operands(self, *rows: Array) -> Operands:
         """The logits of a chunk and what else its row loss is given."""
-        logits = self.logits(hidden, self.kernel)
-        if self.bias is not None:
-            logits = (real(logits) + real(self.bias)[None]).astype(logits.dtype)
+        hidden, labels, weight = rows
+        logits = with_bias(self.logits(hidden, self.kernel), self.bias)
         return Operands.of(local_shard(self.objective, self.axes, logits, labels, weight, *self.parameters))
+
+    def of_row_loss(self, parameters: tuple) -> tuple:
+        """What belongs to the parameters of the row loss, of what belongs to all."""
+        return parameters
 
     def of_rows(self, names) -> list[Result]:
         """The results of these names: losses and statistics."""
@@ -280,12 +293,17 @@ class Work:
         return array.reshape(*self.token_shape, *array.shape[1:])
 
 
+def with_bias(logits: Array, bias: Array | None) -> Array:
+    """Logits and a bias of their classes, None for none."""
+    return logits if bias is None else (real(logits) + real(bias)[None]).astype(logits.dtype)
+
+
 def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Array) -> tuple[Array, ...]:
     """The losses of tokens, unweighted, and the statistics that are asked for.
 
     `direct`: this is not differentiated.
     """
-    work = Work(plan, split, plan.operands(operands), direct=direct)
+    work = plan.work(split, plan.operands(operands), direct=direct)
     op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
 
     stages = Stages(lambda rows: ((), op(work.row_operands(*rows))))
@@ -301,7 +319,7 @@ def tangents(
     They are from the operands, and the tangents of those that `nonzero` says have one.
     """
     operands, given = operands_and_tangents[: len(nonzero)], iter(operands_and_tangents[len(nonzero) :])
-    work = Work(plan, split, plan.operands(operands))
+    work = plan.work(split, plan.operands(operands))
     # In reverse mode, the casts become the sums over devices: once, for they are made before the scan.
     tangents = plan.operands([varying(work.own_axes, next(given)) if has_one else None for has_one in nonzero])
     hidden_tangent, kernel_tangent, _, _, bias_tangent, parameter_tangents = tangents
@@ -312,8 +330,9 @@ def tangents(
     op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
 
     def step(rows):
-        *hidden_tangents, hidden, labels, weight = rows
-        operands = work.row_operands(hidden, labels, weight)
+        hidden_tangents, rows = rows[: len(moving)], rows[len(moving) :]
+        hidden, _, weight = rows[-3:]
+        operands = work.row_operands(*rows)
         logits = operands.x
         terms = [real(work.logits(tangent, work.kernel)) for tangent in hidden_tangents]
         if kernel_tangent is not None:
@@ -322,7 +341,8 @@ def tangents(
             terms.append(jnp.broadcast_to(real(bias_tangent), logits.shape))
 
         logits_tangent = sum(terms[1:], start=terms[0]).astype(logits.dtype) if terms else None
-        own_tangents = operands._replace(x=logits_tangent, target=None, row_weight=None, parameters=parameter_tangents)
+        own_parameters = work.of_row_loss(parameter_tangents)
+        own_tangents = operands._replace(x=logits_tangent, target=None, row_weight=None, parameters=own_parameters)
         return (), tangent_of(lambda operands: op(operands)[: len(names)], (operands,), (own_tangents,))
 
     _, filled = work.scan(strided, Stages(step), [], work.of_rows(names), *moving)
