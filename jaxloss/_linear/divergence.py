@@ -105,7 +105,7 @@ class DivergenceWork(Work):
         *labels, hidden, teacher_hidden, weight = rows
         axis, dtype = 0 if self.plan.teacher_classes_first else 1, self.teacher_logits_dtype
         teacher = self._tangent(teacher_hidden.astype(self.teacher_dtype), self.teacher_kernel, (1, 1 - axis), dtype)
-        student = self._without_padding(with_bias(self.logits(hidden, self.kernel), self.bias))
+        student = self._without_padding(self.biased_logits(hidden, weight))
         teacher = self._without_padding(with_bias(teacher, self.teacher_bias))
         labels = [local_shard(self.objective, self.axes, student, of, weight)[1] for of in labels]
         return Operands(student, teacher, weight, (*labels, *self.numbers))

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxloss._arrays import Array
+from jaxloss._arrays import Array, promoted
 from jaxloss._autodiff import row_loss
 from jaxloss._linear.chunks import Collectives, Result, Stages
 from jaxloss._linear.local import LinearOperands, Plan, Work
@@ -91,7 +91,8 @@ def with_gradients(
 
     own_sums = len(sums)
     summed, roles = (tuple(getattr(of_each, name) for name in of_sums) for of_each in (operands, plan.roles))
-    dtypes = [work.sum_dtype if name == "kernel" else real(operands.bias).dtype for name in of_sums]
+    of_bias = promoted(work.dtype, real(operands.bias).dtype) if "bias" in wrt else None
+    dtypes = [work.sum_dtype if name == "kernel" else of_bias for name in of_sums]
     sent = dtypes
     if direct:  # then what becomes of the sums is known: bfloat16 in the end has float32's range
         sent = [

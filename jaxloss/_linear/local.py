@@ -257,10 +257,16 @@ class Work:
         """The reverse, of what has one index a token."""
         return of_tokens
 
+    def biased_logits(self, hidden: Array, weight: Array) -> Array:
+        """The logits of a chunk."""
+        if not self.direct:  # second order multiplies hidden states with a tangent: 0 · NaN would be NaN
+            hidden = self.kept(hidden, weight)
+        return with_bias(self.logits(hidden, self.kernel), self.bias)
+
     def row_operands(self, *rows: Array) -> Operands:
         """The logits of a chunk and what else its row loss is given."""
         hidden, labels, weight = rows
-        logits = with_bias(self.logits(hidden, self.kernel), self.bias)
+        logits = self.biased_logits(hidden, weight)
         return Operands.of(local_shard(self.objective, self.axes, logits, labels, weight, *self.parameters))
 
     def of_row_loss(self, parameters: tuple) -> tuple:
