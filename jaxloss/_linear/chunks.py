@@ -252,21 +252,23 @@ def scan_chunks(
         sums, filled = carry
         own_weight = chunking.weight(weight, chunk)
 
-        # Rematerialised: what reverse mode keeps of a chunk, if it comes here, is its number. Its logits, and even its
-        # rows, are made again.
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def worked_on(chunk, own_weight):
+        def work(chunk, own_weight, sums):
             shares, rest = stages.forward(rows_of(chunk, own_weight))
-            return shares, stages.finalize(rest)
+            return tuple(map(jnp.add, sums, shares)), stages.finalize(rest)
 
-        def work(sums):
-            shares, of_chunk = worked_on(chunk, own_weight)
-            return tuple(map(jnp.add, sums, shares)), of_chunk
-
-        def idle(sums):
+        def idle(chunk, own_weight, sums):
+            del chunk, own_weight
             return sums, tuple(result.initial(chunking.size) for result in results)
 
-        sums, of_chunk = jax.lax.cond(is_masked(own_weight).all(), idle, work, sums) if skip else work(sums)
+        # Rematerialised: what reverse mode keeps of a chunk, if it comes here, is its number. Its logits, and even its
+        # rows, are made again. Around the branch, of which it would keep all that a branch is of, the kernel for one.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def worked_on(chunk, own_weight, sums):
+            if not skip:
+                return work(chunk, own_weight, sums)
+            return jax.lax.cond(is_masked(own_weight).all(), idle, work, chunk, own_weight, sums)
+
+        sums, of_chunk = worked_on(chunk, own_weight, sums)
         return sums, _with_rows(chunking, filled, of_chunk, chunk)
 
     order, busy = jnp.arange(chunking.chunks), chunking.chunks

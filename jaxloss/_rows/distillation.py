@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxloss import formulas
 from jaxloss._arrays import Array, along
 from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss
 from jaxloss._autodiff.tangents import BOUNDED
@@ -63,10 +64,15 @@ class Distillation(RowLoss):
 
     def derivative(self, operands: Operands, stats: Sequence[Array]) -> Array:
         of_teacher, of_labels = _separated(operands)
-        soft_stats, hard_stats, *_ = self._separated_stats(stats)
+        soft_stats, (maximum, log_sum), _, hard = self._separated_stats(stats)
         soft_weight, hard_weight = _weights(operands, operands.x)
-        soft = soft_weight * self.divergence.derivative(of_teacher, soft_stats)
-        return soft + hard_weight * self.cross_entropy.derivative(of_labels, hard_stats)
+        # Not the derivative of the cross entropy alone, which would ask other devices again which labels are classes:
+        # the losses of the others are NaN.
+        x, labels = formulas.real(operands.x), of_labels.target
+        one_hot = formulas.one_hot(labels, x.shape[-1]).astype(x.dtype)
+        difference = formulas.softmax_minus_target(x, maximum, log_sum, jnp.ones_like(maximum), one_hot)
+        of_hard = jnp.where(jnp.isnan(hard)[..., None], 0, difference)
+        return soft_weight * self.divergence.derivative(of_teacher, soft_stats) + hard_weight * of_hard
 
     def jvp(self, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands):
         of_teacher, of_labels = _separated(operands)
