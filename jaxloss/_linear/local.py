@@ -40,10 +40,10 @@ class LinearOperands(NamedTuple):
     Attributes:
         hidden: hidden states, `[tokens..., D]`.
         kernel: `[D, V]` or `[V, D]`.
-        labels: `[tokens...]`.
+        labels: `[tokens...]`; of a divergence the teacher's hidden states, `[tokens..., D']`.
         row_weight: `[tokens...]`.
         bias: `[V]`, or None.
-        parameters: those that the objective names.
+        parameters: those that the objective names; of a divergence those that `DivergencePlan` says.
     """
 
     hidden: Any

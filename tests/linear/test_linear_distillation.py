@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import distillation_formula
 import jaxloss
@@ -303,6 +304,7 @@ ERRORS = {
     "where": ("js", {"where": MASK[0]}, ValueError, r"where has shape \(5,\), the prediction \(2, 5, 13\)"),
     "normalizer": ("js", {"normalizer": "tokens"}, ValueError, "normalizer is 'tokens': expected a number or 'weights'"),
     "axis_name": ("js", {"axis_name": "v"}, ValueError, "axis_name is 'v', but kernel does not vary over 'v'"),
+    "a name of Liger's": ("js", {"weight_hard_loss": 0.5}, TypeError, "did you mean hard_weight?"),
     "an option": ("js", {"softcap": 3.0}, TypeError, "unexpected keyword argument 'softcap'"),
 }  # fmt: skip
 
@@ -313,3 +315,21 @@ def test_errors(name):
     function = jaxloss.linear_jensen_shannon if kind == "js" else jaxloss.linear_kl_divergence
     with pytest.raises(error, match=message):
         function(**{"hidden": H, "kernel": W, "teacher_hidden": G, "teacher_kernel": U, **given})
+
+
+@pytest.mark.cpu_only
+def test_export_with_a_symbolic_number_of_tokens():
+    """Chunks need not divide it; other platforms than those with kernels get the formula."""
+    given = distillation_formula.operands((10,), WIDTH, TEACHER_WIDTH, CLASSES)
+    names = ("hidden", "teacher_hidden", "labels")
+
+    def run(hidden, teacher_hidden, labels):
+        operands = {**given, "teacher_hidden": teacher_hidden, "labels": labels}
+        return jax.value_and_grad(lambda h: loss_of("js", chunk_size=4)(**{**operands, "hidden": h}))(hidden)
+
+    (tokens,) = export.symbolic_shape("tokens")
+    shapes = [jax.ShapeDtypeStruct((tokens, *given[name].shape[1:]), given[name].dtype) for name in names]
+    exported = export.export(jax.jit(run), platforms=["cpu", "tpu"], disabled_checks=jaxloss.export_checks())(*shapes)
+    for count in (3, 8, 10):
+        operands = [given[name][:count] for name in names]
+        assert_near(exported.call(*operands), jax.jit(run)(*operands))
