@@ -23,6 +23,7 @@ from jaxloss.categorical import (
 )
 from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
 from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob, linear_objective
+from jaxloss.linear_distillation import linear_jensen_shannon, linear_kl_divergence
 from jaxloss.regression import (
     d_gaussian_nll,
     d_huber,
@@ -83,6 +84,8 @@ __all__ = [
     "kl_divergence",
     "linear_cross_entropy",
     "linear_cross_entropy_with_stats",
+    "linear_jensen_shannon",
+    "linear_kl_divergence",
     "linear_log_prob",
     "linear_objective",
     "log_cosh",

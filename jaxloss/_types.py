@@ -18,6 +18,9 @@ ClassTarget = ArrayLike | tuple[ArrayLike, ArrayLike, ArrayLike]
 Normalizer = ArrayLike | Literal["weights"] | None
 """What replaces the batch size, of losses that may divide by the sum of the weights."""
 
+Direction = Literal["forward", "reverse"]
+"""Of a divergence that is not symmetric: from the teacher to the student, as losses of targets go, or the other way."""
+
 Per = Literal["sequence", "token"]
 
 TokenNormalizer = ArrayLike | Literal["tokens", "sequences", "groups"] | None

@@ -123,6 +123,15 @@ class RowLoss(Loss):
         """The outputs, wherever the operands lie."""
         return _row_wise(self, outputs)(*operands.flat, *stats)
 
+    def from_stats(self, outputs: Outputs, operands: Operands, losses: Array, *stats: Array) -> tuple[Array, ...]:
+        """The outputs, from losses and statistics of the rows; a gradient by its formula, beside the statistics."""
+        if outputs is Outputs.VALUE:
+            return (losses,)
+        if outputs is Outputs.VALUE_AND_STATS:
+            return losses, *stats
+        gradient = weighted(operands.row_weight, self.derivative(operands, stats))
+        return losses, *stats, gradient.astype(operands.x.dtype)
+
     # ---- what a pair asks ------------------------------------------------------------------------------------------
 
     def rounds_to_float16(self, operands: Operands) -> bool:

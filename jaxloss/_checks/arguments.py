@@ -107,12 +107,13 @@ def class_target(
     counted = None if ignore_index is None else differs(target, ignore_index)
     if jnp.iinfo(target.dtype).bits >= 32 and target.dtype != jnp.int32:
         # Narrowed only when in range: 2³² + 3 must not become class 3.
-        target = _out_of_range_marked(target, classes)
+        target = out_of_range_marked(target, classes)
     return of_dtype(target, jnp.int32), logits, counted
 
 
 @inlined(static_argnums=1)
-def _out_of_range_marked(target: Array, classes: int) -> Array:
+def out_of_range_marked(target: Array, classes: int) -> Array:
+    """Class indices, -1 in the place of those that are none."""
     return jnp.where((target >= 0) & (target < classes), target, -1)
 
 

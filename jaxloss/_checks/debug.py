@@ -22,7 +22,7 @@ from jaxloss._checks import linear as _linear_arguments
 from jaxloss._checks.arrays import array
 from jaxloss._checks.parameters import is_known
 from jaxloss._spec import OPTIONS
-from jaxloss._types import BETWEEN_0_AND_1, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval
+from jaxloss._types import BETWEEN_0_AND_1, FINITE, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval
 
 # Part of the key of every cache of jax.jit: what was traced without checks is traced again with them.
 _checking = jax.make_user_context(False)
@@ -32,6 +32,8 @@ _NUMBERS = {option.name: option.interval for option in OPTIONS.values() if optio
     "focal_gamma": NOT_NEGATIVE,
     "focal_alpha": FROM_0_TO_1,
     "beta": BETWEEN_0_AND_1,
+    "soft_weight": FINITE,
+    "hard_weight": FINITE,
 }
 _SUM_TOLERANCE = 1e-3
 
@@ -128,7 +130,7 @@ class _Watch:
             if value is not None and not is_known(value):
                 x = array(name, value)
                 self.add(name, x, interval.words, interval.contains if x.ndim == 0 or name in OPTIONS else _is_number)
-        for name in ("weights", "class_weights", "bias"):
+        for name in ("weights", "class_weights", "bias", "teacher_bias"):
             if given.get(name) is not None:
                 self.not_nan(name, array(name, given[name]))
         normalizer = given.get("normalizer")
@@ -283,20 +285,41 @@ def divergence(given: dict[str, Any], watch: _Watch) -> int:
 
 def linear(given: dict[str, Any], watch: _Watch) -> int:
     """Hidden states, kernel and labels."""
-    hidden, kernel = array("hidden", given["hidden"]), array("kernel", given["kernel"])
-    axes = arguments.mesh_axes(given["axis_name"], kernel, "kernel")
     _where(given, watch)
-    of_classes = given["kernel_axis"] % 2
-    width = given["num_classes"] or kernel.shape[of_classes] * (jax.lax.axis_size(axes) if axes else 1)
+    _labels_of_tokens(given, watch)
+    _output_layer("", given, watch)
+    watch.options(given)
+    return -1
+
+
+def linear_divergence(given: dict[str, Any], watch: _Watch) -> int:
+    """Hidden states and kernels of student and teacher, and labels if there are any."""
+    _where(given, watch)
+    if given["labels"] is not None:
+        _labels_of_tokens(given, watch)
+    for of in ("", "teacher_"):
+        _output_layer(of, given, watch)
+    watch.options(given)
+    return -1
+
+
+def _labels_of_tokens(given: dict[str, Any], watch: _Watch) -> None:
+    kernel = array("kernel", given["kernel"])
+    axes = arguments.mesh_axes(given["axis_name"], kernel, "kernel")
+    size = kernel.shape[given["kernel_axis"] % 2]
+    width = given["num_classes"] or size * (jax.lax.axis_size(axes) if axes else 1)
     labels, ignored = arguments.indices("labels", given["labels"], given["ignore_index"])
     labels, labelled = _linear_arguments.shifted(labels, given["shift"])
     if labelled is not None:
         watch.masks.append(jnp.broadcast_to(labelled, labels.shape))
     watch.labels("labels", labels, width, ignored)
-    watch.rows("hidden", hidden, -1)
-    watch.not_nan("the largest of kernel of a class", jnp.max(kernel, 1 - of_classes, initial=-jnp.inf))
-    watch.options(given)
-    return -1
+
+
+def _output_layer(of: str, given: dict[str, Any], watch: _Watch) -> None:
+    """Hidden states and kernel, `of` nobody or the `teacher_`."""
+    watch.rows(f"{of}hidden", array(f"{of}hidden", given[f"{of}hidden"]), -1)
+    kernel, of_features = array(f"{of}kernel", given[f"{of}kernel"]), 1 - given[f"{of}kernel_axis"] % 2
+    watch.not_nan(f"the largest of {of}kernel of a class", jnp.max(kernel, of_features, initial=-jnp.inf))
 
 
 def _logits(name: str, given: dict[str, Any]) -> tuple[jax.Array, int, tuple[str, ...]]:

@@ -20,7 +20,7 @@ from jaxloss._checks.parameters import integer, wrong_type
 from jaxloss._linear import alignment
 from jaxloss._linear.plan import Plan
 from jaxloss._partitioning.meshes import rolled, taken
-from jaxloss._rows.weights import along_rows, leading
+from jaxloss._rows.weights import Examples, along_rows, leading
 from jaxloss._spec import Objective
 from jaxloss._types import AxisName, Normalizer, Reduction
 
@@ -50,37 +50,17 @@ def checked(
     """The plan, its operands (hidden states, kernel, labels), the examples, and further operands."""
     hidden = arguments.prediction("hidden", hidden, "labels", labels)
     kernel = arguments.prediction("kernel", kernel, "labels", labels)
-    classes_first = _classes_first(kernel_axis, kernel, hidden)
+    classes_first, bias = output_layer(hidden, kernel, bias, kernel_axis)
     axes = arguments.mesh_axes(axis_name, kernel, "kernel")
-    if hidden.ndim == 0 or hidden.shape[-1] != kernel.shape[1 if classes_first else 0]:
-        raise _kernel_shape_error(hidden, kernel, classes_first)
     classes = kernel.shape[0 if classes_first else 1]
     tokens, rank = hidden.shape[:-1], hidden.ndim - 1
-    labels, ignore_index = arguments.indices("labels", labels, ignore_index)
-    labels = arguments.class_indices("labels", labels, rank)
-    if labels.shape != tokens:
-        raise _labels_shape_error(labels, hidden, classes)
-    if bias is not None:
-        bias = arguments.prediction("bias", bias)
-        if bias.shape != (classes,):
-            raise ValueError(f"bias has shape {bias.shape}, kernel {kernel.shape}: expected ({classes},)")
-    if chunk_size is not None and integer("chunk_size", chunk_size) < 1:
-        raise ValueError(f"chunk_size is {chunk_size}: expected at least 1, or None")
-
     of_logits = _logits_dtype(logits_dtype, promoted(hidden.dtype, kernel.dtype))
     logits: Any = jax.ShapeDtypeStruct((*tokens, classes), of_logits)
+    labels, masks = token_labels(labels, hidden, logits, axes, ignore_index, shift)
     by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
-    labels, labelled = shifted(labels, integer("shift", shift))
-    width = _class_arguments.whole_width(logits, axes)
-    labels, _, not_ignored = arguments.class_target(labels, logits, width, ignore_index)
     parameters, num_classes = _class_arguments.parameters_of(options, logits, axes)
-    masks = [jnp.broadcast_to(mask, tokens) for mask in (labelled, not_ignored) if mask is not None]
-    if examples.where is not None:
-        given = leading("where", examples.where, logits.shape, rank, rank)
-        masks.append(along_rows(given, tokens))
-    if masks:
-        examples = dataclasses.replace(examples, where=functools.reduce(jnp.logical_and, masks))
+    examples = masked_too(examples, masks, logits)
     if by_weights:
         share = _class_share(labels, parameters.get("class_weights"), axes)
         examples = dataclasses.replace(examples, by_weights=True, share=share)
@@ -89,36 +69,86 @@ def checked(
         token_rank=rank,
         classes_first=classes_first,
         has_bias=bias is not None,
-        masked=bool(masks),
+        masked=examples.where is not None,
         weighted=weights is not None,
-        chunk=chunk_size,
-        accumulate_dtype=_accumulate_dtype(accumulate_dtype),
         logits_dtype=of_logits,
-        precision=_precision(precision),
         aligned=alignment.forced,
+        **how(chunk_size, accumulate_dtype, precision),
     )
     return plan, (hidden, kernel, labels), examples, (*(() if bias is None else (bias,)), *parameters.values())
 
 
-def _classes_first(kernel_axis: int, kernel: Array, hidden: Array) -> bool:
+def token_labels(
+    labels: ArrayLike, hidden: Array, logits: Any, axes: tuple[str, ...], ignore_index: int | None, shift: int
+) -> tuple[Array, list[Array]]:
+    """The label that each token is to predict, and masks of those with one. Of logits, type and shape are asked."""
+    rank, tokens = hidden.ndim - 1, hidden.shape[:-1]
+    labels, ignore_index = arguments.indices("labels", labels, ignore_index)
+    labels = arguments.class_indices("labels", labels, rank)
+    if labels.shape != tokens:
+        raise _labels_shape_error(labels, hidden, logits.shape[-1])
+    labels, labelled = shifted(labels, integer("shift", shift))
+    width = _class_arguments.whole_width(logits, axes)
+    labels, _, not_ignored = arguments.class_target(labels, logits, width, ignore_index)
+    return labels, [jnp.broadcast_to(mask, tokens) for mask in (labelled, not_ignored) if mask is not None]
+
+
+def masked_too(examples: Examples, masks: list[Array], logits: Any) -> Examples:
+    """The same where these masks are true, too."""
+    *tokens, _ = logits.shape
+    if examples.where is not None:
+        given = leading("where", examples.where, logits.shape, len(tokens), len(tokens))
+        masks = [*masks, along_rows(given, tuple(tokens))]
+    return dataclasses.replace(examples, where=functools.reduce(jnp.logical_and, masks)) if masks else examples
+
+
+def output_layer(
+    hidden: Array, kernel: Array, bias: ArrayLike | None, kernel_axis: int, of: str = ""
+) -> tuple[bool, Array | None]:
+    """Whether the kernel's classes come first, and the bias, which errors call `of` bias, `teacher_` or nothing."""
+    classes_first = _classes_first(kernel_axis, kernel, hidden, of)
+    if hidden.ndim == 0 or hidden.shape[-1] != kernel.shape[1 if classes_first else 0]:
+        raise _kernel_shape_error(hidden, kernel, classes_first, of)
+    if bias is None:
+        return classes_first, None
+    bias, classes = arguments.prediction(f"{of}bias", bias), kernel.shape[0 if classes_first else 1]
+    if bias.shape != (classes,):
+        raise ValueError(f"{of}bias has shape {bias.shape}, {of}kernel {kernel.shape}: expected ({classes},)")
+    return classes_first, bias
+
+
+def how(chunk_size: int | None, accumulate_dtype: DTypeLike, precision: jax.lax.PrecisionLike) -> dict[str, Any]:
+    """What a plan has of how the work is done."""
+    if chunk_size is not None and integer("chunk_size", chunk_size) < 1:
+        raise ValueError(f"chunk_size is {chunk_size}: expected at least 1, or None")
+    return {
+        "chunk": chunk_size,
+        "accumulate_dtype": _accumulate_dtype(accumulate_dtype),
+        "precision": _precision(precision),
+    }
+
+
+def _classes_first(kernel_axis: int, kernel: Array, hidden: Array, of: str) -> bool:
     if kernel.ndim != 2:
         swapped = hidden.ndim == 2 < kernel.ndim and kernel.shape[-1] in hidden.shape
-        hint = "; are hidden and kernel swapped?" if swapped else ""
-        raise ValueError(f"kernel has shape {kernel.shape}: expected two axes, of features and of classes{hint}")
-    if integer("kernel_axis", kernel_axis) not in (-2, -1, 0, 1):
-        raise ValueError(f"kernel_axis is {kernel_axis}, kernel has 2 axes: expected one from -2 to 1")
+        hint = f"; are {of}hidden and {of}kernel swapped?" if swapped else ""
+        raise ValueError(f"{of}kernel has shape {kernel.shape}: expected two axes, of features and of classes{hint}")
+    if integer(f"{of}kernel_axis", kernel_axis) not in (-2, -1, 0, 1):
+        raise ValueError(f"{of}kernel_axis is {kernel_axis}, {of}kernel has 2 axes: expected one from -2 to 1")
     return kernel_axis % 2 == 0
 
 
-def _kernel_shape_error(hidden: Array, kernel: Array, classes_first: bool) -> ValueError:
+def _kernel_shape_error(hidden: Array, kernel: Array, classes_first: bool, of: str) -> ValueError:
     """The error, which says what to write where the kernel is transposed."""
-    expected = "[V, D] with kernel_axis=0" if classes_first else "[D, V]"
+    expected = f"[V, D] with {of}kernel_axis=0" if classes_first else "[D, V]"
     hint = ""
     if hidden.ndim and hidden.shape[-1] == kernel.shape[0 if classes_first else 1]:
-        hint = f"; write kernel_axis={-1 if classes_first else 0} for {'[D, V]' if classes_first else '[V, D]'}"
+        hint = f"; write {of}kernel_axis={-1 if classes_first else 0} for {'[D, V]' if classes_first else '[V, D]'}"
     elif hidden.ndim == 2 and hidden.shape[0] == kernel.shape[1]:
         hint = "; are the two swapped?"
-    return ValueError(f"kernel has shape {kernel.shape}, hidden {hidden.shape}: expected {expected} for [..., D]{hint}")
+    return ValueError(
+        f"{of}kernel has shape {kernel.shape}, {of}hidden {hidden.shape}: expected {expected} for [..., D]{hint}"
+    )
 
 
 def _labels_shape_error(labels: Array, hidden: Array, classes: int) -> ValueError:

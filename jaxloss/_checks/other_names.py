@@ -33,6 +33,7 @@ _OURS = {
     "L1Loss": ("mae", _EXAMPLES),
     "LigerCrossEntropyLoss": ("categorical_cross_entropy", _LIGER),
     "LigerFusedLinearCrossEntropyLoss": ("linear_cross_entropy", _HIDDEN_FIRST),
+    "LigerFusedLinearJSD": ("linear_jensen_shannon", _HIDDEN_FIRST),
     "LigerJSD": ("jensen_shannon", _LOGITS),
     "GaussianNLLLoss": ("gaussian_nll", _VARIANCES),
     "LigerKLDIVLoss": ("kl_divergence", _LOGITS),

@@ -58,7 +58,7 @@ def checked(
     axes = arguments.mesh_axes(axis_name, x)
     examples = _examples.checked(where, weights, reduction, normalizer)
     teacher, student = arguments.probabilities(target, name, x, target_name)
-    scale = _reciprocal(number("temperature", temperature, POSITIVE).astype(real_dtype(student)))
+    scale = scale_array(temperature, real_dtype(student))
     return Operands(
         axes=axes,
         student=axis_moved(student, axis, -1),
@@ -70,17 +70,25 @@ def checked(
     )
 
 
-def beta_array(beta: ArrayLike, dtype: np.dtype) -> Array:
-    """The teacher's share of the mixture as an array."""
+def beta_array(
+    beta: ArrayLike,
+    dtype: np.dtype,
+    forward: str = 'kl_divergence(student_logits, teacher_logits, target_type="logits")',
+    reverse: str = 'kl_divergence(teacher_logits, student_logits, target_type="logits")',
+) -> Array:
+    """The teacher's share of the mixture as an array; an error advises a call for each limit."""
     if isinstance(beta, int | float | np.generic) and not isinstance(beta, bool) and beta in (0, 1):
-        way, student, teacher = "forward", "student_logits", "teacher_logits"
-        if beta == 1:
-            way, student, teacher = "reverse", teacher, student
+        way, advised = ("reverse", reverse) if beta == 1 else ("forward", forward)
         raise ValueError(
             f"beta is {beta!r}: expected a number between 0 and 1, at which the divergence is 0; for the {way} "
-            f'divergence, which others return there, call kl_divergence({student}, {teacher}, target_type="logits")'
+            f"divergence, which others return there, call {advised}"
         )
     return number("beta", beta, BETWEEN_0_AND_1).astype(dtype)
+
+
+def scale_array(temperature: ArrayLike, dtype: np.dtype) -> Array:
+    """1 over the temperature."""
+    return _reciprocal(number("temperature", temperature, POSITIVE).astype(dtype))
 
 
 @inlined()

@@ -17,8 +17,9 @@ _EVERY_LOSS = table(r"""
     dtypes: float32, bfloat16, float16 or float64
     Returns: A scalar, or for `"none"` <array>; float64 where <operands> are, else float32. The loss is differentiable
         with respect to <differentiable>. A mean over no <example> is 0.
-    not differentiable: labels, axis, target_type, kernel_axis, where, ignore_index, num_classes, clip, reduction,
-        objective, per, group, has_aux, shift, chunk_size, accumulate_dtype, logits_dtype, precision, axis_name
+    not differentiable: labels, axis, target_type, direction, kernel_axis, teacher_kernel_axis, where, ignore_index,
+        num_classes, clip, reduction, objective, per, group, has_aux, shift, chunk_size, accumulate_dtype, logits_dtype,
+        precision, axis_name
     TypeError: <operand> is not floating-point, or another argument is of the wrong kind.
     ValueError: shapes do not match, or an option has no such value.
     """)
@@ -133,6 +134,46 @@ DIVERGENCES = table(
     _ROWS,
 )
 """Divergences of a student's rows from a teacher's."""
+
+LINEAR_DIVERGENCES = table(
+    r"""
+    hidden: the student's $h$, `[..., D]`; <dtypes>.
+    kernel: the student's $W$, `[D, V]`; its type is one of these too.
+    teacher_hidden: the teacher's $h'$ of the same tokens, `[..., D']`; of any of these types.
+    teacher_kernel: the teacher's $W'$, `[D', V]`, of the same classes in the same order.
+    bias: the student's $b$, `[V]`. Default: none.
+    teacher_bias: the teacher's $b'$, `[V]`. Default: none.
+    kernel_axis: the class axis of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
+    teacher_kernel_axis: the same of `teacher_kernel`.
+    temperature: $T$, <number> above 0, which divides the logits of both. A JAX array that is not above 0 makes every
+        loss NaN.
+    labels: $y$, class indices `[...]` of an integer type: the loss of a token is then the soft weight times the
+        divergence plus the hard weight times the cross entropy $-\log \mathrm{softmax}(h W + b)_y$ at a temperature of
+        1, from the same logits. It is NaN for a label that is no class, unless that is `ignore_index`. Default: the
+        divergence alone.
+    shift: a token's label is `shift` places further along the last axis of `labels`, as in next-token prediction. The
+        last `shift` tokens of each sequence are masked.
+    ignore_index: <unit>s whose label is this are masked, as by `where`, for the divergence too.
+    soft_weight: <number>, what the divergence is multiplied by where there are labels. Default: 1.
+    hard_weight: <number>, what the cross entropy is multiplied by. Default: 1.
+    padded: both kernels, if they are padded
+    normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum of `weights` over
+        the unmasked <unit>s.
+    chunk_size: how many tokens a device works on at a time. Default: as many as fill half a gigabyte with the logits
+        of both, or two gigabytes where devices share tokens and each works on a shard of the vocabulary; at least
+        1024.
+    accumulate_dtype: the type that the gradient of `kernel` is summed in, over chunks and devices.
+    precision: that of the matrix products, as `jax.lax.dot_general` takes it.
+    axis_name: <split>: both kernels and biases are this device's shard, labels and `num_classes` are those of the
+        whole vocabulary. The devices exchange only scalars per token, and the gradient of `hidden`.
+    Returns: A scalar, or for `"none"` <array>; float64 where any of hidden states and kernels are, else float32. The
+        loss is differentiable with respect to <differentiable>. A mean over no token is 0.
+    not differentiable: <not differentiable>, teacher_hidden, teacher_kernel, teacher_bias
+    TypeError: hidden states or a kernel are not floating-point, or another argument is of the wrong kind.
+    """,
+    TOKENS,
+)
+"""Divergences of a student's tokens from a teacher's, whose logits are never materialized."""
 
 UNREDUCED = table(r"""
     result: result

@@ -23,6 +23,7 @@ def call(
     aliases: dict[int, int] | None = None,
     fallback_platforms: Sequence[str] = (),
     platforms: Sequence[str] = EVERYWHERE,
+    platforms_in_place: Sequence[str] = EVERYWHERE,
     **attributes,
 ) -> Any:
     """The kernel `name` where the platform has it, else the formula. Both give the tuple of results.
@@ -31,15 +32,16 @@ def call(
     `fallback_platforms`: those on which the formula is taken where the first operand has at most `FALLBACK_SIZE`
     elements.
     `platforms`: those that may have this kernel.
+    `platforms_in_place`: those whose kernel reads what it needs of such an operand before it writes there.
     """
     # ffi_call forgets which axes of a shard_map its results vary over, and the kernel's types must be the formula's.
     axes = manual_axes(*operands)
     operands = tuple(varying(axes, operand) for operand in operands)
 
-    def kernel(*operands):
-        target = jax.ffi.ffi_call(library.target_name(name), tuple(results), input_output_aliases=aliases)
-        outputs = target(*operands, **attributes)
-        return tuple(varying(axes, output) for output in outputs)
+    def kernel(platform):
+        in_place = aliases if platform in platforms_in_place else None
+        target = jax.ffi.ffi_call(library.target_name(name), tuple(results), input_output_aliases=in_place)
+        return lambda *operands: tuple(varying(axes, output) for output in target(*operands, **attributes))
 
     def plain(*operands):
         outputs = formula(*operands)
@@ -49,7 +51,8 @@ def call(
 
     few = sizes_known(operands[0]) and operands[0].size <= FALLBACK_SIZE
     without = fallback_platforms if few else ()
-    branches = {name: kernel for name in library.PLATFORMS if name in platforms and name not in without}
+    names = (name for name in library.PLATFORMS if name in platforms and name not in without)
+    branches = {name: kernel(name) for name in names}
     if not branches:
         return plain(*operands)
     return jax.lax.platform_dependent(*operands, default=plain, **branches)

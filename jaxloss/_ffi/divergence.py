@@ -25,8 +25,12 @@ def divergence_value_and_grad(
     formula: Callable[..., tuple[Array, ...]],
     derivative: Callable[[tuple, tuple], Array],
     *operands: Array,
+    in_place: bool = False,
 ):
-    """The same, and the gradient with respect to `x` times the row's weight."""
+    """The same, and the gradient with respect to `x` times the row's weight.
+
+    `in_place`: it may overwrite `x`, which a CPU's kernel does not do: the last elements of a row are read twice there.
+    """
     x, _, row_weight, *_ = operands
 
     def plain(*operands):
@@ -37,5 +41,12 @@ def divergence_value_and_grad(
 
     rows = jax.ShapeDtypeStruct(x.shape[:-1], row_weight.dtype)
     results = (rows, like(x), *(rows,) * stats)
-    losses, gradient, *of_rows = call(f"{name}_value_and_grad", results, plain, *operands)
+    losses, gradient, *of_rows = call(
+        f"{name}_value_and_grad",
+        results,
+        plain,
+        *operands,
+        aliases={0: 1} if in_place else None,
+        platforms_in_place=("cuda",),
+    )
     return losses, *of_rows, gradient

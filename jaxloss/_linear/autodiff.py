@@ -127,7 +127,7 @@ def _batched(
 ):
     """The rule of `custom_vmap` for the op that `op_of` makes of a plan; `sums`: if it sums over tokens."""
     of_tokens = ("hidden", "labels", "row_weight")
-    if sums or any(jax.tree.leaves(batched._replace(**dict.fromkeys(of_tokens)))):
+    if sums or not plan.widens or any(jax.tree.leaves(batched._replace(**dict.fromkeys(of_tokens)))):
         results = one_after_the_other(op_of(plan), batched, operands)
     else:  # a batch axis is one more axis of tokens
         wider = dataclasses.replace(plan, token_rank=plan.token_rank + 1)

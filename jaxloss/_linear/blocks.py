@@ -158,8 +158,6 @@ class BlockWork(Work):
         # Not by its sign, which XLA's partitioner may have lost: all others are 1.
         mask = weight != 0
         weight = jnp.where(mask, weight, MASKED)
-        if not self.direct:  # second order multiplies hidden states with a tangent: 0 · NaN would be NaN
-            hidden = self.kept(hidden, weight)
         return rows[:-3], mask, self.row_operands(hidden, labels, weight)
 
     def statistics(self, operands: Operands) -> tuple[Array, list[Array]]:

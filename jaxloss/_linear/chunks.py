@@ -26,23 +26,23 @@ MULTIPLE = 256
 """Chunks are multiples of what the matrix products of a GPU are tiled by."""
 
 
-def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY) -> int:
+def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY, fewest: int = FEWEST) -> int:
     """How many tokens a chunk has, if its logits of `itemsize` bytes may take about so much memory.
 
     The width of the hidden states does not matter: the products of a chunk, and the traffic of the kernel and of its
     gradient that each chunk costs, all grow with it. The chunks are as equal as multiples allow.
     """
-    largest = largest_chunk(classes, itemsize, memory)
+    largest = largest_chunk(classes, itemsize, memory, fewest)
     if not isinstance(tokens, int):
-        return min(largest, FEWEST // 2)  # they are padded to whole chunks
+        return min(largest, fewest // 2)  # they are padded to whole chunks
     return max(1, min(tokens, math.ceil(equal_size(tokens, largest) / MULTIPLE) * MULTIPLE))
 
 
-def largest_chunk(classes: int, itemsize: int, memory: int) -> int:
+def largest_chunk(classes: int, itemsize: int, memory: int, fewest: int = FEWEST) -> int:
     """How many tokens a chunk has at most, however they are divided."""
     if not isinstance(classes, int):  # a size that only the call of an exported program knows
-        return FEWEST
-    return max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
+        return fewest
+    return max(fewest, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
 
 
 def equal_size(count: int, largest: int) -> int:
@@ -252,21 +252,23 @@ def scan_chunks(
         sums, filled = carry
         own_weight = chunking.weight(weight, chunk)
 
-        # Rematerialised: what reverse mode keeps of a chunk, if it comes here, is its number. Its logits, and even its
-        # rows, are made again.
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def worked_on(chunk, own_weight):
+        def work(chunk, own_weight, sums):
             shares, rest = stages.forward(rows_of(chunk, own_weight))
-            return shares, stages.finalize(rest)
+            return tuple(map(jnp.add, sums, shares)), stages.finalize(rest)
 
-        def work(sums):
-            shares, of_chunk = worked_on(chunk, own_weight)
-            return tuple(map(jnp.add, sums, shares)), of_chunk
-
-        def idle(sums):
+        def idle(chunk, own_weight, sums):
+            del chunk, own_weight
             return sums, tuple(result.initial(chunking.size) for result in results)
 
-        sums, of_chunk = jax.lax.cond(is_masked(own_weight).all(), idle, work, sums) if skip else work(sums)
+        # Rematerialised: what reverse mode keeps of a chunk, if it comes here, is its number. Its logits, and even its
+        # rows, are made again. Around the branch, of which it would keep all that a branch is of, the kernel for one.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def worked_on(chunk, own_weight, sums):
+            if not skip:
+                return work(chunk, own_weight, sums)
+            return jax.lax.cond(is_masked(own_weight).all(), idle, work, chunk, own_weight, sums)
+
+        sums, of_chunk = worked_on(chunk, own_weight, sums)
         return sums, _with_rows(chunking, filled, of_chunk, chunk)
 
     order, busy = jnp.arange(chunking.chunks), chunking.chunks

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxloss._arrays import Array
+from jaxloss._arrays import Array, promoted
 from jaxloss._autodiff import row_loss
 from jaxloss._linear.alignment import without_padding
 from jaxloss._linear.chunks import Collectives, Result, Stages
-from jaxloss._linear.local import Work
+from jaxloss._linear.local import Work, work_of
 from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.split import Split
 from jaxloss.formulas import real
@@ -27,13 +27,13 @@ def gradients(
 ) -> tuple[Array, ...]:
     """The same, and the gradients of the weighted losses' sum with respect to the operands that `wrt` names."""
     operands = plan.operands(flat)
-    work = Work(plan, split, operands, direct=direct)
+    work = work_of(plan, split, operands, direct=direct)
+    results = work.of_rows(("losses", *plan.stats))
 
     def of_chunk(rows):
         *of_rows, d_logits = row_loss.value_and_grad(work.loss)(work.row_operands(*rows))
-        return (), work.of_vocabulary(of_rows), d_logits
+        return (), work.of_vocabulary(of_rows[: len(results)]), d_logits
 
-    results = work.of_rows(("losses", *plan.stats))
     _, of_rows, of_operands = with_gradients(work, wrt, operands, strided, of_chunk, [], results)
     return *map(work.of_tokens, of_rows), *of_operands
 
@@ -99,7 +99,8 @@ def with_gradients(
 
     own_sums = len(sums)
     summed, roles = (tuple(getattr(of_each, name) for name in of_sums) for of_each in (operands, plan.roles))
-    dtypes = [work.sum_dtype if name == "kernel" else real(operands.bias).dtype for name in of_sums]
+    of_bias = promoted(work.dtype, real(operands.bias).dtype) if "bias" in wrt else None
+    dtypes = [work.sum_dtype if name == "kernel" else of_bias for name in of_sums]
     sent = dtypes
     if direct:  # then what becomes of the sums is known: bfloat16 in the end has float32's range
         sent = [

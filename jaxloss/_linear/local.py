@@ -18,6 +18,7 @@ from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import tangent_of
 from jaxloss._linear.alignment import padded, without_padding
 from jaxloss._linear.chunks import (
+    FEWEST,
     MEMORY,
     RESHARDED_MEMORY,
     Overlapping,
@@ -128,12 +129,12 @@ class Work:
         return chunk_size(self.count, *self.memory_of_token)
 
     @property
-    def memory_of_token(self) -> tuple[int, int, int]:
-        """The classes of a token, the bytes of one, and the bytes that the logits of a chunk may take."""
+    def memory_of_token(self) -> tuple[int, int, int, int]:
+        """The classes of a token, the bytes of one, those of a chunk's logits, and the least tokens of a chunk."""
         # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
         classes = self.width * math.prod(map(jax.lax.axis_size, self.split.resharded))
         memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
-        return classes, jnp.dtype(self.plan.logits_dtype).itemsize, memory
+        return classes, jnp.dtype(self.plan.logits_dtype).itemsize, memory, FEWEST
 
     @property
     def is_one_chunk(self) -> bool:
@@ -196,12 +197,16 @@ class Work:
         """The reverse, of what has one index a token."""
         return of_tokens
 
-    def row_operands(self, hidden: Array, labels: Array, weight: Array) -> Operands:
+    def biased_logits(self, hidden: Array, weight: Array) -> Array:
+        """The logits of a chunk."""
+        if not self.direct:  # second order multiplies hidden states with a tangent: 0 · NaN would be NaN
+            hidden = self.kept(hidden, weight)
+        return with_bias(self.logits(hidden), self.bias)
+
+    def row_operands(self, *rows: Array) -> Operands:
         """The logits of a chunk and what else its row loss is given."""
-        logits = self.logits(hidden)
-        if self.bias is not None:
-            logits = (real(logits) + real(self.bias)[None]).astype(logits.dtype)
-        operands = logits, labels, weight, *self.parameters
+        hidden, labels, weight = rows
+        operands = self.biased_logits(hidden, weight), labels, weight, *self.parameters
         return Operands.of(local_shard(self.objective, self.axes, *operands, width=self.classes))
 
     def of_vocabulary(self, of_rows: Sequence[Array]) -> Sequence[Array]:
@@ -212,6 +217,10 @@ class Work:
         device, here = jnp.divmod(named["predicted"], self.width)
         named["predicted"] = jnp.where(named["predicted"] < 0, named["predicted"], device * self.classes + here)
         return tuple(named.values())
+
+    def of_row_loss(self, parameters: tuple) -> tuple:
+        """What belongs to the parameters of the row loss, of what belongs to all."""
+        return parameters
 
     def of_rows(self, names) -> list[Result]:
         """The results of these names: losses and statistics."""
@@ -239,12 +248,23 @@ class Work:
         return array.reshape(*self.token_shape, *array.shape[1:])
 
 
+@functools.singledispatch
+def work_of(plan: Plan, split: Split, operands: LinearOperands, *, direct: bool = False) -> Work:
+    """The operands on one device, and what is made of a chunk of their tokens; another kind of plan has its own."""
+    return Work(plan, split, operands, direct=direct)
+
+
+def with_bias(logits: Array, bias: Array | None) -> Array:
+    """Logits and a bias of their classes, None for none."""
+    return logits if bias is None else (real(logits) + real(bias)[None]).astype(logits.dtype)
+
+
 def losses(plan: Plan, direct: bool, split: Split, strided: bool, *operands: Array) -> tuple[Array, ...]:
     """The losses of tokens, unweighted, and the statistics that are asked for.
 
     `direct`: this is not differentiated.
     """
-    work = Work(plan, split, plan.operands(operands), direct=direct)
+    work = work_of(plan, split, plan.operands(operands), direct=direct)
     op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
 
     stages = Stages(lambda rows: ((), work.of_vocabulary(op(work.row_operands(*rows)))))
@@ -260,7 +280,7 @@ def tangents(
     They are from the operands, and the tangents of those that `nonzero` says have one.
     """
     operands, given = operands_and_tangents[: len(nonzero)], iter(operands_and_tangents[len(nonzero) :])
-    work = Work(plan, split, plan.operands(operands))
+    work = work_of(plan, split, plan.operands(operands))
     # In reverse mode, the casts become the sums over devices: once, for they are made before the scan.
     tangents = plan.operands([varying(work.own_axes, next(given)) if has_one else None for has_one in nonzero])
     hidden_tangent, kernel_tangent, _, _, bias_tangent, parameter_tangents = tangents
@@ -275,8 +295,9 @@ def tangents(
     op = (row_loss.value_and_stats if plan.stats else row_loss.value)(work.loss)
 
     def step(rows):
-        *hidden_tangents, hidden, labels, weight = rows
-        operands = work.row_operands(hidden, labels, weight)
+        hidden_tangents, rows = rows[: len(moving)], rows[len(moving) :]
+        hidden, _, weight = rows[-3:]
+        operands = work.row_operands(*rows)
         logits = operands.x
         terms = [work.logits_tangent(tangent, work.kernel) for tangent in hidden_tangents]
         if kernel_tangent is not None:
@@ -285,7 +306,8 @@ def tangents(
             terms.append(jnp.broadcast_to(real(bias_tangent), logits.shape))
 
         logits_tangent = sum(terms[1:], start=terms[0]).astype(logits.dtype) if terms else None
-        own_tangents = operands._replace(x=logits_tangent, target=None, row_weight=None, parameters=parameter_tangents)
+        own_parameters = work.of_row_loss(parameter_tangents)
+        own_tangents = operands._replace(x=logits_tangent, target=None, row_weight=None, parameters=own_parameters)
         return (), tangent_of(lambda operands: op(operands)[: len(names)], (operands,), (own_tangents,))
 
     _, filled = work.scan(strided, Stages(step), [], work.of_rows(names), *moving)

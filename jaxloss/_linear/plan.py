@@ -16,10 +16,10 @@ class LinearOperands(NamedTuple):
     Attributes:
         hidden: hidden states, `[tokens..., D]`.
         kernel: `[D, V]` or `[V, D]`.
-        labels: `[tokens...]`.
+        labels: `[tokens...]`; of a divergence the teacher's hidden states, `[tokens..., D']`.
         row_weight: `[tokens...]`.
         bias: `[V]`, or None.
-        parameters: those that the objective names.
+        parameters: those that the objective names; of a divergence those that `DivergencePlan` says.
     """
 
     hidden: Any
@@ -67,6 +67,11 @@ class Plan:
     def axes(self) -> tuple[str, ...]:
         """The mesh axes that an enclosing `shard_map` has split the classes over."""
         return self.objective.axes
+
+    @property
+    def widens(self) -> bool:
+        """Whether a batch of tokens may become one more axis of tokens: no parameter is one of tokens."""
+        return True
 
     @property
     def classes_axis(self) -> int:

@@ -140,12 +140,12 @@ class CrossEntropy(RowLoss):
             total, *gradient = self.forward(outputs, operands)
         return jax.lax.psum(total, axes), *gradient
 
-    def _on(self, axes: tuple[str, ...]) -> Objective:
-        """The objective where these axes, too, have split the classes, within what its own have left of them."""
-        return dataclasses.replace(self.objective, axes=self.objective.axes + axes)
+    def on(self, axes: tuple[str, ...]) -> "CrossEntropy":
+        """The loss where these axes, too, have split the classes, within what its own have left of them."""
+        return CrossEntropy(dataclasses.replace(self.objective, axes=self.objective.axes + axes))
 
     def _of_shards(self, outputs: Outputs, axes: tuple[str, ...], operands: Operands) -> tuple[Array, ...]:
-        on_axes = self._on(axes)
+        on_axes = self.on(axes).objective
         local = local_shard(self.objective, axes, *operands.flat)
         return vocab_parallel(on_axes, on_axes.axes, self._results(outputs), *local)
 
@@ -165,7 +165,7 @@ class CrossEntropy(RowLoss):
     def vjp(self, axes: tuple[str, ...], operands: Operands, stats: Sequence[Array]) -> Array:
         maximum, log_sum, *_ = stats
         logits, target, row_weight, *parameters = local_shard(self.objective, axes, *operands.flat)
-        on_axes, options = self._on(axes), self.objective.options(parameters)
+        on_axes, options = self.on(axes).objective, self.objective.options(parameters)
         of_rows = (maximum, log_sum, *whole_targets(on_axes, on_axes.axes, logits, target, options))
         return known_gradient(on_axes, options, logits, target, row_weight, *of_rows)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import formulas
-from jaxloss._arrays import Array, along, inlined, is_masked, weighted
+from jaxloss._arrays import Array, along, inlined, is_masked, promoted
 from jaxloss._autodiff.pair import weighted_rows, weighted_sum
 from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_grad
 from jaxloss._autodiff.tangents import BOUNDED, row_dot, tangent_of, varying_like
@@ -29,12 +29,14 @@ class Divergence(RowLoss):
         of_logits: whether the teacher is given as logits, not as probabilities.
         axes: the mesh axes that an enclosing `shard_map` has split the classes over: logits and teacher are the slice
             of this device, losses and statistics are the whole row's.
+        in_place: a gradient may overwrite the logits, which whoever made them needs no more.
     """
 
     name: str
     terms: Callable[..., tuple[Array, Array]]
     of_logits: bool
     axes: tuple[str, ...] = ()
+    in_place: bool = False
 
     float16_weight = BOUNDED
 
@@ -68,7 +70,9 @@ class Divergence(RowLoss):
             return self.derivative(Operands.of(operands), stats)
 
         if outputs is Outputs.VALUE_AND_GRAD:
-            return calls.divergence_value_and_grad(self.call, self.stats, of_row, derivative, *operands.flat)
+            return calls.divergence_value_and_grad(
+                self.call, self.stats, of_row, derivative, *operands.flat, in_place=self.in_place
+            )
         results = calls.divergence_value(self.call, self.stats, of_row, *operands.flat)
         return results[:1] if outputs is Outputs.VALUE else results
 
@@ -77,13 +81,7 @@ class Divergence(RowLoss):
 
     def _by_formula(self, outputs: Outputs, axes: tuple[str, ...], operands: Operands) -> tuple[Array, ...]:
         """The outputs from the slices of the classes that these axes, too, have left."""
-        losses, *stats = _losses_and_stats(self, self.axes + axes, *operands.flat)
-        if outputs is Outputs.VALUE:
-            return (losses,)
-        if outputs is Outputs.VALUE_AND_STATS:
-            return losses, *stats
-        gradient = weighted(operands.row_weight, self.derivative(operands, stats))
-        return losses, *stats, gradient.astype(operands.x.dtype)
+        return self.from_stats(outputs, operands, *_losses_and_stats(self, self.axes + axes, *operands.flat))
 
     def derivative(self, operands: Operands, stats: Sequence[Array]) -> Array:
         logits, target, _, numbers = operands
@@ -93,6 +91,32 @@ class Divergence(RowLoss):
 
     def jvp(self, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands):
         return _tangents(self, operands, losses, stats, tangents)
+
+
+KL = Divergence("kl_divergence", formulas.kl_terms, of_logits=True)
+"""From a teacher's logits."""
+
+
+class ReverseKL(Divergence):
+    """That of the teacher from the student: the kernel of `KL` with the two swapped, and the gradient as a formula."""
+
+    def forward(self, outputs: Outputs, operands: Operands) -> tuple[Array, ...]:
+        if self.axes:
+            return self._by_formula(outputs, (), operands)
+        # The kernel's second operand has the first one's type, if that is not one of 16 bits.
+        student = operands.x.astype(promoted(operands.x.dtype, operands.target.dtype))
+        swapped = operands._replace(x=operands.target, target=student)
+        if outputs is Outputs.VALUE:
+            return KL.forward(outputs, swapped)
+        losses, *of_teacher, maximum, log_sum, _ = KL.forward(Outputs.VALUE_AND_STATS, swapped)
+        return self.from_stats(outputs, operands, losses, maximum, log_sum, *of_teacher, losses)
+
+
+REVERSE_KL = ReverseKL("kl_divergence", formulas.reverse_kl_terms, of_logits=True)
+"""To a teacher's logits."""
+
+JENSEN_SHANNON = Divergence("jensen_shannon", formulas.js_terms, of_logits=True)
+"""Of a teacher's logits."""
 
 
 @inlined(static_argnums=(0, 1))

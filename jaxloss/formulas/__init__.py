@@ -63,6 +63,7 @@ from jaxloss.formulas.distillation import (
     log_of_probabilities,
     log_probabilities,
     mixture_ratios,
+    reverse_kl_terms,
     tempered_softmax_stats,
 )
 from jaxloss.formulas.regression import (

@@ -198,6 +198,13 @@ def kl_terms(log_p: Array, log_q: Array, q: Array) -> tuple[Array, Array]:
     return q * (jnp.where(none, 0, log_q) - jnp.where(none, 0, log_p)), -q
 
 
+def reverse_kl_terms(log_p: Array, log_q: Array, q: Array) -> tuple[Array, Array]:
+    r"""The same of the reverse divergence, $p \log(p / q)$, twice: $p$ more in the second changes no derivative."""
+    del q
+    value = product(jnp.exp(log_p), log_p - log_q)
+    return value, value
+
+
 @jax.custom_jvp
 def js_terms(log_p: Array, log_q: Array, q: Array, beta: float | Array) -> tuple[Array, Array]:
     r"""The same of the Jensen-Shannon divergence; the second is $(1 - \beta) p \log(p / m)$."""
@@ -234,7 +241,11 @@ def _js_terms_jvp(
     return (value, of_student), (value_dot, of_student_dot)
 
 
-_OF_RATIOS = {kl_terms: _kl_of_ratios, js_terms: _js_of_ratios}
+def _reverse_kl_of_ratios(value: Array, ratio: Array, p: Array, q: Array) -> Array:
+    return _kl_of_ratios(value, -ratio, q, p)
+
+
+_OF_RATIOS = {kl_terms: _kl_of_ratios, reverse_kl_terms: _reverse_kl_of_ratios, js_terms: _js_of_ratios}
 
 
 def mixture_ratios(log_p: Array, log_q: Array, beta: float | Array) -> tuple[Array, Array]:

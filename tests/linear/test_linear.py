@@ -350,3 +350,32 @@ def test_the_clip_is_what_differs_from_whole_logits():
     tolerance.assert_ulps(losses["default"], (30.0, 16.118096), 8)
     tolerance.assert_ulps(losses["none"], (30.0, 30.0), 8)
     tolerance.assert_ulps(losses["1e-7"], (16.118096, 16.118096), 8)
+
+
+def test_second_order_with_nan_in_masked_tokens():
+    s = sample((10,), WIDTH, CLASSES)
+    keep = np.arange(10) % 3 > 0
+
+    def of_kernel(hidden, kernel):
+        def loss(kernel):
+            return jaxloss.linear_cross_entropy(hidden, kernel, s.labels, where=keep, chunk_size=4)
+
+        return jax.grad(lambda kernel: jnp.sum(jax.grad(loss)(kernel) ** 2))(kernel)
+
+    masked = np.where(keep[:, None], s.hidden, np.nan)
+    np.testing.assert_allclose(jax.jit(of_kernel)(masked, s.kernel), jax.jit(of_kernel)(s.hidden, s.kernel), atol=1e-6)
+
+
+def test_a_bias_of_another_type_than_the_logits():
+    s = sample((10,), WIDTH, CLASSES, dtype="float64")
+
+    def of_bias(bias):
+        def loss(bias):
+            return jaxloss.linear_cross_entropy(s.hidden, s.kernel, s.labels, bias=bias, chunk_size=4)
+
+        return jax.grad(loss)(bias)
+
+    with jax.enable_x64(True):
+        narrow, wide = (jax.jit(of_bias)(s.bias.astype(dtype)) for dtype in ("float32", "float64"))
+    assert (narrow.dtype, wide.dtype) == (jnp.float32, jnp.float64)
+    np.testing.assert_allclose(narrow, wide, rtol=1e-6)

@@ -145,6 +145,19 @@ def test_second_order_keeps_no_logits():
         assert of_size(compiled(function, *operands(32 * CHUNK)), 32 * CHUNK * CLASSES) == []
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_masks_keep_no_kernel_of_each_chunk(reduction):
+    """Where reverse mode goes through the scan, whose chunks may be skipped."""
+
+    def total(hidden, kernel, labels, temperature):
+        options = {"ignore_index": 3, "temperature": temperature, "reduction": reduction}
+        return jnp.sin(loss(hidden, kernel, labels, **options)).sum()
+
+    function = jax.value_and_grad(total, (0, 1, 3))
+    jaxpr = str(jax.make_jaxpr(function)(*operands(), 1.5))
+    assert f"[{N // CHUNK},{WIDTH},{CLASSES}]" not in jaxpr
+
+
 SHAPES = [(1, 5), (7, 33), (50, 10), (17, 257), (9, 4099)]  # narrow and wide rows, and what remains of vectors
 
 

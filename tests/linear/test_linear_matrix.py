@@ -1,4 +1,4 @@
-"""Linear cross entropy under every transform that the other losses are put through, as a loss of hidden states."""
+"""Linear cross entropy and distillation under every transform that the other losses are put through, as a loss of hidden states."""
 
 import jax
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 
 import jaxloss
 import tolerance
+from distillation_formula import rows
 from linear_oracle import sample
 from modules import QUICKLY
 from test_transforms import SHAPE, of_each
@@ -39,8 +40,30 @@ def formula(hidden, labels, reduction):
     return losses.mean() if reduction == "mean" else losses
 
 
+def teacher_of(hidden):
+    """As many of its hidden states, and its kernel."""
+    return SECOND.hidden[: len(hidden)].astype(hidden.dtype), SECOND.kernel.astype(hidden.dtype)
+
+
+def distilled(hidden, labels, reduction):
+    operands = hidden, kernel_of(hidden), *teacher_of(hidden)
+    return jaxloss.linear_jensen_shannon(*operands, labels=labels, reduction=reduction, chunk_size=CHUNK)
+
+
+def distilled_formula(hidden, labels, reduction):
+    teacher_hidden, teacher_kernel = teacher_of(hidden)
+    losses = rows("js", hidden @ kernel_of(hidden), teacher_hidden @ teacher_kernel, labels=labels)
+    return losses.mean() if reduction == "mean" else losses
+
+
+LOSSES = {"cross entropy": (ours, formula), "distillation": (distilled, distilled_formula)}
+
+
+@pytest.mark.parametrize("what", LOSSES)
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_agrees_with_the_formula(name):
+def test_agrees_with_the_formula(name, what):
+    ours, formula = LOSSES[what]
+
     def run(loss, operands, **how):
         return jax.jit(lambda o: of_each(TRANSFORMS[name], loss, ("mean", "none"), o), **how)(operands)
 

@@ -252,3 +252,20 @@ def test_size_of_a_release():
     size, kernels = module.released_bytes(3_000_000, sections, 2, ["80", "86", "90a"])
     assert kernels == 2_000_000
     assert size == pytest.approx(1_000_000 + 1.03 * 4 * 1_000_000)
+
+
+@pytest.mark.parametrize("name", ["KL", "reverse KL", "Jensen-Shannon", "KL and labels", "Jensen-Shannon and labels"])
+def test_contenders_of_linear_distillation_agree(name):
+    from benchmarks import linear_distillation
+    from benchmarks.linear_cross_entropy import Work
+
+    operands = linear_distillation.Pair(Work(12, 4, 9, "float32"), 6).operands()
+    results = {
+        who: jax.jit(jax.value_and_grad(loss, (0, 1)))(*operands)
+        for who, loss in linear_distillation.contenders(name).items()
+    }
+    whole = results.pop("whole logits")
+    for who, result in results.items():
+        for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(whole), strict=True):
+            bound = 2**-7 if "bfloat16" in who else 1e-5
+            np.testing.assert_allclose(one, other, rtol=bound, atol=bound * np.abs(other).max(), err_msg=who)

@@ -57,6 +57,7 @@ X, A, LABELS, MASK = (
 )
 WEIGHTS, OF_CLASSES = _numbers(ROWS), _numbers(CLASSES)
 HIDDEN, KERNEL = _numbers(ROWS, WIDTH), _numbers(WIDTH, CLASSES)
+TEACHER_HIDDEN, TEACHER_KERNEL = _numbers(ROWS, WIDTH + 2) - 0.5, 2 * _numbers(WIDTH + 2, CLASSES)
 EXAMPLES = {"where": MASK, "weights": WEIGHTS, "normalizer": 3.0}
 OPTIONS = {"class_weights": OF_CLASSES, **samples.numbers()}
 OF_PROBABILITIES = {"class_weights": OF_CLASSES, **samples.numbers("probabilities")}
@@ -167,6 +168,19 @@ def _calls():
             "logits_dtype": "float32",
         },
     )
+    required = {"hidden": HIDDEN, "kernel": KERNEL, "teacher_hidden": TEACHER_HIDDEN, "teacher_kernel": TEACHER_KERNEL}
+    biases = {"bias": OF_CLASSES, "teacher_bias": OF_CLASSES[::-1].copy()}
+    of_labels = {"labels": LABELS, "soft_weight": 0.5, "hard_weight": 0.25}
+    for name, of_name in (("linear_kl_divergence", {}), ("linear_jensen_shannon", {"beta": 0.25})):
+        function = getattr(jaxloss, name)
+        options = {"temperature": 1.5, **biases, **EXAMPLES, **of_name}
+        yield Call(name, function, required)
+        yield Call(f"{name}, options", function, required, options, {"chunk_size": 2, "num_classes": 4})
+        static = {"chunk_size": 2, "ignore_index": 1, "shift": 1, "num_classes": 4}
+        yield Call(f"{name}, labels", function, required, options | of_labels, static)
+        yield Call(f"{name}, by weights", function, required, {"weights": WEIGHTS}, BY_WEIGHTS)
+        yield Call(f"{name}, none", function, required, biases | of_name, {"chunk_size": 2, **UNREDUCED})
+    yield Call("linear_kl_divergence, reverse", jaxloss.linear_kl_divergence, required, static={"direction": "reverse"})
     yield from _drop_ins()
 
 

@@ -1,0 +1,135 @@
+"""Divergences of a student from a teacher, both of hidden states and a kernel, chunk by chunk of tokens.
+
+All that a linear loss is comes from `autodiff`, `local` and `gradients`. The teacher's hidden states are in the place
+of labels, and its kernel and bias follow the numbers among the parameters. A chunk has the logits of both; the cross
+entropy of labels may be added to the divergence, from the same ones of the student.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxloss._arrays import Array, inlined, promoted
+from jaxloss._autodiff.row_loss import Operands
+from jaxloss._linear import autodiff
+from jaxloss._linear.chunks import Result, Stages
+from jaxloss._linear.local import Work, with_bias, work_of
+from jaxloss._linear.plan import LinearOperands, Plan
+from jaxloss._linear.split import Split
+from jaxloss._rows.cross_entropy import CrossEntropy
+from jaxloss._rows.distillation import Distillation
+from jaxloss._rows.divergence import Divergence
+from jaxloss._rows.vocab_parallel import local_shard
+from jaxloss._rows.weights import Examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DivergencePlan(Plan):
+    """What such a loss is, beside its operands. Its objective is that of the labels, if there are any.
+
+    The parameters are numbers, the teacher's kernel, its bias if it has one, and the labels if there are any.
+
+    Attributes:
+        divergence: of rows of logits.
+        numbers: how many of the parameters are numbers: soft and hard weight if there are labels, and the divergence's.
+        teacher_classes_first: whether the teacher's kernel is `[V, D]`.
+        has_teacher_bias: whether the teacher has a bias.
+        has_labels: whether there are labels, whose cross entropy is added.
+        padded: whether there are logits beyond the number of classes.
+    """
+
+    divergence: Divergence
+    numbers: int
+    teacher_classes_first: bool
+    has_teacher_bias: bool
+    has_labels: bool
+    padded: bool
+
+    @property
+    def widens(self) -> bool:
+        return not self.has_labels
+
+    @property
+    def roles(self) -> LinearOperands:
+        # The teacher's features have roles of their own: whoever works on its classes has them whole.
+        of_teacher = (
+            ("v", "k") if self.teacher_classes_first else ("k", "v"),
+            *((("v",),) if self.has_teacher_bias else ()),
+        )
+        labels = (self.tokens,) if self.has_labels else ()
+        parameters = (*((),) * self.numbers, *of_teacher, *labels)
+        return super().roles._replace(labels=(*self.tokens, "h"), parameters=parameters)
+
+
+class DivergenceWork(Work):
+    """The operands on one device, and what is made of a chunk of their tokens."""
+
+    plan: DivergencePlan
+
+    def __init__(self, plan: DivergencePlan, split: Split, operands: LinearOperands, *, direct: bool = False):
+        super().__init__(plan, split, operands, direct=direct)
+        rest = [*self.parameters[plan.numbers :]]
+        kernel = rest.pop(0)
+        self.teacher_bias = rest.pop(0) if plan.has_teacher_bias else None
+        self.labels = [self.flat(labels) for labels in rest]
+        self.teacher_dtype = promoted(self.rows[1].dtype, kernel.dtype)
+        self.teacher_kernel = kernel.astype(self.teacher_dtype)
+        self.numbers = self.parameters[: plan.numbers]
+        self.loss = dataclasses.replace(plan.divergence, axes=self.axes, in_place=True)
+        if plan.has_labels:
+            self.loss = Distillation(self.loss, CrossEntropy(self.objective))
+
+    @property
+    def teacher_logits_dtype(self):
+        """That of the student's, or float32 beside 16 bits: the pairs of types that there are kernels for."""
+        return self.dtype if self.teacher_dtype == self.dtype else promoted(self.dtype, jnp.float32)
+
+    @property
+    def memory_of_token(self) -> tuple[int, int, int, int]:
+        """The logits of both take what those of one take elsewhere."""
+        classes, _, memory, fewest = super().memory_of_token
+        itemsize = self.dtype.itemsize + jnp.dtype(self.teacher_logits_dtype).itemsize
+        return classes, itemsize, memory, fewest // 2
+
+    def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
+        return super().scan(strided, stages, sums, results, *rows, *self.labels)
+
+    def of_row_loss(self, parameters: tuple) -> tuple:
+        labels = (None,) if self.plan.has_labels else ()
+        return *labels, *parameters[: self.plan.numbers]
+
+    def row_operands(self, *rows: Array) -> Operands:
+        *labels, hidden, teacher_hidden, weight = rows
+        axis, dtype = 0 if self.plan.teacher_classes_first else 1, self.teacher_logits_dtype
+        teacher = self._product(teacher_hidden.astype(self.teacher_dtype), self.teacher_kernel, (1, 1 - axis), dtype)
+        student = self._without_padding(self.biased_logits(hidden, weight))
+        teacher = self._without_padding(with_bias(teacher, self.teacher_bias))
+        labels = [local_shard(self.objective, self.axes, student, of, weight)[1] for of in labels]
+        return Operands(student, teacher, weight, (*labels, *self.numbers))
+
+    def _without_padding(self, logits: Array) -> Array:
+        """Logits that are -Inf beyond the number of classes."""
+        classes, width = self.objective.classes, logits.shape[-1]
+        if classes is None or not self.plan.padded:
+            return logits
+        if not self.axes:  # nothing else is written
+            return logits.at[:, classes:].set(-jnp.inf)
+        begin = jax.lax.axis_index(self.axes) * width
+        return jnp.where(begin + jnp.arange(width) < classes, logits, -jnp.inf)
+
+
+@work_of.register
+def _(plan: DivergencePlan, split: Split, operands: LinearOperands, *, direct: bool = False) -> DivergenceWork:
+    return DivergenceWork(plan, split, operands, direct=direct)
+
+
+@inlined(static_argnums=0)
+def value(
+    plan: DivergencePlan, operands: tuple[Array, Array, Array], examples: Examples, *rest: Array
+) -> tuple[Array, ...]:
+    """The reduced divergence, as `autodiff.value` has it. Gradients stop at the teacher."""
+    hidden, kernel, teacher_hidden = operands
+    own = plan.has_bias + plan.numbers
+    operands = hidden, kernel, jax.lax.stop_gradient(teacher_hidden)
+    return autodiff.value(plan, operands, examples, *rest[:own], *map(jax.lax.stop_gradient, rest[own:]))
