@@ -30,16 +30,12 @@ __global__ void __launch_bounds__(kLanesThreads, 6)
   divergence_of_held_row(rows, row, weight, exists, student, teacher, team);
 }
 
-// By turns on an H200: of 16 bits two blocks of 96 KB on a multiprocessor take 4 % less than three of 72 KB, of float32
-// these 12 % less.
-template <class Logit>
-constexpr HeldLimits kDivergenceLimits = sizeof(Logit) == 2 ? HeldLimits{384, 8, 12, 2} : HeldLimits{256, 9, 12, 2};
-template <class Logit>
-constexpr int kDivergenceBlocks = sizeof(Logit) == 2 ? 2 : 3;
+constexpr HeldLimits kDivergenceLimits = {256, 9, 12, 2};
+constexpr int kDivergenceBlocks = 3;  // on a multiprocessor
 
 // Cluster r has row r; its blocks share it in slices of `slice_steps` steps.
 template <class Divergence, class Logit>
-__global__ void __launch_bounds__(kDivergenceLimits<Logit>.threads, kDivergenceBlocks<Logit>)
+__global__ void __launch_bounds__(kDivergenceLimits.threads, kDivergenceBlocks)
     divergence_held_by_cluster(RowsOfLogits<Divergence, Logit> rows, int slice_steps) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ uint4 slots[];
@@ -80,8 +76,10 @@ __device__ __forceinline__ void send(const DivergenceSums& value, const Divergen
 
 #endif
 
-// cudaErrorNotSupported of rows that no threads can hold: they are too long, there are no clusters, or student, teacher
-// and gradient are not aligned alike.
+// cudaErrorNotSupported of rows that are read more than once: those that are too long, or whose student, teacher and
+// gradient are not aligned alike; where there are no clusters; and where a cluster is slower than a block that reads
+// them again, mostly out of the caches. That is so of 16 bits (by 3 - 6 % on an H200, for what is not a step of a row
+// is much of the work then) and of a value alone (by 6 - 12 %).
 template <class Divergence, class Logit>
 cudaError_t launch_held(cudaStream_t stream, const RowsOfLogits<Divergence, Logit>& rows) {
   const int64_t past = bytes_past_vector(rows.logits);
@@ -93,10 +91,15 @@ cudaError_t launch_held(cudaStream_t stream, const RowsOfLogits<Divergence, Logi
         <<<static_cast<unsigned>(lanes.blocks), kLanesThreads, 2 * lanes.shared_bytes, stream>>>(rows, lanes.lanes);
     return cudaGetLastError();
   }
-  Device device;
-  if (const cudaError_t error = find_current_device(device)) return error;
-  return launch_held_by_cluster(stream, divergence_held_by_cluster<Divergence, Logit>, rows, device,
-                                kDivergenceLimits<Logit>);
+  if constexpr (sizeof(Logit) == 2) {
+    return cudaErrorNotSupported;
+  } else {
+    if (!rows.gradient) return cudaErrorNotSupported;
+    Device device;
+    if (const cudaError_t error = find_current_device(device)) return error;
+    return launch_held_by_cluster(stream, divergence_held_by_cluster<Divergence, Logit>, rows, device,
+                                  kDivergenceLimits);
+  }
 }
 
 }  // namespace jaxloss::gpu

@@ -161,7 +161,7 @@ LINEAR_DIVERGENCES = table(
         the unmasked <unit>s.
     chunk_size: how many tokens a device works on at a time. Default: as many as fill half a gigabyte with the logits
         of both, or two gigabytes where devices share tokens and each works on a shard of the vocabulary; at least
-        1024.
+        2048.
     accumulate_dtype: the type that the gradient of `kernel` is summed in, over chunks and devices.
     precision: that of the matrix products, as `jax.lax.dot_general` takes it.
     axis_name: <split>: both kernels and biases are this device's shard, labels and `num_classes` are those of the

@@ -26,23 +26,23 @@ MULTIPLE = 256
 """Chunks are multiples of what the matrix products of a GPU are tiled by."""
 
 
-def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY, fewest: int = FEWEST) -> int:
+def chunk_size(tokens: int, classes: int, itemsize: int, memory: int = MEMORY) -> int:
     """How many tokens a chunk has, if its logits of `itemsize` bytes may take about so much memory.
 
     The width of the hidden states does not matter: the products of a chunk, and the traffic of the kernel and of its
     gradient that each chunk costs, all grow with it. The chunks are as equal as multiples allow.
     """
-    largest = largest_chunk(classes, itemsize, memory, fewest)
+    largest = largest_chunk(classes, itemsize, memory)
     if not isinstance(tokens, int):
-        return min(largest, fewest // 2)  # they are padded to whole chunks
+        return min(largest, FEWEST // 2)  # they are padded to whole chunks
     return max(1, min(tokens, math.ceil(equal_size(tokens, largest) / MULTIPLE) * MULTIPLE))
 
 
-def largest_chunk(classes: int, itemsize: int, memory: int, fewest: int = FEWEST) -> int:
+def largest_chunk(classes: int, itemsize: int, memory: int) -> int:
     """How many tokens a chunk has at most, however they are divided."""
     if not isinstance(classes, int):  # a size that only the call of an exported program knows
-        return fewest
-    return max(fewest, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
+        return FEWEST
+    return max(FEWEST, memory // max(1, classes * itemsize) // MULTIPLE * MULTIPLE)
 
 
 def equal_size(count: int, largest: int) -> int:

@@ -86,11 +86,11 @@ class DivergenceWork(Work):
         return self.dtype if self.teacher_dtype == self.dtype else promoted(self.dtype, jnp.float32)
 
     @property
-    def memory_of_token(self) -> tuple[int, int, int, int]:
-        """The logits of both take what those of one take elsewhere."""
-        classes, _, memory, fewest = super().memory_of_token
+    def memory_of_token(self) -> tuple[int, int, int]:
+        """The logits of both take what those of one take elsewhere, if a chunk has tokens enough then."""
+        classes, _, memory = super().memory_of_token
         itemsize = self.dtype.itemsize + jnp.dtype(self.teacher_logits_dtype).itemsize
-        return classes, itemsize, memory, fewest // 2
+        return classes, itemsize, memory
 
     def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
         return super().scan(strided, stages, sums, results, *rows, *self.labels)
