@@ -102,9 +102,13 @@ def of_test(item) -> str:
     return f"{item.path.stem}::{item.originalname}"
 
 
-def parameters(item) -> dict[str, str]:
-    """The parameters of the cell, as text."""
-    return {name: repr(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
+def parameters(item, texts: dict[int, str]) -> dict[str, str]:
+    """The parameters of the cell, as text; `texts` has those of before, for what an array looks like takes a while."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    for value in params.values():
+        if id(value) not in texts:
+            texts[id(value)] = repr(value)
+    return {name: texts[id(value)] for name, value in params.items()}
 
 
 def pairs(cells: list[dict[str, str]]) -> set[int]:
@@ -131,10 +135,9 @@ def diagonal(cells: list[dict[str, str]], one_of: int) -> set[int]:
     }
 
 
-def in_make_test(name: str, items) -> set[int]:
+def in_make_test(name: str, items, cells: list[dict[str, str]]) -> set[int]:
     """The places of the cells of a test that `make test` runs."""
-    file, cells = items[0].path.stem, [parameters(item) for item in items]
-    if file in EXAMPLES:
+    if items[0].path.stem in EXAMPLES:
         return set()
     chosen = set(range(len(items)))
     one_of, _ = DIAGONALS.get(name, (None, 1))
@@ -152,9 +155,8 @@ def in_make_test(name: str, items) -> set[int]:
     return chosen
 
 
-def in_make_test_all(name: str, items) -> set[int]:
+def in_make_test_all(name: str, cells: list[dict[str, str]]) -> set[int]:
     """The places of the cells that `make test` and `make test-all` run together."""
-    cells = [parameters(item) for item in items]
     _, one_of = DIAGONALS.get(name, (None, 1))
     return set(range(len(cells))) if one_of == 1 else diagonal(cells, one_of) | pairs(cells)
 
@@ -164,16 +166,18 @@ def mark(items) -> None:
     tests = collections.defaultdict(list)
     for item in items:
         tests[of_test(item)].append(item)
-    for name, cells in tests.items():
-        chosen, both = in_make_test(name, cells), in_make_test_all(name, cells)
-        for place, cell in enumerate(cells):
+    for name, of_name in tests.items():
+        texts = {}
+        cells = [parameters(item, texts) for item in of_name]
+        chosen, both = in_make_test(name, of_name, cells), in_make_test_all(name, cells)
+        for place, item in enumerate(of_name):
             if place not in chosen:
-                cell.add_marker(pytest.mark.slow if place in both else pytest.mark.rest)
+                item.add_marker(pytest.mark.slow if place in both else pytest.mark.rest)
         if not chosen:
             continue
         places, (file, test) = sorted(chosen), name.split("::test_")
         few = {places[0], places[len(places) // 2], places[-1]}
         for place in few:
-            cells[place].add_marker(pytest.mark.each)
+            of_name[place].add_marker(pytest.mark.each)
             if test in SMOKE.get(file, "").split():
-                cells[place].add_marker(pytest.mark.smoke)
+                of_name[place].add_marker(pytest.mark.smoke)
