@@ -165,7 +165,7 @@ def test_right_calls_are_quiet_and_the_same_module_without(call):
 
 def test_a_function_that_was_jitted_before():
     """It is traced anew within, and outside runs what it was; in any other thread, too."""
-    loss = jit_quickly(jaxloss.categorical_cross_entropy)
+    loss = jax.jit(jaxloss.categorical_cross_entropy)
     wrong = but(LABELS, 1, 4)
     unchecked(loss, Z, wrong)
     for _ in range(2):
