@@ -19,43 +19,71 @@ PRODUCTS = {"test_transforms::test_jitted": (ROWS,), "test_values::test_types_an
 DIAGONALS = {
     "test_axis_name::test_agrees_with_the_formula": (8, 4),
     "test_batch_invariance::test_random_cuts": (4, 1),
+    "test_binary_options::test_ends_of_the_type": (2, 1),
+    "test_binary_options::test_types": (2, 1),
     "test_cross_entropy_options::test_alone_and_in_pairs": (6, 1),
     "test_cross_entropy_options::test_widths": (4, 1),
-    "test_distillation::test_widths": (2, 1),
+    "test_cross_entropy_stats::test_values": (3, 1),
+    "test_debug_checks::test_right_calls_are_quiet_and_the_same_module_without": (2, 1),
+    "test_distillation::test_widths": (4, 1),
     "test_distillation_derivatives::test_derivatives_of_all_operands": (3, 1),
-    "test_formulas::test_transforms_without_kernels": (2, 1),
+    "test_eager::test_nothing_is_copied_from_the_host": (2, 1),
+    "test_edges::test_a_label_out_of_range_spoils_its_row_only": (3, 1),
+    "test_edges::test_a_masked_class": (2, 1),
+    "test_edges::test_infinite_logits_of_binary_cross_entropy": (2, 1),
+    "test_edges::test_logits_at_the_ends_of_their_type": (2, 1),
+    "test_edges::test_nan_is_never_lost": (2, 1),
+    "test_edges::test_subnormal_numbers": (2, 1),
+    "test_edges::test_sums_of_16_bit_numbers_do_not_saturate": (2, 1),
     "test_formulas::test_parameters_without_kernels": (2, 1),
+    "test_formulas::test_transforms_without_kernels": (2, 1),
+    "test_formulas::test_values_without_kernels": (4, 1),
+    "test_infinite_logits::test_its_row_is_nan": (None, 3),
+    "test_library::test_work_for_many_threads": (2, 1),
     "test_linear_matrix::test_agrees_with_the_formula": (2, 1),
+    "test_linear_trading::test_placements": (2, 1),
+    "test_long_rows::test_agrees": (4, 1),
     "test_loss_scaling::test_gradients_are_as_near_as_float16_holds_them": (5, 1),
-    "test_public_calls_on_meshes::test_results_are_those_of_one_device": (6, 1),
     "test_mesh_axis_types::test_auto_axes_of_an_explicit_mesh": (3, 1),
     "test_mesh_axis_types::test_eager_values_and_gradients": (2, 1),
     "test_mesh_axis_types::test_partly_manual": (None, 2),
     "test_mesh_axis_types::test_placements": (4, 2),
-    "test_infinite_logits::test_its_row_is_nan": (None, 3),
+    "test_optax::test_any_call": (2, 1),
+    "test_options::test_where_and_weights_of_every_shape": (5, 1),
+    "test_public_calls_on_meshes::test_results_are_those_of_one_device": (12, 1),
+    "test_recipes::test_mistakes_are_found": (2, 1),
+    "test_regression::test_shapes": (2, 1),
+    "test_regression::test_types": (2, 1),
+    "test_relative_accuracy::test_a_softcap_beside_an_infinite_logit": (2, 1),
+    "test_rows_with_options::test_fewer_classes_than_columns": (2, 1),
+    "test_rows_with_options::test_widths": (2, 1),
     "test_shard_map::test_gradient_inside": (4, 2),
     "test_shard_map::test_gradient_outside": (2, 1),
     "test_shard_map::test_programs_inside": (6, 2),
-    "test_sharding::test_gradient_of_both_operands": (2, 1),
+    "test_sharding::test_gradient_of_both_operands": (3, 1),
     "test_sharding::test_masks_and_weights_split_like_the_rows": (4, 2),
     "test_sharding::test_placements": (None, 5),
     "test_sharding::test_placements_of_a_stack": (6, 3),
     "test_sharding::test_sizes_that_do_not_divide_the_mesh": (6, 3),
-    "test_strict::test_nothing_is_promoted_by_accident": (2, 1),
-    "test_sums_of_rows::test_agrees": (4, 1),
     "test_small_losses::test_losses_and_gradients": (None, 2),
     "test_small_losses::test_with_options": (None, 2),
+    "test_strict::test_nothing_is_promoted_by_accident": (4, 1),
+    "test_sums_of_rows::test_agrees": (4, 1),
     "test_traced_options::test_out_of_range_is_nan": (4, 1),
-    "test_transforms::test_eager": (4, 1),
+    "test_transforms::test_eager": (8, 1),
     "test_transforms::test_jitted": (8, 1),
     "test_transforms::test_types": (6, 3),
     "test_transforms::test_weights_and_normalizer": (4, 1),
-    "test_values::test_shapes": (2, 1),
-    "test_values::test_widths_around_those_of_vectors": (2, 1),
+    "test_values::test_many_rows_of_few_classes": (3, 1),
+    "test_values::test_shapes": (4, 1),
+    "test_values::test_widths_around_those_of_vectors": (3, 1),
 }
 """Of these tests `make test` runs one cell of so many, along the diagonals of their tables, or pairs like of the others if
 None; and `make test-all` makes that one of the second number, and every pair. What then is left of large products has the
 marker `rest`, which no command runs that is not told so: `make test-all ARGS="-m rest"`."""
+
+KINDS = 13
+"""A parameter of at most so many values is one of kinds, as types, losses and options are: each is in some cell of a diagonal."""
 
 EXAMPLES = {"test_examples"}
 """Files that run programs of their own, each of many seconds."""
@@ -102,9 +130,13 @@ def of_test(item) -> str:
     return f"{item.path.stem}::{item.originalname}"
 
 
-def parameters(item) -> dict[str, str]:
-    """The parameters of the cell, as text."""
-    return {name: repr(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
+def parameters(item, texts: dict[int, str]) -> dict[str, str]:
+    """The parameters of the cell, as text; `texts` has those of before, for what an array looks like takes a while."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    for value in params.values():
+        if id(value) not in texts:
+            texts[id(value)] = repr(value)
+    return {name: texts[id(value)] for name, value in params.items()}
 
 
 def pairs(cells: list[dict[str, str]]) -> set[int]:
@@ -131,15 +163,30 @@ def diagonal(cells: list[dict[str, str]], one_of: int) -> set[int]:
     }
 
 
-def in_make_test(name: str, items) -> set[int]:
+def with_every_kind(cells: list[dict[str, str]], chosen: set[int]) -> set[int]:
+    """Those that are chosen, and the first cell of each value in none of them, of parameters that have few values."""
+    values = collections.defaultdict(dict)
+    for place, cell in enumerate(cells):
+        for parameter, value in cell.items():
+            values[parameter].setdefault(value, place)
+    seen = {item for place in chosen for item in cells[place].items()}
+    return chosen | {
+        place
+        for parameter, first in values.items()
+        if len(first) <= KINDS
+        for value, place in first.items()
+        if (parameter, value) not in seen
+    }
+
+
+def in_make_test(name: str, items, cells: list[dict[str, str]]) -> set[int]:
     """The places of the cells of a test that `make test` runs."""
-    file, cells = items[0].path.stem, [parameters(item) for item in items]
-    if file in EXAMPLES:
+    if items[0].path.stem in EXAMPLES:
         return set()
     chosen = set(range(len(items)))
     one_of, _ = DIAGONALS.get(name, (None, 1))
     if one_of:
-        chosen = diagonal(cells, one_of)
+        chosen = with_every_kind(cells, diagonal(cells, one_of))
     elif max(map(len, cells)) >= 3:
         chosen = pairs(cells)
     if name in PRODUCTS:
@@ -152,9 +199,8 @@ def in_make_test(name: str, items) -> set[int]:
     return chosen
 
 
-def in_make_test_all(name: str, items) -> set[int]:
+def in_make_test_all(name: str, cells: list[dict[str, str]]) -> set[int]:
     """The places of the cells that `make test` and `make test-all` run together."""
-    cells = [parameters(item) for item in items]
     _, one_of = DIAGONALS.get(name, (None, 1))
     return set(range(len(cells))) if one_of == 1 else diagonal(cells, one_of) | pairs(cells)
 
@@ -164,16 +210,18 @@ def mark(items) -> None:
     tests = collections.defaultdict(list)
     for item in items:
         tests[of_test(item)].append(item)
-    for name, cells in tests.items():
-        chosen, both = in_make_test(name, cells), in_make_test_all(name, cells)
-        for place, cell in enumerate(cells):
+    for name, of_name in tests.items():
+        texts = {}
+        cells = [parameters(item, texts) for item in of_name]
+        chosen, both = in_make_test(name, of_name, cells), in_make_test_all(name, cells)
+        for place, item in enumerate(of_name):
             if place not in chosen:
-                cell.add_marker(pytest.mark.slow if place in both else pytest.mark.rest)
+                item.add_marker(pytest.mark.slow if place in both else pytest.mark.rest)
         if not chosen:
             continue
         places, (file, test) = sorted(chosen), name.split("::test_")
         few = {places[0], places[len(places) // 2], places[-1]}
         for place in few:
-            cells[place].add_marker(pytest.mark.each)
+            of_name[place].add_marker(pytest.mark.each)
             if test in SMOKE.get(file, "").split():
-                cells[place].add_marker(pytest.mark.smoke)
+                of_name[place].add_marker(pytest.mark.smoke)

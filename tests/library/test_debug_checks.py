@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import cross_entropy_options as samples
 import jaxloss
 from jaxloss._checks import debug
+from modules import jit_quickly
 from public_calls import CALLS, IDS
 
 NAN, INF = np.nan, np.inf
@@ -114,7 +115,7 @@ def test_what_is_wrong_is_named(name, operands, options, words, jitted):
     def call(*operands):
         return function(*operands, **options)
 
-    call = jax.jit(call) if jitted else call
+    call = jit_quickly(call) if jitted else call
     unchecked(call, *operands)
     said = message(call, *operands)
     unchecked(call, *operands)
@@ -125,7 +126,7 @@ def test_what_is_wrong_is_named(name, operands, options, words, jitted):
 @pytest.mark.parametrize(("name", "option"), [(name, option) for name in TRACED for option in TRACED[name]])
 def test_traced_options(name, option):
     target = LABELS if name.startswith("categorical") else A
-    loss = jax.jit(lambda number: getattr(jaxloss, name)(Z, target, **{option: number}))
+    loss = jit_quickly(lambda number: getattr(jaxloss, name)(Z, target, **{option: number}))
     said = message(loss, TRACED[name][option])
     assert message(loss, 0.5) == ""
     assert f"jaxloss.{name}: {option} is {TRACED[name][option]}: expected a " in said
@@ -180,7 +181,7 @@ def test_a_function_that_was_jitted_before():
 
 def test_what_is_found_is_logged_at_once_and_an_error_of_the_body_is_its_own(caplog):
     logging.disable(logging.NOTSET)
-    loss, wrong = jax.jit(jaxloss.categorical_cross_entropy), but(LABELS, 1, 4)
+    loss, wrong = jit_quickly(jaxloss.categorical_cross_entropy), but(LABELS, 1, 4)
 
     def body():
         for _ in range(2):
@@ -218,7 +219,7 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_transforms(name, transform):
     x, right, wrong = PAIRS[name]
-    program = jax.jit(TRANSFORMS[transform](getattr(jaxloss, name)))
+    program = jit_quickly(TRANSFORMS[transform](getattr(jaxloss, name)))
     plain = jax.tree.leaves(program(x, right))
     with jaxloss.debug_checks():
         checked = jax.tree.leaves(program(x, right))
@@ -249,7 +250,7 @@ def test_meshes(name, spec, axis_type, by_hand):
 
     if by_hand:
         program = jax.shard_map(program, mesh=mesh, in_specs=(spec, of_target), out_specs=(PartitionSpec(), spec))
-    program = jax.jit(program)
+    program = jit_quickly(program)
     placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in ((x, spec), (right, of_target), (wrong, of_target))]
     expected = program(*placed[:2])
     with jaxloss.debug_checks():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import forks
 import jaxloss
 import tolerance
 from agreement import assert_agrees
@@ -27,16 +28,19 @@ from losses import CASES
 pytestmark = pytest.mark.cpu_only
 
 
-def python(code, *, path=None, folder=None, **environment):
-    """Runs a program in a process of its own; the result has its output and its errors.
-
-    Modules are not looked for in the folder that it runs in, unless it is named: that is what Python does by itself.
-    """
+def python(code, **environment):
+    """Runs a program in a process of its own; the result has its output and its errors."""
     variables = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    if path:
-        variables["PYTHONPATH"] = str(path)
-    command = [sys.executable, *(() if folder else ("-P",)), "-c", code]
-    return subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, "-P", "-c", code]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
+
+
+KEPT = {
+    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir or ""),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+"""The programs of this process, and of others that ran before, need not be compiled again."""
 
 
 def test_two_interpreters_do_not_build_in_one_folder():
@@ -112,13 +116,13 @@ def shared_object(path, source: str):
 
 def import_error(package, code=IMPORT_COPY, **environment) -> str:
     """The last line that importing the copy printed."""
-    ran = python(code, path=package.parent, **environment)
+    ran = forks.run(code, path=package.parent, **environment)
     assert ran.returncode == 1, ran.stderr
     return ran.stderr.strip().splitlines()[-1]
 
 
 def test_the_copy_is_what_is_imported(copied_package):
-    ran = python(IMPORT_COPY, path=copied_package.parent)
+    ran = forks.run(IMPORT_COPY, path=copied_package.parent)
     assert ran.stdout.strip() == str(copied_package / "__init__.py"), ran.stderr
 
 
@@ -182,7 +186,7 @@ def test_a_second_copy_in_one_process_is_one_clear_error(copied_package, tmp_pat
 
 
 def test_the_same_copy_can_be_imported_again(copied_package):
-    ran = python(f"{IMPORT_COPY}{AGAIN}import jaxloss\nprint(jaxloss.mse(1.0, 3.0))", path=copied_package.parent)
+    ran = forks.run(f"{IMPORT_COPY}{AGAIN}import jaxloss\nprint(jaxloss.mse(1.0, 3.0))", path=copied_package.parent)
     assert ran.stdout.splitlines()[1:] == ["2.0"], ran.stderr
 
 
@@ -198,7 +202,7 @@ def test_in_a_checkout_the_installed_library_is_found(copied_package, tmp_path):
     checkout = tmp_path / "checkout"
     shutil.copytree(copied_package, checkout / "jaxloss", ignore=shutil.ignore_patterns("*.so"))
     code = f"{IMPORT_COPY}print(jaxloss._ffi.library.path())"
-    ran = python(code, path=copied_package.parent, folder=checkout)
+    ran = forks.run(code, path=copied_package.parent, folder=checkout)
     expected = [str(checkout / "jaxloss" / "__init__.py"), str(copied_package / "libjaxloss.so")]
     assert ran.stdout.splitlines() == expected, ran.stderr
 
@@ -212,30 +216,37 @@ int cuDriverGetVersion(int* version) {
 """
 
 
-@pytest.mark.parametrize(
-    ("version", "runtime", "why"),
-    [
-        (12040, 13000, "runs CUDA 12.4, these kernels want 13.0"),
-        (11080, 12090, "runs CUDA 11.8, these kernels want 12.0"),
-        (13000, 13000, None),
-        (13010, 13000, None),
-        (14000, 13000, None),
-        (13000, 13020, None),  # of one major version, an older driver runs what a newer toolkit made
-        (0, 13000, None),  # the driver does not know
-    ],
-)
-def test_an_old_driver(tmp_path, version, runtime, why):
+# The newest CUDA of a driver, the runtime of the kernels, and what is said of the two.
+DRIVERS = [
+    (12040, 13000, "runs CUDA 12.4, these kernels want 13.0"),
+    (11080, 12090, "runs CUDA 11.8, these kernels want 12.0"),
+    (13000, 13000, None),
+    (13010, 13000, None),
+    (14000, 13000, None),
+    (13000, 13020, None),  # of one major version, an older driver runs what a newer toolkit made
+    (0, 13000, None),  # the driver does not know
+]
+
+TOO_OLD = f"""
+import os
+from jaxloss._ffi import driver
+for version, runtime, _ in {DRIVERS}:
+    os.environ["STUB_CUDA_VERSION"] = str(version)
+    print(driver.too_old(runtime))
+"""
+
+
+def test_an_old_driver(tmp_path):
     """A stub takes the place of NVIDIA's library."""
     shared_object(tmp_path / "libcuda.so.1", DRIVER)
-    code = f"from jaxloss._ffi import driver\nprint(driver.too_old({runtime}))"
-    path = f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    ran = python(code, STUB_CUDA_VERSION=str(version), LD_LIBRARY_PATH=path)
+    ran = python(TOO_OLD, LD_LIBRARY_PATH=f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}")
     assert ran.returncode == 0, ran.stderr
-    if why is None:
-        assert ran.stdout.strip() == "None"
-    else:
-        for word in (why, "update the driver"):
-            assert word in ran.stdout
+    for said, (version, runtime, why) in zip(ran.stdout.splitlines(), DRIVERS, strict=True):
+        if why is None:
+            assert said == "None", (version, runtime)
+        else:
+            assert why in said
+            assert "update the driver" in said
 
 
 class LibraryWithCuda:
@@ -258,7 +269,7 @@ def test_kernels_are_used_where_the_driver_runs_them(monkeypatch, driver, cuda):
 
 
 def test_the_self_check():
-    ran = python("import runpy; runpy.run_module('jaxloss', run_name='__main__', alter_sys=True)", XLA_FLAGS="")
+    ran = python("import runpy; runpy.run_module('jaxloss', run_name='__main__', alter_sys=True)", **KEPT)
     assert ran.returncode == 0, ran.stderr
     for word in (
         jaxloss.__version__,
@@ -328,8 +339,10 @@ print("agreed")
 def test_every_instruction_set(name):
     if not processor_has(name):
         pytest.skip(f"this processor has no {name}")
+    if name == jaxloss.backends().cpu:
+        pytest.skip(f"every other test runs with {name}")
     code = RESULTS.format(support=str(pathlib.Path(__file__).parents[1] / "support"), name=name)
-    ran = python(code, JAXLOSS_CPU_INSTRUCTION_SET=name, XLA_FLAGS="")
+    ran = python(code, JAXLOSS_CPU_INSTRUCTION_SET=name, **KEPT)
     assert ran.stdout.strip() == "agreed", ran.stderr
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import jaxloss
 from linear_oracle import sample
+from modules import jit_quickly
 from objective_formula import formula
 
 S, T, WIDTH, CLASSES = 6, 5, 4, 13
@@ -71,7 +72,7 @@ def assert_near(actual, expected, of_largest=1e-5):
 
 
 def with_gradients(function):
-    return jax.jit(jax.value_and_grad(function, has_aux=True))
+    return jit_quickly(jax.value_and_grad(function, has_aux=True))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms(name):
     transform = TRANSFORMS[name]
-    results = jax.jit(lambda o: [transform(lambda o, f=f: f(o)[0])(o) for f in (ours, exact)])(OPERANDS)
+    results = jit_quickly(lambda o: [transform(lambda o, f=f: f(o)[0])(o) for f in (ours, exact)])(OPERANDS)
     assert_near(*results, of_largest=1e-4)
 
 
@@ -160,7 +161,7 @@ def test_an_objective_of_primitives_that_jax_lowers_itself():
     def exact(h):
         return formula(h, SAMPLE.kernel, SAMPLE.labels, objective, mask=np.ones((S, T), bool))
 
-    assert_near(jax.jit(jax.value_and_grad(f))(SAMPLE.hidden), jax.value_and_grad(exact)(SAMPLE.hidden))
+    assert_near(jit_quickly(jax.value_and_grad(f))(SAMPLE.hidden), jax.value_and_grad(exact)(SAMPLE.hidden))
 
 
 def test_what_an_eager_call_closes_over_may_change():
@@ -209,7 +210,7 @@ def test_blocks_of_single_tokens():
 
         return formula(hidden, kernel, SAMPLE.labels, masked, advantages, mask=MASK, n=MASK.sum())
 
-    ours, exact = (jax.jit(jax.value_and_grad(f, (0, 1, 2))) for f in (per_token, whole))
+    ours, exact = (jit_quickly(jax.value_and_grad(f, (0, 1, 2))) for f in (per_token, whole))
     assert_near(ours(HIDDEN, SAMPLE.kernel, advantages), exact(SAMPLE.hidden, SAMPLE.kernel, advantages))
 
 
@@ -232,7 +233,7 @@ def test_blocks_of_several_sequences():
         return formula(hidden, kernel, SAMPLE.labels, pairs, reference, mask=mask, group=2)
 
     results = [
-        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(SAMPLE.hidden, SAMPLE.kernel, reference) for f in (ours, exact)
+        jit_quickly(jax.value_and_grad(f, (0, 1, 2)))(SAMPLE.hidden, SAMPLE.kernel, reference) for f in (ours, exact)
     ]
     assert_near(*results)
     assert (np.asarray(results[0][1][2])[2:4] == 0).all()
@@ -249,7 +250,7 @@ def test_what_is_undefined_for_no_token_does_no_harm():
         return jaxloss.linear_objective(hidden, SAMPLE.kernel, SAMPLE.labels, ratio(scale), data, **options)
 
     data = np.where(MASK.any(1), OPERANDS["advantages"], np.nan).astype(np.float32)
-    results = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(HIDDEN, data, 2.0)
+    results = jit_quickly(jax.value_and_grad(loss, (0, 1, 2)))(HIDDEN, data, 2.0)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
 
 
@@ -274,7 +275,7 @@ def test_shapes_of_tokens(shape, per, value):
     def f(h, data):
         return jaxloss.linear_objective(h, s.kernel, s.labels, objective, data, per=per, normalizer="tokens")
 
-    result, gradients = jax.jit(jax.value_and_grad(f, (0, 1)))(s.hidden, data)
+    result, gradients = jit_quickly(jax.value_and_grad(f, (0, 1)))(s.hidden, data)
     log_prob = jaxloss.linear_log_prob(s.hidden, s.kernel, s.labels)
     log_prob = log_prob if per == "token" else log_prob.sum(-1)
     assert_near(result, (log_prob * data).sum() / max(1, np.prod(shape)))
@@ -316,7 +317,7 @@ def test_padded_classes_and_a_kernel_of_classes_first():
         return formula(hidden, kernel[:, :classes], labels, objective, **options)
 
     operands = (SAMPLE.hidden, padded, np.float32(1.5))
-    assert_near(*(jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*operands) for f in (ours, exact)))
+    assert_near(*(jit_quickly(jax.value_and_grad(f, (0, 1, 2)))(*operands) for f in (ours, exact)))
 
 
 def test_in_float64():

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxloss
 import meshes
 from linear_oracle import sample
-from modules import exchanged, of_size
+from modules import exchanged, jit_quickly, of_size
 
 pytestmark = meshes.several_devices
 
@@ -85,11 +85,11 @@ CASES = [
 @pytest.mark.parametrize(("placement", "axis_type", "classes"), CASES)
 def test_value_and_gradients(placement, axis_type, classes):
     (mesh_operands, labels) = OPERANDS[classes]
-    expected = jax.jit(with_gradients)(labels, MASK, mesh_operands)
+    expected = jit_quickly(with_gradients)(labels, MASK, mesh_operands)
     mesh = meshes.mesh(axis_type, ("d", "v"))
     with jax.set_mesh(mesh):
         given = placed(mesh, placement, classes)
-        module = jax.jit(with_gradients).lower(*given).compile()
+        module = jit_quickly(with_gradients).lower(*given).compile()
         results = module(*given)
     assert_same(results, expected)
     for gradient, operand in zip(results[1], given[2], strict=True):
@@ -112,18 +112,18 @@ def test_second_order(axis_type):
         return jax.jvp(gradient, (operands,), (tangents,))[1]
 
     arrays, labels = OPERANDS[NARROW]
-    expected = jax.jit(along_gradient)(labels, MASK, arrays, tangents)
+    expected = jit_quickly(along_gradient)(labels, MASK, arrays, tangents)
     mesh = meshes.mesh(axis_type, ("d", "v"))
     with jax.set_mesh(mesh):
         given = placed(mesh, "both", NARROW)
         tangents = tuple(jax.device_put(x, operand.sharding) for x, operand in zip(tangents, given[2], strict=True))
-        assert_same(jax.jit(along_gradient)(*given, tangents), expected)
+        assert_same(jit_quickly(along_gradient)(*given, tangents), expected)
 
 
 def test_in_shard_map():
     """Sequences and vocabulary are split by the caller; the objective closes over an array that varies as they do."""
     arrays, labels = OPERANDS[NARROW]
-    expected = jax.jit(with_gradients)(labels, MASK, arrays)
+    expected = jit_quickly(with_gradients)(labels, MASK, arrays)
     mesh = meshes.mesh(AxisType.Auto, ("d", "v"))
 
     def on_device(labels, mask, factor, operands):
@@ -144,7 +144,7 @@ def test_in_shard_map():
 
     specs = P("d"), P(None, "v"), P("v"), P("d"), P("d"), P()
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(P("d"), P("d"), P(), specs), out_specs=((P(), P()), specs))
-    assert_same(jax.jit(mapped)(labels, MASK, jnp.float32(1), arrays), expected)
+    assert_same(jit_quickly(mapped)(labels, MASK, jnp.float32(1), arrays), expected)
 
 
 def test_what_an_objective_may_not_close_over():
@@ -158,10 +158,10 @@ def test_what_an_objective_may_not_close_over():
         jax.set_mesh(meshes.mesh(AxisType.Explicit, ("d", "v"))),
         pytest.raises(ValueError, match="closes over a traced array"),
     ):
-        jax.jit(loss)(jax.device_put(hidden, P("d")), kernel, 2.0)
+        jit_quickly(loss)(jax.device_put(hidden, P("d")), kernel, 2.0)
     mesh = meshes.mesh(AxisType.Auto, ("d", "v"))
     mapped = jax.shard_map(
         jax.grad(lambda *o: jax.lax.psum(loss(*o), "d"), 2), mesh=mesh, in_specs=(P("d"), P(), P()), out_specs=P()
     )
     with pytest.raises(ValueError, match=r"closes over an array of shape \(\) that is differentiated.*jax.lax.pcast"):
-        jax.jit(mapped)(hidden, kernel, jnp.float32(2))
+        jit_quickly(mapped)(hidden, kernel, jnp.float32(2))

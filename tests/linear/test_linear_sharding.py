@@ -17,7 +17,7 @@ import meshes
 import tolerance
 from linear_oracle import expected, sample
 from meshes import AXIS_TYPES
-from modules import exchanged
+from modules import exchanged, jit_quickly
 
 pytestmark = meshes.several_devices
 
@@ -94,7 +94,7 @@ def test_placements(placement, axis_type):
 
     with jax.set_mesh(mesh):
         operands = placed(mesh, *PLACEMENTS[placement])
-        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*operands).compile()
+        compiled = jit_quickly(jax.value_and_grad(loss, (0, 1))).lower(*operands).compile()
         value, gradients = compiled(*operands)
     check(value, (exact.losses[0].mean(), exact.losses[1].mean()), "value")
     for gradient, of, operand in zip(gradients, (exact.of_hidden, exact.of_kernel), operands, strict=False):
@@ -115,7 +115,7 @@ def test_the_gradient_of_hidden_states_alone(placement, axis_type):
 
     with jax.set_mesh(mesh):
         operands = placed(mesh, *PLACEMENTS[placement])
-        compiled = jax.jit(jax.grad(loss)).lower(*operands).compile()
+        compiled = jit_quickly(jax.grad(loss)).lower(*operands).compile()
         gradient = compiled(*operands)
     check(gradient, exact.of_hidden, "gradient")
     assert gradient.sharding.is_equivalent_to(operands[0].sharding, 3)
@@ -160,10 +160,10 @@ def test_programs(program, placement, axis_type):
 
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = S.hidden.astype(np.float64), S.kernel.astype(np.float64), S.labels
-        exact = jax.tree.map(np.asarray, jax.jit(run, static_argnums=0)(True, *wide))
+        exact = jax.tree.map(np.asarray, jit_quickly(run, static_argnums=0)(True, *wide))
     with jax.set_mesh(mesh):
         operands = placed(mesh, *PLACEMENTS[placement])
-        results = jax.jit(run, static_argnums=0)(False, *operands)
+        results = jit_quickly(run, static_argnums=0)(False, *operands)
     for actual, ideal in zip(results, exact, strict=True):
         tolerance.assert_close(actual, ideal, program, operations=64, terms=N * CLASSES, magnitude=1)
 
@@ -189,7 +189,7 @@ def test_inside_shard_map(masked):
             hidden, kernel, labels, keep
         )
 
-    compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(S.hidden, S.kernel, S.labels, keep).compile()
+    compiled = jit_quickly(jax.value_and_grad(loss, (0, 1))).lower(S.hidden, S.kernel, S.labels, keep).compile()
     value, gradients = compiled(S.hidden, S.kernel, S.labels, keep)
     check(value, (exact.losses[0].sum() / N, exact.losses[1].mean()), "value")
     for gradient, of in zip(gradients, (exact.of_hidden, exact.of_kernel), strict=True):
@@ -232,9 +232,9 @@ def test_axis_name(program, options):
         return jax.grad(f, (0, 1))(hidden, kernel)
 
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        exact = jax.jit(lambda *o: run(whole, *o))(S.hidden.astype(np.float64), S.kernel.astype(np.float64))
+        exact = jit_quickly(lambda *o: run(whole, *o))(S.hidden.astype(np.float64), S.kernel.astype(np.float64))
         exact = jax.tree.map(np.asarray, exact)
-    compiled = jax.jit(lambda *o: run(split, *o)).lower(S.hidden, S.kernel).compile()
+    compiled = jit_quickly(lambda *o: run(split, *o)).lower(S.hidden, S.kernel).compile()
     for actual, ideal in zip(compiled(S.hidden, S.kernel), exact, strict=True):
         tolerance.assert_close(actual, ideal, program, operations=64, terms=N * CLASSES, magnitude=1)
     if program != "hvp":
@@ -250,7 +250,7 @@ def test_sizes_that_do_not_divide_the_mesh():
     exact = expected(s, 1 / 15, with_bias=False)
     mesh = meshes.mesh()
 
-    @jax.jit
+    @jit_quickly
     def run(hidden, kernel):
         hidden = jax.lax.with_sharding_constraint(hidden + 0, NamedSharding(mesh, P("d")))
         kernel = jax.lax.with_sharding_constraint(kernel + 0, NamedSharding(mesh, P(None, "v")))
@@ -273,8 +273,8 @@ def test_chunks_smaller_than_the_mesh_in_second_order():
     hidden = jax.device_put(S.hidden, NamedSharding(mesh, P("d")))
     kernel = jax.device_put(S.kernel, NamedSharding(mesh, P()))
     tolerance.assert_close(
-        jax.jit(directional)(hidden, kernel),
-        jax.jit(directional)(S.hidden, S.kernel),
+        jit_quickly(directional)(hidden, kernel),
+        jit_quickly(directional)(S.hidden, S.kernel),
         "a second derivative",
         operations=tolerance.OPERATIONS_OF_HIGHER_ORDER,
     )

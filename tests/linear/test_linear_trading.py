@@ -18,6 +18,7 @@ import tolerance
 from benchmarks import exchanges
 from linear_oracle import expected, sample
 from meshes import AXIS_TYPES
+from modules import jit_quickly
 
 pytestmark = meshes.several_devices
 
@@ -86,7 +87,7 @@ def test_placements(placement, axis_type):
     exact = expected(S, 1 / N)
     with jax.set_mesh(mesh):
         operands = placed(mesh, PLACEMENTS[placement])
-        compiled = jax.jit(jax.value_and_grad(loss, (0, 1, 3))).lower(*operands).compile()
+        compiled = jit_quickly(jax.value_and_grad(loss, (0, 1, 3))).lower(*operands).compile()
         value, gradients = compiled(*operands)
     check(value, (exact.losses[0].mean(), exact.losses[1].mean()), "value")
     of = (operands[0], exact.of_hidden), (operands[1], exact.of_kernel), (operands[3], exact.of_bias)
@@ -122,7 +123,7 @@ def test_masks(kept, placement, axis_type):
         operands = placed(mesh, PLACEMENTS[placement])
         operands[0] = jax.device_put(hidden, operands[0].sharding)
         where = jax.device_put(keep, operands[2].sharding)
-        step = jax.jit(jax.value_and_grad(loss, (0, 1, 3)))
+        step = jit_quickly(jax.value_and_grad(loss, (0, 1, 3)))
         value, gradients = step(*operands, where=where)
     check(value, (exact.losses[0].sum() / max(1, keep.sum()), exact.losses[1].mean()), "value")
     for gradient, ideal in zip(gradients, (exact.of_hidden, exact.of_kernel, exact.of_bias), strict=True):
@@ -137,9 +138,9 @@ def test_bfloat16(placement, axis_type):
     s = sample((SEQUENCES, LENGTH), WIDTH, CLASSES, dtype="bfloat16")
     with jax.set_mesh(mesh):
         operands = placed(mesh, PLACEMENTS[placement], s)
-        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*operands).compile()
+        compiled = jit_quickly(jax.value_and_grad(loss, (0, 1))).lower(*operands).compile()
         _, gradients = compiled(*operands)
-    one_device = jax.jit(jax.grad(loss, (0, 1)))(s.hidden, s.kernel, s.labels, s.bias)
+    one_device = jit_quickly(jax.grad(loss, (0, 1)))(s.hidden, s.kernel, s.labels, s.bias)
     for gradient, ideal in zip(gradients, one_device, strict=True):
         gradient, ideal = np.asarray(gradient, np.float32), np.asarray(ideal, np.float32)
         np.testing.assert_allclose(gradient, ideal, rtol=2**-7, atol=2**-8 * np.abs(ideal).mean())
@@ -180,9 +181,9 @@ def test_programs(program, axis_type):
 
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = S.hidden.astype(np.float64), S.kernel.astype(np.float64), S.labels
-        exact = jax.tree.map(np.asarray, jax.jit(run, static_argnums=0)(formula, *wide))
+        exact = jax.tree.map(np.asarray, jit_quickly(run, static_argnums=0)(formula, *wide))
     with jax.set_mesh(mesh):
         operands = placed(mesh, PLACEMENTS["fsdp"])[:3]
-        results = jax.jit(run, static_argnums=0)(of, *operands)
+        results = jit_quickly(run, static_argnums=0)(of, *operands)
     for actual, ideal in zip(results, exact, strict=True):
         tolerance.assert_close(actual, ideal, program, operations=64, terms=N * CLASSES, magnitude=1)

@@ -24,7 +24,7 @@ from losses import (
     finfo,
     per_class,
 )
-from modules import QUICKLY, collectives, custom_call_targets, of_size
+from modules import QUICKLY, collectives, custom_call_targets, jit_quickly, of_size
 
 EVERYTHING = Case(BINARY_WITH_EVERYTHING, "probabilities")
 SHAPE = (4, 3, 5)
@@ -336,7 +336,7 @@ def test_traced_numbers_compile_once_and_in_one_call():
     x, a = EVERYTHING.sample((16, 64))
     traced = []
 
-    @jax.jit
+    @jit_quickly
     def step(x, a, options):
         traced.append(options)
         return jax.value_and_grad(lambda x: BINARY(x, a, **options))(x)
@@ -398,12 +398,12 @@ def test_weights_of_classes_are_split_with_the_classes(axis_type):
 
     operands = (x, options["class_weights"], np.ascontiguousarray(options["pos_weight"]), a)
     value_and_grad = jax.value_and_grad(loss, (0, 1, 2))
-    expected = jax.jit(value_and_grad)(*operands)
+    expected = jit_quickly(value_and_grad)(*operands)
     with jax.set_mesh(mesh):
         of_logits, of_classes = PartitionSpec("d", None, "v"), PartitionSpec("v")
         specs = (of_logits, of_classes, of_classes, of_logits)
         placed = [jax.device_put(t, NamedSharding(mesh, spec)) for t, spec in zip(operands, specs, strict=True)]
-        compiled = jax.jit(value_and_grad).lower(*placed).compile()
+        compiled = jit_quickly(value_and_grad).lower(*placed).compile()
         results = compiled(*placed)
     for kind, size in collectives(compiled):
         assert kind == "all-reduce"
@@ -434,7 +434,7 @@ def test_numbers_that_every_device_of_a_shard_map_holds():
     split = functools.partial(jax.shard_map, mesh=mesh, in_specs=specs)
     inside = split(value_and_grad, out_specs=(all_of_it, (rows, all_of_it)))
     outside = split(lambda *operands: jax.lax.psum(loss(*operands), "d"), out_specs=all_of_it)
-    results = jax.jit(lambda *operands: (inside(*operands), jax.value_and_grad(outside, (0, 2))(*operands)))(
+    results = jit_quickly(lambda *operands: (inside(*operands), jax.value_and_grad(outside, (0, 2))(*operands)))(
         x, a, options
     )
     expected = jax.jit(jax.value_and_grad(loss, (0, 2)), compiler_options=QUICKLY)(x, a, options)

@@ -17,7 +17,7 @@ import cross_entropy_options as samples
 import jaxloss
 import tolerance
 from jaxloss._spec import OPTIONS
-from modules import QUICKLY, custom_call_targets, of_size
+from modules import QUICKLY, custom_call_targets, jit_quickly, of_size
 
 ROWS, CLASSES, COUNTED = 6, 37, 30
 TRACED = samples.TRACED
@@ -329,8 +329,8 @@ def test_batched_options():
 
         return jax.value_and_grad(loss, (0, 1))(x, options)
 
-    batched = jax.jit(jax.vmap(gradients))(batch)
-    of_one = jax.jit(gradients)
+    batched = jit_quickly(jax.vmap(gradients))(batch)
+    of_one = jit_quickly(gradients)
     one_by_one = [of_one({name: numbers[i] for name, numbers in batch.items()}) for i in range(3)]
     expected = jax.tree.map(lambda *results: np.stack(results), *one_by_one)
     for ours, exact in zip(jax.tree.leaves(batched), jax.tree.leaves(expected), strict=True):

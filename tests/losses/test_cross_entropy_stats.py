@@ -8,7 +8,7 @@ import pytest
 import cross_entropy_options as options_of_tests
 import jaxloss
 import tolerance
-from modules import custom_call_targets, of_size
+from modules import custom_call_targets, jit_quickly, of_size
 
 ROWS, CLASSES = 7, 41
 SETTINGS = {
@@ -56,7 +56,7 @@ def test_values(setting, shape, dtype):
         options["num_classes"] = max(1, shape[-1] - 8)
     x, labels = sample(shape, dtype, counted=options.get("num_classes", shape[-1]))
     with jax.enable_x64(dtype == "float64"):
-        loss, stats = jax.jit(
+        loss, stats = jit_quickly(
             lambda x: jaxloss.categorical_cross_entropy_with_stats(x, labels, reduction="none", **options)
         )(x)
         alone = jaxloss.categorical_cross_entropy(x, labels, reduction="none", **options)
@@ -139,7 +139,7 @@ def test_derivatives_of_each_and_of_all_with_the_loss(setting):
                 )[1]
             return results
 
-        return jax.jit(of_all)
+        return jit_quickly(of_all)
 
     actual = derivatives(ours)(x, temperature, v)
     with jax.enable_x64(True):
@@ -294,7 +294,7 @@ def test_masked_rows_have_no_part_in_derivatives_of_options(name):
             )
             return loss + stats.nll.sum() + 2 * stats.entropy.sum() + 3 * stats.lse.sum()
 
-        return jax.jit(jax.value_and_grad(summed))(np.float32(options_of_tests.SAMPLES[name].on))
+        return jit_quickly(jax.value_and_grad(summed))(np.float32(options_of_tests.SAMPLES[name].on))
 
     for actual, expected in zip(results(x, labels, where=keep), results(x[keep], labels[keep]), strict=True):
         close(actual, expected, name, operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)

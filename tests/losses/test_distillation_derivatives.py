@@ -10,7 +10,7 @@ import pytest
 import jaxloss
 import tolerance
 from divergences import KINDS, cells, numbers, sample
-from modules import QUICKLY
+from modules import QUICKLY, jit_quickly
 
 
 def plainly(kind, target_type):
@@ -73,7 +73,7 @@ def test_derivatives_of_all_operands(kind, target_type, name):
     operands = x, a, np.linspace(0.5, 2, 4, dtype=np.float32), *scalars
     tangents = v, w, np.linspace(-1, 1, 4, dtype=np.float32), np.float32(0.3), np.float32(0.2)
     transform = DERIVATIVES[name]
-    actual = jax.jit(
+    actual = jit_quickly(
         lambda o, t: [transform(ours(kind, target_type, reduction), o, t) for reduction in ("mean", "none")],
         compiler_options=QUICKLY,
     )(operands, tangents)
@@ -133,7 +133,7 @@ def test_a_schedule_does_not_compile_again():
     x, a = sample((3, 5), "logits")
     traces = []
 
-    @jax.jit
+    @jit_quickly
     def loss(x, a, temperature, beta):
         traces.append(x)
         return jaxloss.jensen_shannon(x, a, temperature=temperature, beta=beta)

@@ -7,6 +7,7 @@ import pytest
 
 import jaxloss
 import tolerance
+from modules import jit_quickly
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -54,7 +55,7 @@ def test_a_bad_label_has_no_derivative_of_an_option(name):
     def of(number_now, x, labels):
         return jaxloss.categorical_cross_entropy(x, labels, reduction="sum", **{**number, name: number_now})
 
-    gradient = jax.jit(jax.grad(of))
+    gradient = jit_quickly(jax.grad(of))
     found = gradient(number[name], x, labels.at[1].set(CLASSES))
     tolerance.assert_ulps(found, gradient(number[name], x[GOOD], labels[GOOD]), 64)
 
@@ -68,7 +69,7 @@ def test_the_statistics_of_a_bad_label_have_no_derivatives():
         _, stats = jaxloss.categorical_cross_entropy_with_stats(x, (labels, others, share), reduction="none")
         return stats.nll.sum()
 
-    gradients = jax.jit(jax.grad(of, (0, 1)))
+    gradients = jit_quickly(jax.grad(of, (0, 1)))
     found = gradients(x, share, labels.at[1].set(CLASSES), others)
     expected = gradients(x[GOOD], share[GOOD], labels[GOOD], others[GOOD])
     for of_all, of_good in zip(found, expected, strict=True):

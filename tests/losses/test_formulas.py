@@ -12,7 +12,7 @@ from agreement import assert_agrees
 from jaxloss import formulas
 from jaxloss._ffi import elementwise, library
 from losses import CASES, ELEMENTWISE, FLOATS, MATRIX, REDUCTIONS
-from modules import custom_call_targets
+from modules import custom_call_targets, jit_quickly
 from test_transforms import assert_agree, of_each, operands
 from transforms import TRANSFORMS
 
@@ -141,7 +141,7 @@ def test_edges_without_kernels(without_kernels, case):
 @cases
 def test_transforms_without_kernels(without_kernels, case, name):
     transform, o = TRANSFORMS[name], operands(case)
-    compiled = jax.jit(lambda o: of_each(transform, case.loss, REDUCTIONS, o)).lower(o).compile()
+    compiled = jit_quickly(lambda o: of_each(transform, case.loss, REDUCTIONS, o)).lower(o).compile()
     assert not custom_call_targets(compiled)
     assert_agree(compiled(o), case, transform, o, name)
 

@@ -8,6 +8,7 @@ import pytest
 import jaxloss
 from jaxloss import objectives
 from linear_oracle import sample
+from modules import jit_quickly
 from objective_formula import statistics
 
 S, T, WIDTH, CLASSES = 4, 5, 4, 11
@@ -199,7 +200,7 @@ def test_value_and_gradients(name):
         return equation(statistics(hidden, kernel, SAMPLE.labels, MASK), *data) / TOTALS[options["normalizer"]]
 
     operands = (SAMPLE.hidden, SAMPLE.kernel, *data)
-    results = jax.jit(lambda operands: [jax.value_and_grad(f, live)(*operands) for f in (ours, exact)])(operands)
+    results = jit_quickly(lambda operands: [jax.value_and_grad(f, live)(*operands) for f in (ours, exact)])(operands)
     for actual, expected in zip(*map(jax.tree.leaves, results), strict=True):
         expected = np.where(np.isnan(expected), 0, expected)  # of data that is masked
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * max(np.abs(expected).max(), 1e-2))
@@ -218,7 +219,7 @@ def test_masked_sequences_and_certain_ones():
             for objective, data, _, options in cases
         ]
 
-    run = jax.jit(lambda scale: jax.jacrev(losses, (0, 1))(scale * SAMPLE.hidden, SAMPLE.kernel))
+    run = jit_quickly(lambda scale: jax.jacrev(losses, (0, 1))(scale * SAMPLE.hidden, SAMPLE.kernel))
     for scale in (1.0, 100.0):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(scale)))
 
@@ -227,7 +228,7 @@ def test_numbers_may_be_traced():
     def loss(beta):
         return jaxloss.linear_objective(SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objectives.simpo(beta, beta))
 
-    value, slope = jax.jit(jax.value_and_grad(loss))(2.0)
+    value, slope = jit_quickly(jax.value_and_grad(loss))(2.0)
     np.testing.assert_allclose(slope, (loss(2.01) - loss(1.99)) / 0.02, rtol=1e-2)
     assert np.isfinite(value)
 

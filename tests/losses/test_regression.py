@@ -11,7 +11,7 @@ import jaxloss
 import tolerance
 from agreement import assert_agrees
 from losses import ELEMENTWISE, FLOATS, HUBER, LOG_COSH, MSE, Case, finfo
-from modules import custom_call_targets, of_size
+from modules import custom_call_targets, jit_quickly, of_size
 
 ALL = tuple(Case(loss, "numbers") for loss in ELEMENTWISE if loss is not MSE)  # which is in every other test
 cases = pytest.mark.parametrize("case", ALL)
@@ -136,9 +136,9 @@ def test_a_traced_parameter(loss):
         losses = jnp.where(where, loss.formula(x, a, **{name: p}), 0)
         return losses if reduction == "none" else losses.sum() / 3
 
-    actual = jax.jit(functools.partial(of_each, ours))(x, a, np.float32(number))
+    actual = jit_quickly(functools.partial(of_each, ours))(x, a, np.float32(number))
     with jax.enable_x64(True):
-        expected = jax.jit(functools.partial(of_each, formula))(*map(np.float64, (x, a, number)))
+        expected = jit_quickly(functools.partial(of_each, formula))(*map(np.float64, (x, a, number)))
         expected = jax.tree.map(np.asarray, expected)
     for key in expected:
         for one, exact in zip(jax.tree.leaves(actual[key]), jax.tree.leaves(expected[key]), strict=True):
@@ -251,7 +251,9 @@ def test_a_variance_of_each_element(name):
         def mixed(x, a, variance):
             return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(loss, (0, 1, 2))(x, a, variance))
 
-        return jax.jit(lambda *o: (jax.value_and_grad(loss, (0, 1, 2))(*o), jax.grad(mixed, (0, 1, 2))(*o)))(*operands)
+        return jit_quickly(lambda *o: (jax.value_and_grad(loss, (0, 1, 2))(*o), jax.grad(mixed, (0, 1, 2))(*o)))(
+            *operands
+        )
 
     actual, expected = results(jaxloss.gaussian_nll), results(gaussian)
     for found, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -271,9 +273,9 @@ def test_a_variance_that_is_masked_may_hold_anything(of):
         def slope(x, variance):
             return jnp.sum(jnp.sin(jax.grad(loss)(x, a, variance, where=keep)))
 
-        return jax.jit(lambda x, v: (jax.value_and_grad(loss, (0, 2))(x, a, v, where=keep), jax.grad(slope, 1)(x, v)))(
-            x, variance
-        )
+        return jit_quickly(
+            lambda x, v: (jax.value_and_grad(loss, (0, 2))(x, a, v, where=keep), jax.grad(slope, 1)(x, v))
+        )(x, variance)
 
     actual, expected = results(jaxloss.gaussian_nll, variance), results(gaussian, np.where(whole, variance, 1))
     for found, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):

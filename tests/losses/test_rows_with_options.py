@@ -16,6 +16,7 @@ import pytest
 import jaxloss
 import tolerance
 from instruction_sets import FLAGS, processor_has
+from modules import jit_quickly
 
 pytestmark = pytest.mark.cpu_only
 
@@ -68,19 +69,15 @@ def exact(x, labels, **options):
 def found(x, labels, others=None, mix=None, clip=None, **options):
     target = labels if others is None else (labels, others, mix)
 
-    @jax.jit
-    def both(x):
-        def of(x):
-            loss, stats = jaxloss.categorical_cross_entropy_with_stats(
-                x, target, clip=clip, reduction="none", **options
-            )
-            return loss.sum(), (loss, stats)
+    def with_stats(x):
+        loss, stats = jaxloss.categorical_cross_entropy_with_stats(x, target, clip=clip, reduction="none", **options)
+        return loss.sum(), (loss, stats)
 
-        return jax.grad(of, has_aux=True)(x)
+    def of_loss(x):
+        return jaxloss.categorical_cross_entropy(x, target, clip=clip, reduction="sum", **options)
 
-    gradient, (losses, stats) = both(x)
-    alone = jax.jit(
-        jax.grad(lambda x: jaxloss.categorical_cross_entropy(x, target, clip=clip, reduction="sum", **options))
+    (gradient, (losses, stats)), alone = jit_quickly(
+        lambda x: (jax.grad(with_stats, has_aux=True)(x), jax.grad(of_loss)(x))
     )(x)
     return losses, stats.entropy, gradient, stats.predicted, stats.rank, alone
 
@@ -203,7 +200,7 @@ def test_options_of_rows_are_those_of_each(width):
         options = {"label_smoothing": smoothing, "softcap": 3 + smoothing, "class_weights": weights}
         return jaxloss.categorical_cross_entropy(x, label, clip=None, reduction="sum", **options)
 
-    losses, gradient = jax.jit(jax.vmap(jax.value_and_grad(of)))(x, labels, smoothing, weights)
+    losses, gradient = jit_quickly(jax.vmap(jax.value_and_grad(of)))(x, labels, smoothing, weights)
     for row in range(ROWS):
         one = slice(row, row + 1)
         options = {"label_smoothing": smoothing[row], "softcap": 3 + smoothing[row], "class_weights": weights[row]}
@@ -223,7 +220,7 @@ def test_slopes_under_a_softcap_are_right_relative_to_themselves(width):
     def of(x):
         return jaxloss.categorical_cross_entropy(x, jnp.ones(ROWS, jnp.int32), softcap=3.0, clip=None, reduction="sum")
 
-    gradient = jax.jit(jax.grad(of))(x)
+    gradient = jit_quickly(jax.grad(of))(x)
     in_caps = x[: len(u), :1].astype(np.float64) / 3.0
     z = 3 * np.tanh(np.concatenate([in_caps, np.full((len(u), width - 1), -1 / 3)], 1))
     p = np.exp(z[:, 0]) / np.exp(z).sum(1)

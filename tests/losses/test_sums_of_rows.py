@@ -11,7 +11,7 @@ from agreement import assert_agrees
 from jaxloss._ffi import cross_entropy as calls
 from jaxloss._rows import cross_entropy
 from losses import CATEGORICAL, Case
-from modules import custom_call_targets
+from modules import custom_call_targets, jit_quickly
 from transforms import TRANSFORMS
 
 LABELS = Case(CATEGORICAL, "indices")
@@ -56,10 +56,10 @@ def test_many_rows(dtype, classes, more):
     logits = (3 * jax.random.normal(jax.random.key(0), (rows, classes))).astype(dtype)
     labels = jax.random.randint(jax.random.key(1), (rows,), 0, classes)
     loss = LABELS.loss
-    of_rows = jax.jit(jax.value_and_grad(lambda x: loss(x, labels, weights=jnp.ones(rows))))
+    of_rows = jit_quickly(jax.value_and_grad(lambda x: loss(x, labels, weights=jnp.ones(rows))))
     compiled = jax.jit(loss).lower(logits, labels).compile()
     assert custom_call_targets(compiled) == ["jaxloss_cross_entropy_sums_value"]
-    value, gradient = jax.jit(jax.value_and_grad(loss))(logits, labels)
+    value, gradient = jit_quickly(jax.value_and_grad(loss))(logits, labels)
     expected_value, expected_gradient = of_rows(logits)
     tolerance.assert_ulps(value, expected_value, 16)
     tolerance.assert_ulps(compiled(logits, labels), expected_value, 16)
@@ -84,7 +84,7 @@ SOME = (
 @pytest.mark.parametrize("name", SOME)
 def test_transforms_of_sums(sums_of_few_rows, name):
     operands = test_transforms.operands(LABELS)
-    actual = jax.jit(lambda o: test_transforms.of_each(TRANSFORMS[name], LABELS.loss, ("mean", "sum"), o))(operands)
+    actual = jit_quickly(lambda o: test_transforms.of_each(TRANSFORMS[name], LABELS.loss, ("mean", "sum"), o))(operands)
     test_transforms.assert_agree(actual, LABELS, TRANSFORMS[name], operands, name)
 
 

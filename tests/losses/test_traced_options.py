@@ -12,6 +12,7 @@ import cross_entropy_options as samples
 import jaxloss
 import tolerance
 from jaxloss._spec import OPTIONS
+from modules import jit_quickly
 
 NAN, INF = np.nan, np.inf
 X = np.float32([[2, 1, 0, -40], [0, 3, 0, -3], [1, 2, 3, 4], [NAN, NAN, 0, 0]])
@@ -75,9 +76,9 @@ def test_out_of_range_is_nan(name, option, reduction, path):
         loss_and_grad = jax.value_and_grad(lambda x: loss(number, x).sum())(jnp.asarray(x))
         return loss(number, x), *loss_and_grad
 
-    results = jax.jit(lambda numbers: jax.lax.map(all_of_them, numbers))(np.float32([good, *bad]))
+    results = jit_quickly(lambda numbers: jax.lax.map(all_of_them, numbers))(np.float32([good, *bad]))
     values, sums, gradients = map(np.asarray, results)
-    known = [np.asarray(result) for result in jax.jit(lambda: all_of_them(good))()]
+    known = [np.asarray(result) for result in jit_quickly(lambda: all_of_them(good))()]
     counts = WHERE if np.ndim(known[0]) else ...
     assert np.isfinite(known[0]).all()
     for traced, expected in zip((values, sums, gradients), known, strict=True):
@@ -94,7 +95,7 @@ def test_out_of_range_is_nan(name, option, reduction, path):
 @pytest.mark.parametrize("dtype", ["int32", "bfloat16"])
 def test_options_of_other_types(dtype):
     """An integer that is in range is a number like any other, and NaN, which integers do not have, where it is not."""
-    loss = jax.jit(lambda number: jaxloss.categorical_cross_entropy(X, LABELS, where=WHERE, z_loss=number))
+    loss = jit_quickly(lambda number: jaxloss.categorical_cross_entropy(X, LABELS, where=WHERE, z_loss=number))
     expected = jaxloss.categorical_cross_entropy(X, LABELS, where=WHERE, z_loss=2.0)
     assert loss(jnp.asarray(2, dtype)) == expected
     assert np.isnan(loss(jnp.asarray(-2, dtype)))
@@ -102,7 +103,7 @@ def test_options_of_other_types(dtype):
 
 def test_an_array_of_shares():
     """The share of a mixed label is one number a row: only rows whose share is out of range are NaN."""
-    losses = jax.jit(
+    losses = jit_quickly(
         lambda share: jaxloss.categorical_cross_entropy(X[:3], (LABELS[:3], LABELS[::-1][1:], share), reduction="none")
     )(np.float32([0.5, 1.5, 1]))
     assert np.isnan(losses).tolist() == [False, True, False]

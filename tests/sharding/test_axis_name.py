@@ -11,7 +11,7 @@ import jaxloss
 import meshes
 import tolerance
 from losses import MATRIX
-from modules import QUICKLY, exchanged
+from modules import exchanged, jit_quickly
 from transforms import HIGHER_ORDER, TRANSFORMS, TRANSFORMS_OF_TARGET, Operands
 
 pytestmark = meshes.several_devices
@@ -71,11 +71,11 @@ CELLS = [
 @pytest.mark.parametrize(("case", "name"), CELLS)
 def test_agrees_with_the_formula(case, name, split, reduction):
     transform, o = {**TRANSFORMS, **TRANSFORMS_OF_TARGET}[name], operands(case)
-    actual = jax.jit(lambda o: transform(in_slices(case, split, reduction), o))(o)
+    actual = jit_quickly(lambda o: transform(in_slices(case, split, reduction), o))(o)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         exact = jax.tree.map(lambda t: t if t.dtype.kind == "i" else t.astype(np.float64), o)
         formula = lambda x, a: contracted(case.formula(x, a, reduction=reduction))  # noqa: E731
-        run = jax.jit(lambda o: transform(formula, o), compiler_options=QUICKLY)
+        run = jit_quickly(lambda o: transform(formula, o))
         expected = jax.tree.map(np.asarray, run(exact))
     operations = tolerance.OPERATIONS_OF_HIGHER_ORDER if name in HIGHER_ORDER else tolerance.OPERATIONS
     for ours, ideal in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -96,7 +96,7 @@ def test_exchanges_only_numbers_of_one_a_row(case, split):
     x, a = case.sample(SHAPE)
     place = lambda t, *spec: jax.device_put(t, NamedSharding(mesh, P(*spec)))  # noqa: E731
     x, a = place(x, rows, classes), place(a, rows) if a.ndim == 1 else place(a, rows, classes)
-    compiled = jax.jit(jax.value_and_grad(in_slices(case, split, "mean"))).lower(x, a).compile()
+    compiled = jit_quickly(jax.value_and_grad(in_slices(case, split, "mean"))).lower(x, a).compile()
     found = exchanged(compiled)
     assert found or split == "both"  # of two devices, each holds whole rows
     for kind, size in found:

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxloss
 import meshes
 import tolerance
+from modules import jit_quickly
 from test_sharding import assert_only_rows_travel
 
 pytestmark = meshes.several_devices
@@ -53,7 +54,7 @@ def everything(x, weights, *target, **options):
 @pytest.mark.parametrize("kind", ["indices", "mixed", "probabilities"])
 def test_placements(kind, placement, axis_type):
     x, target, weights = sample(kind)
-    expected = jax.jit(everything)(x, weights, *target)
+    expected = jit_quickly(everything)(x, weights, *target)
     rows, classes = PLACEMENTS[placement]
     mesh = meshes.mesh(axis_type, meshes.axes_of(PLACEMENTS[placement]))
     with jax.set_mesh(mesh):
@@ -61,7 +62,7 @@ def test_placements(kind, placement, axis_type):
         placed = [
             jax.device_put(t, NamedSharding(mesh, spec)) for t, spec in zip((x, weights, *target), specs, strict=True)
         ]
-        compiled = jax.jit(everything).lower(*placed).compile()
+        compiled = jit_quickly(everything).lower(*placed).compile()
         assert_only_rows_travel(compiled, max(ROWS, CLASSES))
         actual = compiled(*placed)
     for ours, alone in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -89,7 +90,7 @@ def test_classes_that_the_caller_has_split(kind):
             x, weights, *target
         )
 
-    loss, stats, *gradients = jax.jit(sharded)(x, weights, *target)
+    loss, stats, *gradients = jit_quickly(sharded)(x, weights, *target)
     expected = everything(x, weights, *target, normalizer="weights" if kind == "indices" else None)
     for ours, alone in zip(jax.tree.leaves(((loss, stats), gradients)), jax.tree.leaves(expected), strict=True):
         if ours.dtype == np.int32:
@@ -120,7 +121,7 @@ def test_a_margin_of_classes_that_the_caller_has_split(margin):
         of_slice = lambda x, margins: of(x, margins, axis_name="v")  # noqa: E731
         return jax.shard_map(of_slice, mesh=mesh, in_specs=specs, out_specs=results)(x, margins)
 
-    actual, expected = jax.jit(sharded)(x, margins), jax.jit(of)(x, margins)
+    actual, expected = jit_quickly(sharded)(x, margins), jit_quickly(of)(x, margins)
     for ours, alone in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         if ours.dtype == np.int32:
             np.testing.assert_array_equal(ours, alone)

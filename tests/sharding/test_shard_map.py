@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import meshes
 from losses import MATRIX
+from modules import jit_quickly
 from test_sharding import PROGRAMS, ROWS, assert_agree, assert_only_rows_travel, exactly, scalar
 
 pytestmark = meshes.several_devices
@@ -26,6 +27,12 @@ def sample(case):
     return case.sample((ROWS, FEATURES), scale=1)
 
 
+@functools.cache
+def exact_value_and_grad(case):
+    """Of the mean: the same however it is split."""
+    return exactly(lambda f, x, a: jax.value_and_grad(f)(x, a), case, "mean", *sample(case))
+
+
 @meshes.AXIS_TYPES
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @splits
@@ -40,17 +47,17 @@ def test_gradient_inside(case, split, reduction, axis_type):
         losses = case.loss(x, a, reduction=reduction)
         return losses if reduction == "mean" else losses.sum() / (ROWS // n)
 
-    @jax.jit
+    @jit_quickly
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(axes), P(axes)), out_specs=(P(), P(axes)))
     def value_and_grad(x, a):
         value, gradient = jax.value_and_grad(loss)(x, a)
         return jax.lax.pmean(value, axes), gradient / n
 
     x, a = (jax.device_put(t, NamedSharding(mesh, P(axes))) for t in (x, a))
-    results = value_and_grad(x, a)
-    assert_only_rows_travel(value_and_grad.lower(x, a).compile())
-    x, a = map(np.asarray, (x, a))
-    assert_agree(results, exactly(lambda f, x, a: jax.value_and_grad(f)(x, a), case, "mean", x, a), "gradient")
+    compiled = value_and_grad.lower(x, a).compile()
+    assert_only_rows_travel(compiled)
+    results = compiled(x, a)
+    assert_agree(results, exact_value_and_grad(case), "gradient")
     assert results[1].sharding.is_equivalent_to(NamedSharding(mesh, P(axes)), 2)
 
 
@@ -67,8 +74,8 @@ def test_gradient_outside(case, split, reduction):
         return jax.lax.psum(case.loss(x, a, reduction="none").sum(), axes) / ROWS
 
     total = jax.shard_map(loss, mesh=meshes.mesh(), in_specs=(P(axes), P(axes)), out_specs=P())
-    results = jax.jit(jax.value_and_grad(total))(x, a)
-    assert_agree(results, exactly(lambda f, x, a: jax.value_and_grad(f)(x, a), case, "mean", x, a), "gradient")
+    results = jit_quickly(jax.value_and_grad(total))(x, a)
+    assert_agree(results, exact_value_and_grad(case), "gradient")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -80,7 +87,7 @@ def test_programs_inside(case, split, name):
     (x, a), (v, _) = sample(case), case.sample((ROWS, FEATURES), seed=1, scale=1)
     program = PROGRAMS[name]
 
-    @jax.jit
+    @jit_quickly
     def run(x, a, v):
         @functools.partial(jax.shard_map, mesh=meshes.mesh(), in_specs=P(axes), out_specs=out_specs)
         def on_rows(x, a, v):
@@ -109,8 +116,8 @@ def test_rows_of_a_batch_inside(case):
     )
     outside = jax.vmap(jax.shard_map(jax.grad(summed), mesh=mesh, in_specs=(P("d"), P("d")), out_specs=P("d")))
     expected = exactly(lambda f, xs, targets: jax.vmap(jax.grad(f))(xs, targets), case, "sum", xs, targets)
-    assert_agree(jax.jit(inside)(xs, targets), expected, "vmap inside", "sum")
-    assert_agree(jax.jit(outside)(xs, targets), expected, "vmap outside", "sum")
+    assert_agree(jit_quickly(inside)(xs, targets), expected, "vmap inside", "sum")
+    assert_agree(jit_quickly(outside)(xs, targets), expected, "vmap outside", "sum")
 
 
 @cases
@@ -126,7 +133,7 @@ def test_a_replicated_target(case):
         in_specs=(P("d"), P()),
         out_specs=P(),
     )
-    value, gradient = jax.jit(jax.value_and_grad(total))(x, a[:rows])
+    value, gradient = jit_quickly(jax.value_and_grad(total))(x, a[:rows])
     repeated = np.concatenate([a[:rows]] * devices)
     expected = exactly(lambda f, x, a: jax.value_and_grad(f)(x, a), case, "sum", x, repeated)
     assert_agree((value, gradient), expected, "a replicated target", "sum")
@@ -139,7 +146,7 @@ def test_n_is_the_local_batch_and_normalizer_makes_it_global(case):
     devices = mesh.shape["d"]
     where = np.arange(ROWS) < 5  # of four, the devices hold 4, 1, 0 and 0 rows that count
 
-    @jax.jit
+    @jit_quickly
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("d"), P("d"), P("d")), out_specs=(P("d"), P()))
     def local_and_global(x, a, where):
         local = case.loss(x, a, where=where)
@@ -170,12 +177,12 @@ def test_operands_that_every_device_holds(case):
 
     options = (np.float32(1.5), np.float32(2.5))
     split, everywhere = P("d"), P()
-    gradients = jax.jit(jax.grad(total((split, split, everywhere, everywhere)), (2, 3)))(x, a, *options)
+    gradients = jit_quickly(jax.grad(total((split, split, everywhere, everywhere)), (2, 3)))(x, a, *options)
     expected = case.expected(x, a, weights=options[0], normalizer=options[1])
     assert_agree(gradients, (expected.of_weights[0], expected.of_normalizer[0]), "gradients of options")
 
     repeated = np.concatenate([x[:rows]] * devices)
-    gradient = jax.jit(jax.grad(total((everywhere, split, everywhere, everywhere))))(x[:rows], a, *options)
+    gradient = jit_quickly(jax.grad(total((everywhere, split, everywhere, everywhere))))(x[:rows], a, *options)
     expected = case.expected(repeated, a, weights=options[0], normalizer=options[1])
     assert_agree(
         gradient, expected.of_prediction[0].reshape(devices, rows, FEATURES).sum(0), "the gradient of a prediction"
@@ -183,7 +190,7 @@ def test_operands_that_every_device_holds(case):
 
     if case.of_target:
         repeated = np.concatenate([a[:rows]] * devices)
-        gradient = jax.jit(jax.grad(total((split, everywhere, everywhere, everywhere)), 1))(x, a[:rows], *options)
+        gradient = jit_quickly(jax.grad(total((split, everywhere, everywhere, everywhere)), 1))(x, a[:rows], *options)
         expected = case.expected(x, repeated, weights=options[0], normalizer=options[1])
         assert_agree(
             gradient, expected.of_target[0].reshape(devices, rows, FEATURES).sum(0), "the gradient of a target"

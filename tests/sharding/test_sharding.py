@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import meshes
 import tolerance
 from losses import CATEGORICAL, MATRIX, WithEverything
-from modules import QUICKLY, collectives
+from modules import collectives, jit_quickly
 
 pytestmark = meshes.several_devices
 
@@ -81,7 +81,7 @@ def exactly(program, case, reduction, *operands):
     """What the program makes of the formula, in float64 on one device, a CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         operands = [t if t.dtype.kind == "i" else t.astype(np.float64) for t in operands]
-        run = jax.jit(lambda *o: program(scalar(case.formula, reduction), *o), compiler_options=QUICKLY)
+        run = jit_quickly(lambda *o: program(scalar(case.formula, reduction), *o))
         return jax.tree.map(np.asarray, run(*operands))
 
 
@@ -97,7 +97,9 @@ def run_sharded(program, case, reduction, mesh, specs, operands):
     """The results on the mesh, having looked at the module."""
     with jax.set_mesh(mesh):
         placed = [jax.device_put(t, NamedSharding(mesh, spec)) for t, spec in zip(operands, specs, strict=True)]
-        compiled = jax.jit(lambda *operands: program(scalar(case.loss, reduction), *operands)).lower(*placed).compile()
+        compiled = (
+            jit_quickly(lambda *operands: program(scalar(case.loss, reduction), *operands)).lower(*placed).compile()
+        )
         has_weights = isinstance(case.loss, WithEverything)
         assert_only_rows_travel(compiled, weights_of_classes=FEATURES if has_weights else 0)
         return compiled(*placed), placed
@@ -151,18 +153,24 @@ def test_placements_of_a_stack(case, name, placement, axis_type):
     assert results.sharding.is_equivalent_to(placed[0].sharding, xs.ndim)
 
 
+def gradient_of_both(f, x, a):
+    return jax.value_and_grad(f, (0, 1))(x, a)
+
+
+@functools.cache
+def exact_gradient_of_both(case):
+    return exactly(gradient_of_both, case, "mean", *sample(case))
+
+
 @meshes.AXIS_TYPES
 @pytest.mark.parametrize("placement", ["rows", "features", "both"])
 @pytest.mark.parametrize("case", [case for case in MATRIX if case.of_target])
 def test_gradient_of_both_operands(case, placement, axis_type):
-    def program(f, x, a):
-        return jax.value_and_grad(f, (0, 1))(x, a)
-
     x, a = sample(case)
     spec = PLACEMENTS[placement]
     mesh = meshes.mesh(axis_type, meshes.axes_of(spec))
-    results, placed = run_sharded(program, case, "mean", mesh, (spec, spec), (x, a))
-    assert_agree(results, exactly(program, case, "mean", x, a), "gradients")
+    results, placed = run_sharded(gradient_of_both, case, "mean", mesh, (spec, spec), (x, a))
+    assert_agree(results, exact_gradient_of_both(case), "gradients")
     for gradient, operand in zip(results[1], placed, strict=True):
         assert gradient.sharding.is_equivalent_to(operand.sharding, 2)
 
@@ -186,7 +194,7 @@ def test_masks_and_weights_split_like_the_rows(case, placement, axis_type):
         operands = [
             jax.device_put(t, NamedSharding(mesh, s)) for t, s in zip((x, a, where, weights), specs, strict=True)
         ]
-        compiled = jax.jit(jax.value_and_grad(loss, (0, 3))).lower(*operands).compile()
+        compiled = jit_quickly(jax.value_and_grad(loss, (0, 3))).lower(*operands).compile()
         assert_only_rows_travel(compiled)
         value, (of_prediction, of_weights) = compiled(*operands)
     for actual, exact in (
@@ -206,7 +214,7 @@ def test_classes_that_are_split_cost_two_exchanges(case, axis_type):
     x, a = sample(case)
     with jax.set_mesh(mesh):
         placed = [jax.device_put(t, NamedSharding(mesh, spec)) for t, spec in ((x, P(None, "v")), (a, P()))]
-        compiled = jax.jit(jax.value_and_grad(case.loss)).lower(*placed).compile()
+        compiled = jit_quickly(jax.value_and_grad(case.loss)).lower(*placed).compile()
     found = [size for _, size in collectives(compiled)]
     assert found == [ROWS] * (2 if case.loss is CATEGORICAL else 3)
 
@@ -219,7 +227,7 @@ def test_sizes_that_do_not_divide_the_mesh(case, placement, rows, features):
     spec = PLACEMENTS[placement]
     placed = NamedSharding(meshes.mesh(AxisType.Auto, meshes.axes_of(spec)), spec)
 
-    @jax.jit
+    @jit_quickly
     def value_and_grad(x, a):
         return jax.value_and_grad(case.loss)(jax.lax.with_sharding_constraint(x + 0, placed), a)
 

@@ -7,12 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import tolerance
+from jaxloss._ffi import call, library
 from losses import Case
+from modules import jit_quickly
 
 
 @functools.cache
-def _everything(case: Case, places: tuple[int, ...], static: tuple):
-    """A jitted function to (value, gradients of the operands in `places`, result of the `d_` function)."""
+def _everything(case: Case, places: tuple[int, ...], static: tuple, by_kernel: bool):
+    """A jitted function to (value, gradients of the operands in `places`, result of the `d_` function).
+
+    Of a kernel, the numbers are the library's own, and compiled as they are: not so those of a formula.
+    """
     options = dict(static)
 
     def loss(x, a, traced):
@@ -31,7 +36,7 @@ def _everything(case: Case, places: tuple[int, ...], static: tuple):
         gradients = pull(cotangent.astype(out.dtype))
         return loss(x, a, traced), out, gradients, case.loss.gradient(x, a, **traced, **options)
 
-    return jax.jit(all_of_it)
+    return (jit_quickly if by_kernel else jax.jit)(all_of_it)
 
 
 def assert_agrees(case: Case, x, a, *, cotangent=None, **options) -> None:
@@ -61,8 +66,9 @@ def _assert_agrees(case: Case, x, a, cotangent, options) -> None:
     else:
         cotangent = np.ones(())
     cotangent = np.asarray(cotangent, np.float32)
+    by_kernel = call.FALLBACK_SIZE == 0 and "cpu" in library.PLATFORMS
     expected = case.expected(x, a, cotangent=cotangent, **options)
-    value, with_gradient, gradients, d_function = _everything(case, tuple(live), static)(
+    value, with_gradient, gradients, d_function = _everything(case, tuple(live), static, by_kernel)(
         jnp.asarray(x), jnp.asarray(a), traced, jnp.asarray(cotangent)
     )
 

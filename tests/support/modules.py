@@ -1,6 +1,7 @@
 """Compiled modules: options, and what one holds: custom calls, operations, what its devices tell each other."""
 
 import collections as containers
+import functools
 import re
 
 import jax
@@ -23,6 +24,10 @@ def _known(options: dict) -> dict:
 
 QUICKLY = _known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
 """Options to compile what runs a few times only: the emitters of fusions take three times as long as what was before."""
+
+jit_quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
+"""For tests of rules, placements and modules. The module is the same to the letter, but LLVM takes less care of the code that
+XLA makes itself, in a third of the time. Tests of how near numbers are take `jax.jit`."""
 
 
 def custom_call_targets(compiled) -> list[str]:

@@ -9,8 +9,9 @@ import jaxloss
 from jaxloss import optax as drop_ins
 from public_calls import CALLS, IDS
 
+SPARSE = sparse.BCOO((np.ones(5, np.float32), np.stack([np.arange(5)] * 2, 1)), shape=(5, 5))
 ODD = {
-    "a sparse array": sparse.BCOO.fromdense(np.eye(5, dtype=np.float32)),
+    "a sparse array": SPARSE,
     "a string": "target",
     "strings": np.array(["a", "b"]),
     "None": None,
@@ -18,7 +19,7 @@ ODD = {
     "a dictionary": {"a": 1.0},
     "lists of unequal length": [[1.0, 2.0], [3.0]],
     "objects": np.array([1.0, None], object),
-    "a list of sparse arrays": [sparse.BCOO.fromdense(np.eye(2, dtype=np.float32))] * 2,
+    "a list of sparse arrays": [SPARSE] * 2,
     "a shape without values": jax.ShapeDtypeStruct((4, 5), np.float32),
     "a function": lambda: None,
     "a type": np.float32,
