@@ -83,8 +83,8 @@ def test_gradients_are_as_near_as_float16_holds_them(name, reduction):
         (found, expected), (value, of_both), reference = run(X, *widened(X), scale)
         assert found.dtype == jnp.float16
         assert_close_in_sum(found, expected)
-        tolerance.assert_ulps(of_both, value, 8)
-        tolerance.assert_ulps(value, reference, 64)
+        tolerance.assert_ulps(of_both, value, 16)
+        tolerance.assert_ulps(value, reference, 128)
 
 
 def test_weights_of_elements():

@@ -44,13 +44,13 @@ def test_masked_classes_are_not_smoothed_over(clip, reduction, path):
     operands = (MASKED, SMOOTHING, weights.astype(np.float32))
     (_, losses), gradients = jax.value_and_grad(of, (0, 1, 2), has_aux=True)(*operands)
     values, gradient, of_smoothing, of_weights = expected(weights)
-    tolerance.assert_ulps(losses, values if reduction == "none" else values.sum(), 16)
+    tolerance.assert_ulps(losses, values if reduction == "none" else values.sum(), 32)
     for found, reference in zip(gradients, (gradient, of_smoothing, of_weights), strict=True):
-        tolerance.assert_ulps(found, reference, 128)
+        tolerance.assert_close(found, reference, "derivative", terms=CLASSES)
     alone = jaxloss.d_categorical_cross_entropy(
         MASKED, LABELS, label_smoothing=SMOOTHING, class_weights=operands[2], reduction="sum"
     )
-    tolerance.assert_ulps(alone, gradient, 128)
+    tolerance.assert_close(alone, gradient, "gradient", terms=CLASSES)
 
 
 @pytest.mark.parametrize("name", ["one device", "split"])
@@ -68,9 +68,9 @@ def test_all_that_is_asked_for_together(name):
         of_all = of
     losses, entropy = jax.jit(of_all)(MASKED)
     values, gradient, *_ = expected(np.ones(CLASSES))
-    tolerance.assert_ulps(losses, values, 16)
+    tolerance.assert_ulps(losses, values, 32)
     assert np.isfinite(entropy).all()
-    tolerance.assert_ulps(jax.jit(jax.grad(lambda x: of_all(x)[0].sum()))(MASKED), gradient, 128)
+    tolerance.assert_close(jax.jit(jax.grad(lambda x: of_all(x)[0].sum()))(MASKED), gradient, "gradient", terms=CLASSES)
 
 
 @pytest.mark.parametrize(("clip", "value"), [(None, np.inf), (1e-7, -np.log(1e-7))])
@@ -78,7 +78,7 @@ def test_a_label_on_a_masked_class(clip, value, path):
     x = np.where(np.arange(CLASSES) == 3, -np.inf, X[:1]).astype(np.float32)
     label = np.array([3])
     loss, gradient = jax.value_and_grad(lambda x: jaxloss.categorical_cross_entropy(x, label, clip=clip))(x)
-    tolerance.assert_ulps(loss, value, 8)
+    tolerance.assert_ulps(loss, value, 16)
     probabilities = np.exp(x) / np.exp(x).sum()
-    tolerance.assert_ulps(gradient, probabilities - np.eye(CLASSES)[3], 64)
+    tolerance.assert_close(gradient, probabilities - np.eye(CLASSES)[3], "gradient", terms=CLASSES)
     assert gradient[0, 3] == -1

@@ -130,7 +130,7 @@ def test_the_derivative_with_respect_to_a_softcap():
     expected = np.where(np.abs(exact) < 0.01, series, np.tanh(exact) - exact / np.cosh(exact) ** 2)
     assert ulp_errors(found, expected).max() <= 64
     second = jax.grad(jax.grad(categorical.capped, 1), 1)(jnp.float32(2), jnp.float32(3))
-    assert_ulps(second, -8 / 27 / np.cosh(2 / 3) ** 2 * np.tanh(2 / 3), 64)
+    assert_ulps(second, -8 / 27 / np.cosh(2 / 3) ** 2 * np.tanh(2 / 3), 128)
 
 
 CAPPED = {
@@ -150,7 +150,7 @@ def test_a_softcap_beside_an_infinite_logit(name, path):
     found = jax.grad(CAPPED[name], 1)(x, 2.0)
     expected = jax.grad(CAPPED[name], 1)(jnp.where(jnp.isinf(x), jnp.sign(x) * 1e4, x), 2.0)
     assert jnp.isfinite(found)
-    assert_ulps(found, expected, 64)
+    assert_ulps(found, expected, 128)
 
 
 # ---- divergences -----------------------------------------------------------------------------------------------------

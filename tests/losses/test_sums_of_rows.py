@@ -61,8 +61,8 @@ def test_many_rows(dtype, classes, more):
     assert custom_call_targets(compiled) == ["jaxloss_cross_entropy_sums_value"]
     value, gradient = jit_quickly(jax.value_and_grad(loss))(logits, labels)
     expected_value, expected_gradient = of_rows(logits)
-    tolerance.assert_ulps(value, expected_value, 16)
-    tolerance.assert_ulps(compiled(logits, labels), expected_value, 16)
+    tolerance.assert_ulps(value, expected_value, 32)
+    tolerance.assert_ulps(compiled(logits, labels), expected_value, 32)
     difference = jnp.abs(gradient - expected_gradient).astype("float32")
     of_one = {"float32": 3e-7, "bfloat16": 2**-7}[dtype]  # what one rounding may differ by
     assert (difference <= of_one * jnp.abs(expected_gradient).astype("float32") + 5e-7 / rows).all()

@@ -59,4 +59,7 @@ def test_results_are_those_of_one_device(name, kind):
     operands = {key: placed(mesh, x) for key, x in CALLS[IDS.index(name)].operands.items()}
     actual = program(name)(operands)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected(name)), strict=True):
-        tolerance.assert_close(one, other, name, terms=32)
+        if jnp.issubdtype(other.dtype, jnp.floating):  # sums of terms that are about 1, and may cancel
+            tolerance.assert_close(one, other, name, terms=32, magnitude=1.0)
+        else:
+            np.testing.assert_array_equal(one, other, name)
