@@ -170,18 +170,6 @@ def _cpu_options(option: str, dtype: str, shape) -> Work:
     return option_row(option, dtype, shape, goal, goal)
 
 
-def _entropy(dtype: str, shape, faster: float) -> Work:
-    goals = {"value": Goal(None, 1 / faster), "grad": Goal(1.10 if faster > 1 else None, 1 / faster)}
-    return Work("entropy", "labels", dtype, shape, goals)
-
-
-def _divergence(loss: str, dtype: str, shape, of_limit: float | None, faster: float) -> Work:
-    goals = {"value": Goal(None, 1 / faster), "value_and_grad": Goal(of_limit, 1 / faster)}
-    return Work(loss, "teacher", dtype, shape, goals)
-
-
-CPU_DIVERGED = (("float32", (1024, 4096)), ("bfloat16", (1024, 4096)), ("float32", (65536, 10)))
-
 OPTIONS_TABLE = {
     "gpu": [
         _gpu_options(option, dtype, shape)
@@ -192,20 +180,6 @@ OPTIONS_TABLE = {
             ("bfloat16", (60000, 1000)),
         )
         for option in OF_OPTIONS
-    ]
-    + [
-        _entropy(dtype, shape, 1.9)
-        for dtype, shape in (
-            ("bfloat16", (7000, 151936)),
-            ("bfloat16", (16384, 32000)),
-            ("float32", BIG),
-            ("bfloat16", (60000, 1000)),
-        )
-    ]
-    + [
-        _divergence(loss, dtype, shape, of_limit, 1.9)
-        for loss, of_limit in (("KL", 1.08), ("Jensen-Shannon", 1.15))
-        for dtype, shape in (("bfloat16", (7000, 100352)), ("float32", (8192, 32000)), ("bfloat16", (60000, 1000)))
     ],
     "cpu": [
         _cpu_options(option, dtype, shape)
@@ -217,12 +191,48 @@ OPTIONS_TABLE = {
             ("float32", (65536, 10)),
         )
         for option in OF_OPTIONS
-    ]
-    + [_entropy(dtype, shape, 1 / NEVER_BEHIND) for dtype, shape in CPU_DIVERGED]
-    + [
-        _divergence(loss, dtype, shape, None, 1 / NEVER_BEHIND)
-        for loss in ("KL", "Jensen-Shannon")
-        for dtype, shape in CPU_DIVERGED
+    ],
+}
+
+
+# ---- divergences -----------------------------------------------------------------------------------------------------
+
+
+def _entropy(dtype: str, shape, faster: float) -> Work:
+    goals = {"value": Goal(None, 1 / faster), "grad": Goal(1.10 if faster > 1 else None, 1 / faster)}
+    return Work("entropy", "labels", dtype, shape, goals)
+
+
+def _divergence(loss: str, dtype: str, shape, of_limit: float | None, faster: float) -> Work:
+    goals = {"value": Goal(None, 1 / faster), "value_and_grad": Goal(of_limit, 1 / faster)}
+    return Work(loss, "teacher", dtype, shape, goals)
+
+
+_GPU_LOGITS = (
+    ("bfloat16", (7000, 151936)),
+    ("bfloat16", (16384, 32000)),
+    ("float32", BIG),
+    ("bfloat16", (60000, 1000)),
+)
+_GPU_PAIRS = (("bfloat16", (7000, 100352)), ("float32", (8192, 32000)), ("bfloat16", (60000, 1000)))
+_CPU_ROWS = (("float32", (1024, 4096)), ("bfloat16", (1024, 4096)), ("float32", (65536, 10)))
+
+DIVERGENCES_TABLE = {
+    "gpu": [
+        *(
+            _divergence(loss, dtype, shape, of_limit, 1.9)
+            for loss, of_limit in (("KL", 1.08), ("Jensen-Shannon", 1.15))
+            for dtype, shape in _GPU_PAIRS
+        ),
+        *(_entropy(dtype, shape, 1.9) for dtype, shape in _GPU_LOGITS),
+    ],
+    "cpu": [
+        *(
+            _divergence(loss, dtype, shape, None, 1 / NEVER_BEHIND)
+            for loss in ("KL", "Jensen-Shannon")
+            for dtype, shape in _CPU_ROWS
+        ),
+        *(_entropy(dtype, shape, 1 / NEVER_BEHIND) for dtype, shape in _CPU_ROWS),
     ],
 }
 

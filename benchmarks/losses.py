@@ -26,6 +26,9 @@ def arguments() -> argparse.Namespace:
         "--portable", action="store_true", help="instead of the table: its rows by the kernel for GPUs without clusters"
     )
     parser.add_argument("--options", action="store_true", help="instead of the table: cross entropy with its options")
+    parser.add_argument(
+        "--divergences", action="store_true", help="instead of the table: divergences from a teacher, and the entropy"
+    )
     parser.add_argument("--torch", action="store_true", help="torch.compile too, for the table (10 – 20 s a row)")
     parser.add_argument("--quick", action="store_true", help="1/64 of the rows and short loops: to try the script")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no row after so long")
@@ -33,8 +36,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--draw", type=pathlib.Path, metavar="FILE", help="only draw the plots of an earlier --sweep")
     parser.add_argument("--output", help="where to write; default: benchmarks/results")
     chosen = parser.parse_args()
-    if chosen.sweep + chosen.portable + chosen.options > 1 or (chosen.sweep and chosen.torch):
-        parser.error("--sweep, --portable and --options exclude each other, and --sweep goes without --torch")
+    tables = chosen.sweep, chosen.portable, chosen.options, chosen.divergences
+    if sum(tables) > 1 or (chosen.sweep and chosen.torch):
+        parser.error(
+            "--sweep, --portable, --options and --divergences exclude each other, and --sweep goes without --torch"
+        )
     if chosen.platform:
         os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[chosen.platform]
     if chosen.platform == "cpu" and not KEEP_PAGES.keys() <= os.environ.keys():
@@ -77,6 +83,8 @@ def main() -> None:
         name, works = "losses_portable", loss_table.portable_table()
     elif chosen.options:
         name, works = "losses_options", loss_table.OPTIONS_TABLE[platform]
+    elif chosen.divergences:
+        name, works = "losses_divergences", loss_table.DIVERGENCES_TABLE[platform]
     else:
         name, works = "losses", loss_table.table(platform)
     name += "_quick" if chosen.quick else ""
