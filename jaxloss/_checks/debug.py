@@ -129,7 +129,9 @@ class _Watch:
             value = given.get(name)
             if value is not None and not is_known(value):
                 x = array(name, value)
-                self.add(name, x, interval.words, interval.contains if x.ndim == 0 or name in OPTIONS else _is_number)
+                of_rows = x.ndim > 0 and name in OPTIONS  # others that have axes are parameters of a model
+                is_right = interval.contains if x.ndim == 0 or of_rows else _is_number
+                self.add(name, x, interval.words, is_right, "row" if of_rows else "")
         for name in ("weights", "class_weights", "bias", "teacher_bias"):
             if given.get(name) is not None:
                 self.not_nan(name, array(name, given[name]))

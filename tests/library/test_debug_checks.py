@@ -48,7 +48,7 @@ WRONG = [  # function, operands, what the message holds
         "categorical_cross_entropy",
         (Z, LABELS),
         {"margin": np.float32([1, INF, 1])},
-        ["margin of index 1 is inf", "expected a finite number"],
+        ["margin of row 1 is inf", "expected a finite number"],
     ),
     ("log_prob", (Z, but(LABELS, 0, 9)), {}, ["labels of row 0 is 9"]),
     ("entropy", (but(Z, (0, 0), NAN),), {}, ["logits of row 0 is nan"]),
@@ -140,6 +140,7 @@ def test_what_is_left_out_may_hold_anything():
         jaxloss.categorical_cross_entropy(but(Z, 1, NAN), but(LABELS, 1, 9), where=some[:, None])
         jaxloss.categorical_cross_entropy(but(Z, 1, NAN).T.copy(), but(LABELS, 1, 9) % 9, where=some[None], axis=0)
         jaxloss.categorical_cross_entropy(but(Z, 1, NAN), but(LABELS, 1, -100), ignore_index=-100)
+        jaxloss.categorical_cross_entropy(Z, LABELS, margin=np.float32([0.5, INF, 0.5]), where=some)
         jaxloss.categorical_cross_entropy(but(Z, 0, -INF)[1:], LABELS[1:])
         jaxloss.categorical_cross_entropy(but(Z, (0, 1), -INF), LABELS)
         jaxloss.binary_cross_entropy(but(Z, (1, 0), NAN), but(A, (1, 2), 3), where=some)
