@@ -158,7 +158,8 @@ def jensen_shannon(
             are 0.
         teacher_logits: $y$, `[..., V]`; or, with `target_type="probabilities"`, the teacher's probabilities $q$.
         beta: $\beta$, the teacher's share of the mixture, <number> strictly between 0 and 1. A JAX array that is not
-            between them makes every loss NaN.
+            between them makes every loss NaN. What is small of second order in a small $\beta$ is computed of numbers
+            that are not: in float32 the relative error is about $4 \cdot 10^{-9} / \beta$.
         target_type: `"logits"` or `"probabilities"`: what the teacher is given as.
 
     >>> import jax

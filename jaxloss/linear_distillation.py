@@ -153,8 +153,9 @@ def linear_jensen_shannon(
 
     Args:
         beta: $\beta$, the teacher's share of the mixture, <number> strictly between 0 and 1. A JAX array that is not
-            between them makes every loss NaN. What other libraries return for 0 and 1 is `linear_kl_divergence` of the
-            directions `"forward"` and `"reverse"`.
+            between them makes every loss NaN. What is small of second order in a small $\beta$ is computed of numbers
+            that are not: in float32 the relative error is about $4 \cdot 10^{-9} / \beta$. What other libraries
+            return for 0 and 1 is `linear_kl_divergence` of the directions `"forward"` and `"reverse"`.
         reduction: <reduction> The gradients of the first two are made with the value. Those of `"none"` wait for a
             cotangent of each token: the logits are then made a second time (not for the gradient of `hidden` alone).
 

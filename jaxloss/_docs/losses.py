@@ -103,7 +103,7 @@ TOKENS = table(
     unit: token
     example: token
     batch size: An example is a token, one index of all axes of `hidden` but the last; $n$ is the number of tokens.
-    padded: a `kernel` that is padded
+    padded: a `kernel` that is padded, with finite numbers,
     logits_dtype: the type of the logits, one that holds the type of `hidden @ kernel`, which is the default. A product
         of 16-bit operands is summed in float32: `jnp.float32` keeps these sums, where rounding them to bfloat16 costs a
         log-probability several hundredths. The logits' gradient (in forward mode, their tangent) is rounded to the
@@ -156,7 +156,7 @@ LINEAR_DIVERGENCES = table(
     ignore_index: <unit>s whose label is this are masked, as by `where`, for the divergence too.
     soft_weight: <number>, what the divergence is multiplied by where there are labels. Default: 1.
     hard_weight: <number>, what the cross entropy is multiplied by. Default: 1.
-    padded: both kernels, if they are padded
+    padded: both kernels, if they are padded, with finite numbers,
     normalizer: a number or scalar array that replaces $n$ in `"mean"`; or `"weights"`, for the sum of `weights` over
         the unmasked <unit>s.
     chunk_size: how many tokens a device works on at a time. Default: as many as fill half a gigabyte with the logits

@@ -285,8 +285,8 @@ def tangents(
     hidden_tangent, kernel_tangent, _, _, bias_tangent, parameter_tangents = tangents
     if kernel_tangent is not None:  # in reverse mode, this is the type that the chunks' shares are summed in
         kernel_tangent = work.padded(kernel_tangent.astype(work.sum_dtype), plan.roles.kernel)
-    if bias_tangent is not None:
-        bias_tangent = work.padded(bias_tangent, plan.roles.bias)
+    if bias_tangent is not None:  # likewise
+        bias_tangent = work.padded(real(bias_tangent), plan.roles.bias)
     parameter_tangents = work.padded_parameters(parameter_tangents)
     parameter_tangents += (None,) * (len(work.parameters) - len(parameter_tangents))
     moving = () if hidden_tangent is None else (work.flat(varying(work.all_axes, hidden_tangent)),)
@@ -302,7 +302,7 @@ def tangents(
         if kernel_tangent is not None:
             terms.append(work.logits_tangent(work.kept(hidden, weight), kernel_tangent))
         if bias_tangent is not None:
-            terms.append(jnp.broadcast_to(real(bias_tangent), logits.shape))
+            terms.append(jnp.broadcast_to(bias_tangent, logits.shape))
 
         logits_tangent = sum(terms[1:], start=terms[0]).astype(logits.dtype) if terms else None
         own_parameters = work.of_row_loss(parameter_tangents)

@@ -110,6 +110,10 @@ def row_weight(
         for name, x in (("where", examples.where), ("weights", examples.weights))
     )
     rank = max(least_rank, *(0 if x is None else x.ndim for x in (where, weights)))
+    if where is not None and weights is not None and where.ndim <= weights.ndim:
+        # What a masked row weighs may be NaN, and in the derivative of what a mean divides by it would stay one.
+        rows = shape[: weights.ndim]
+        weights = jnp.where(along_rows(where, rows), along_rows(weights, rows), 0)
 
     weight = jnp.ones((), dtype)
     if weights is not None:

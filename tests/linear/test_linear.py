@@ -379,3 +379,19 @@ def test_a_bias_of_another_type_than_the_logits():
         narrow, wide = (jax.jit(of_bias)(s.bias.astype(dtype)) for dtype in ("float32", "float64"))
     assert (narrow.dtype, wide.dtype) == (jnp.float32, jnp.float64)
     np.testing.assert_allclose(narrow, wide, rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["linear_log_prob", "linear_cross_entropy"])
+def test_the_gradient_of_a_16_bit_bias_is_summed_over_chunks_in_float32(function):
+    tokens = 2048
+    hidden, kernel, bias = jnp.ones((tokens, 1), "bfloat16"), jnp.zeros((1, 2), "bfloat16"), jnp.zeros(2, "bfloat16")
+
+    def total(bias, chunk_size):
+        options = {"bias": bias, "chunk_size": chunk_size}
+        if function == "linear_cross_entropy":
+            options["reduction"] = "none"
+        return getattr(jaxloss, function)(hidden, kernel, np.zeros(tokens, np.int32), **options).sum()
+
+    for chunk_size in (1, 16, None):
+        gradient = jax.jit(jax.grad(total), static_argnums=1)(bias, chunk_size)
+        assert np.abs(gradient.astype(np.float32)).tolist() == [tokens / 2] * 2

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxloss
 import tolerance
 from agreement import assert_agrees
 from losses import CASES, REDUCTIONS
@@ -275,3 +276,25 @@ def test_the_value_saturates_at_the_clip_and_the_gradient_does_not(case, clip):
     value, gradient = jax.value_and_grad(case.loss)(right, a, clip=clip)
     np.testing.assert_allclose(value, floor, atol=width * tolerance.epsilon("float32"))
     np.testing.assert_allclose(gradient, np.zeros((1, 2)), atol=tolerance.epsilon("float32"))
+
+
+@pytest.mark.parametrize(
+    "mask", [np.array([True, True, False]), np.array([[True], [True], [False]])], ids=["rows", "axes"]
+)
+@pytest.mark.parametrize("of", ["normalizer", "weights"])
+def test_what_a_masked_row_weighs_may_be_anything(of, mask):
+    """Also in the derivative of what the mean is divided by."""
+    x, labels = np.square(np.arange(6, dtype=np.float32)).reshape(3, 2), np.zeros(3, np.int32)
+
+    def gradient(of_masked):
+        weights = np.array([1, 3, of_masked], np.float32)
+        weights = weights[:, None] if mask.ndim == 2 else weights
+
+        def loss(weights, normalizer):
+            normalizer = "weights" if of == "weights" else normalizer
+            return jaxloss.categorical_cross_entropy(x, labels, where=mask, weights=weights, normalizer=normalizer)
+
+        return jax.grad(loss, 0 if of == "weights" else 1)(weights, 2.0)
+
+    np.testing.assert_array_equal(gradient(np.nan), gradient(0))
+    assert np.abs(gradient(0)).max() > 0
