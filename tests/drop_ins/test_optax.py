@@ -22,8 +22,8 @@ from hypothesis.extra import numpy as arrays
 
 import tolerance
 from jaxloss import optax as ours
-from modules import QUICKLY
 from optax_forms import ERRORS_OF, FORMS, LARGE, NUMBERS, Form
+from quickly import QUICKLY
 
 NAMES = ours.__all__
 

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import cross_entropy_options as samples
 import jaxloss
 from jaxloss._checks import debug
-from modules import jit_quickly
 from public_calls import CALLS, IDS
+from quickly import jit_quickly
 
 NAN, INF = np.nan, np.inf
 Z, A = np.zeros((3, 4), np.float32), np.full((3, 4), 0.25, np.float32)

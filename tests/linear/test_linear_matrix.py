@@ -8,7 +8,7 @@ import jaxloss
 import tolerance
 from distillation_formula import rows
 from linear_oracle import sample
-from modules import QUICKLY
+from quickly import QUICKLY
 from test_transforms import SHAPE, of_each
 from transforms import HIGHER_ORDER, TRANSFORMS, Operands
 

@@ -7,8 +7,8 @@ import pytest
 
 import jaxloss
 from linear_oracle import sample
-from modules import jit_quickly
 from objective_formula import formula
+from quickly import jit_quickly
 
 S, T, WIDTH, CLASSES = 6, 5, 4, 13
 SAMPLE = sample((S, T), WIDTH, CLASSES)

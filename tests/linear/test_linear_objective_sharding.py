@@ -9,7 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxloss
 import meshes
 from linear_oracle import sample
-from modules import exchanged, jit_quickly, of_size
+from modules import exchanged, of_size
+from quickly import jit_quickly
 
 pytestmark = meshes.several_devices
 

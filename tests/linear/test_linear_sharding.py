@@ -17,7 +17,8 @@ import meshes
 import tolerance
 from linear_oracle import expected, sample
 from meshes import AXIS_TYPES
-from modules import exchanged, jit_quickly
+from modules import exchanged
+from quickly import jit_quickly
 
 pytestmark = meshes.several_devices
 

@@ -18,7 +18,7 @@ import tolerance
 from benchmarks import exchanges
 from linear_oracle import expected, sample
 from meshes import AXIS_TYPES
-from modules import jit_quickly
+from quickly import jit_quickly
 
 pytestmark = meshes.several_devices
 

@@ -10,7 +10,7 @@ import jaxloss
 import tolerance
 from jaxloss._ffi import library
 from linear_oracle import sample
-from modules import QUICKLY
+from quickly import QUICKLY
 
 TOKENS, WIDTH, CLASSES, HEADS = 10, 4, 13, 3
 S = sample((TOKENS,), WIDTH, CLASSES)

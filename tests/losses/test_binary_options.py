@@ -24,7 +24,8 @@ from losses import (
     finfo,
     per_class,
 )
-from modules import QUICKLY, collectives, custom_call_targets, jit_quickly, of_size
+from modules import collectives, custom_call_targets, of_size
+from quickly import QUICKLY, jit_quickly
 
 EVERYTHING = Case(BINARY_WITH_EVERYTHING, "probabilities")
 SHAPE = (4, 3, 5)

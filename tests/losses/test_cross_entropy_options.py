@@ -17,7 +17,8 @@ import cross_entropy_options as samples
 import jaxloss
 import tolerance
 from jaxloss._spec import OPTIONS
-from modules import QUICKLY, custom_call_targets, jit_quickly, of_size
+from modules import custom_call_targets, of_size
+from quickly import QUICKLY, jit_quickly
 
 ROWS, CLASSES, COUNTED = 6, 37, 30
 TRACED = samples.TRACED

@@ -10,7 +10,7 @@ import pytest
 import jaxloss
 import tolerance
 from divergences import KINDS, cells, numbers, sample
-from modules import QUICKLY, jit_quickly
+from quickly import QUICKLY, jit_quickly
 
 
 def plainly(kind, target_type):

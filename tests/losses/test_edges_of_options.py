@@ -7,7 +7,7 @@ import pytest
 
 import jaxloss
 import tolerance
-from modules import jit_quickly
+from quickly import jit_quickly
 
 pytestmark = pytest.mark.usefixtures("path")
 

@@ -12,7 +12,8 @@ from agreement import assert_agrees
 from jaxloss import formulas
 from jaxloss._ffi import elementwise, library
 from losses import CASES, ELEMENTWISE, FLOATS, MATRIX, REDUCTIONS
-from modules import custom_call_targets, jit_quickly
+from modules import custom_call_targets
+from quickly import jit_quickly
 from test_transforms import assert_agree, of_each, operands
 from transforms import TRANSFORMS
 

@@ -7,7 +7,7 @@ import pytest
 
 import jaxloss
 import tolerance
-from modules import QUICKLY
+from quickly import QUICKLY
 
 ROWS, CLASSES = 12, 19
 RANDOM = np.random.default_rng(5)

@@ -8,8 +8,8 @@ import pytest
 import jaxloss
 from jaxloss import objectives
 from linear_oracle import sample
-from modules import jit_quickly
 from objective_formula import statistics
+from quickly import jit_quickly
 
 S, T, WIDTH, CLASSES = 4, 5, 4, 11
 SAMPLE = sample((S, T), WIDTH, CLASSES)

@@ -11,7 +11,8 @@ import jaxloss
 import tolerance
 from agreement import assert_agrees
 from losses import ELEMENTWISE, FLOATS, HUBER, LOG_COSH, MSE, Case, finfo
-from modules import custom_call_targets, jit_quickly, of_size
+from modules import custom_call_targets, of_size
+from quickly import jit_quickly
 
 ALL = tuple(Case(loss, "numbers") for loss in ELEMENTWISE if loss is not MSE)  # which is in every other test
 cases = pytest.mark.parametrize("case", ALL)

@@ -16,7 +16,7 @@ import pytest
 import jaxloss
 import tolerance
 from instruction_sets import FLAGS, processor_has
-from modules import jit_quickly
+from quickly import jit_quickly
 
 pytestmark = pytest.mark.cpu_only
 

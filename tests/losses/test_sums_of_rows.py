@@ -11,7 +11,8 @@ from agreement import assert_agrees
 from jaxloss._ffi import cross_entropy as calls
 from jaxloss._rows import cross_entropy
 from losses import CATEGORICAL, Case
-from modules import custom_call_targets, jit_quickly
+from modules import custom_call_targets
+from quickly import jit_quickly
 from transforms import TRANSFORMS
 
 LABELS = Case(CATEGORICAL, "indices")

@@ -12,7 +12,7 @@ import cross_entropy_options as samples
 import jaxloss
 import tolerance
 from jaxloss._spec import OPTIONS
-from modules import jit_quickly
+from quickly import jit_quickly
 
 NAN, INF = np.nan, np.inf
 X = np.float32([[2, 1, 0, -40], [0, 3, 0, -3], [1, 2, 3, 4], [NAN, NAN, 0, 0]])

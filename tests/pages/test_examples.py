@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 import examples
 import meshes
-from modules import QUICKLY
+from quickly import QUICKLY
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "examples").glob("[!_]*.py"))

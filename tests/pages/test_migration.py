@@ -16,7 +16,7 @@ import pytest
 import jaxloss
 import jaxloss.optax
 import tolerance
-from modules import QUICKLY
+from quickly import QUICKLY
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "migration.md").read_text()
 ROW = re.compile(r"^\| `([^`]*\b(F|optax|keras)\.[^`]*\([^`]*)` \| `([^`]+\([^`]*)`.*\|$", re.MULTILINE)

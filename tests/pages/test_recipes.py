@@ -16,7 +16,7 @@ import pytest
 from jax.nn import log_sigmoid, log_softmax, logsumexp, one_hot, softmax
 
 import tolerance
-from modules import QUICKLY
+from quickly import QUICKLY
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+)\n(?:(?!## ).*\n)*?```python\n((?:.*\n)*?)```", PAGE, re.MULTILINE))

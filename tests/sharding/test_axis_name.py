@@ -11,7 +11,8 @@ import jaxloss
 import meshes
 import tolerance
 from losses import MATRIX
-from modules import exchanged, jit_quickly
+from modules import exchanged
+from quickly import jit_quickly
 from transforms import HIGHER_ORDER, TRANSFORMS, TRANSFORMS_OF_TARGET, Operands
 
 pytestmark = meshes.several_devices

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxloss
 import meshes
 import tolerance
-from modules import jit_quickly
+from quickly import jit_quickly
 from test_sharding import assert_only_rows_travel
 
 pytestmark = meshes.several_devices

@@ -16,7 +16,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxloss
 import meshes
 import tolerance
-from modules import QUICKLY, collectives
+from modules import collectives
+from quickly import QUICKLY
 
 pytestmark = meshes.several_devices
 

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import meshes
 import tolerance
-from modules import QUICKLY
 from public_calls import CALLS, CLASSES, IDS, ROWS, split_operands, total
+from quickly import QUICKLY
 
 pytestmark = meshes.several_devices
 

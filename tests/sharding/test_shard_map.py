@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import meshes
 from losses import MATRIX
-from modules import jit_quickly
+from quickly import jit_quickly
 from test_sharding import PROGRAMS, ROWS, assert_agree, assert_only_rows_travel, exactly, scalar
 
 pytestmark = meshes.several_devices

@@ -14,7 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import meshes
 import tolerance
 from losses import CATEGORICAL, MATRIX, WithEverything
-from modules import collectives, jit_quickly
+from modules import collectives
+from quickly import jit_quickly
 
 pytestmark = meshes.several_devices
 

@@ -9,7 +9,7 @@ import numpy as np
 import tolerance
 from jaxloss._ffi import call, library
 from losses import Case
-from modules import jit_quickly
+from quickly import jit_quickly
 
 
 @functools.cache

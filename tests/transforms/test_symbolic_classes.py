@@ -11,7 +11,7 @@ import jaxloss
 import tolerance
 from jaxloss import optax as drop_ins
 from losses import ELEMENTWISE
-from modules import QUICKLY
+from quickly import QUICKLY
 
 pytestmark = pytest.mark.cpu_only
 

@@ -7,7 +7,7 @@ import pytest
 
 import tolerance
 from losses import CASES, MATRIX, Distillation, Sum
-from modules import jit_quickly
+from quickly import jit_quickly
 from transforms import HIGHER_ORDER, TRANSFORMS, TRANSFORMS_OF_TARGET, Operands
 
 SHAPE = (5, 6)
