@@ -1,4 +1,4 @@
-"""What the devices that run a compiled module tell each other: read from the module's text.
+"""What the devices that run a compiled module communicate: read from the module's text.
 
 A GPU's compiler turns a collective into a start and a done, may wrap it in a computation of its own, combine several
 into one of many results or of a concatenation, and unroll loops: so collectives are counted by the arrays that they
@@ -48,7 +48,7 @@ class Collective:
         kind: one of `KINDS`.
         results: the type and the number of elements of each array that it gives a device; of a sum of concatenated
             arrays, of each of these.
-        devices: how many tell each other.
+        devices: how many communicate.
         times: how often a run of the module comes to it, None where a loop's number of trips is not known.
         meanwhile: what computes between its start and its done, fusions by name; None if it is not asynchronous.
         beside_compute: whether that is work: a matrix product, a kernel, a loop, or an array a quarter as large.

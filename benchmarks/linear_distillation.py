@@ -5,16 +5,14 @@ Run it with `python -m benchmarks.linear_distillation [--only WORD] [--quick] [-
 `benchmarks.linear_cross_entropy` times, and the one of the teacher's logits; memory is that script's too.
 """
 
-import argparse
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 import jaxloss
-from benchmarks import record
-from benchmarks.linear_cross_entropy import Work, line, products
-from benchmarks.linear_objective import measured
+from benchmarks import contenders as shared
+from benchmarks.linear_cross_entropy import Work, products
 from benchmarks.timing import Timing
 
 BETA, TEMPERATURE, HARD = 0.5, 2.0, 0.1
@@ -128,40 +126,21 @@ def contenders(name: str) -> dict:
     }
 
 
-def compared(pair: Pair, only: str = "") -> list[dict]:
+def compared(pair: Pair, only: str) -> list[dict]:
     """All contenders at one shape."""
-    limit, operands, rows = pair.limit(), pair.operands(), []
+    limit = pair.limit()
     print(f"{pair.student}, teacher's D = {pair.teacher_width}: four products {limit.ms:.2f} ms")
-    for name in LOSSES:
-        if only not in name:
-            continue
-        print(f" {name}")
-        for who, loss in contenders(name).items():
-            found = measured(jax.value_and_grad(loss, (0, 1)), operands)
-            print(line(who, found, limit), flush=True)
-            shape = {**dataclasses.asdict(pair.student), "teacher_width": pair.teacher_width}
-            rows.append({**shape, "what": name, "who": who, "limit_ms": limit.ms, **found})
-    return rows
+    losses = {name: contenders(name) for name in LOSSES if only in name}
+    shape = {**dataclasses.asdict(pair.student), "teacher_width": pair.teacher_width}
+    return shared.compared(losses, pair.operands(), limit, shape)
 
 
-GPU = [Pair(Work(8192, 4096, 128256), 4096)]
-CPU = [Pair(Work(2048, 256, 8192, "float32"), 512)]
-QUICK = [Pair(Work(256, 32, 512, "float32"), 64)]
-
-
-def main() -> None:
-    """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="losses whose name has this word")
-    parser.add_argument("--quick", action="store_true", help="a small shape")
-    parser.add_argument("--output", help="where to write; default: benchmarks/results")
-    arguments = parser.parse_args()
-    platform = jax.devices()[0].platform
-    print(record.circumstances())
-    pairs = QUICK if arguments.quick else CPU if platform == "cpu" else GPU
-    rows = [row for pair in pairs for row in compared(pair, arguments.only)]
-    print(record.write(f"linear_distillation_{'quick' if arguments.quick else platform}", rows, arguments.output))
+SHAPES = {
+    "gpu": [Pair(Work(8192, 4096, 128256), 4096)],
+    "cpu": [Pair(Work(2048, 256, 8192, "float32"), 512)],
+    "quick": [Pair(Work(256, 32, 512, "float32"), 64)],
+}
 
 
 if __name__ == "__main__":
-    main()
+    shared.command("linear_distillation", __doc__, compared, SHAPES)

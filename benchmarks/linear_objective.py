@@ -1,19 +1,17 @@
 """The objective of GRPO from hidden states: jaxloss against its matrix products, whole logits and a checkpointed scan.
 
-Run it with `python -m benchmarks.linear_objective [--quick] [--output DIRECTORY]`. Writes
+Run it with `python -m benchmarks.linear_objective [--only WORD] [--quick] [--output DIRECTORY]`. Writes
 `linear_objective_PLATFORM.json`. Limits and memory are those of `benchmarks.linear_cross_entropy`, and so is `--quick`.
 """
 
-import argparse
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 import jaxloss
-from benchmarks import record
-from benchmarks.linear_cross_entropy import Work, line, products
-from benchmarks.timing import timed
+from benchmarks import contenders as shared
+from benchmarks.linear_cross_entropy import Work, products
 from jaxloss import objectives
 
 OBJECTIVES = {
@@ -74,48 +72,21 @@ def contenders(objective: objectives.Objective) -> dict:
     return {"jaxloss": ours, "whole logits": whole_logits, "scan and checkpoint": scan_and_checkpoint}
 
 
-def measured(function, operands) -> dict:
-    """Time and temporaries, or why there are none."""
-    try:
-        run = jax.jit(function)
-        temporary = run.lower(*operands).compile().memory_analysis().temp_size_in_bytes
-        timing = timed(run, *operands)
-        return {"temporary_bytes": temporary, "ms": timing.ms, "spread": timing.spread}
-    except Exception as error:  # memory above all
-        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-
-
-def compared(batch: Batch) -> list[dict]:
+def compared(batch: Batch, only: str) -> list[dict]:
     """All contenders at one shape."""
-    limits, operands, rows = products(batch.work), batch.operands(), []
-    print(f"{batch.work}, T = {batch.length}: products {limits['value_and_grad'].ms:.2f} ms")
-    for name, objective in OBJECTIVES.items():
-        print(f" {name}")
-        for who, loss in contenders(objective).items():
-            found = measured(jax.value_and_grad(loss, (0, 1)), operands)
-            print(line(who, found, limits["value_and_grad"]), flush=True)
-            shape = {**dataclasses.asdict(batch.work), "length": batch.length}
-            rows.append({**shape, "what": name, "who": who, "limit_ms": limits["value_and_grad"].ms, **found})
-    return rows
+    limit = products(batch.work)["value_and_grad"]
+    print(f"{batch.work}, T = {batch.length}: products {limit.ms:.2f} ms")
+    losses = {name: contenders(objective) for name, objective in OBJECTIVES.items() if only in name}
+    shape = {**dataclasses.asdict(batch.work), "length": batch.length}
+    return shared.compared(losses, batch.operands(), limit, shape)
 
 
-GPU = [Batch(Work(8192, 4096, 128256), 1024)]
-CPU = [Batch(Work(2048, 256, 8192, "float32"), 256)]
-QUICK = [Batch(Work(256, 32, 512, "float32"), 64)]
-
-
-def main() -> None:
-    """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small shape")
-    parser.add_argument("--output", help="where to write; default: benchmarks/results")
-    arguments = parser.parse_args()
-    platform = jax.devices()[0].platform
-    print(record.circumstances())
-    batches = QUICK if arguments.quick else CPU if platform == "cpu" else GPU
-    rows = [row for batch in batches for row in compared(batch)]
-    print(record.write(f"linear_objective_{'quick' if arguments.quick else platform}", rows, arguments.output))
+SHAPES = {
+    "gpu": [Batch(Work(8192, 4096, 128256), 1024)],
+    "cpu": [Batch(Work(2048, 256, 8192, "float32"), 256)],
+    "quick": [Batch(Work(256, 32, 512, "float32"), 64)],
+}
 
 
 if __name__ == "__main__":
-    main()
+    shared.command("linear_objective", __doc__, compared, SHAPES)
