@@ -21,7 +21,7 @@ JAXLOSS_INLINE TemperedSoftmax<Accumulator<Logit>> tempered_softmax(const Logit*
   return {max, exponentials.log(), scale};
 }
 
-// The teacher's distribution in one row: the logarithm of the probability of each class, and the probability.
+// The teacher's distribution in one row: the probability of each class, and the logarithm of the student's over it.
 template <class Stored>
 struct TeacherOfLogits {
   using Real = Accumulator<Stored>;
@@ -33,12 +33,11 @@ struct TeacherOfLogits {
       : logits(teacher.logits + row * classes), softmax(tempered_softmax(logits, classes, scale)) {}
 
   template <class Value>
-  JAXLOSS_INLINE void load(const TemperedSoftmax<Real>& student, int64_t i, int64_t count, Value x, Value, Value& log_q,
-                           Value& d, Value& q) const {
+  JAXLOSS_INLINE void load(const TemperedSoftmax<Real>& student, int64_t i, int64_t count, Value x, Value, Value& d,
+                           Value& q) const {
     const Value y = load_step(logits + i, count);
-    log_q = softmax.log_probability(y);
     d = Ratio<Real>(student, softmax).log(x, y);
-    q = exponential(log_q);
+    q = exponential(softmax.log_probability(y));
   }
   JAXLOSS_INLINE Real sum(int64_t) const { return 1; }
   template <class Rows>
@@ -57,11 +56,10 @@ struct TeacherOfProbabilities {
       : probabilities(teacher.probability + row * classes) {}
 
   template <class Value>
-  JAXLOSS_INLINE void load(const TemperedSoftmax<Real>&, int64_t i, int64_t count, Value, Value log_p, Value& log_q,
-                           Value& d, Value& q) const {
+  JAXLOSS_INLINE void load(const TemperedSoftmax<Real>&, int64_t i, int64_t count, Value, Value log_p, Value& d,
+                           Value& q) const {
     q = load_step(probabilities + i, count);
-    log_q = logarithm(q);
-    d = log_p - log_q;
+    d = log_p - logarithm(q);
   }
   JAXLOSS_INLINE Real sum(int64_t classes) const {
     return static_cast<Real>(sum_over_steps<Stored>(
@@ -96,8 +94,8 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
 
   const auto terms = [&](int64_t i, int64_t count, Value& p, Value& value, Value& of_student) JAXLOSS_IN_LOOP {
     const Value x = load_step(logits + i, count), log_p = student.log_probability(x);
-    Value log_q, d, q;
-    teacher.load(student, i, count, x, log_p, log_q, d, q);
+    Value d, q;
+    teacher.load(student, i, count, x, log_p, d, q);
     p = exponential(log_p);
     divergence(teacher.normalised, StandardFunctions{}, d, p, q, value, of_student);
   };
