@@ -318,7 +318,7 @@ def _labels_of_tokens(given: dict[str, Any], watch: _Watch) -> None:
 
 
 def _output_layer(of: str, given: dict[str, Any], watch: _Watch) -> None:
-    """Hidden states and kernel, `of` nobody or the `teacher_`."""
+    """Hidden states and kernel, whose arguments' names begin with `of`, `teacher_` or nothing."""
     watch.rows(f"{of}hidden", array(f"{of}hidden", given[f"{of}hidden"]), -1)
     kernel, of_features = array(f"{of}kernel", given[f"{of}kernel"]), 1 - given[f"{of}kernel_axis"] % 2
     watch.not_nan(f"the largest of {of}kernel of a class", jnp.max(kernel, of_features, initial=-jnp.inf))

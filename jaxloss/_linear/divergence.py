@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxloss import formulas
 from jaxloss._arrays import Array, inlined, promoted
 from jaxloss._autodiff.row_loss import Operands
 from jaxloss._linear import autodiff
@@ -115,8 +116,8 @@ class DivergenceWork(Work):
             return logits
         if not self.axes:  # nothing else is written
             return logits.at[:, classes:].set(-jnp.inf)
-        begin = jax.lax.axis_index(self.axes) * width
-        return jnp.where(begin + jnp.arange(width) < classes, logits, -jnp.inf)
+        here = jnp.int32(classes) - jax.lax.axis_index(self.axes) * width
+        return jnp.where(formulas.counted_classes(logits, {"num_classes": here}), logits, -jnp.inf)
 
 
 @work_of.register

@@ -95,9 +95,14 @@ def rows(hidden, kernel, labels, **options):
     return jnp.sum(jnp.sin(jaxloss.linear_log_prob(hidden, kernel, labels, **{"chunk_size": 256, **options})))
 
 
+def of_statistics(tokens):
+    return (tokens.log_prob * tokens.lse - tokens.entropy).sum()
+
+
 def objective(hidden, kernel, labels, **options):
-    of = lambda tokens: (tokens.log_prob * tokens.lse - tokens.entropy).sum()  # noqa: E731
-    return jaxloss.linear_objective(hidden, kernel, labels, of, per="token", **{"chunk_size": 256, **options})
+    return jaxloss.linear_objective(
+        hidden, kernel, labels, of_statistics, per="token", **{"chunk_size": 256, **options}
+    )
 
 
 PROGRAMS = {
@@ -205,7 +210,10 @@ def test_options(call, each_way):
 
 def test_a_label_out_of_range_is_no_class_of_the_padding(each_way):
     labels = np.array([0, 36, 37, 38, 39, 40, -1, 2**30], np.int32)
-    run = lambda hidden, kernel: jaxloss.linear_cross_entropy(hidden, kernel, labels, reduction="none")  # noqa: E731
+
+    def run(hidden, kernel):
+        return jaxloss.linear_cross_entropy(hidden, kernel, labels, reduction="none")
+
     padded, plain = each_way(run, S.hidden[:8], S.kernel)
     assert np.isnan(padded).tolist() == np.isnan(plain).tolist() == [False, False, *[True] * 6]
 
@@ -251,9 +259,12 @@ def ours(hidden, kernel, bias, reduction):
 
 
 def of_objective(hidden, kernel, bias, reduction):
-    of = lambda tokens: (tokens.log_prob * tokens.lse - tokens.entropy).sum()  # noqa: E731
     total = jaxloss.linear_objective(
-        *(hidden[None], kernel, S.labels[None], of), bias=bias, softcap=4.0, where=KEPT[None], chunk_size=CHUNK
+        *(hidden[None], kernel, S.labels[None], of_statistics),
+        bias=bias,
+        softcap=4.0,
+        where=KEPT[None],
+        chunk_size=CHUNK,
     )
     return total if reduction == "mean" else total * jnp.ones(N)
 

@@ -220,7 +220,7 @@ def test_what_is_not_finite(kind):
     x, y = (RNG.normal(size=(7, 4)).astype(np.float32) for _ in range(2))
     x[0, 1], y[1, 2], x[2, 3], y[3, 0] = np.nan, np.nan, np.inf, np.inf
     bias = np.zeros(4, np.float32)
-    bias[3] = -np.inf  # of both: a class that nobody has
+    bias[3] = -np.inf  # of both: a class whose probability is 0
 
     def losses(x, y):
         return loss_of(kind, chunk_size=3, reduction="none")(x, eye, y, eye, bias=bias, teacher_bias=bias)

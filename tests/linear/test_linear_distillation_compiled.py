@@ -1,6 +1,7 @@
 """What linear distillation compiles to: a product more than cross entropy, no array of whole logits, memory of a chunk."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import distillation_formula
+import jaxloss
 from distillation_formula import KINDS, loss_of
 from jaxloss._autodiff.row_loss import Operands, value_and_grad
 from jaxloss._linear import chunks
@@ -118,8 +120,8 @@ def test_memory_does_not_grow_with_tokens():
 
 def test_second_order_keeps_no_logits():
     def hvp(hidden, kernel, *rest):
-        f = lambda h, w: loss("reverse")(h, w, *rest)  # noqa: E731
-        return jax.jvp(jax.grad(f, (0, 1)), (hidden, kernel), (hidden, kernel))
+        gradient = jax.grad(loss("reverse"), (0, 1))
+        return jax.jvp(lambda *o: gradient(*o, *rest), (hidden, kernel), (hidden, kernel))
 
     assert of_size(compiled(hvp, *operands(32 * CHUNK)), 32 * CHUNK * CLASSES) == []
 
@@ -130,3 +132,8 @@ def test_chunk_size():
     assert size(8192, 128256, 4) == 2048
     assert size(8192, 32768, 4) == 4096
     assert size(100, 128256, 4) == 100
+
+    shapes = (16384, 128), (128, 32768), (16384, 64), (64, 32768)
+    operands = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes]
+    text = jax.jit(jaxloss.linear_kl_divergence).lower(*operands).as_text()
+    assert set(re.findall(r"dot_general .* -> tensor<(\d+)x32768x", text)) == {"4096"}

@@ -28,9 +28,12 @@ def rows(hidden, kernel, **options):
     return jnp.sum(log_probs * jnp.cos(jnp.arange(N)))
 
 
+def of_statistics(tokens):
+    return (tokens.log_prob * jnp.cos(tokens.lse) - tokens.entropy).sum()
+
+
 def objective(hidden, kernel, **options):
-    of = lambda tokens: (tokens.log_prob * jnp.cos(tokens.lse) - tokens.entropy).sum()  # noqa: E731
-    return jaxloss.linear_objective(hidden, kernel, S.labels, of, per="token", chunk_size=CHUNK, **options)
+    return jaxloss.linear_objective(hidden, kernel, S.labels, of_statistics, per="token", chunk_size=CHUNK, **options)
 
 
 def with_stats(hidden, kernel, **options):
@@ -85,8 +88,10 @@ TRANSFORMS = {
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_derivatives_are_those_of_wider_operands_rounded(program, name):
     def run(operands, **options):
-        f = lambda *o: PROGRAMS[program](*o, **OPTIONS, **options)  # noqa: E731
-        return jax.jit(lambda *o: TRANSFORMS[name](f, o))(*operands)
+        def f(*operands):
+            return PROGRAMS[program](*operands, **OPTIONS, **options)
+
+        return jax.jit(lambda *operands: TRANSFORMS[name](f, operands))(*operands)
 
     ours, of = run((S.hidden, S.kernel), logits_dtype="float32"), run(WIDE)
     for actual, ideal in zip(ours, of, strict=True):

@@ -1,4 +1,4 @@
-"""Linear cross entropy on a mesh: values, where gradients lie, and what the devices tell each other.
+"""Linear cross entropy on a mesh: values, where gradients lie, and what the devices communicate.
 
 The kernel is gathered once and its gradient reduced once, however many chunks there are; where the classes are split, a
 chunk costs exchanges of one number a token, and the gradient of the hidden states is reduced once.

@@ -1,6 +1,6 @@
 """Linear cross entropy on a mesh, of tokens that are few beside the classes: devices that share tokens trade.
 
-Each then works on the tokens of all and its part of the classes. They tell each other the hidden states and their
+Each then works on the tokens of all and its part of the classes. They communicate the hidden states and their
 gradient, a chunk at a time, and of the kernel and its gradient what another of them keeps.
 """
 

@@ -1,4 +1,4 @@
-"""What a compiled module holds: custom calls, operations, what its devices tell each other."""
+"""What a compiled module holds: custom calls, operations, collectives."""
 
 import collections as containers
 import re

@@ -87,20 +87,23 @@ def assert_ulps(actual, expected, ulps: float, what: str = "the result") -> None
 
     Numbers below the smallest normal one are as far from each other as that is. `expected` may be of a wider type.
     """
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    finfo = ml_dtypes.finfo(actual.dtype)
-    size = np.maximum(
-        np.abs(np.where(np.isfinite(expected), expected, 0).astype(np.float64)), float(finfo.smallest_normal)
-    )
-    unit = np.exp2(np.floor(np.log2(size))) * float(finfo.eps)
-    floor = np.where(size == float(finfo.smallest_normal), float(finfo.smallest_normal), 0)
-    assert_within(actual, expected.astype(np.float64), np.maximum(ulps * unit, floor), what)
+    actual, expected = np.asarray(actual), np.asarray(expected, np.float64)
+    finite, floor = np.where(np.isfinite(expected), expected, 0), float(ml_dtypes.finfo(actual.dtype).smallest_normal)
+    error = ulps * last_places(finite, actual.dtype)
+    assert_within(actual, expected, np.where(np.abs(finite) <= floor, np.maximum(error, floor), error), what)
+
+
+def last_places(x, dtype) -> np.ndarray:
+    """One unit in the last place of each number, as that type would hold it, of normal ones."""
+    finfo = ml_dtypes.finfo(dtype)
+    _, exponent = np.frexp(np.maximum(np.abs(x), x.dtype.type(finfo.smallest_normal)))
+    return np.ldexp(float(finfo.eps), exponent - 1)
 
 
 def ulp_errors(found, expected, scale=None) -> np.ndarray:
     """The errors, in units in the last place of `scale`, the expected number itself if None: of normal ones."""
     found, expected = np.asarray(found), np.asarray(expected, np.longdouble)
     floor = np.finfo(found.dtype).tiny
-    unit = np.spacing(np.maximum(np.abs(expected if scale is None else scale), floor).astype(found.dtype))
-    error = np.abs(found.astype(np.longdouble) - expected) / unit
+    error = np.abs(found.astype(np.longdouble) - expected)
+    error /= last_places(expected if scale is None else np.asarray(scale), found.dtype)
     return np.where(np.abs(expected) < floor, np.minimum(error, np.abs(found - expected) / floor), error)
