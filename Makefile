@@ -28,9 +28,9 @@ example: ## train one of the examples: NAME=image_classifier, or another of docs
 	@tools/environment examples
 	$(python) -m examples.$(NAME) $(ARGS)
 
-test: ## every test, and of the large products of parameters a choice: about seven minutes on two cores
+test: ## every test, and of the large products of parameters a choice: about nine minutes on two cores, six once it has run here
 	@tools/environment test
-	@echo "make test: about seven minutes on two idle cores, less once it has run here"
+	@echo "make test: about nine minutes on two idle cores, six once it has run here"
 	$(pytest) -m "not slow and not rest" $(ARGS)
 
 check: ## a few tests of every layer: about a minute
