@@ -237,9 +237,10 @@ for version, runtime, _ in {DRIVERS}:
 
 
 def test_an_old_driver(tmp_path):
-    """A stub takes the place of NVIDIA's library."""
+    """A stub takes the place of NVIDIA's library; with CUDA kernels, the import asks it too."""
     shared_object(tmp_path / "libcuda.so.1", DRIVER)
-    ran = python(TOO_OLD, LD_LIBRARY_PATH=f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}")
+    found_first = f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    ran = python(TOO_OLD, LD_LIBRARY_PATH=found_first, STUB_CUDA_VERSION="13000")
     assert ran.returncode == 0, ran.stderr
     for said, (version, runtime, why) in zip(ran.stdout.splitlines(), DRIVERS, strict=True):
         if why is None:
