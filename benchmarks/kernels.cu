@@ -18,8 +18,8 @@
 #include <string>
 #include <vector>
 
-#include "gpu/cross_entropy.cuh"
-#include "gpu/cross_entropy_options.cuh"
+#include "gpu/cross_entropy/dispatch.cuh"
+#include "gpu/options/dispatch.cuh"
 
 namespace jaxloss::gpu {
 namespace {

@@ -1,7 +1,7 @@
 // The CUDA kernels, without JAX, against a double precision reference on the host. From the repository's root:
 //
 //   nvcc -std=c++17 -O3 --expt-relaxed-constexpr --threads 0 -arch=native -Icuda -o kernels_check
-//     tests/gpu/kernels_check.cu cuda/gpu/*.cu && ./kernels_check
+//     tests/gpu/kernels_check.cu cuda/gpu/*/*.cu && ./kernels_check
 //
 // (sm_90a: -gencode=arch=compute_90a,code=sm_90a for -arch=native.) It starts itself for elementwise losses, for
 // divergences, for the gradient of known rows, for options, and once for each kernel of cross entropy, which
@@ -19,7 +19,7 @@
 #include <string>
 #include <vector>
 
-#include "gpu/cross_entropy.cuh"
+#include "gpu/cross_entropy/dispatch.cuh"
 #include "gpu/launch.h"
 #include "tasks.h"
 

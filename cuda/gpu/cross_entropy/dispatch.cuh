@@ -1,0 +1,76 @@
+// Cross entropy: which kernel takes which rows. One .cu file instantiates `launch` for each stored type of logits.
+#pragma once
+
+#include "gpu/core/device.h"
+#include "gpu/core/regime.h"
+#include "gpu/cross_entropy/cluster_launch.cuh"
+#include "gpu/cross_entropy/registers.cuh"
+#include "gpu/cross_entropy/streaming.cuh"
+#include "gpu/cross_entropy/sums.cuh"
+#include "gpu/cross_entropy/tiles_launch.cuh"
+#include "gpu/launch.h"
+
+namespace jaxloss::gpu {
+
+// Clusters take both kinds of target, tiles class indices.
+template <class Logit>
+constexpr bool kHasClusterKernel = !std::is_same_v<Logit, double>;
+template <class Logit, class Target>
+constexpr bool kHasTilesKernel = std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>;
+
+// Beyond so many bytes of a row a cluster, if only of one block, takes less time than a warp, and from so many on where
+// the row is only read.
+constexpr int64_t kLongestRowOfWarp = 4096;
+
+template <class Logit, class Target>
+bool long_for_a_warp(const CrossEntropyRows<Logit, Target>& rows) {
+  const int64_t bytes = rows.classes * sizeof(Logit);
+  return kHasTilesKernel<Logit, Target> && (rows.gradient ? bytes > kLongestRowOfWarp : bytes >= kLongestRowOfWarp);
+}
+
+// Longer rows that are only read are streamed: where their blocks need not wait for each other, they take less time.
+// Few of them would leave multiprocessors idle, though.
+constexpr int64_t kLongestReadByClusters = 65536;
+
+template <class Logit, class Target>
+bool good_for_clusters(const CrossEntropyRows<Logit, Target>& rows, const Device& device) {
+  const bool read_twice_else = rows.gradient || !std::is_same_v<Target, ClassIndices>;
+  const int64_t bytes = rows.classes * sizeof(Logit);
+  return read_twice_else || bytes <= kLongestReadByClusters || rows.rows < device.multiprocessors;
+}
+
+// Very many short rows go in tiles through shared memory, fewer or longer ones through the registers of a warp while it
+// can hold one there, then of a cluster, where the GPU has clusters, one can hold a row, and it is worth it. All that
+// is left is streamed by a block a row.
+template <class Logit, class Target>
+cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
+  if (rows.rows == 0 && !rows.sums) return cudaSuccess;  // an array of nothing may be null
+  const Regime asked = asked_for();
+  const auto may_be = [&](Regime regime) { return asked == Regime::any || asked == regime; };
+  Device device;
+  if (const cudaError_t error = find_current_device(device)) return error;
+  if constexpr (kHasTilesKernel<Logit, Target>) {
+    if (may_be(Regime::tiles)) {
+      const cudaError_t error = launch_tiles(stream, rows, device, asked == Regime::any ? 4 : 0);
+      if (error != cudaErrorNotSupported) return error;
+    }
+  }
+  if constexpr (std::is_same_v<Target, ClassIndices>) {
+    if (!rows.loss) return launch_sums(stream, rows);
+  }
+  const RegistersShape registers = may_be(Regime::registers) ? registers_shape(rows) : RegistersShape{0, 0};
+  if (registers.slots > 0 && !long_for_a_warp(rows)) return launch_registers(stream, rows, registers);
+  if constexpr (kHasClusterKernel<Logit>) {
+    if (asked == Regime::cluster || (asked == Regime::any && good_for_clusters(rows, device))) {
+      for (const int max_cluster_size : {kMaxClusterSize, kPortableClusterSize}) {
+        const ClusterShape shape = cluster_shape(rows, device, max_cluster_size);
+        if (shape.blocks == 0) continue;
+        const cudaError_t error = launch_cluster(stream, cluster_kernel(rows, shape.held), rows, device, shape);
+        if (error != cudaErrorNotSupported) return error;
+      }
+    }
+  }
+  return registers.slots > 0 ? launch_registers(stream, rows, registers) : launch_streaming(stream, rows);
+}
+
+}  // namespace jaxloss::gpu

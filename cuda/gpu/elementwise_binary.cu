@@ -1,8 +1,0 @@
-#include "gpu/elementwise.cuh"
-
-namespace jaxloss::gpu {
-
-extern const Launchers<BinaryLosses> binary_launchers;
-const Launchers<BinaryLosses> binary_launchers;
-
-}  // namespace jaxloss::gpu

@@ -1,8 +1,0 @@
-#include "gpu/elementwise.cuh"
-
-namespace jaxloss::gpu {
-
-extern const Launchers<ErrorLosses> errors_launchers;
-const Launchers<ErrorLosses> errors_launchers;
-
-}  // namespace jaxloss::gpu

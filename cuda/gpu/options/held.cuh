@@ -1,0 +1,372 @@
+// Cross entropy with options and class indices, of rows that are held in shared memory: what is made of a row,
+// whichever threads hold it. A row is read once, and its gradient is written once.
+//
+// Each thread copies what it holds of a row at once, and goes along that in loops: with options the code of a step is
+// so long that, unrolled over registers, it would not fit the caches of instructions (6 copies of bf16 [7000, 151936]
+// with a softcap, on an H200).
+#pragma once
+
+#include "gpu/options/scores.cuh"
+#include "gpu/rows/held.cuh"
+
+namespace jaxloss::gpu {
+
+// The labels of a row, and what is known of them.
+template <class Kind>
+struct RowLabels {
+  bool has_first, has_second;  // in the row
+  int first, second;           // −1 if not
+  float first_logit, second_logit, first_score, second_score;
+  float first_target, second_target, first_smoothed;  // smoothed: what smoothing adds to the target of the first
+
+  template <class Logit>
+  __device__ __forceinline__ RowLabels(const RowObjective<float>& objective, const Logit* logits, bool wanted)
+      : has_first(wanted && objective.holds(0)), has_second(wanted && objective.holds(1)) {
+    first = has_first ? static_cast<int>(objective.label[0]) : -1;
+    second = has_second ? static_cast<int>(objective.label[1]) : -1;
+    first_logit = has_first ? number(logits[first]) : -INFINITY;
+    second_logit = has_second ? number(logits[second]) : -INFINITY;
+    const Scores<Kind::capped> scores(objective);
+    first_score = has_first ? scores.of(first_logit) - objective.margin : -INFINITY;
+    second_score = second == first ? first_score : scores.of(second_logit);
+    first_target = has_first ? objective.label_target(0) : 0.0f;
+    second_target = has_second ? objective.label_target(1) : 0.0f;
+    first_smoothed = has_first ? Smoothing<Kind>(objective).target(first, first_logit) : 0.0f;
+  }
+
+  __device__ __forceinline__ bool same() const { return first == second; }
+};
+
+// Calls fix(j) if the j-th class of a step of `count` from i on is that class.
+template <int count, class Fix>
+__device__ __forceinline__ void if_in_step(int i, int of_class, Fix fix) {
+  if (static_cast<unsigned>(of_class - i) >= count) return;
+#pragma unroll
+  for (int j = 0; j < count; j++) {
+    if (i + j == of_class) fix(j);
+  }
+}
+
+template <int count>
+__device__ __forceinline__ float sum_of(const float (&term)[count]) {
+  float sums[2] = {};
+#pragma unroll
+  for (int j = 0; j < count; j++) sums[j % 2] += term[j];
+  return sums[0] + sums[1];
+}
+
+// The sums of what the lanes of a warp hold of a row, without its first label, for each of them. `simple`: of what this
+// thread holds no class is masked, a softcap is not far exceeded, and no logit is so large that its exponent would be
+// far off: it is so of most, and what needs no care for that is shorter.
+template <class Kind, class Logit, class Team>
+__device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, const Team& team,
+                                                     const RowObjective<float>& objective,
+                                                     const RowLabels<Kind>& labels, MergedScores merge, Extent& extent,
+                                                     bool& simple) {
+  constexpr int step = kPerVector<Logit>;
+  const Scores<Kind::capped> scores(objective);
+  const Smoothing<Kind> smoothing(objective);
+  const bool smooths = Kind::dense && smoothing.smooth != 0;
+  const int label = labels.first;
+  const float label_logit = labels.first_logit;
+  // The label's is then a logit that adds nothing to a sum: −∞ of logits that are their scores.
+  extent = held.extent(label, Kind::capped ? NAN : -INFINITY);
+  // The score of the least logit is finite under a softcap: where there is no logit, there is no such score.
+  const bool has_none = Kind::capped && extent.largest == -INFINITY && extent.smallest == INFINITY;
+  const float own_largest = has_none ? -INFINITY : scores.of(extent.largest);
+  const float largest_score = fmaxf(across_lanes(own_largest, team.lanes, Maximum()), no_logits<float>().max);
+  const float largest_logit = Kind::detailed ? across_lanes(extent.largest, team.lanes, Maximum()) : 0.0f;
+  const float most = fmaxf(fabsf(extent.largest), fabsf(extent.smallest)), power = largest_score * merge.factor;
+  const bool finite = kPlainOptions<Kind> || extent.smallest > -INFINITY;
+  simple = finite && scores.near(most) && fabsf(power) < kLargestPower;
+  auto sums = no_scores<SumsOf<Kind>>();
+  sums.max = largest_score;
+  // Of the lanes that have one of the largest logits, the first leaves its first one out of the sum.
+  int first = kNoClass, before = 0;
+  bool looks = false, has_largest = false, leaves_out = false, any_leads = false;
+  if constexpr (Kind::detailed) {
+    has_largest = looks = extent.largest == largest_logit && largest_logit > -INFINITY;
+    const int leader = across_lanes(looks ? team.lane() : kWarp, team.lanes, Minimum());
+    leaves_out = leader == team.lane();
+    any_leads = leader < kWarp;
+  }
+  const float above_label = next_above<Logit>(label_logit);
+  float parts[4] = {}, dots[2] = {}, step_targets = 0;  // several, for each waits for its last addition
+  // Terms, and how far they are from the largest: that of one of the largest is left out.
+  const auto leave_out_largest = [&](int i, const auto& x, auto& term, float& of_step) {
+    constexpr int count = sizeof(x) / sizeof(x[0]);
+    if (!(count == 1 ? has_largest : looks) || of_step < 0.99f) return;  // steps come in order, edges do not
+    int found = count;
+#pragma unroll
+    for (int j = count - 1; j >= 0; j--) found = x[j] == largest_logit ? j : found;
+    if (found == count) return;
+    first = min(first, i + found);
+    if (leaves_out && looks) {
+      of_step = 0;
+#pragma unroll
+      for (int j = 0; j < count; j++) {
+        term[j] = j == found ? 0.0f : term[j];
+        of_step += term[j];
+      }
+    }
+    looks = false;
+  };
+  const auto add = [&](auto& x, auto& target, int i) {
+    constexpr int count = sizeof(x) / sizeof(x[0]);
+    float beyond[count], term[count];
+#pragma unroll
+    for (int j = 0; j < count; j++) {
+      beyond[j] = scores.beyond(x[j], largest_score);
+      term[j] = power_of_two(beyond[j] * merge.factor);
+    }
+    if_in_step<count>(i, label, [&](int j) { term[j] = beyond[j] = target[j] = 0; });
+    float of_step = sum_of(term);
+    if constexpr (Kind::detailed) {
+      leave_out_largest(i, x, term, of_step);
+#pragma unroll
+      for (int j = 0; j < count; j++) {
+        dots[j % 2] += term[j] * fmaxf(beyond[j], no_logits<float>().max);  // infinitely far, and times 0
+        before += i + j != label && (x[j] > label_logit || (x[j] == label_logit && i + j < label));
+      }
+    }
+    parts[0] += of_step;
+#pragma unroll
+    for (int j = 0; j < count; j++) {
+      if (Kind::dense) step_targets += !Kind::capped && x[j] == -INFINITY ? 0.0f : target[j];
+    }
+  };
+  if (simple) {
+    CountFrom<Logit> from_label;
+    held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
+      float x[step], exponent[step], term[step];
+      packed.numbers(x);
+#pragma unroll
+      for (int j = 0; j < step; j++) {
+        exponent[j] = scores.exponent(x[j], merge.factor, power);
+        term[j] = power_of_two(exponent[j]);
+        if (Kind::capped) term[j] = fmaxf(term[j], 0.0f);  // NaN of the label alone
+      }
+      if constexpr (Kind::detailed) {
+        float of_step = sum_of(term);
+        leave_out_largest(i, x, term, of_step);
+        parts[0] += of_step;
+        if_in_step<step>(i, label, [&](int of_label) {
+          exponent[of_label] = 0;
+#pragma unroll
+          for (int j = 0; j < step; j++) before += j < of_label && x[j] == label_logit;
+        });
+        from_label.add(packed, i + step <= label ? label_logit : above_label);
+#pragma unroll
+        for (int j = 0; j < step; j++) dots[j % 2] = fmaf(term[j], exponent[j], dots[j % 2]);
+      }
+      if constexpr (!Kind::detailed) {
+#pragma unroll
+        for (int j = 0; j < step; j++) parts[j % 4] += term[j];
+      }
+      if constexpr (Kind::dense) {
+        if (!Kind::weighted || !smoothing.weights) {
+          step_targets += step * smoothing.smooth;
+        } else if (smooths) {
+          float target[step];
+          smoothing.targets(i, target);
+#pragma unroll
+          for (int j = 0; j < step; j++) step_targets += target[j];
+        }
+      }
+    });
+    if constexpr (Kind::dense) {
+      if (extent.has_label && held.in_steps(label)) step_targets -= smoothing.target(label, 0);
+    }
+    before += from_label.value();
+    // What all exponents are off by is that of the largest logit.
+    const float off = scores.exponent_of_score(largest_score, merge.factor, power), ratio = power_of_two(-off);
+#pragma unroll
+    for (int k = 0; k < 4; k++) parts[k] *= ratio;
+    dots[0] = ((dots[0] + dots[1]) * ratio - off * ((parts[0] + parts[1]) + (parts[2] + parts[3]))) *
+              (0.693147181f * objective.temperature);
+    dots[1] = 0;
+  } else {
+    held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
+      float x[step], target[step];
+      packed.numbers(x);
+      smoothing.targets(i, target);
+      add(x, target, i);
+    });
+  }
+  held.for_edges([&](int i, float logit) {
+    if (i == label) return;
+    float x[1] = {logit}, target[1] = {smoothing.target(i, logit)};
+    add(x, target, i);
+  });
+  sums.sum = across_lanes((parts[0] + parts[1]) + (parts[2] + parts[3]), team.lanes, Sum());
+  if constexpr (Kind::detailed) {
+    if (!any_leads) sums.sum -= 1;
+    sums.first = across_lanes(first, team.lanes, Minimum());
+    sums.logit = sums.first == kNoClass ? -INFINITY : largest_logit;
+    sums.dot = across_lanes(dots[0] + dots[1], team.lanes, Sum());
+    sums.before = across_lanes(before, team.lanes, Sum());
+  }
+  if constexpr (Kind::dense) sums.target = across_lanes(step_targets, team.lanes, Sum());
+  return sums;
+}
+
+// All threads that share a row call it, and all of a warp, also for rows that are masked or not there, of which they
+// hold nothing. `Team` knows which threads they are: see the two kinds of it.
+template <class Kind, bool kGradient, class Logit, class Team>
+__device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
+                                                          const RowObjective<float>& objective, int64_t row,
+                                                          float weight, bool exists, const Held<Logit>& held,
+                                                          const Team& team) {
+  constexpr int step = kPerVector<Logit>;
+  const bool wanted = exists && !is_masked(weight);
+  const Scores<Kind::capped> scores(objective);
+  const Smoothing<Kind> smoothing(objective);
+  const bool smooths = Kind::dense && smoothing.smooth != 0;
+  const float inverse_temperature = objective.inverse_temperature;
+  const MergedScores merge{inverse_temperature * 1.44269504f};
+  const RowLabels<Kind> labels(objective, held.logits, wanted);
+  const int label = labels.first;
+  held.wait();
+  Extent extent;
+  bool simple;
+  auto sums = sums_of_held<Kind>(held, team, objective, labels, merge, extent, simple);
+  // Where a label is NaN so is its row: and so the labels' logits are there before any thread may write in their
+  // places.
+  sums.sum = where_a_number(labels.first_logit, where_a_number(labels.second_logit, sums.sum));
+  sums = team.merged(sums, no_scores<SumsOf<Kind>>(), merge, wanted);
+
+  const RowSummary summary(sums, labels.first_score, merge);
+  const float max = summary.max, log_sum = summary.log_sum, lse = max * inverse_temperature + log_sum;
+  const auto of_score = [&](float score) { return log_sum - (score - max) * inverse_temperature; };
+  float total =
+      labels.first_smoothed + labels.first_target + labels.second_target + 2 * weighted(objective.z_loss, lse);
+  if constexpr (Kind::dense) total += sums.target;
+
+  const bool has_gradient = kGradient && wanted && objective.valid && weight != 0;
+  const float to_logits = weight * inverse_temperature;
+  Logit* gradient = kGradient ? rows.gradient + row * rows.classes : nullptr;
+  float losses[2] = {};
+  if (has_gradient || smooths) {
+    const float ceiling = fminf(rows.ceiling, -no_logits<float>().max);  // finite, for it is taken times 0
+    const float scale = total * exponential(-log_sum) * to_logits, largest_power = max * merge.factor;
+    const float off = scores.exponent_of_score(max, merge.factor, largest_power);
+    const float scale_of_simple = scale * power_of_two(-off);
+    const auto to_derivatives = [&](auto& x, auto& target, int i) {
+      constexpr int count = sizeof(x) / sizeof(x[0]);
+      if_in_step<count>(i, label, [&](int j) { target[j] = 0; });
+#pragma unroll
+      for (int j = 0; j < count; j++) {
+        float slope;
+        if (!Kind::capped && x[j] == -INFINITY) target[j] = 0;
+        const float beyond = scores.beyond(x[j], max, slope);
+        const float loss = fminf(fmaf(-beyond, inverse_temperature, log_sum), ceiling);
+        if (Kind::dense) losses[j % 2] = fmaf(target[j], loss, losses[j % 2]);
+        x[j] = (power_of_two(beyond * merge.factor) * scale - target[j] * to_logits) * slope;
+      }
+    };
+    // The label's replaced logit is taken for one that is clipped: so it has to be.
+    const bool label_in_steps = Kind::dense && extent.has_label && held.in_steps(label);
+    const bool may_subtract = !label_in_steps || !smooths || ceiling < 1e4f;
+    if (simple && may_subtract && fabsf(largest_power) < kLargestPower) {
+      const float smooth_of_logits = smoothing.smooth * to_logits, of_exponent = 0.693147181f;
+      const float log_sum_off = fmaf(off, of_exponent, log_sum);
+      float simple_losses[2] = {};
+      held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
+        float x[step], loss[step], slope[step];
+        packed.numbers(x);
+#pragma unroll
+        for (int j = 0; j < step; j++) {
+          const float exponent = scores.template exponent<Logit>(x[j], merge.factor, largest_power, slope[j]);
+          if (Kind::dense) loss[j] = exponent;
+          x[j] = power_of_two(exponent) * scale_of_simple;
+          if (Kind::dense && !(Kind::weighted && smoothing.weights)) x[j] -= smooth_of_logits;
+          if (Kind::capped && !(Kind::weighted && smooths && smoothing.weights)) x[j] *= slope[j];
+        }
+        if (Kind::dense && smooths) {
+#pragma unroll
+          for (int j = 0; j < step; j++) loss[j] = fminf(fmaf(loss[j], -of_exponent, log_sum_off), ceiling);
+          if (!Kind::weighted || !smoothing.weights) {
+#pragma unroll
+            for (int j = 0; j < step; j++) simple_losses[j % 2] += loss[j];
+          } else {
+            float target[step];
+            smoothing.targets(i, target);
+#pragma unroll
+            for (int j = 0; j < step; j++) {
+              losses[j % 2] = fmaf(target[j], loss[j], losses[j % 2]);
+              x[j] = fmaf(-target[j], to_logits, x[j]) * slope[j];
+            }
+          }
+        }
+        if (has_gradient) store<Logit, Team::caching>(gradient + i, x);
+      });
+      losses[0] += smoothing.smooth * (simple_losses[0] + simple_losses[1]);
+      if (label_in_steps && smooths) losses[0] -= smoothing.target(label, 0) * ceiling;
+    } else {
+      held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
+        float x[step], target[step];
+        packed.numbers(x);
+        smoothing.targets(i, target);
+        to_derivatives(x, target, i);
+        if (has_gradient) store<Logit, Team::caching>(gradient + i, x);
+      });
+    }
+    held.for_edges([&](int i, float logit) {
+      if (i == label) return;
+      float x[1] = {logit}, target[1] = {smoothing.target(i, logit)};
+      to_derivatives(x, target, i);
+      if (has_gradient) gradient[i] = stored<Logit>(x[0]);
+    });
+    // Of a label: its total (softmax − 1) + (total − target), in which nothing cancels.
+    const auto store_label = [&](int i, float x, float score, float target) {
+      const float missing = exponential_minus_one(-of_score(score));
+      gradient[i] = stored<Logit>((total * missing + (total - target)) * (scores.slope(x) * to_logits));
+    };
+    if (has_gradient) {
+      if (labels.has_second && !labels.same() && held.holds(labels.second)) {
+        store_label(labels.second, labels.second_logit, labels.second_score,
+                    labels.second_target + smoothing.target(labels.second, labels.second_logit));
+      }
+      if (extent.has_label) {
+        store_label(label, labels.first_logit, labels.first_score,
+                    labels.first_target + labels.first_smoothed + (labels.same() ? labels.second_target : 0.0f));
+      }
+    }
+  }
+  float loss = 0;
+  if constexpr (Kind::dense) {
+    loss = team.combined(losses[0] + losses[1], 0.0f, Sum(), wanted && smooths, false);
+  }
+  if constexpr (kGradient) {  // not before: it may take the place of logits that other lanes read for the loss
+    const int64_t written = has_gradient ? objective.classes : 0;
+    if (exists && written < rows.classes) zero_gradient(rows, team.threads(), row, written);
+  }
+  if (!exists || !team.leads()) return;
+
+  const int no_rank = static_cast<int>(rows.smoothed_classes);
+  RowResults<float> results{0, 0, 0, 0, 0, -1, no_rank};
+  if (wanted) {
+    const float of_label = labels.has_first ? of_score(labels.first_score) : 0.0f;
+    const float of_second = labels.has_second ? of_score(labels.second_score) : 0.0f;
+    loss += weighted(objective.z_loss, lse * lse);
+    loss += weighted(labels.first_target + labels.first_smoothed, at_most(of_label, rows.ceiling)) +
+            weighted(labels.second_target, at_most(of_second, rows.ceiling));
+    const float nll = weighted(objective.share[0], of_label) + weighted(objective.share[1], of_second);
+    results.loss = objective.valid ? where_a_number(log_sum, loss) : NAN;
+    results.nll = objective.valid ? where_a_number(log_sum, nll) : NAN;
+    results.max = max * inverse_temperature;
+    results.log_sum = log_sum;
+    if constexpr (Kind::detailed) {
+      results.entropy = log_sum - summary.dot_over_sum * inverse_temperature;
+      const float label_logit = labels.first_logit;
+      const bool label_leads =
+          label_logit > -INFINITY && (label_logit > sums.logit || (label_logit == sums.logit && label < sums.first));
+      const int predicted = label_leads ? label : sums.first;
+      results.predicted = predicted == kNoClass ? 0 : predicted;
+      results.rank = labels.has_first ? sums.before : no_rank;
+    }
+  }
+  write_results(rows, RowTeam{1, 0}, row, results);
+}
+
+}  // namespace jaxloss::gpu

@@ -1,0 +1,201 @@
+// Rows of logits in shared memory: what a thread holds of one, copied there at once, and how it goes along that.
+#pragma once
+
+#include "gpu/core/softmax.cuh"
+#include "gpu/core/vector.cuh"
+
+namespace jaxloss::gpu {
+
+// The next larger number that is stored so; NaN of infinity.
+template <class Logit>
+__device__ __forceinline__ float next_above(float x) {
+  if constexpr (sizeof(Logit) == 4) {
+    const int bits = __float_as_int(x);
+    return x == 0 ? __int_as_float(1) : __int_as_float(x > 0 ? bits + 1 : bits - 1);
+  } else {
+    const uint16_t bits = stored<Logit>(x).bits;
+    const Logit next = {static_cast<uint16_t>(x == 0 ? 1 : x > 0 ? bits + 1 : bits - 1)};
+    return number(next);
+  }
+}
+
+// The largest and the smallest of the logits that a thread holds, but the label's; NaNs are passed over, but the
+// smallest is NaN of them. And whether the label's is among them.
+struct Extent {
+  float largest = -INFINITY, smallest = INFINITY;
+  bool has_label = false;
+};
+
+// A vector with the signs of all its numbers changed.
+template <class Logit>
+__device__ __forceinline__ Packed<Logit, kPerVector<Logit>> negated(const Packed<Logit, kPerVector<Logit>>& packed) {
+  constexpr uint32_t signs = sizeof(Logit) == 4 ? 0x80000000u : 0x80008000u;
+  const uint4 all = packed.vector[0];
+  return {{make_uint4(all.x ^ signs, all.y ^ signs, all.z ^ signs, all.w ^ signs)}};
+}
+
+// How many logits are at least a bar, of 16 bits two at a time, as sums of ones that stay exact for 64 vectors a
+// thread.
+template <class Logit>
+struct CountFrom {
+  uint32_t counts = 0;
+
+  __device__ __forceinline__ void add(const Packed<Logit, kPerVector<Logit>>& packed, float bar) {
+    const uint4 all = packed.vector[0];
+    if constexpr (sizeof(Logit) == 4) {
+      float x[4];
+      packed.numbers(x);
+#pragma unroll
+      for (int j = 0; j < 4; j++) counts += x[j] >= bar;
+    } else {
+      const uint32_t both = stored<Logit>(bar).bits * 0x10001u;
+      add(all.x, both), add(all.y, both), add(all.z, both), add(all.w, both);
+    }
+  }
+  __device__ __forceinline__ int value() const {
+    if constexpr (sizeof(Logit) == 4) {
+      return static_cast<int>(counts);
+    } else {
+      const Logit low = {static_cast<uint16_t>(counts & 0xffff)}, high = {static_cast<uint16_t>(counts >> 16)};
+      return static_cast<int>(number(low) + number(high));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void add(uint32_t pair, uint32_t bar) {
+    if constexpr (std::is_same_v<Logit, bfloat16>) {
+      counts = of_pairs<__nv_bfloat162>(
+          counts, of_pairs<__nv_bfloat162>(pair, bar, [](auto x, auto y) { return __hge2(x, y); }),
+          [](auto x, auto y) { return __hadd2(x, y); });
+    } else if constexpr (std::is_same_v<Logit, float16>) {
+      counts = of_pairs<__half2>(counts, of_pairs<__half2>(pair, bar, [](auto x, auto y) { return __hge2(x, y); }),
+                                 [](auto x, auto y) { return __hadd2(x, y); });
+    }
+  }
+};
+
+// What a thread holds of a row: every `stride`-th step from `first` on, up to `end`, and of the edges every
+// `edge_stride`-th. Its own steps lie in shared memory, `blockDim.x` vectors apart.
+template <class Logit>
+struct Held {
+  static constexpr int step = kPerVector<Logit>;
+  const Logit* logits;
+  uint4* slots;
+  int head, steps, edges;       // of the row
+  int first, end, stride;       // of its steps, this thread's
+  int first_edge, edge_stride;  // of its edges
+  float first_edge_logit = -INFINITY;
+
+  __device__ __forceinline__ void load() {
+    for_slots([&](uint4* slot, int i) {
+      asm volatile(
+          "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(slot))),
+          "l"(__cvta_generic_to_global(logits + i))
+          : "memory");
+    });
+    if (first_edge < edges) first_edge_logit = number(logits[edge(first_edge)]);
+  }
+  __device__ __forceinline__ void wait() const { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+  // body(packed, i) for each of this thread's steps, which begins at number i.
+  template <class Body>
+  __device__ __forceinline__ void for_vectors(Body body) const {
+    for_slots([&](const uint4* slot, int i) { body(Packed<Logit, step>{{*slot}}, i); });
+  }
+  // body(slot, slot_of_other, i), with that of the same step of another row that is held alike. It may leave there what
+  // is to be found instead.
+  template <class Body>
+  __device__ __forceinline__ void for_vectors_beside(const Held& other, Body body) const {
+    const ptrdiff_t apart = other.slots - slots;
+    for_slots([&](uint4* slot, int i) { body(slot[0], slot[apart], i); });
+  }
+  // body(i, x) for each number of the edges that is this thread's.
+  template <class Body>
+  __device__ __forceinline__ void for_edges(Body body) const {
+    for (int k = first_edge; k < edges; k += edge_stride) {
+      body(edge(k), k == first_edge ? first_edge_logit : number(logits[edge(k)]));
+    }
+  }
+  // The same with that of the other row.
+  template <class Body>
+  __device__ __forceinline__ void for_edges_beside(const Held& other, Body body) const {
+    for_edges([&](int i, float logit) {
+      body(i, logit, i == edge(first_edge) ? other.first_edge_logit : number(other.logits[i]));
+    });
+  }
+  // NaNs are passed over.
+  __device__ __forceinline__ float largest() const {
+    Packed<Logit, step> most = minus_infinities<Logit>();
+    for_vectors([&](const Packed<Logit, step>& packed, int) { take<true>(most, packed); });
+    float x[step], largest = -INFINITY;
+    most.numbers(x);
+#pragma unroll
+    for (int j = 0; j < step; j++) largest = fmaxf(largest, x[j]);
+    for_edges([&](int, float logit) { largest = fmaxf(largest, logit); });
+    return largest;
+  }
+  __device__ __forceinline__ bool in_steps(int i) const { return i >= head && i < head + steps * step; }
+  __device__ __forceinline__ bool holds(int i) const {
+    const int vector = (i - head) / step, k = i < head ? i : i - steps * step;
+    if (in_steps(i)) return vector >= first && vector < end && (vector - first) % stride == 0;
+    return k >= first_edge && k < edges && (k - first_edge) % edge_stride == 0;
+  }
+  // The label's logit is then `replaced` in its step.
+  __device__ __forceinline__ Extent extent(int label, float replaced) const {
+    Extent extent;
+    Packed<Logit, step> most = minus_infinities<Logit>(), least = negated(most);
+    for_slots([&](uint4* slot, int i) {
+      Packed<Logit, step> high = {{*slot}}, low = high;
+      if (static_cast<unsigned>(label - i) < step) {
+        extent.has_label = true;
+        reinterpret_cast<Logit*>(slot)[label - i] = stored<Logit>(replaced);
+        gpu::leave_out(high, label - i);
+        low = negated(low);
+        gpu::leave_out(low, label - i);
+        low = negated(low);
+      }
+      take<true>(most, high);
+      take<false>(least, low);
+    });
+    float x[step];
+    most.numbers(x);
+#pragma unroll
+    for (int j = 0; j < step; j++) extent.largest = fmaxf(extent.largest, x[j]);
+    least.numbers(x);
+#pragma unroll
+    for (int j = 0; j < step; j++) extent.smallest = smaller_or_nan(extent.smallest, x[j]);
+    for_edges([&](int i, float logit) {
+      extent.has_label |= i == label;
+      if (i == label) return;
+      extent.largest = fmaxf(extent.largest, logit);
+      extent.smallest = smaller_or_nan(extent.smallest, logit);
+    });
+    return extent;
+  }
+
+ private:
+  template <bool larger>
+  static __device__ __forceinline__ void take(Packed<Logit, step>& kept, const Packed<Logit, step>& more) {
+    uint4& a = kept.vector[0];
+    const uint4& b = more.vector[0];
+    if constexpr (larger) {
+      a = make_uint4(larger_of(a.x, b.x, Logit()), larger_of(a.y, b.y, Logit()), larger_of(a.z, b.z, Logit()),
+                     larger_of(a.w, b.w, Logit()));
+    } else {
+      a = make_uint4(smaller_of(a.x, b.x, Logit()), smaller_of(a.y, b.y, Logit()), smaller_of(a.z, b.z, Logit()),
+                     smaller_of(a.w, b.w, Logit()));
+    }
+  }
+  __device__ __forceinline__ int edge(int k) const { return k < head ? k : k + steps * step; }
+  template <class Body>
+  __device__ __forceinline__ void for_slots(Body body) const {
+    uint4* slot = slots;
+#pragma unroll 1
+    for (int i = first; i < end; i += stride) {
+      body(slot, head + i * step);
+      slot += blockDim.x;
+    }
+  }
+};
+
+}  // namespace jaxloss::gpu
