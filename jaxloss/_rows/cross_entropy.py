@@ -186,8 +186,7 @@ def _z_derivative(objective: Objective, operands: Operands, stats: Sequence[Arra
     options = objective.options(parameters)
     valid, total = whole_targets(objective, objective.axes, logits, target, options)
     if "z_loss" in options:
-        z_loss, lse = along(options["z_loss"], maximum), maximum + log_sum
-        total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * lse)
+        total = total + 2 * along(options["z_loss"], maximum) * (maximum + log_sum)
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
     z = formulas.scaled_logits(logits, target, options)
     difference = formulas.softmax_minus_target(z, maximum, log_sum, total, targets)

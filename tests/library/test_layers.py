@@ -1,7 +1,11 @@
-"""The folders of the package are its layers, in the order in which a call goes through them: none imports one above it."""
+"""The folders of the package are its layers, in the order in which a call goes through them: none imports one above it.
+
+So it is of the folders of kernels.
+"""
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -45,3 +49,19 @@ def test_no_layer_imports_one_above_it(path):
 def test_every_private_module_has_a_layer():
     top = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert top == {"__init__", "__main__", *PUBLIC, *LAYERS, *OWN}
+
+
+KERNELS = pathlib.Path(__file__).parents[2] / "cuda/gpu"
+SHARED = ("core", "rows")
+"""Folders of kernels that others include, the lowest first. A family includes these and itself."""
+
+
+def test_families_of_kernels_share_only_what_is_below_them():
+    included = {}
+    for path in KERNELS.glob("*/*.*"):
+        folders = re.findall(r'#include "gpu/(\w+)/', path.read_text())
+        included.setdefault(path.parent.name, set()).update(folders)
+    assert included["core"] == {"core"}
+    assert included.pop("rows") == {"core", "rows"}
+    for folder, found in included.items():
+        assert found <= {folder, *SHARED}, folder
