@@ -129,10 +129,15 @@ def d_weighted_binary_cross_entropy_of_target(
     if_zero: Array | float = 1.0,
     label_smoothing: Array | float = 0.0,
 ) -> Array:
-    r"""The derivative with respect to the target, $(1 - \epsilon)(v \log(1 - t) - u \log t)$."""
+    r"""The derivative with respect to the target, $(1 - \epsilon)(v \log(1 - t) - u \log t)$.
+
+    What $-\log t$ and $-\log(1 - t)$ have in common is multiplied by $u - v$: equal weights leave $-u x$.
+    """
     del target
-    nll_if_one, nll_if_zero = binary_nll(logits)
-    return (1 - label_smoothing) * (product(if_one, nll_if_one) - product(if_zero, nll_if_zero))
+    x = real(logits)
+    common = jnp.log1p(jnp.exp(-jnp.abs(x))) * (if_one - if_zero)
+    apart = product(if_one, jnp.maximum(-x, 0)) - product(if_zero, jnp.maximum(x, 0))
+    return (1 - label_smoothing) * (common + apart)
 
 
 def focal_binary_cross_entropy(

@@ -145,11 +145,12 @@ def given_targets(logits: Array, target: Array, options: Options) -> Array:
     if not jnp.issubdtype(target.dtype, jnp.integer):
         counted = counted_classes(x, options)
         return real(target).astype(x.dtype) if counted is True else jnp.where(counted, real(target), 0).astype(x.dtype)
-    a = one_hot(target, x.shape[-1]).astype(x.dtype)
+    first = one_hot(target, x.shape[-1])
     if "second_label" not in options:
-        return a
-    mix = _along(options["mix"], x)
-    return mix * a + (1 - mix) * one_hot(options["second_label"], x.shape[-1]).astype(x.dtype)
+        return first.astype(x.dtype)
+    # Selected, not multiplied: an infinite loss of one label is then no part of the derivative of the other's share.
+    mix, second = _along(options["mix"], x), one_hot(options["second_label"], x.shape[-1])
+    return jnp.where(first, mix, 0) + jnp.where(second, 1 - mix, 0)
 
 
 def class_targets(logits: Array, target: Array, options: Options, classes: int) -> Array:

@@ -82,3 +82,22 @@ def test_a_label_on_a_masked_class(clip, value, path):
     probabilities = np.exp(x) / np.exp(x).sum()
     tolerance.assert_close(gradient, probabilities - np.eye(CLASSES)[3], "gradient", terms=CLASSES)
     assert gradient[0, 3] == -1
+
+
+@pytest.mark.parametrize("clip", [None, 1e-7])
+def test_a_share_of_0_at_a_masked_class_has_an_infinite_derivative(clip, path):
+    """The loss of the second label is infinite, and its share is 0: in both modes no product of the two is taken."""
+    labels, masked = LABELS, MASK.argmax(1)  # of each row one that is not masked, and one that is
+
+    def of(share):
+        return jaxloss.categorical_cross_entropy(MASKED, (labels, masked, share), clip=clip, reduction="sum")
+
+    def of_unmasked(share):
+        return jaxloss.categorical_cross_entropy(X, (labels, masked, share), clip=clip, reduction="sum")
+
+    ones = np.ones(len(X), np.float32)
+    log_p = X - np.log(np.exp(X.astype(np.float64)).sum(1, keepdims=True))
+    expected = np.take_along_axis(log_p, masked[:, None], 1) - np.take_along_axis(log_p, labels[:, None], 1)
+    tolerance.assert_close(jax.grad(of_unmasked)(ones), expected[:, 0], "derivative", terms=CLASSES)
+    np.testing.assert_array_equal(jax.grad(of)(ones), -np.inf)
+    assert jax.jvp(of, (ones,), (ones,))[1] == -np.inf

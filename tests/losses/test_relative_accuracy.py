@@ -57,6 +57,27 @@ def test_gradients_of_soft_binary_targets(path):
     assert ulp_errors(binary(x, a)[1], derivative, scale).max() <= 4
 
 
+@pytest.mark.parametrize("weight", [None, 1.0, 3.0])
+def test_derivatives_of_binary_targets(weight, path):
+    """They are -x, times the weight that both classes have: the losses of the two are not subtracted."""
+    x = LOGITS.astype(np.float32)
+    options = {} if weight is None else {"class_weights": np.float32([weight])}
+
+    def total(a):
+        return jaxloss.binary_cross_entropy(x[:, None], a, reduction="sum", **options)
+
+    found = jax.jit(jax.grad(total))(np.full((len(x), 1), 0.5, np.float32))[:, 0]
+    assert ulp_errors(found, -(weight or 1.0) * x.astype(np.float64)).max() <= 1
+
+
+def test_derivatives_of_counts(path):
+    def total(a):
+        return jaxloss.poisson_nll(LOGITS.astype(np.float32)[:, None], a, reduction="sum")
+
+    found = jax.jit(jax.grad(total))(np.ones((len(LOGITS), 1), np.float32))[:, 0]
+    assert ulp_errors(found, -LOGITS.astype(np.float32).astype(np.float64)).max() == 0
+
+
 @pytest.mark.parametrize("options", [{}, {"clip": None}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}], ids=str)
 def test_binary_targets_mirror_each_other(options, path):
     if path == "formula" and "clip" not in options and options:
