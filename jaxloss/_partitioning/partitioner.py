@@ -8,6 +8,7 @@ platform without kernels has nothing to partition: it gets the formula alone.
 There is no public way to name a callback, so internals of JAX are used here, and nowhere else but in `partitioned`.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -236,8 +237,18 @@ def _callback(backend_config: bytes, operands: int, results: int):
 def _partition(arg_shapes, arg_shardings, result_shape, result_sharding, backend_config: bytes):
     """What the partitioner asks for: the module of one device, and how operands and results are split."""
     _make_known(backend_config, len(arg_shapes), result_shape)
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # one device's program knows nothing of explicit axes
+    # One device's program knows nothing of explicit axes.
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), _types_of(arg_shapes):
         return _module_of_one_device(arg_shapes, arg_shardings, result_shape, result_sharding, backend_config)
+
+
+def _types_of(shapes):
+    """64-bit types where operands have them: the partitioner calls back in threads of its own, which do not know of it.
+
+    Where `jax.enable_x64` is for a block of a program, it is for the thread that runs this.
+    """
+    wide = any(np.dtype(shape.numpy_dtype()).itemsize == 8 for shape in shapes)
+    return jax.enable_x64(True) if wide else contextlib.nullcontext()
 
 
 def _inferred(arg_shapes, arg_shardings, result_shape, backend_config: bytes):

@@ -236,3 +236,20 @@ def test_sizes_that_do_not_divide_the_mesh(case, placement, rows, features):
     for actual, exact in zip(value_and_grad(x, a), (expected.value, expected.of_prediction), strict=True):
         error = tolerance.bound(*exact, computed=np.float32, stored=np.float32, terms=x.size)
         tolerance.assert_within(actual, exact[0], error, "a result of uneven shards")
+
+
+@meshes.AXIS_TYPES
+@pytest.mark.parametrize("placement", ["rows", "features"])
+@pytest.mark.parametrize("case", MATRIX)
+def test_float64_of_a_block_of_a_program(case, placement, axis_type):
+    """The partitioner works in threads that do not know of `jax.enable_x64`."""
+    spec = PLACEMENTS[placement]
+    x, a = sample(case)
+    with jax.enable_x64(True), jax.set_mesh(meshes.mesh(axis_type, meshes.axes_of(spec))):
+        a = a if a.dtype.kind == "i" else a.astype(np.float64)
+        placed = jax.device_put(x.astype(np.float64), NamedSharding(jax.sharding.get_mesh(), spec))
+        found = jit_quickly(jax.value_and_grad(case.loss))(placed, a)
+    expected = exactly(PROGRAMS["value_and_grad"], case, "mean", x, a, x)
+    for actual, exact in zip(found, expected, strict=True):
+        assert actual.dtype == np.float64
+        np.testing.assert_allclose(actual, exact, rtol=1e-12, atol=1e-14)
