@@ -102,6 +102,24 @@ def test_what_is_taken_out_may_hold_anything(case, reduction, dtype):
     assert (np.asarray(gradient, np.float32)[~where] == 0).all()
 
 
+@reductions
+@cases
+def test_what_is_taken_out_moves_with_no_weight(case, reduction):
+    """Nor does anything else move otherwise, in forward mode too, whose products with a tangent of 0 are taken."""
+    x, a = case.sample(SHAPE)
+    where = mask(EXAMPLES[case.loss.by_rows])
+    weights = weighing(where.shape)
+
+    def along_weights(x, a):
+        def of(weights):
+            return case.loss(x, a, where=where, weights=weights, reduction=reduction)
+
+        return jax.jvp(of, (weights,), (np.ones_like(weights),))
+
+    for found, expected in zip(along_weights(*poisoned(case, x, a, where)), along_weights(x, a), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("case", ELEMENTWISE)
 def test_single_elements_taken_out_may_hold_anything(case):
     x, a = case.sample(SHAPE)
