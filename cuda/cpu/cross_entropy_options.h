@@ -139,12 +139,15 @@ struct OptionRow {
   // Of labels, or of the largest logit of a sure row, the softmax times its total less the target in a form in which
   // nothing cancels.
   JAXLOSS_INLINE void store_gradient_of(Targets targets, int64_t sure, Real softmax, Real log_sum, Real total,
-                                        Real weight) const {
-    const Real factor = weight * objective.inverse_temperature;
+                                        Real weight, const StatsGradient<Real>* of_stats = nullptr) const {
+    Real factor = weight * objective.inverse_temperature, smooth = objective.smooth;
     const auto exactly = [&](int64_t i, Real target_of_class) JAXLOSS_IN_LOOP {
-      const Real missing = probability_less_one(z[i] - max, log_sum);
-      const Real slope = slopes ? slopes[i] : Real(1);
-      return ValueOf<Real>((total * missing + (total - target_of_class)) * factor * slope);
+      const Real z_minus_max = z[i] - max, missing = probability_less_one(z_minus_max, log_sum);
+      Real result = (total * missing + (total - target_of_class)) * factor;
+      if (of_stats) {
+        result += exponential(z_minus_max - log_sum) * (*of_stats)(z_minus_max)*objective.inverse_temperature;
+      }
+      return ValueOf<Real>(result * (slopes ? slopes[i] : Real(1)));
     };
     // Before anything is stored: the gradient may overwrite the logits.
     ValueOf<Real> of_label[2] = {}, of_sure{};
@@ -156,11 +159,17 @@ struct OptionRow {
       return Real(0);
     });
     if (sure >= 0) of_sure = exactly(sure, targets.of(sure));
-    const GradientOfRow<Logit> of_row{kept, slopes, objective.classes, softmax * total, factor, gradient()};
+    Real of_softmax = softmax * total;
+    if (of_stats) {  // then the weight of the loss is no factor of all
+      weigh_exponentials(kept, z, objective.classes, max, weight * total, *of_stats);
+      of_softmax = softmax, factor = objective.inverse_temperature, smooth *= weight;
+      targets.smooth *= weight, targets.hard *= weight;
+    }
+    const GradientOfRow<Logit> of_row{kept, slopes, objective.classes, of_softmax, factor, gradient()};
     if (dense && !targets.is_same_for_all()) {
       store_gradient(of_row, targets);
     } else {
-      store_gradient(of_row, objective.smooth);
+      store_gradient(of_row, smooth);
     }
     sum_of_labels([&](int which) {
       store_step(gradient() + objective.label[which], of_label[which], 1);
@@ -193,8 +202,9 @@ struct OptionRow {
     if (objective.moves_label) move_labels();
     if (of_max < 0 || objective.moves_label) of_max = largest();
     if (!is_finite(max)) of_max = -1;  // its exponential is not 1
-    const auto sums = rows.entropy ? option_sums<true>(z, objective.classes, max, of_max, kept, following)
-                                   : option_sums<false>(z, objective.classes, max, of_max, kept, following);
+    const bool with_dot = rows.entropy || rows.of_entropy;
+    const auto sums = with_dot ? option_sums<true>(z, objective.classes, max, of_max, kept, following)
+                               : option_sums<false>(z, objective.classes, max, of_max, kept, following);
     const Real sum = sums.exponentials.whole(), log_sum = sums.exponentials.log(), lse = max + log_sum;
     Targets targets = this->targets();
     TargetSums<Real> of_targets{0, 0, 0, false};
@@ -220,10 +230,14 @@ struct OptionRow {
     }
     if (rows.entropy) rows.entropy[row] = log_sum - sums.dot / sum;
     if (!rows.gradient) return;
-    if (weight == 0 || !objective.valid) return store_no_gradient();
+    if ((weight == 0 || !objective.valid) && !rows.of_lse) return store_no_gradient();
     const Real total = of_targets.total + sum_of_labels([&](int which) { return objective.label_target(which); }) +
                        2 * weighted(objective.z_loss, lse);
-    store_gradient_of(targets, !by_index && is_sure(sum) ? of_max : -1, 1 / sum, log_sum, total, weight);
+    const int64_t sure = !by_index && is_sure(sum) ? of_max : -1;
+    if (!rows.of_lse) return store_gradient_of(targets, sure, 1 / sum, log_sum, total, weight);
+    const StatsGradient<Real> of_stats{rows.of_lse[row], rows.of_entropy[row], sums.dot / sum};
+    const Real of_loss = objective.valid ? weight : Real(0);
+    store_gradient_of(targets, sure, 1 / sum, log_sum, total, of_loss, &of_stats);
   }
 };
 

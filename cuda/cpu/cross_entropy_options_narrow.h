@@ -181,8 +181,11 @@ struct NarrowOptions {
 
   // exp(z − max) becomes the gradient.
   JAXLOSS_INLINE void set_gradient(Vector max, Vector log_sum, Integers sure, Vector softmax, Vector total,
-                                   Vector weight, Integers nothing) {
-    const Vector factor = weight * inverse_temperature, of_all = softmax * total, zero(0);
+                                   Vector weight, Integers nothing, Vector mean = Vector(0)) {
+    const bool has_stats = rows.of_lse;  // then the weight of the loss is no factor of all
+    const Vector factor = has_stats ? inverse_temperature : weight * inverse_temperature;
+    const Vector of_all = softmax * total, zero(0);
+    const Vector of_lse = has_stats ? known(rows.of_lse) : zero, of_entropy = has_stats ? known(rows.of_entropy) : zero;
     Vector of_label[2] = {zero, zero};
     Vector added[2] = {zero, zero};
     for_each_label([&](LabelLanes& each) JAXLOSS_IN_LOOP {
@@ -202,6 +205,10 @@ struct NarrowOptions {
         result = select(label.is(j), of_label[0] + (total - (a + of_labels)), result);
       } else {
         result = select((e == Vector(1)) & sure, of_largest + (total - a), result);
+      }
+      if (has_stats) {
+        const Vector finite = at_least(z.column[j] - max, Vector(-10000.0));  // its softmax is 0 long before
+        result = result * weight + e * softmax * (of_lse - of_entropy * (finite - mean));
       }
       result = result * factor;
       if (capped) result = result * columns.slopes.column[j];
@@ -233,7 +240,7 @@ struct NarrowOptions {
       columns.exponentials.column[j] = e;
       values[0] = select(is_largest, zero, e);
       values[1] = select(is_largest, Vector(1), zero);
-      values[2] = rows.entropy ? weighted(e, z_minus_max) : zero;
+      values[2] = rows.entropy || rows.of_entropy ? weighted(e, z_minus_max) : zero;
     });
     const Vector below_one = sums[0], largest = sums[1], dot = sums[2];
     if (rows.known_max) {
@@ -273,7 +280,11 @@ struct NarrowOptions {
     const Vector total = of_targets.total +
                          sum_of_labels([&](LabelLanes& each) JAXLOSS_IN_LOOP { return label_target(each); }) +
                          Vector(2) * weighted(of_z, lse);
-    set_gradient(max, log_sum, sum < Vector(2), Vector(1) / sum, total, weight, (weight == zero) | invalid);
+    const Vector softmax = Vector(1) / sum;
+    if (!rows.of_lse) {
+      return set_gradient(max, log_sum, sum < Vector(2), softmax, total, weight, (weight == zero) | invalid);
+    }
+    set_gradient(max, log_sum, sum < Vector(2), softmax, total, select(invalid, zero, weight), out, dot / sum);
   }
 };
 

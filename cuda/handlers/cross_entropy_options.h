@@ -129,6 +129,8 @@ ffi::Error cross_entropy_with_options(typename Platform::Context context, ffi::A
     operands.take_rows("maximum", rows.known_max);
     operands.take_rows("log_sum", rows.known_log_sum);
     operands.take_rows("total", rows.known_total);
+    operands.take_rows("of_lse", rows.of_lse);
+    operands.take_rows("of_entropy", rows.of_entropy);
     operands.finish();
     OptionResults written(in, results, wanted, checks);
     written.give_rows("loss", rows.loss);
@@ -141,10 +143,12 @@ ffi::Error cross_entropy_with_options(typename Platform::Context context, ffi::A
     written.give_gradient(rows.gradient);
     written.finish();
     // All that is known of a row is known together, and then only its gradient is wanted; details come together.
-    const bool known = rows.known_max;
+    const bool known = rows.known_max, of_stats = rows.of_lse, gradient_alone = known || of_stats;
     checks.require(known == !!rows.known_log_sum && known == !!rows.known_total, "only a part of a row is known")
-        .require(known == !rows.loss && !(known && (rows.max || rows.entropy || !rows.gradient)),
-                 "of known rows a gradient is to be had, and nothing else")
+        .require(of_stats == !!rows.of_entropy && !(of_stats && known), "weights of statistics come together and alone")
+        .require(!of_stats || Platform::weighs_stats, "there is no gradient of statistics on this platform")
+        .require(gradient_alone == !rows.loss && !(gradient_alone && (rows.max || rows.entropy || !rows.gradient)),
+                 "of known rows, and of statistics, a gradient is to be had, and nothing else")
         .require(!rows.entropy == !rows.nll && !rows.entropy == !rows.predicted && !rows.entropy == !rows.rank,
                  "nll, entropy, predicted and rank come together");
     if (!checks.passed()) return checks.error();

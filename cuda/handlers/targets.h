@@ -102,6 +102,10 @@ std::vector<CallTarget> targets_of(LossList<Loss...>) {
     targets.push_back({std::string("jaxloss_cross_entropy_with_options_") + purpose, platform,
                        handle<cross_entropy_with_options<Platform>, Bind::cross_entropy_with_options>});
   }
+  if constexpr (Platform::weighs_stats) {
+    targets.push_back({"jaxloss_cross_entropy_with_options_stats_grad", platform,
+                       handle<cross_entropy_with_options<Platform>, Bind::cross_entropy_with_options>});
+  }
   const auto add = [&](auto loss_tag) {
     using L = typename decltype(loss_tag)::type;
     const std::string name = std::string("jaxloss_") + L::name;

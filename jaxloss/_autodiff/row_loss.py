@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxloss._arrays import MASKED, Array, along, is_masked, weighted
 from jaxloss._autodiff.pair import Loss
-from jaxloss._autodiff.row_product import row_product
+from jaxloss._autodiff.row_product import Formulas, Gradient, row_products
 from jaxloss._autodiff.tangents import contracted, counted, or_none, varying_like, with_derivative_of, zero_tangent
 from jaxloss._partitioning.meshes import Entry
 from jaxloss._partitioning.partitioned import Call
@@ -64,6 +64,8 @@ class Outputs(enum.StrEnum):
     """`(total, gradient)`."""
     GRAD = "grad"
     """`(gradient,)`, from operands and statistics."""
+    GRAD_OF_STATS = "grad_of_stats"
+    """The same of losses and statistics together, from their weights too: those of the losses are in the operands."""
 
 
 class RowLoss(Loss):
@@ -80,6 +82,11 @@ class RowLoss(Loss):
     def stats(self) -> int:
         """How many statistics a row has."""
         return 0
+
+    @property
+    def vjp_stats(self) -> tuple[int, ...]:
+        """Which statistics have their part in `stats_vjp`, by their places; none if there is no such."""
+        return ()
 
     @property
     def gives_stats_with_gradient(self) -> bool:
@@ -113,15 +120,25 @@ class RowLoss(Loss):
         """The gradient from statistics that are known, where these mesh axes have split the features."""
         raise NotImplementedError
 
+    def stats_derivatives(self, operands: Operands, stats: Sequence[Array]) -> tuple[Array, ...]:
+        """The derivatives of each row's `vjp_stats` with respect to `x`, formulas."""
+        raise NotImplementedError
+
+    def stats_vjp(
+        self, axes: tuple[str, ...], operands: Operands, stats: Sequence[Array], weights: Sequence[Array]
+    ) -> Array:
+        """The gradient of the losses, times the rows' weights, and of `vjp_stats`, times these weights."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def jvp(
         self, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands
     ) -> tuple[Array | None, ...]:
         """The tangents of losses and statistics, formulas; None for zeros. That of `row_weight` is None."""
 
-    def run(self, outputs: Outputs, operands: Operands, stats: Sequence[Array] = ()) -> tuple[Array, ...]:
-        """The outputs, wherever the operands lie."""
-        return _row_wise(self, outputs)(*operands.flat, *stats)
+    def run(self, outputs: Outputs, operands: Operands, of_rows: Sequence[Array] = ()) -> tuple[Array, ...]:
+        """The outputs, wherever the operands lie; those that are gradients want statistics, and their weights."""
+        return _row_wise(self, outputs)(*operands.flat, *of_rows)
 
     def from_stats(self, outputs: Outputs, operands: Operands, losses: Array, *stats: Array) -> tuple[Array, ...]:
         """The outputs, from losses and statistics of the rows; a gradient by its formula, beside the statistics."""
@@ -175,18 +192,25 @@ class RowLoss(Loss):
         Else by a plain formula, which XLA fuses into one pass over `x`.
         """
         losses, *stats = value_and_stats(self)(operands)
-        tangent, stats_tangents = jnp.zeros_like(losses), list(map(zero_tangent, stats))
-        if jax.tree.leaves(tangents):
-            row_weight, by_formula = operands.row_weight, tangents
-            keep = counted(row_weight, losses)
-            if self.has_vjp and tangents.x is not None:
-                weight = jnp.where(keep, along(row_weight, losses), MASKED)
-                residuals = (*operands._replace(row_weight=weight).flat, *stats)
-                wrt_x = row_product(*_grad_and_formula(self), residuals, tangents.x)
-                tangent, by_formula = varying_like(losses, wrt_x), tangents._replace(x=None)
-            losses_tangent = self.tangents(keep, operands, losses, stats, by_formula)[0]
-            tangent = tangent + along(row_weight, losses) * losses_tangent
-            _, *stats_tangents = self.tangents(~is_masked(row_weight), operands, losses, stats, tangents)
+        if not jax.tree.leaves(tangents):
+            return losses, stats, jnp.zeros_like(losses), list(map(zero_tangent, stats))
+        row_weight, by_formula = operands.row_weight, tangents
+        keep, keep_stats = counted(row_weight, losses), ~is_masked(along(row_weight, losses))
+        tangent, of_stats = jnp.zeros_like(losses), {}
+        if self.has_vjp and tangents.x is not None:
+            weight = jnp.where(keep, along(row_weight, losses), MASKED)
+            residuals = (*operands._replace(row_weight=weight).flat, *stats, keep_stats)
+            products = row_products(*_grad_and_formulas(self), residuals, tangents.x)
+            tangent, *of_vjp = (varying_like(losses, product) for product in products)
+            of_stats, by_formula = dict(zip(self.vjp_stats, of_vjp, strict=True)), tangents._replace(x=None)
+        losses_tangent = self.tangents(keep, operands, losses, stats, by_formula)[0]
+        tangent = tangent + along(row_weight, losses) * losses_tangent
+        stats_tangents = list(self.tangents(keep_stats, operands, losses, stats, tangents)[1:])
+        if of_stats:
+            of_others = self.tangents(keep_stats, operands, losses, stats, by_formula)[1:]
+            for place, product in of_stats.items():
+                other = or_none(of_others[place])
+                stats_tangents[place] = product if other is None else product + other
         return losses, stats, tangent, stats_tangents
 
 
@@ -196,19 +220,24 @@ class RowLoss(Loss):
 @functools.cache
 def _row_wise(loss: RowLoss, outputs: Outputs) -> RowWise:
     """The row-wise op of these outputs, of the flat operands."""
+    behind = {Outputs.GRAD: loss.stats, Outputs.GRAD_OF_STATS: loss.stats + len(loss.vjp_stats)}.get(outputs, 0)
 
     def separated(flat) -> tuple[Operands, Sequence[Array]]:
-        place = len(flat) - (loss.stats if outputs is Outputs.GRAD else 0)
+        place = len(flat) - behind
         return Operands.of(flat[:place]), flat[place:]
 
+    def gradient(axes, operands, of_rows) -> tuple[Array, ...]:
+        stats, weights = of_rows[: loss.stats], of_rows[loss.stats :]
+        return (loss.stats_vjp(axes, operands, stats, weights) if weights else loss.vjp(axes, operands, stats),)
+
     def local(*flat):
-        operands, stats = separated(flat)
-        return (loss.vjp((), operands, stats),) if outputs is Outputs.GRAD else loss.forward(outputs, operands)
+        operands, of_rows = separated(flat)
+        return gradient((), operands, of_rows) if of_rows else loss.forward(outputs, operands)
 
     def split(axes, last_axes, *flat):
-        operands, stats = separated(flat)
-        if outputs is Outputs.GRAD:
-            return (loss.vjp(axes + last_axes, operands, stats),)
+        operands, of_rows = separated(flat)
+        if of_rows:
+            return gradient(axes + last_axes, operands, of_rows)
         return loss.partition(outputs, axes, last_axes, operands)
 
     def row_rank(*flat) -> int:
@@ -321,21 +350,52 @@ def _gradient(loss: RowLoss, operands: Operands, stats: Sequence[Array]) -> Arra
 
 
 @functools.cache
-def _grad_and_formula(loss: RowLoss) -> tuple[Callable[..., Array], Callable[..., Array]]:
-    """The gradient alone, of flat operands and statistics: by `vjp`, with its derivative, and as a formula."""
+def _grad_and_formulas(loss: RowLoss) -> tuple[Gradient, Formulas]:
+    """The gradient alone, and the derivatives that it is of, as `row_products` wants them.
 
-    def separated(arrays) -> tuple[Operands, Sequence[Array]]:
-        place = len(arrays) - loss.stats
-        return Operands.of(arrays[:place]), arrays[place:]
+    Both are of flat operands, the statistics, and which rows these have a derivative in.
+    """
 
-    def formula(*arrays):
-        return _gradient(loss, *separated(arrays))
+    def separated(residuals) -> tuple[Operands, Sequence[Array], Array]:
+        *flat, keep_stats = residuals
+        place = len(flat) - loss.stats
+        return Operands.of(flat[:place]), flat[place:], keep_stats
 
-    def rounded(*arrays):
-        return (formula(*arrays).astype(arrays[0].dtype),)
+    def formulas(*residuals):
+        operands, stats, keep_stats = separated(residuals)
+        gradient = _gradient(loss, operands, stats)
+        if not loss.vjp_stats:
+            return (gradient,)
+        kept = _kept_operands(loss, keep_stats, operands, operands.x.ndim)
+        return gradient, *_kept(keep_stats, *loss.stats_derivatives(kept, _kept(keep_stats, *stats)))
 
-    def grad(*arrays):
-        return loss.run(Outputs.GRAD, *separated(arrays))
+    # The derivatives of the ops of gradients, which second and higher orders ask for.
+    def of_losses(operands, stats):
+        return (_gradient(loss, operands, stats).astype(operands.x.dtype),)
 
-    op = with_derivative_of(rounded, grad)
-    return lambda *arrays: op(*arrays)[0], formula
+    def of_all(operands, stats, weights, keep_stats):
+        of_losses, *of_stats = formulas(*operands.flat, *stats, keep_stats)
+        terms = (of_losses, *(along(weight, term) * term for weight, term in zip(weights, of_stats, strict=True)))
+        return (sum(terms[1:], start=terms[0]).astype(operands.x.dtype),)
+
+    grad = with_derivative_of(of_losses, lambda operands, stats: loss.run(Outputs.GRAD, operands, stats))
+
+    def run_all(operands, stats, weights, keep_stats):
+        weight = operands.row_weight
+        weight = jnp.where(keep_stats, jnp.where(is_masked(weight), 0, weight), MASKED)
+        return loss.run(Outputs.GRAD_OF_STATS, operands._replace(row_weight=weight), (*stats, *weights))
+
+    grad_of_all = with_derivative_of(of_all, run_all)
+
+    def gradient(cotangents, residuals):
+        operands, stats, keep_stats = separated(residuals)
+        of_losses, *of_stats = cotangents
+        weight = operands.row_weight
+        scaled = jnp.zeros_like(weight) if of_losses is None else weight * of_losses
+        operands = operands._replace(row_weight=jnp.where(is_masked(weight), MASKED, scaled))
+        if all(cotangent is None for cotangent in of_stats):
+            return grad(operands, stats)[0]
+        weights = [jnp.zeros_like(weight) if cotangent is None else cotangent for cotangent in of_stats]
+        return grad_of_all(operands, stats, weights, keep_stats)[0]
+
+    return gradient, formulas

@@ -1,6 +1,6 @@
 """The custom call targets of cross entropy, a typed function for each, and the formulas that stand in for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxloss._ffi.call import EVERYWHERE, call
 from jaxloss._spec import PARAMETERS, RESULTS, STATS
 
 _KNOWN = ("maximum", "log_sum", "total")
+_OF_STATS = ("of_lse", "of_entropy")
 
 
 def _shapes(names: Sequence[str], logits: Array, row_weight: Array) -> list[jax.ShapeDtypeStruct]:
@@ -212,6 +213,34 @@ def cross_entropy_with_options_grad(
         *(logits, target, row_weight, *options.values(), maximum, log_sum, total),
         aliases=_aliases(in_place, ("gradient",)),
         given=_bits((*PARAMETERS, *_KNOWN), (*options, *_KNOWN)),
+        wanted=_bits(RESULTS, ("gradient",)),
+        **_smoothed_classes(logits, classes),
+        clip=np.float64(0),
+    )[0]
+
+
+def cross_entropy_with_options_stats_grad(
+    formula: Callable[[], Array],
+    logits: Array,
+    target: Array,
+    row_weight: Array,
+    options: Mapping[str, Array],
+    of_lse: Array,
+    of_entropy: Array,
+    *,
+    classes: int,
+) -> Array:
+    """The gradient of rows' losses, log-sum-exps and entropies, times these weights of each, in one pass.
+
+    `formula` gives it where there is no such kernel, of statistics that are known there.
+    """
+    return call(
+        "cross_entropy_with_options_stats_grad",
+        (like(logits),),
+        lambda *_: (formula(),),
+        *(logits, target, row_weight, *options.values(), of_lse, of_entropy),
+        platforms=("cpu",),
+        given=_bits((*PARAMETERS, *_KNOWN, *_OF_STATS), (*options, *_OF_STATS)),
         wanted=_bits(RESULTS, ("gradient",)),
         **_smoothed_classes(logits, classes),
         clip=np.float64(0),

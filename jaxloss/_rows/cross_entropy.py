@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import formulas
-from jaxloss._arrays import Array, along, inlined, sizes_known
+from jaxloss._arrays import Array, along, inlined, is_masked, sizes_known
 from jaxloss._autodiff.pair import weighted_rows, weighted_sum
 from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_grad
 from jaxloss._autodiff.tangents import BOUNDED, row_dot, tangent_of, totals, varying_like
@@ -70,6 +70,17 @@ class CrossEntropy(RowLoss):
 
     has_vjp = True
     float16_weight = BOUNDED
+
+    @property
+    def vjp_stats(self) -> tuple[int, ...]:
+        if not self.objective.details:
+            return ()
+        names = ("log_sum", "nll", "entropy") if self._nll_is_unclipped_loss else ("log_sum", "entropy")
+        return tuple(self.objective.stats.index(name) for name in names)
+
+    @property
+    def _nll_is_unclipped_loss(self) -> bool:
+        return not set(self.objective.parameters) & set(options_that_change("weights", "loss"))
 
     @property
     def split_axes(self) -> tuple[str, ...]:
@@ -168,6 +179,40 @@ class CrossEntropy(RowLoss):
         on_axes, options = self.on(axes).objective, self.objective.options(parameters)
         of_rows = (maximum, log_sum, *whole_targets(on_axes, on_axes.axes, logits, target, options))
         return known_gradient(on_axes, options, logits, target, row_weight, *of_rows)
+
+    def stats_vjp(
+        self, axes: tuple[str, ...], operands: Operands, stats: Sequence[Array], weights: Sequence[Array]
+    ) -> Array:
+        of_lse, *of_nll, of_entropy = weights
+        logits, target, row_weight, parameters = Operands.of(local_shard(self.objective, axes, *operands.flat))
+        if of_nll:  # its gradient is that of the loss
+            row_weight = jnp.where(is_masked(row_weight), row_weight, row_weight + of_nll[0])
+        objective = self.on(axes).objective
+        options = objective.options(parameters)
+
+        def from_stats() -> Array:
+            kept = Operands(logits, target, row_weight, parameters)
+            known = (*stats[:2], stats[self.objective.stats.index("entropy")])
+            of_scaled = d_scaled_logits(objective, kept, known, row_weight, of_lse, of_entropy)
+            gradient = of_scaled * formulas.logit_slopes(logits, options)
+            return jnp.where(is_masked(row_weight)[..., None], 0, gradient).astype(logits.dtype)
+
+        if objective.axes:
+            return from_stats()
+        classes = objective.classes_of(logits.shape[-1])
+        operands_of_call = (logits, target, row_weight, options, of_lse, of_entropy)
+        return calls.cross_entropy_with_options_stats_grad(from_stats, *operands_of_call, classes=classes)
+
+    def stats_derivatives(self, operands: Operands, stats: Sequence[Array]) -> tuple[Array, ...]:
+        maximum, log_sum, *_ = stats
+        softmax = _softmax(self.objective, operands, stats)
+        entropy = stats[self.objective.stats.index("entropy")]
+        options = self.objective.options(operands.parameters)
+        z = formulas.scaled_logits(operands.x, operands.target, options)
+        of_entropy = -softmax * _less_surprise(z, softmax, maximum, log_sum, entropy)
+        of_nll = (_z_derivative(self.objective, operands, stats),) if self._nll_is_unclipped_loss else ()
+        slopes = formulas.logit_slopes(operands.x, options)
+        return tuple(derivative * slopes for derivative in (softmax, *of_nll, of_entropy))
 
     def derivative(self, operands: Operands, stats: Sequence[Array]) -> Array:
         options = self.objective.options(operands.parameters)

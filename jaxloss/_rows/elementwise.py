@@ -104,7 +104,7 @@ class Elementwise(RowLoss):
 class _Unreduced(Elementwise):
     """Every element a row of its own, by formula: nothing is summed, so XLA fuses it with whatever comes next."""
 
-    def run(self, outputs: Outputs, operands: Operands, stats=()) -> tuple[Array, ...]:
+    def run(self, outputs: Outputs, operands: Operands, of_rows=()) -> tuple[Array, ...]:
         x, _, row_weight, _ = operands
         losses = jnp.where(is_masked(row_weight), 0, self._of_elements(self.value, operands))
         if outputs is not Outputs.VALUE_AND_GRAD:

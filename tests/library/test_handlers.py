@@ -137,22 +137,26 @@ def cross_entropy_with_options(target: Buffer) -> list[Call]:
         if target[1] == S32 or option.is_argument
     }
     known = {"maximum": ROWS, "log_sum": ROWS, "total": ROWS}
+    of_stats = {"of_lse": ROWS, "of_entropy": ROWS}
     stats = {"max": ROWS, "max_log_sum": ROWS}
     details = {"nll": ROWS, "entropy": ROWS, "predicted": ((4, 3), S32), "rank": ((4, 3), S32)}
     name = "jaxloss_cross_entropy_with_options"
 
-    def attributes(wanted, with_known=False):
-        bits = sum(1 << place for place, name in enumerate(OPTIONS) if name in given)
-        bits |= 0b111 << len(OPTIONS) if with_known else 0
+    def attributes(wanted, besides=0):
+        bits = sum(1 << place for place, name in enumerate(OPTIONS) if name in given) | besides << len(OPTIONS)
         numbers = {"given": bits, "wanted": wanted, "smoothed_classes": 5}
         return {key: np.int64(number) for key, number in numbers.items()} | {"clip": np.float64(1e-7)}
 
     loss, gradient = {"loss": ROWS}, {"gradient": X}
+    with_stats = Call(
+        f"{name}_stats_grad", {**operands, **given, **of_stats, **gradient}, 1, attributes(0b10000000, 0b11000)
+    )
     return [
+        *([with_stats] if jax.default_backend() == "cpu" else []),
         Call(f"{name}_value", {**operands, **given, **loss}, 1, attributes(0b1)),
         Call(f"{name}_value_and_stats", {**operands, **given, **loss, **stats, **details}, 7, attributes(0b1111111)),
         Call(f"{name}_value_and_grad", {**operands, **given, **loss, **gradient}, 2, attributes(0b10000001)),
-        Call(f"{name}_grad", {**operands, **given, **known, **gradient}, 1, attributes(0b10000000, with_known=True)),
+        Call(f"{name}_grad", {**operands, **given, **known, **gradient}, 1, attributes(0b10000000, 0b111)),
     ]
 
 
@@ -286,7 +290,7 @@ def test_parameters_and_results_must_be_those_that_are_named(call):
     given, wanted = (int(call.attributes[name]) for name in ("given", "wanted"))
     wrong = [
         {"given": given & ~16},
-        {"given": given | 1 << len(OPTIONS) + 3},
+        {"given": given | 1 << len(OPTIONS) + 5},
         {"wanted": wanted | 1 << 8},
         {"smoothed_classes": -1},
     ]

@@ -53,6 +53,8 @@ LABELLED = {
         lambda x, y: jaxloss.categorical_cross_entropy(x, jax.nn.one_hot(y, x.shape[1]) * 0.9, reduction="sum")
     ),
     "options": with_gradient(lambda x, y: stats_of(x, y, label_smoothing=0.1, z_loss=1e-3, softcap=9.0)),
+    "entropy": with_gradient(lambda x, y: (jaxloss.entropy(x),)),
+    "entropy, with options": with_gradient(lambda x, y: (jaxloss.entropy(x, softcap=9.0, temperature=0.7),)),
     # Of divergences the gradient for a cotangent is a formula, XLA's.
     "kl": lambda x, y: (jaxloss.kl_divergence(x, other(x), target_type="logits", reduction="none"),),
     "kl, sum": reduced(lambda x, y: jaxloss.kl_divergence(x, other(x), target_type="logits", reduction="sum")),

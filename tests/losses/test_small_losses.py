@@ -134,6 +134,28 @@ def test_log_prob_and_entropy(classes, path):
     assert_right(-jaxloss.log_prob(x, labels), of_log_prob, x, labels)
 
 
+@pytest.mark.parametrize("weights", [(0, 1), (1, 0.5), (0.25, -1)], ids=str)
+@pytest.mark.parametrize("classes", [2, 17, 1000])
+def test_gradients_of_entropies_and_of_losses_with_them(classes, weights, path):
+    """In units of the larger of the numbers that a derivative is the difference of."""
+    x, labels = confident_rows(classes, jnp.float32)
+    of_loss, of_entropy = weights
+
+    def of(x):
+        losses, stats = jaxloss.categorical_cross_entropy_with_stats(x, labels, clip=None, reduction="none")
+        return (of_loss * losses + of_entropy * stats.entropy).sum()
+
+    softmax = extended_precision.Softmax(extended_precision.extended(x))
+    _, gradient = extended_precision.cross_entropy_of_labels(softmax, labels)
+    expected = of_loss * gradient + of_entropy * softmax.entropy_gradient
+    scale = np.abs(of_loss * gradient) + abs(of_entropy) * softmax.probability * np.maximum(
+        softmax.below, softmax.mean_below[:, None]
+    )
+    of_each = [of] if of_loss else [of, lambda x: jaxloss.entropy(x).sum()]
+    for function in of_each:
+        assert (ulp_errors(jax.jit(jax.grad(function))(x), expected, scale) <= allowed(x, labels)[:, None]).all()
+
+
 @pytest.mark.parametrize("name", ["plain", "statistics"])
 def test_split_classes(name):
     x, labels = confident_rows(64, jnp.float32)

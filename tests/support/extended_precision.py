@@ -98,6 +98,11 @@ class Softmax:
     def entropy(self) -> Array:
         return self.log_sum + self.mean_below
 
+    @functools.cached_property
+    def entropy_gradient(self) -> Array:
+        """The entropy's derivative with respect to each logit."""
+        return self.probability * (self.below - self.mean_below[:, None])
+
 
 def cross_entropy_of_labels(s: Softmax, labels) -> tuple[Array, Array]:
     """Losses and gradients of rows."""

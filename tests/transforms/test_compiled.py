@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxloss
 from jaxloss._ffi import library
-from losses import BINARY, CASES, FLOATS, Case
+from losses import BINARY, CASES, CATEGORICAL, FLOATS, Case
 from modules import custom_call_targets, of_size
 
 ROWS, FEATURES = 16, 64
 SIZE = ROWS * FEATURES
 cases = pytest.mark.parametrize("case", CASES)
+CATEGORICAL_CASE = Case(CATEGORICAL, "indices")
 BY_ROWS = pytest.mark.parametrize("case", [case for case in CASES if case.loss.by_rows])
 ELEMENTWISE = pytest.mark.parametrize("case", [case for case in CASES if not case.loss.by_rows])
 
@@ -137,6 +139,25 @@ def test_unreduced_rows(case):
     assert custom_call_targets(module) == [
         f"{case.loss.in_modules}_{purpose}" for purpose in ("value_and_stats", "grad")
     ]
+
+
+@pytest.mark.cpu_only
+def test_the_gradient_of_an_entropy_is_one_call():
+    """It reads the logits alone: no statistics have to be known before."""
+    x, _ = operands(CATEGORICAL_CASE)
+    module = compiled(jax.grad(lambda x: jaxloss.entropy(x).sum()), x)
+    assert custom_call_targets(module) == ["jaxloss_cross_entropy_with_options_stats_grad"]
+
+
+@pytest.mark.cpu_only
+def test_losses_and_statistics_share_the_call_of_their_gradient():
+    def of(x, labels):
+        losses, stats = jaxloss.categorical_cross_entropy_with_stats(x, labels, reduction="none")
+        return (jnp.exp(-losses) * stats.nll - stats.entropy + stats.lse).sum()
+
+    module = compiled(jax.value_and_grad(of), *operands(CATEGORICAL_CASE))
+    purposes = ("value_and_stats", "stats_grad")
+    assert custom_call_targets(module) == [f"jaxloss_cross_entropy_with_options_{purpose}" for purpose in purposes]
 
 
 @ELEMENTWISE
