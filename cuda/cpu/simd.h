@@ -71,8 +71,9 @@ struct Vector {
 
   Vector() = default;
   JAXLOSS_INLINE Vector(FloatRegister first, FloatRegister second) : registers{first, second} {}
+  // Less 0, for −0 plus 0 is 0: the sign says which weights are masked.
   JAXLOSS_INLINE explicit Vector(double x)
-      : Vector{FloatRegister{} + static_cast<float>(x), FloatRegister{} + static_cast<float>(x)} {}
+      : Vector{static_cast<float>(x) - FloatRegister{}, static_cast<float>(x) - FloatRegister{}} {}
 
   JAXLOSS_OPERATOR(Vector, +, Vector)
   JAXLOSS_OPERATOR(Vector, -, Vector)

@@ -46,7 +46,6 @@ struct Cpu {
   using Context = ffi::ThreadPool;
   static constexpr const char* name = "cpu";
   static constexpr bool sums_rows = false;    // the losses of cross entropy, in the kernel
-  static constexpr bool weighs_stats = true;  // of cross entropy, in the kernel of a gradient
 
   static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
 

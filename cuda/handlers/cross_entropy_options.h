@@ -146,7 +146,6 @@ ffi::Error cross_entropy_with_options(typename Platform::Context context, ffi::A
     const bool known = rows.known_max, of_stats = rows.of_lse, gradient_alone = known || of_stats;
     checks.require(known == !!rows.known_log_sum && known == !!rows.known_total, "only a part of a row is known")
         .require(of_stats == !!rows.of_entropy && !(of_stats && known), "weights of statistics come together and alone")
-        .require(!of_stats || Platform::weighs_stats, "there is no gradient of statistics on this platform")
         .require(gradient_alone == !rows.loss && !(gradient_alone && (rows.max || rows.entropy || !rows.gradient)),
                  "of known rows, and of statistics, a gradient is to be had, and nothing else")
         .require(!rows.entropy == !rows.nll && !rows.entropy == !rows.predicted && !rows.entropy == !rows.rank,

@@ -11,7 +11,6 @@ struct Cuda {
   using Context = cudaStream_t;
   static constexpr const char* name = "CUDA";
   static constexpr bool sums_rows = true;      // the losses of cross entropy, in the kernel
-  static constexpr bool weighs_stats = false;  // of cross entropy, in the kernel of a gradient
 
   static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>(); }
 

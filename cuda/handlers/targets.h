@@ -98,12 +98,8 @@ std::vector<CallTarget> targets_of(LossList<Loss...>) {
                        handle<cross_entropy_sums_value_and_grad<Platform>, Bind::cross_entropy_value_and_grad>});
   }
   // One handler; the names say in a profile, and in a compiled module, what a call is for.
-  for (const char* purpose : {"value", "value_and_stats", "value_and_grad", "grad"}) {
+  for (const char* purpose : {"value", "value_and_stats", "value_and_grad", "grad", "stats_grad"}) {
     targets.push_back({std::string("jaxloss_cross_entropy_with_options_") + purpose, platform,
-                       handle<cross_entropy_with_options<Platform>, Bind::cross_entropy_with_options>});
-  }
-  if constexpr (Platform::weighs_stats) {
-    targets.push_back({"jaxloss_cross_entropy_with_options_stats_grad", platform,
                        handle<cross_entropy_with_options<Platform>, Bind::cross_entropy_with_options>});
   }
   const auto add = [&](auto loss_tag) {

@@ -239,7 +239,6 @@ def cross_entropy_with_options_stats_grad(
         (like(logits),),
         lambda *_: (formula(),),
         *(logits, target, row_weight, *options.values(), of_lse, of_entropy),
-        platforms=("cpu",),
         given=_bits((*PARAMETERS, *_KNOWN, *_OF_STATS), (*options, *_OF_STATS)),
         wanted=_bits(RESULTS, ("gradient",)),
         **_smoothed_classes(logits, classes),

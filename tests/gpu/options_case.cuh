@@ -49,8 +49,9 @@ struct OptionCase {
   SharedNumbers<Real> weight, mix, smoothing, z_loss, softcap, margin, temperature;
   SharedNumbers<int32_t> second_label, num_classes;
   double ceiling;
-  std::vector<Real> known_max, known_log_sum, known_total;
-  std::vector<Expected> loss, max, log_sum, nll, entropy, predicted, rank, gradient, gradient_of_known;
+  std::vector<Real> known_max, known_log_sum, known_total, of_lse, of_entropy;
+  std::vector<Expected> loss, max, log_sum, nll, entropy, predicted, rank;
+  std::vector<Expected> gradient, gradient_of_known, gradient_of_stats;
 
   OptionCase(int set, int64_t row_count, int64_t class_count, uint64_t seed) : rows(row_count), classes(class_count) {
     Random random{seed};
@@ -81,7 +82,10 @@ struct OptionCase {
         class_weights.push_back(static_cast<Real>(random.below(8) ? 2 * random.uniform() : 0));
       }
     }
-    for (int64_t row = 0; row < rows; row++) expect_row(row);
+    for (int64_t row = 0; row < rows; row++) {
+      for (auto* weights : {&of_lse, &of_entropy}) weights->push_back(static_cast<Real>(sometimes_0(random.normal())));
+      expect_row(row);
+    }
   }
 
  private:
@@ -113,7 +117,9 @@ struct OptionCase {
     for (auto* results : {&loss, &max, &log_sum, &nll, &entropy}) results->push_back({0, 0});
     predicted.push_back({-1, 0.5});
     rank.push_back({static_cast<double>(classes), 0.5});
-    for (auto* results : {&gradient, &gradient_of_known}) results->insert(results->end(), classes, Expected{0, 0});
+    for (auto* results : {&gradient, &gradient_of_known, &gradient_of_stats}) {
+      results->insert(results->end(), classes, Expected{0, 0});
+    }
     for (auto* known : {&known_max, &known_log_sum, &known_total}) known->push_back(static_cast<Real>(kNan));
   }
 
@@ -203,6 +209,8 @@ struct OptionCase {
       entropy_of_row += p[i] * (log_sum_of_row - (z[i] - max_of_row));
       entropy_error += p[i] * (slack + error[i] + error_of_max) * (1 + far[i] + log_sum_of_row);
     }
+    const double mean = log_sum_of_row - static_cast<double>(entropy_of_row);
+    const double error_of_mean = 2 * entropy_error + slack * std::fabs(mean);
     const double lse_error = slack * (1 + std::fabs(lse)) + error_of_max + mean_error;
     long double loss_of_row = product(zeta, lse * lse), nll_of_row = 0;
     double nll_error = 1e-30;
@@ -253,8 +261,28 @@ struct OptionCase {
       const Expected expected = w == 0 ? Expected{0, 0} : too_large ? anything : Expected{want, tolerance};
       gradient.push_back(valid ? expected : Expected{0, 0});
       gradient_of_known.push_back(expected);
+
+      // Of a log-sum-exp p, of an entropy −p ((z − max) − Σ p (z − max)).
+      const double apart_from_max = std::isinf(z[i]) ? -1e3 : z[i] - max_of_row, w_of_loss = valid ? w : 0;
+      const double lse_weight = wide(of_lse[row]), entropy_weight = wide(of_entropy[row]);
+      const double of_stats = lse_weight - entropy_weight * (apart_from_max - mean);
+      const double size_of_stats =
+          std::fabs(lse_weight) + std::fabs(entropy_weight) * (std::fabs(apart_from_max) - mean);
+      const double error_of_stats = std::fabs(entropy_weight) * (error[i] + error_of_max + error_of_mean) +
+                                    size_of_stats * (4 * unit + error_of_p[i] + mean_error);
+      const double both = product(w_of_loss, derivative) + product(p[i], of_stats), want_both = both * slope[i];
+      const double derivative_of_both = derivative_error * std::fabs(w_of_loss) + p[i] * error_of_stats + 4 * least;
+      const double tolerance_of_both = derivative_of_both * (slope[i] + slope_error[i]) +
+                                       (std::fabs(both) + p[i] * size_of_stats) * slope_error[i] +
+                                       Traits<Logit>::rounding * std::fabs(want_both) +
+                                       2 * Traits<Logit>::smallest * (1 + (std::fabs(w) + size_of_stats) * scale);
+      const bool no_number =
+          open || undefined || !(std::fabs(want_both) + tolerance_of_both <= 0.99 * Traits<Logit>::largest);
+      gradient_of_stats.push_back(no_number ? anything : Expected{want_both, tolerance_of_both});
     }
-    for (auto* results : {&gradient, &gradient_of_known}) results->insert(results->end(), classes - n, Expected{0, 0});
+    for (auto* results : {&gradient, &gradient_of_known, &gradient_of_stats}) {
+      results->insert(results->end(), classes - n, Expected{0, 0});
+    }
     known_max.push_back(static_cast<Real>(max_of_row));
     known_log_sum.push_back(static_cast<Real>(log_sum_of_row));
     known_total.push_back(static_cast<Real>(total));

@@ -2,13 +2,16 @@
 
 struct OptionBuffers {
   Buffer nll{kMostBytes}, entropy{kMostBytes}, predicted{kMostBytes}, rank{kMostBytes}, known_total{kMostBytes};
+  Buffer of_lse{kMostBytes}, of_entropy{kMostBytes};
   Buffer class_weights{2 * kMostBytes}, mix{kMostBytes}, smoothing{kMostBytes}, z_loss{kMostBytes}, softcap{kMostBytes},
       margin{kMostBytes}, temperature{kMostBytes}, second_label{kMostBytes}, num_classes{kMostBytes};
 };
 
-// All results of rows in one variant; or their gradient alone, from sums that are known.
+enum class Asked { results, gradient_of_known, gradient_of_stats };
+
+// All results of rows in one variant; or a gradient alone, from sums that are known or of statistics too.
 template <class Logit, class Target, bool by_index>
-void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, const Variant& variant, bool known,
+void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, const Variant& variant, Asked asked,
                        const OptionCase<Logit, Target, by_index>& c, const char* what) {
   using Real = Accumulator<Logit>;
   CrossEntropyOptionRows<Logit, std::conditional_t<by_index, ClassIndices, ClassProbabilities<Target>>> rows;
@@ -35,14 +38,18 @@ void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, co
     rows.class_weights = more.class_weights.put(c.class_weights.data(), c.class_weights.size(), variant.gradient_shift);
     rows.rows_per_class_weights = c.rows_per_class_weights;
   }
-  if (known) {
+  const bool results = asked == Asked::results;
+  if (asked == Asked::gradient_of_known) {
     rows.known_max = buffers.max.put(c.known_max.data(), c.rows, 0);
     rows.known_log_sum = buffers.log_sum.put(c.known_log_sum.data(), c.rows, 0);
     rows.known_total = more.known_total.put(c.known_total.data(), c.rows, 0);
+  } else if (asked == Asked::gradient_of_stats) {
+    rows.of_lse = more.of_lse.put(c.of_lse.data(), c.rows, 0);
+    rows.of_entropy = more.of_entropy.put(c.of_entropy.data(), c.rows, 0);
   } else {
     rows.loss = buffers.loss.put<Real>(nullptr, c.rows, 0);
   }
-  const bool details = variant.stats && !known;
+  const bool details = variant.stats && results;
   if (details) {
     rows.max = buffers.max.put<Real>(nullptr, c.rows, 0);
     rows.log_sum = buffers.log_sum.put<Real>(nullptr, c.rows, 0);
@@ -56,10 +63,12 @@ void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, co
                                      : nullptr;
   require(gpu::launch(nullptr, rows), what);
   require(cudaDeviceSynchronize(), what);
-  if (!known) report.check<Real>("loss", buffers.loss, c.loss);
+  if (results) report.check<Real>("loss", buffers.loss, c.loss);
   if (variant.gradient) {
-    report.check<Logit>("gradient", variant.in_place ? buffers.prediction : buffers.gradient,
-                        known ? c.gradient_of_known : c.gradient);
+    const auto& expected = results                             ? c.gradient
+                           : asked == Asked::gradient_of_known ? c.gradient_of_known
+                                                               : c.gradient_of_stats;
+    report.check<Logit>("gradient", variant.in_place ? buffers.prediction : buffers.gradient, expected);
   }
   if (!details) return;
   report.check<Real>("max", buffers.max, c.max);
@@ -92,14 +101,20 @@ void check_options(Buffers& buffers, const std::string& regime) {
       if ((few || classes > 5000) && seed % 5) continue;
       const int set = set_of_options(number, by_index, random);
       const OptionCase<Logit, Target, by_index> c(set, rows, classes, seed);
-      for (size_t v = 0; v <= std::size(kVariants); v++) {
-        const bool known = v == std::size(kVariants);
-        if (classes > 5000 && (known ? seed % 3 != 0 : (v + seed) % 2 != 0)) continue;
+      const std::pair<Asked, const char*> gradients_alone[] = {{Asked::gradient_of_known, "known"},
+                                                               {Asked::gradient_of_stats, "of stats"}};
+      for (size_t v = 0; v < std::size(kVariants) + std::size(gradients_alone); v++) {
+        const bool alone = v >= std::size(kVariants);
+        if (classes > 5000 && (v + seed) % (alone ? 3 : 2) != 0) continue;
+        const auto [asked, name] =
+            alone ? gradients_alone[v - std::size(kVariants)] : std::pair{Asked::results, "variant"};
         char what[120];
         std::snprintf(what, sizeof(what), "options %d rows %lld classes %lld seed %llu %s %zu", set, (long long)rows,
-                      (long long)classes, (unsigned long long)seed, known ? "known" : "variant", v);
+                      (long long)classes, (unsigned long long)seed, name, v);
         report.begin(what);
-        check_option_case(buffers, more, report, kVariants[known ? 4 : v], known, c, what);
+        // Of known rows logits and gradient are not aligned alike, which only a gradient of statistics asks for.
+        const size_t variant = asked == Asked::gradient_of_stats ? 2 + seed % 3 : alone ? 4 : v;
+        check_option_case(buffers, more, report, kVariants[variant], asked, c, what);
       }
     }
   }

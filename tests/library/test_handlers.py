@@ -152,7 +152,7 @@ def cross_entropy_with_options(target: Buffer) -> list[Call]:
         f"{name}_stats_grad", {**operands, **given, **of_stats, **gradient}, 1, attributes(0b10000000, 0b11000)
     )
     return [
-        *([with_stats] if jax.default_backend() == "cpu" else []),
+        with_stats,
         Call(f"{name}_value", {**operands, **given, **loss}, 1, attributes(0b1)),
         Call(f"{name}_value_and_stats", {**operands, **given, **loss, **stats, **details}, 7, attributes(0b1111111)),
         Call(f"{name}_value_and_grad", {**operands, **given, **loss, **gradient}, 2, attributes(0b10000001)),

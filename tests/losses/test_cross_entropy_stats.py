@@ -215,6 +215,27 @@ def test_rows_that_do_not_count_or_have_no_label():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("which", ["all", "last"])
+@pytest.mark.parametrize("rows", [1, 33, 129])
+def test_masked_rows_whose_weight_a_vector_shares(rows, which):
+    """Rows of few classes are lanes of vectors: of a scalar mask, or of a last row alone, all lanes have one weight."""
+    x, labels = np.ones((rows, 7), np.float32), np.zeros(rows, int)
+    masked = np.ones(rows, bool) if which == "all" else np.arange(rows) == rows - 1
+    where = np.array(False) if which == "all" else ~masked
+    x[masked] = np.nan
+
+    def of(x):
+        _, stats = jaxloss.categorical_cross_entropy_with_stats(x, labels, where=where, z_loss=0.1, reduction="none")
+        return (stats.entropy + stats.nll + stats.lse).sum(), stats
+
+    gradient, stats = jax.grad(of, has_aux=True)(x)
+    assert (gradient[masked] == 0).all()
+    of_masked = {name: stat[masked] for name, stat in stats._asdict().items()}
+    assert (of_masked.pop("predicted") == -1).all()
+    assert (of_masked.pop("rank") == 7).all()
+    assert all((stat == 0).all() for stat in of_masked.values()), of_masked
+
+
 def test_an_inner_axis_of_classes():
     x = np.random.default_rng(0).normal(size=(4, 9, 3)).astype(np.float32)
     labels = np.zeros((4, 3), np.int32)

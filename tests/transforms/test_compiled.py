@@ -141,7 +141,6 @@ def test_unreduced_rows(case):
     ]
 
 
-@pytest.mark.cpu_only
 def test_the_gradient_of_an_entropy_is_one_call():
     """It reads the logits alone: no statistics have to be known before."""
     x, _ = operands(CATEGORICAL_CASE)
@@ -149,7 +148,6 @@ def test_the_gradient_of_an_entropy_is_one_call():
     assert custom_call_targets(module) == ["jaxloss_cross_entropy_with_options_stats_grad"]
 
 
-@pytest.mark.cpu_only
 def test_losses_and_statistics_share_the_call_of_their_gradient():
     def of(x, labels):
         losses, stats = jaxloss.categorical_cross_entropy_with_stats(x, labels, reduction="none")

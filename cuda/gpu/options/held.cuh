@@ -126,7 +126,7 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
 #pragma unroll
       for (int j = 0; j < count; j++) {
         dots[j % 2] += term[j] * fmaxf(beyond[j], no_logits<float>().max);  // infinitely far, and times 0
-        before += i + j != label && (x[j] > label_logit || (x[j] == label_logit && i + j < label));
+        if (Kind::ranked) before += i + j != label && (x[j] > label_logit || (x[j] == label_logit && i + j < label));
       }
     }
     parts[0] += of_step;
@@ -153,9 +153,9 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
         if_in_step<step>(i, label, [&](int of_label) {
           exponent[of_label] = 0;
 #pragma unroll
-          for (int j = 0; j < step; j++) before += j < of_label && x[j] == label_logit;
+          for (int j = 0; j < step; j++) before += Kind::ranked && j < of_label && x[j] == label_logit;
         });
-        from_label.add(packed, i + step <= label ? label_logit : above_label);
+        if constexpr (Kind::ranked) from_label.add(packed, i + step <= label ? label_logit : above_label);
 #pragma unroll
         for (int j = 0; j < step; j++) dots[j % 2] = fmaf(term[j], exponent[j], dots[j % 2]);
       }
@@ -204,7 +204,7 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
     sums.first = across_lanes(first, team.lanes, Minimum());
     sums.logit = sums.first == kNoClass ? -INFINITY : largest_logit;
     sums.dot = across_lanes(dots[0] + dots[1], team.lanes, Sum());
-    sums.before = across_lanes(before, team.lanes, Sum());
+    if constexpr (Kind::ranked) sums.before = across_lanes(before, team.lanes, Sum());
   }
   if constexpr (Kind::dense) sums.target = across_lanes(step_targets, team.lanes, Sum());
   return sums;

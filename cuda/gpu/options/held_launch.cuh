@@ -2,12 +2,32 @@
 #pragma once
 
 #include "gpu/options/held.cuh"
+#include "gpu/options/stats_gradient.cuh"
 #include "gpu/rows/held_launch.cuh"
 
 namespace jaxloss::gpu {
 
-template <class Kind, bool kGradient, class Logit>
-__global__ void __launch_bounds__(kLanesThreads, Kind::dense ? 4 : 6)
+// What is made of a row.
+enum class Purpose { value, value_and_gradient, stats_gradient };
+
+template <class Kind, Purpose purpose, class Logit, class Team>
+__device__ __forceinline__ void work_on_held_row(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
+                                                 const RowObjective<float>& objective, int64_t row, float weight,
+                                                 bool exists, const Held<Logit>& held, const Team& team) {
+  if constexpr (purpose == Purpose::stats_gradient) {
+    stats_gradient_of_held_row<Kind>(rows, objective, row, weight, exists, held, team);
+  } else {
+    constexpr bool gradient = purpose == Purpose::value_and_gradient;
+    cross_entropy_of_held_row<Kind, gradient>(rows, objective, row, weight, exists, held, team);
+  }
+}
+
+// Whose threads want more than 64 registers.
+template <class Kind>
+constexpr bool kManyNumbers = Kind::dense || Kind::detailed;
+
+template <class Kind, Purpose purpose, class Logit>
+__global__ void __launch_bounds__(kLanesThreads, kManyNumbers<Kind> ? 4 : 6)
     cross_entropy_options_in_lanes(CrossEntropyOptionRows<Logit, ClassIndices> rows, int lanes) {
   extern __shared__ uint4 slots[];
   const int64_t own = (static_cast<int64_t>(blockIdx.x) * kLanesThreads + threadIdx.x) >> (__ffs(lanes) - 1);
@@ -20,7 +40,7 @@ __global__ void __launch_bounds__(kLanesThreads, Kind::dense ? 4 : 6)
   const LanesOfRow team{lanes, static_cast<int>(threadIdx.x) & (lanes - 1)};
   Held<Logit> held = held_by_lanes(rows.logits + row * rows.classes, classes, slots, lanes);
   held.load();
-  cross_entropy_of_held_row<Kind, kGradient, Logit>(rows, objective, row, weight, exists, held, team);
+  work_on_held_row<Kind, purpose>(rows, objective, row, weight, exists, held, team);
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -45,15 +65,15 @@ __device__ __forceinline__ void send(const DetailedSums& value, const DetailedSu
 // and the most vectors a thread. (By turns on an H200: four blocks of 53 KB take 4 - 7 % less than two of 104 KB where
 // 64 registers are enough for a thread, and two of these up to 10 % less where they are not.)
 template <class Kind>
-constexpr int kHeldThreads = Kind::dense ? 384 : 256;
+constexpr int kHeldThreads = kManyNumbers<Kind> ? 384 : 256;
 template <class Kind>
-constexpr int kHeldBlocks = Kind::dense ? 2 : 4;
+constexpr int kHeldBlocks = kManyNumbers<Kind> ? 2 : 4;
 template <class Kind>
-constexpr int kOptionVectors = Kind::dense ? 17 : 13;
+constexpr int kOptionVectors = kManyNumbers<Kind> ? 17 : 13;
 constexpr int kHeldVectorsOfOneBlock = 17;  // where they spare a cluster
 
 // Cluster r has row r; its blocks share it in slices of `slice_steps` steps.
-template <class Kind, bool kGradient, class Logit>
+template <class Kind, Purpose purpose, class Logit>
 __global__ void __launch_bounds__(kHeldThreads<Kind>, kHeldBlocks<Kind>)
     cross_entropy_options_in_cluster(CrossEntropyOptionRows<Logit, ClassIndices> rows, int slice_steps) {
 #if __CUDA_ARCH__ >= 900
@@ -71,8 +91,8 @@ __global__ void __launch_bounds__(kHeldThreads<Kind>, kHeldBlocks<Kind>)
   const int64_t classes = is_masked(weight) ? 0 : objective.classes;
   Held<Logit> held = held_by_cluster(rows.logits + row * rows.classes, classes, slots, slice_steps);
   held.load();
-  cross_entropy_of_held_row<Kind, kGradient, Logit>(rows, objective, row, weight, true, held,
-                                                    ClusterOfRow<SumsOf<Kind>, float>{exchange, losses});
+  work_on_held_row<Kind, purpose>(rows, objective, row, weight, true, held,
+                                  ClusterOfRow<SumsOf<Kind>, float>{exchange, losses});
 #endif
 }
 
@@ -80,18 +100,18 @@ template <class Kind>
 constexpr HeldLimits kOptionLimits = {kHeldThreads<Kind>, kOptionVectors<Kind>, kHeldVectorsOfOneBlock, 1};
 constexpr int kLanesVectors = 16;
 
-template <class Kind, bool kGradient, class Logit>
+template <class Kind, Purpose purpose, class Logit>
 cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
                         const Device& device) {
   const int64_t past = bytes_past_vector(rows.logits);
-  if (kGradient && bytes_past_vector(rows.gradient) != past) return cudaErrorNotSupported;
+  if (rows.gradient && bytes_past_vector(rows.gradient) != past) return cudaErrorNotSupported;
   if (const LanesShape lanes = lanes_shape(rows, kLanesVectors)) {
     if (lanes.blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-    cross_entropy_options_in_lanes<Kind, kGradient, Logit>
+    cross_entropy_options_in_lanes<Kind, purpose, Logit>
         <<<static_cast<unsigned>(lanes.blocks), kLanesThreads, lanes.shared_bytes, stream>>>(rows, lanes.lanes);
     return cudaGetLastError();
   }
-  return launch_held_by_cluster(stream, cross_entropy_options_in_cluster<Kind, kGradient, Logit>, rows, device,
+  return launch_held_by_cluster(stream, cross_entropy_options_in_cluster<Kind, purpose, Logit>, rows, device,
                                 kOptionLimits<Kind>);
 }
 
@@ -104,11 +124,19 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
   if (const cudaError_t error = find_current_device(device)) return error;
   const auto of_kind = [&](auto kind) {
     using Kind = decltype(kind);
-    return rows.gradient ? launch_held<Kind, true>(stream, rows, device)
-                         : launch_held<Kind, false>(stream, rows, device);
+    return rows.gradient ? launch_held<Kind, Purpose::value_and_gradient>(stream, rows, device)
+                         : launch_held<Kind, Purpose::value>(stream, rows, device);
   };
   // What is asked for seldom shares the code of what is asked for with statistics: a release has a limit of size.
   const bool capped = rows.softcap.given(), smoothed = rows.label_smoothing.given();
+  if (rows.of_lse) {
+    const auto gradient = [&](auto kind) {
+      return launch_held<decltype(kind), Purpose::stats_gradient>(stream, rows, device);
+    };
+    if (capped) return gradient(OptionKind<true, true, true, true, false>{});
+    if (smoothed) return gradient(OptionKind<false, true, true, true, false>{});
+    return gradient(OptionKind<false, false, true, false, false>{});
+  }
   if (smoothed && rows.class_weights) {
     return capped ? of_kind(OptionKind<true, true, true, true>{}) : of_kind(OptionKind<false, true, true, true>{});
   }

@@ -11,12 +11,13 @@
 namespace jaxloss::gpu {
 
 // What a kernel is compiled for; everything else about the options is a number of the row.
-template <bool capped_, bool dense_, bool detailed_, bool weighted_ = false>
+template <bool capped_, bool dense_, bool detailed_, bool weighted_ = false, bool ranked_ = detailed_>
 struct OptionKind {
   static constexpr bool capped = capped_;      // there may be a softcap
   static constexpr bool dense = dense_;        // all classes may have a target
-  static constexpr bool detailed = detailed_;  // entropy, prediction and rank may be wanted
+  static constexpr bool detailed = detailed_;  // entropy, prediction and rank may be wanted, or a gradient of entropy
   static constexpr bool weighted = weighted_;  // all classes may have a target that is not the same for all
+  static constexpr bool ranked = ranked_;      // the rank may be wanted
 };
 
 // `near` is for logits of which the largest is no further from 0 than three softcaps.

@@ -4,6 +4,7 @@
 
 #include "gpu/core/softmax.cuh"
 #include "gpu/options/results.cuh"
+#include "gpu/options/stats_weights.cuh"
 #include "maths/cross_entropy_options.h"
 
 namespace jaxloss::gpu {
@@ -212,14 +213,15 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
       }
     };
 
-    Real max, log_sum, total;
+    Real max, log_sum, total, of_loss = weight;
+    StatsWeights<Real> of_stats{};
     RowResults<Real> results{};
     if (rows.known_max) {
       max = reads ? rows.known_max[row] : Real(0);
       log_sum = reads ? rows.known_log_sum[row] : Real(0);
       total = reads ? rows.known_total[row] : Real(0);
     } else {
-      const bool tracks_largest = !by_index || rows.entropy;
+      const bool tracks_largest = !by_index || rows.entropy || rows.of_entropy;
       RunningEntropySums<Real> running_entropy;
       RunningSoftmax<Real> running;
       EntropySums<Real> sums{};
@@ -279,13 +281,18 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
       total = along.dense ? team.across(target_sum.value(), Sum()) : Real(0);
       const Real lse = max + log_sum;
       total += label_target[0] + label_target[1] + 2 * weighted(objective.z_loss, lse);
+      if (rows.of_lse) {
+        of_loss = valid ? weight : Real(0);
+        of_stats = {rows.of_lse[row], rows.of_entropy[row], sums.dot / sum};
+      }
       results.loss = weighted(objective.z_loss, lse * lse);
       results.entropy = log_sum - sums.dot / sum;
       results.predicted = best.index < rows.classes ? best.index : 0;
       results.rank = by_index && objective.holds(0) ? before : no_rank;
     }
 
-    const bool has_gradient = rows.gradient && reads && weight != 0 && (valid || rows.known_max);
+    const bool of_loss_alone = weight != 0 && (valid || rows.known_max);
+    const bool has_gradient = rows.gradient && reads && (of_loss_alone || rows.of_lse);
     const bool has_sums = along.dense && rows.loss;
     CompensatedSum<Real> losses, nlls;
     if (has_gradient || has_sums) {
@@ -330,7 +337,11 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
           }
         }
 #pragma unroll
-        for (int j = 0; j < count; j++) derivative[j] *= weight * objective.slope(x[j]);
+        for (int j = 0; j < count; j++) {
+          const Real slope = objective.slope(x[j]), softmax = exponential((z[j] - max) - log_sum);
+          derivative[j] = rows.of_lse ? (derivative[j] * of_loss + softmax * of_stats.of(z[j] - max)) * slope
+                                      : derivative[j] * (weight * slope);
+        }
         store_numbers<Logit>(rows.gradient + offset + i, derivative);
       });
     }
@@ -338,7 +349,7 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
     Real nll = has_sums ? team.across(nlls.value(), Sum()) : Real(0);
     // Not before: the gradient may take the place of logits that other threads read for these sums.
     if (exists) zero_gradient(rows, team, row, has_gradient ? objective.classes : 0);
-    if (rows.known_max) continue;
+    if (!rows.loss) continue;
 
 #pragma unroll
     for (int which = 0; which < 2; which++) {

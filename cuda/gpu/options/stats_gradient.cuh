@@ -1,0 +1,116 @@
+// The gradient of losses, log-sum-exps and entropies together, of rows with options that are held in shared memory,
+// from what each of the three is multiplied by: nothing has to be known of a row before, which is read once.
+#pragma once
+
+#include "gpu/options/held.cuh"
+#include "gpu/options/stats_weights.cuh"
+
+namespace jaxloss::gpu {
+
+// As `cross_entropy_of_held_row`.
+template <class Kind, class Logit, class Team>
+__device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
+                                                           const RowObjective<float>& objective, int64_t row,
+                                                           float weight, bool exists, const Held<Logit>& held,
+                                                           const Team& team) {
+  constexpr int step = kPerVector<Logit>;
+  const bool wanted = exists && !is_masked(weight);
+  const Scores<Kind::capped> scores(objective);
+  const Smoothing<Kind> smoothing(objective);
+  const float inverse_temperature = objective.inverse_temperature;
+  const MergedScores merge{inverse_temperature * 1.44269504f};
+  const RowLabels<Kind> labels(objective, held.logits, wanted);
+  const int label = labels.first;
+  held.wait();
+  Extent extent;
+  bool simple;
+  auto sums = sums_of_held<Kind>(held, team, objective, labels, merge, extent, simple);
+  sums.sum = where_a_number(labels.first_logit, where_a_number(labels.second_logit, sums.sum));
+  sums = team.merged(sums, no_scores<SumsOf<Kind>>(), merge, wanted);
+  if (!wanted) {
+    if (exists) zero_gradient(rows, team.threads(), row, 0);
+    return;
+  }
+
+  const RowSummary summary(sums, labels.first_score, merge);
+  const float max = summary.max, log_sum = summary.log_sum, lse = max * inverse_temperature + log_sum;
+  float total =
+      labels.first_smoothed + labels.first_target + labels.second_target + 2 * weighted(objective.z_loss, lse);
+  if constexpr (Kind::dense) total += sums.target;
+
+  // By the scores, which are the scaled logits times the temperature.
+  const float of_loss = objective.valid ? weight : 0.0f, to_logits = of_loss * inverse_temperature;
+  const StatsWeights<float> of_stats{rows.of_lse[row], rows.of_entropy[row] * inverse_temperature,
+                                     summary.dot_over_sum};
+  const float of_sum = exponential(-log_sum) * inverse_temperature, of_total = of_loss * total;
+  const float largest_power = max * merge.factor, off = scores.exponent_of_score(max, merge.factor, largest_power);
+  Logit* gradient = rows.gradient + row * rows.classes;
+  const auto to_derivatives = [&](auto& x, auto& target, int i) {
+    constexpr int count = sizeof(x) / sizeof(x[0]);
+#pragma unroll
+    for (int j = 0; j < count; j++) {
+      float slope;
+      if (!Kind::capped && x[j] == -INFINITY) target[j] = 0;
+      const float beyond = scores.beyond(x[j], max, slope);
+      const float softmax = power_of_two(beyond * merge.factor) * of_sum;
+      x[j] = (softmax * (of_total + of_stats.of(beyond)) - target[j] * to_logits) * slope;
+    }
+  };
+  if (simple && fabsf(largest_power) < kLargestPower) {
+    // With exponents in place of scores, which are so many times as large.
+    const float of_exponent = -0.693147181f * rows.of_entropy[row], of_mean = of_stats.of_entropy * of_stats.mean;
+    const float of_all = of_total + of_stats.of_lse + of_mean, scale = of_sum * power_of_two(-off);
+    held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
+      float x[step], slope[step];
+      packed.numbers(x);
+#pragma unroll
+      for (int j = 0; j < step; j++) {
+        const float exponent = scores.template exponent<Logit>(x[j], merge.factor, largest_power, slope[j]);
+        x[j] = power_of_two(exponent) * (fmaf(exponent - off, of_exponent, of_all) * scale);
+      }
+      if constexpr (Kind::dense) {
+        if (smoothing.smooth != 0) {
+          float target[step];
+          smoothing.targets(i, target);
+#pragma unroll
+          for (int j = 0; j < step; j++) x[j] = fmaf(-target[j], to_logits, x[j]);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < step; j++) x[j] *= Kind::capped ? slope[j] : 1.0f;
+      store<Logit, Team::caching>(gradient + i, x);
+    });
+  } else {
+    held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
+      float x[step], target[step];
+      packed.numbers(x);
+      smoothing.targets(i, target);
+      to_derivatives(x, target, i);
+      store<Logit, Team::caching>(gradient + i, x);
+    });
+  }
+  held.for_edges([&](int i, float logit) {
+    if (i == label) return;
+    float x[1] = {logit}, target[1] = {smoothing.target(i, logit)};
+    to_derivatives(x, target, i);
+    gradient[i] = stored<Logit>(x[0]);
+  });
+  // Of a label: of the loss its total (softmax − 1) + (total − target), in which nothing cancels.
+  const auto store_label = [&](int i, float x, float score, float target) {
+    const float beyond = score - max, nll = log_sum - beyond * inverse_temperature;
+    const float of_label = total * exponential_minus_one(-nll) + (total - target);
+    const float derivative = of_label * of_loss + exponential(-nll) * of_stats.of(beyond);
+    gradient[i] = stored<Logit>(derivative * (scores.slope(x) * inverse_temperature));
+  };
+  if (labels.has_second && !labels.same() && held.holds(labels.second)) {
+    store_label(labels.second, labels.second_logit, labels.second_score,
+                labels.second_target + smoothing.target(labels.second, labels.second_logit));
+  }
+  if (extent.has_label) {
+    store_label(label, labels.first_logit, labels.first_score,
+                labels.first_target + labels.first_smoothed + (labels.same() ? labels.second_target : 0.0f));
+  }
+  if (objective.classes < rows.classes) zero_gradient(rows, team.threads(), row, objective.classes);
+}
+
+}  // namespace jaxloss::gpu
