@@ -209,8 +209,9 @@ JAXLOSS_INLINE auto row_loss(ClassProbabilities<Stored> target, int64_t row, con
     }));
   }
   if (is_finite(log_sum)) return log_sum * sums.target + sums.below_max;
+  // A row without a softmax, also if all its classes are masked, has a loss only where no class has a probability.
   return static_cast<Real>(sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-    return weighted(load_step(probability + i, count), Value(log_sum));  // in which targets cannot cancel
+    return weighted(load_step(probability + i, count), Value(__builtin_nan("")));
   }));
 }
 

@@ -62,3 +62,27 @@ def test_its_row_is_nan(name, target, width, dtype):
         is_nan = np.isnan(np.asarray(result, np.float32))
         assert is_nan[broken].all(), what
         assert not is_nan[~broken].any(), what
+
+
+@pytest.mark.parametrize("clip", [None, 1e-7])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_row_whose_classes_are_all_masked(width, clip):
+    """It has no loss either, whichever its target; where no class is a target its loss is 0."""
+    x = np.full((ROWS, width), 0.5, np.float32)
+    x[4] = -np.inf
+    labels, *_ = TARGETS["labels"](width)
+    *targets, nothing = TARGETS["probabilities"](width)
+
+    @jax.jit
+    def all_of_them(x, targets):
+        options = ({}, {"z_loss": jnp.zeros(())})
+        return [
+            jaxloss.categorical_cross_entropy(x, target, clip=clip, reduction="none", **given)
+            for target in targets
+            for given in options
+        ]
+
+    for losses in all_of_them(x, [labels, *targets]):
+        np.testing.assert_array_equal(np.isnan(losses), np.arange(ROWS) == 4)
+    for losses in all_of_them(x, [nothing]):
+        np.testing.assert_array_equal(losses, 0)
