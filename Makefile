@@ -57,7 +57,7 @@ test-multi-gpu: ## what is about several devices, on two GPUs or more, likewise;
 
 bench-gpu: ## every script in benchmarks/, with the active environment's own jax (needs no network)
 	tools/install-for-gpu
-	@scripts=$$(grep -ls __main__ benchmarks/*.py) || { echo "benchmarks/ holds no script yet"; exit; }; \
+	@scripts=$$(grep -ls __main__ benchmarks/*.py | grep -v picture) || { echo "benchmarks/ holds no script yet"; exit; }; \
 	for script in $$scripts; do (set -x; $(or $(PYTHON),python3) -m "benchmarks.$$(basename "$$script" .py)" $(ARGS)); done
 
 doctest: ## the examples in the documentation of the functions

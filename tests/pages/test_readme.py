@@ -1,8 +1,10 @@
-"""The README's tables say what benchmarks/results/ holds."""
+"""The README's tables and its picture say what benchmarks/results/ holds."""
 
+import importlib.util
 import json
 import pathlib
 import re
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,7 +16,12 @@ LOSSES = {
     "binary cross entropy": ("binary", "numbers"),
     "mean squared error": ("mse", "numbers"),
 }
-LINEAR = {"jaxloss": "jaxloss", "XLA, whole logits": "whole logits", "XLA, checkpointed scan": "scan and checkpoint"}
+LINEAR = {
+    "jaxloss": "jaxloss",
+    "XLA, whole logits": "whole logits",
+    "XLA, checkpointed scan": "scan and checkpoint",
+    "torch.compile": "torch.compile",
+}
 
 
 def measurements(name: str) -> list[dict]:
@@ -86,3 +93,87 @@ def test_linear_speed(row):
 def test_the_tables_are_there():
     assert len(SPEED) >= 8
     assert len(LINEAR_SPEED) >= 6
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+PICTURES = [path for path in re.findall(r'src(?:set)?="([^"]+\.svg)"', README) if "speed" in path]
+
+
+def drawn_bars(picture: str) -> dict[tuple[str, str, str], tuple[float, str]]:
+    """Of each panel, group and bar: how long it is drawn, and the text beside it."""
+    root = ElementTree.parse(ROOT / picture).getroot()
+    texts = {float(text.get("y")): text.text for text in root.iter(f"{SVG}text")}
+    bars = {}
+    for group in root.iter(f"{SVG}g"):
+        if group.get("id", "").startswith("bar: "):
+            places = re.findall(r"[ML] (\S+) (\S+)", group.find(f"{SVG}path").get("d"))
+            left, *_, right = sorted({float(x) for x, _ in places})
+            middle = sum(float(y) for _, y in places) / len(places)
+            beside = [text for y, text in texts.items() if 0 <= y - middle <= 10]
+            bars[tuple(group.get("id").split(": ")[1:])] = right - left, *beside
+    return bars
+
+
+def length(panel: str, group: str, who: str) -> float:
+    """What a bar stands for, as benchmarks/results/ has it."""
+    if panel == "Cross entropy":
+        dtype, shape = group.split(" ", 1)
+        (found,) = [
+            row
+            for row in measurements("losses_gpu")
+            if (row["part"], row["loss"], row["target"]) == ("table", "categorical", "labels")
+            and (row["dtype"], row["shape"]) == (dtype, shape_of(shape))
+        ]
+        return found["ms"][{"jaxloss": "jaxloss", "XLA": "xla"}[who]]["value_and_grad"]
+    (found,) = [
+        row
+        for row in measurements("linear_cross_entropy_gpu")
+        if (row["what"], row["who"], row["tokens"]) == ("value_and_grad", LINEAR[who], 32768)
+    ]
+    return found["ms"] if panel.endswith("time") else found["temporary_bytes"] / 1e9
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_picture(picture):
+    bars = drawn_bars(picture)
+    assert {(panel, who) for panel, _, who in bars} >= {
+        *(("Cross entropy", who) for who in ("jaxloss", "XLA")),
+        *((f"Linear cross entropy, {what}", who) for what in ("time", "memory") for who in LINEAR),
+    }
+    longest = {panel: max(length(*bar) for bar in bars if bar[0] == panel) for panel, _, _ in bars}
+    widest = {panel: max(width for bar, (width, _) in bars.items() if bar[0] == panel) for panel in longest}
+    for bar, (width, text) in bars.items():
+        panel, _, who = bar
+        assert width / widest[panel] == pytest.approx(length(*bar) / longest[panel], abs=1e-3), bar
+        name, number, unit = text.rsplit(" ", 2)
+        assert (name, unit) == (who, "GB" if panel.endswith("memory") else "ms")
+        decimals = len(number.partition(".")[2])
+        assert number == f"{length(*bar):.{decimals}f}"
+        assert len(number.replace(".", "")) == 3
+
+
+def test_picture_is_of_two_themes_and_one_set_of_bars():
+    dark, light = PICTURES
+    assert drawn_bars(dark) == drawn_bars(light)
+    assert (ROOT / dark).read_text() != (ROOT / light).read_text()
+
+
+def test_picture_is_what_its_script_draws(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks import readme_picture
+
+    for theme, kept in zip(("dark", "light"), PICTURES, strict=True):
+        readme_picture.draw(theme, tmp_path / f"{theme}.svg")
+        assert drawn_bars(tmp_path / f"{theme}.svg") == drawn_bars(kept)
+
+
+def test_long_description_links_to_the_repository():
+    path = ROOT / "tools" / "long_description.py"
+    specification = importlib.util.spec_from_file_location("long_description", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    text = module.dynamic_metadata("readme", {})["text"]
+    links = re.findall(r'\]\(([^)\s]+)\)|\b(?:src|srcset)="([^"]+)"', text)
+    targets = [one or other for one, other in links]
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
