@@ -16,7 +16,7 @@ pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 .PHONY: help demo example test check test-all mutants test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs look cuda wheel try-wheel try-adding-a-loss clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 demo: ## train three models on real data with losses from jaxloss, and draw the pictures
 	@tools/environment demo
