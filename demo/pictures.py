@@ -86,7 +86,7 @@ def loss_curves(results: Mapping[str, Result]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend()
-    figure.get_axes()[0].set_ylabel("loss")
+    figure.get_axes()[0].set_ylabel("loss (logarithmic)")
     return figure
 
 

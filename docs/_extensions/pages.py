@@ -48,7 +48,7 @@ def _outward_links(app: Sphinx, page: str, source: list[str]) -> None:
 
 def _pictures(app: Sphinx, page: str, source: list[str]) -> None:
     """A picture of two themes follows the theme that the reader chose on the site, not the system's alone."""
-    del app, page
+    del app
 
     def replaced(picture: re.Match) -> str:
         width = f":width: {picture['width']}px\n" if picture["width"] else ""
@@ -58,6 +58,8 @@ def _pictures(app: Sphinx, page: str, source: list[str]) -> None:
         )
 
     source[0] = PICTURE.sub(replaced, source[0])
+    if "<picture>" in source[0]:
+        logging.getLogger(__name__).warning("a <picture> that is not as PICTURE has it", location=page)
 
 
 def _language(app: Sphinx, page: str, template: str, context: dict, tree: object) -> None:
