@@ -89,6 +89,7 @@ def test_pictures_have_both_themes_and_a_description():
         found = list(PICTURE.finditer(text))
         assert len(found) == text.count("<picture>"), path
         for picture in found:
-            assert picture["dark"] == picture["light"].replace("light", "dark")
+            stem = picture["light"].rpartition(".")[0].removesuffix("_light")
+            assert picture["dark"].rpartition(".")[0] == f"{stem}_dark"
             assert all((path.parent / picture[theme]).is_file() for theme in ("dark", "light"))
             assert len(picture["alt"]) > 60

@@ -177,3 +177,39 @@ def test_long_description_links_to_the_repository():
     targets = [one or other for one, other in links]
     assert len(targets) > 20
     assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+
+
+def test_training_step_of_the_readme_trains():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(code, names)
+    jax = names["jax"]
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "hidden": 0.3 * jax.random.normal(keys[0], (16, 8)),
+        "output": 0.3 * jax.random.normal(keys[1], (8, 3)),
+    }
+    images, labels = jax.random.normal(keys[2], (32, 16)), jax.random.randint(keys[3], (32,), 0, 3)
+    first, params = names["train_step"](params, images, labels)
+    for _ in range(20):
+        value, params = names["train_step"](params, images, labels)
+    assert value < first
+
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "findings/README.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """Those of the pages that the site, whose links `make docs` checks, does not have."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"\]\(([^)\s]+)\)|\b(?:src|srcset)=\"([^\"]+)\"", text)
+    for target in (one or other for one, other in found):
+        if not target.startswith("https://"):
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+                assert anchor in anchors, target
