@@ -213,3 +213,63 @@ def test_links_lead_somewhere(page):
                 headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
                 anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
                 assert anchor in anchors, target
+
+
+def said(pattern: str) -> tuple[float, ...]:
+    """The numbers of a sentence of the README."""
+    (found,) = re.finditer(pattern, " ".join(README.split()))
+    return tuple(float(number) for number in found.groups())
+
+
+class TestSentences:
+    """What the README says in words of the same measurements."""
+
+    def test_of_the_sweep(self):
+        fewest, most, *expected = said(
+            r"For 1 GB of logits with (\d+) to (\d+) classes, value and gradient take ([\d.]+) to ([\d.]+) times a copy, "
+            r"odd widths too; XLA takes (\d+) to (\d+) times"
+        )
+        rows = [row for row in measurements("losses_sweep_gpu") if row["part"] == "classes"]
+        rows = [row for row in rows if fewest <= row["shape"][1] <= most]
+        assert min(row["shape"][1] for row in rows) == fewest
+        assert max(row["shape"][1] for row in rows) == most
+        assert any(row["shape"][1] % 2 for row in rows)
+        ours, xla = (
+            [row["ms"][who]["value_and_grad"] / row["ms"]["limit"]["value_and_grad"] for row in rows]
+            for who in ("jaxloss", "xla")
+        )
+        assert expected == [*(round(of(ours), 2) for of in (min, max)), *(round(of(xla)) for of in (min, max))]
+
+    def test_of_long_rows(self):
+        (expected,) = said(
+            r"Rows of millions of classes do not fit on the chip, so they are read twice and take ([\d.]+)"
+        )
+        rows = [row for row in measurements("losses_sweep_gpu") if row["part"] == "classes" and row["shape"][1] > 10**6]
+        assert len(rows) >= 4
+        for row in rows:
+            assert row["ratio"]["value_and_grad"]["limit"] == pytest.approx(expected, abs=0.06)
+
+    def test_of_the_memory_of_two_cards(self):
+        (expected,) = said(r"on an H200, whose memory is ([\d.]+) times as fast as an H100's")
+        h100, h200 = (
+            min(
+                row["ms"]["limit"]["value_and_grad"]
+                for row in measurements(name)
+                if (row["dtype"], row["shape"]) == ("bfloat16", [16384, 32000])
+            )
+            for name in ("losses_gpu", "losses_options_gpu")
+        )
+        assert round(h100 / h200, 1) == expected
+
+    def test_of_temporaries(self):
+        (expected,) = said(r"([\d.]+) GB of jaxloss's temporaries are the float32 sum of the kernel's gradient")
+        shape = dict(zip(("tokens", "width", "classes"), shape_of(LINEAR_SPEED[0][0]), strict=True))
+        in_float32, in_bfloat16 = (
+            next(
+                row["temporary_bytes"]
+                for row in measurements("linear_cross_entropy_gpu")
+                if row["what"] == "value_and_grad" and row["who"] == who and shape.items() <= row.items()
+            )
+            for who in ("jaxloss", "jaxloss, summed in bfloat16")
+        )
+        assert round((in_float32 - in_bfloat16) / 1e9, 1) == expected
