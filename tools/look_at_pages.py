@@ -207,12 +207,14 @@ def main() -> None:
     if arguments.pictures:
         arguments.pictures.mkdir(parents=True, exist_ok=True)
     with browser() as driver:
-        found = []
+        found, well = [], []
         if arguments.only != "explorer":
             found += problems_of_pages(driver, arguments.site, arguments.pictures)
+            well.append("pages: nothing is cut off, broken or of the other theme")
         if arguments.only != "pages":
             found += problems_of_the_explorer(driver, arguments.pictures)
-    print("\n".join(found) or "nothing is cut off, broken or of the other theme, and pictures follow their sliders")
+            well.append("explorer: its pictures follow their sliders, and the last value wins")
+    print("\n".join(found or well))
     sys.exit(bool(found))
 
 
