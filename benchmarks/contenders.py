@@ -23,21 +23,26 @@ def measured(function: Callable, operands: Sequence[jax.Array]) -> dict:
 
 
 def compared(
-    losses: dict[str, dict[str, Callable]], operands: Sequence[jax.Array], limit: Timing, shape: dict[str, Any]
+    losses: dict[str, dict[str, Callable]],
+    operands: Sequence[jax.Array],
+    limit: Timing,
+    shape: dict[str, Any],
+    wrt: tuple[int, ...] = (0, 1),
 ) -> list[dict]:
-    """Value, and gradients of hidden states and kernel, of each loss by each of its contenders, beside the limit.
+    """Value and gradients of each loss by each of its contenders, beside the limit.
 
     Args:
         losses: by their names, functions of the operands by who writes them so.
         operands: hidden states, kernel, and what else the functions are of.
         limit: the time of the products alone.
         shape: what a row of the results says of the operands.
+        wrt: the operands that gradients are made of; by default hidden states and kernel.
     """
     rows = []
     for name, contenders in losses.items():
         print(f" {name}")
         for who, loss in contenders.items():
-            found = measured(jax.value_and_grad(loss, (0, 1)), operands)
+            found = measured(jax.value_and_grad(loss, wrt), operands)
             print(line(who, found, limit), flush=True)
             rows.append({**shape, "what": name, "who": who, "limit_ms": limit.ms, **found})
     return rows

@@ -21,6 +21,7 @@ from jaxloss.categorical import (
     entropy,
     log_prob,
 )
+from jaxloss.contrastive import sigmoid_contrastive
 from jaxloss.distillation import d_jensen_shannon, d_kl_divergence, jensen_shannon, kl_divergence
 from jaxloss.linear import linear_cross_entropy, linear_cross_entropy_with_stats, linear_log_prob, linear_objective
 from jaxloss.linear_distillation import linear_jensen_shannon, linear_kl_divergence
@@ -95,4 +96,5 @@ __all__ = [
     "objectives",
     "poisson_nll",
     "quantile",
+    "sigmoid_contrastive",
 ]

@@ -39,6 +39,10 @@ def _linear(hidden, kernel, labels):
     return _rows(jnp.dot(hidden, kernel, precision="highest"), labels)
 
 
+def _pairs(a, b):
+    return formulas.sigmoid_contrastive(4 * jnp.dot(a, b.T, precision="highest") - 2, jnp.arange(ROWS))
+
+
 def checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
     """By name: the loss, the formula of its elements or rows, and operands; the gradient is that of the first."""
     random = np.random.default_rng(0)
@@ -80,6 +84,11 @@ def checks() -> dict[str, tuple[Loss, Loss, tuple[np.ndarray, ...]]]:
             functools.partial(jaxloss.linear_cross_entropy, precision="highest"),
             _linear,
             (hidden, kernel, labels),
+        ),
+        "sigmoid_contrastive": (
+            functools.partial(jaxloss.sigmoid_contrastive, scale=4.0, bias=-2.0, precision="highest"),
+            _pairs,
+            (hidden, hidden[::-1].copy()),
         ),
     }
 

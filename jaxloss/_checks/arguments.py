@@ -222,8 +222,8 @@ def classes_last(x: Array, axis: int, ndim: int) -> Array:
     return axis_moved(x, axis, -1) if x.ndim == ndim else x
 
 
-def mesh_axes(axis_name: AxisName, x: Array, name: str = "logits") -> tuple[str, ...]:
-    """The mesh axes that the classes of `x` are split over, none without `axis_name`."""
+def mesh_axes(axis_name: AxisName, x: Array, name: str = "logits", split: str = "classes") -> tuple[str, ...]:
+    """The mesh axes that the classes of `x`, or what else is `split`, are split over, none without `axis_name`."""
     if axis_name is None:
         return ()
     if not isinstance(axis_name, str | tuple | list):
@@ -236,6 +236,6 @@ def mesh_axes(axis_name: AxisName, x: Array, name: str = "logits") -> tuple[str,
     if missing := [axis for axis in axes if axis not in varying]:
         raise ValueError(
             f"axis_name is {axis_name!r}, but {name} does not vary over {', '.join(map(repr, missing))}: expected an "
-            f"axis of an enclosing shard_map with check_vma=True that splits the classes (found {varying or 'none'})"
+            f"axis of an enclosing shard_map with check_vma=True that splits the {split} (found {varying or 'none'})"
         )
     return axes

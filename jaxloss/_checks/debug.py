@@ -305,6 +305,13 @@ def linear_divergence(given: dict[str, Any], watch: _Watch) -> int:
     return -1
 
 
+def contrastive(given: dict[str, Any], watch: _Watch) -> None:
+    """Embeddings of pairs."""
+    for name in ("a", "b"):
+        watch.rows(name, array(name, given[name]), -1)
+    watch.options(given)
+
+
 def _labels_of_tokens(given: dict[str, Any], watch: _Watch) -> None:
     kernel = array("kernel", given["kernel"])
     axes = arguments.mesh_axes(given["axis_name"], kernel, "kernel")

@@ -12,6 +12,7 @@ _HIDDEN_FIRST = "which takes hidden states first, then the kernel"
 _LIGER = "which computes the same with ignore_index=-100 and clip=None"
 _OF_LABELS = "which gives the log-probabilities of labels alone"
 _ONE_HOT = "which takes class indices, or floating-point probabilities"
+_PAIRS = "which takes the embeddings of both kinds, and scale and bias by name"
 _FOCAL = "with focal_gamma and focal_alpha"
 _SQUARED = f"which has a factor 1/2, and {_EXAMPLES}"
 _RATES = f"which takes the logarithm of the rate, and {_EXAMPLES}"
@@ -44,6 +45,7 @@ _OURS = {
     "NLLLoss": ("categorical_cross_entropy", _LOGITS),
     "Poisson": ("poisson_nll", _RATES),
     "PoissonNLLLoss": ("poisson_nll", _RATES),
+    "SigLipLoss": ("sigmoid_contrastive", _PAIRS),
     "SmoothL1Loss": ("huber", _SMOOTH_L1),
     "SparseCategoricalCrossentropy": ("categorical_cross_entropy", _LOGITS_FIRST),
     "bce": ("binary_cross_entropy", "which takes logits"),
@@ -93,6 +95,7 @@ _OURS = {
     "sigmoid_cross_entropy": ("binary_cross_entropy", _LOGITS_FIRST),
     "sigmoid_cross_entropy_with_logits": ("binary_cross_entropy", _LOGITS_FIRST),
     "sigmoid_focal_loss": ("binary_cross_entropy", _FOCAL),
+    "siglip_loss": ("sigmoid_contrastive", _PAIRS),
     "smooth_l1_loss": ("huber", _SMOOTH_L1),
     "softmax_cross_entropy": ("categorical_cross_entropy", _REDUCED),
     "softmax_cross_entropy_with_integer_labels": ("categorical_cross_entropy", _REDUCED),

@@ -175,6 +175,30 @@ LINEAR_DIVERGENCES = table(
 )
 """Divergences of a student's tokens from a teacher's, whose logits are never materialized."""
 
+PAIRS = table(
+    r"""
+    unit: row
+    example: row
+    a: embeddings $a_i$, `[n, D]`; <dtypes>. Nothing is normalized: rows should have unit length.
+    b: embeddings $b_j$, `[n, D]`, the pair of each row of `a`; its type is one of these too.
+    reduction: <reduction> The gradients of the first two are made with the value. Those of `"none"` wait for a
+        cotangent of each row: the logits are then made a second time.
+    scale: $s$, a number or scalar array; the paper learns its logarithm, from $\log 10$ on.
+    bias: $c$, a number or scalar array; the paper learns it, from -10 on.
+    array: an array `[n]`, of the sums over $j$
+    chunk_size: how many rows of `a` a device works on at a time. Default: as many as fill half a gigabyte of logits; at
+        least 2048.
+    accumulate_dtype: the type that the gradient of `b` is summed in, over chunks and devices.
+    precision: that of the matrix products, as `jax.lax.dot_general` takes it.
+    axis_name: the mesh axis, or axes, over which an enclosing `jax.shard_map` (with `check_vma=True`, its default) has
+        split the rows of `a` and `b`: each device gathers `b`, and the loss is that of all $n$ pairs, the same on every
+        device, or for `"none"` those of the device's own rows. Default: the pairs of the device are all.
+    TypeError: `a` or `b` is not floating-point, or another argument is of the wrong kind.
+    """,
+    _EVERY_LOSS,
+)
+"""Contrastive losses of pairs of embeddings."""
+
 UNREDUCED = table(r"""
     result: result
     counted:

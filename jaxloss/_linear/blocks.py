@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxloss._arrays import MASKED, Array, along, manual_axes, promoted, varying
+from jaxloss._arrays import MASKED, Array, along, manual_axes, varying
 from jaxloss._autodiff import row_loss
 from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import BOUNDED, times
@@ -77,6 +77,8 @@ class BlockPlan:
 class BlockWork(Work):
     """The operands on one device, in blocks."""
 
+    float16_cotangents = True
+
     def __init__(self, blocks: BlockPlan, split: Split, flat: Sequence[Array], *, direct: bool):
         operands, data, factor, self.closed_over = blocks.separated(flat)
         super().__init__(blocks.plan, split, operands, direct=direct, others=(*data, *factor))
@@ -105,19 +107,6 @@ class BlockWork(Work):
         tokens = largest_chunk(*self.memory_of_token) if self.plan.chunk is None else self.plan.chunk
         blocks = max(1, tokens // max(1, self.block))
         return equal_size(self.count, blocks) if isinstance(self.count, int) and self.count else blocks
-
-    @property
-    def hidden_dtype(self):
-        # Gradients of float16 are made with cotangents of any size, and rounded once a cotangent has multiplied them.
-        return promoted(super().hidden_dtype, jnp.float32) if self.dtype == jnp.float16 else super().hidden_dtype
-
-    @property
-    def kept_dtype(self):
-        return promoted(self.dtype, jnp.float32) if self.dtype == jnp.float16 else self.dtype
-
-    @property
-    def returned_dtype(self):
-        return self.kept_dtype if self.dtype == jnp.float16 else self.hidden_type
 
     @property
     def value_dtype(self):

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss._arrays import Array, promoted
-from jaxloss._autodiff import row_loss
 from jaxloss._linear.alignment import without_padding
 from jaxloss._linear.chunks import Collectives, Result, Stages
 from jaxloss._linear.local import Work, work_of
@@ -31,8 +30,7 @@ def gradients(
     results = work.of_rows(("losses", *plan.stats))
 
     def of_chunk(rows):
-        *of_rows, d_logits = row_loss.value_and_grad(work.loss)(work.row_operands(*rows))
-        return (), work.of_vocabulary(of_rows[: len(results)]), d_logits
+        return (), *work.value_and_d_logits(rows)
 
     _, of_rows, of_operands = with_gradients(work, wrt, operands, strided, of_chunk, [], results)
     return *map(work.of_tokens, of_rows), *of_operands
@@ -135,6 +133,9 @@ def with_gradients(
     if not late:
         sums = communicated(map(without_padding, sums, shapes))
     sums = [split.arranged(*each[:2]).astype(each[2]) for each in zip(roles, sums, dtypes, strict=True)]
+    if split.classes:  # a number that all classes share has a gradient of them all
+        of_all = [place >= own_sums and "v" not in role for place, role in enumerate(roles)]
+        sums = [jax.lax.psum(x, split.classes) if of else x for x, of in zip(sums, of_all, strict=True)]
     of_rows, of_hidden = filled[:own], filled[own:]
     of_hidden = [split.over_classes(work.of_tokens(shares)).astype(work.returned_dtype) for shares in of_hidden]
     return sums[:own_sums], of_rows, (*of_hidden, *sums[own_sums:])

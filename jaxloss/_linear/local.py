@@ -49,7 +49,11 @@ class Work:
         direct: whether it is not differentiated.
         others: further operands.
         classes: how many there are here, without those that pad the kernel.
+        float16_cotangents: whether a gradient of float16 may be of any size until a cotangent has multiplied it. It is
+            rounded only then.
     """
+
+    float16_cotangents = False
 
     def __init__(
         self, plan: Plan, split: Split, operands: LinearOperands, *, direct: bool = False, others: Sequence[Array] = ()
@@ -96,19 +100,23 @@ class Work:
         return tuple(None if parameter is None else self.padded(parameter, roles) for parameter, roles in each)
 
     @property
+    def _widens_float16(self) -> bool:
+        return self.float16_cotangents and self.dtype == jnp.float16
+
+    @property
     def hidden_dtype(self):
         """What the gradient of hidden states is made in. Of resharded tokens it is rounded once it is summed."""
-        return promoted(self.dtype, jnp.float32) if self.split.resharded else self.dtype
+        return promoted(self.dtype, jnp.float32) if self.split.resharded or self._widens_float16 else self.dtype
 
     @property
     def kept_dtype(self):
         """What the gradient of hidden states is kept in."""
-        return self.dtype
+        return promoted(self.dtype, jnp.float32) if self._widens_float16 else self.dtype
 
     @property
     def returned_dtype(self):
         """The type of their gradient in the end."""
-        return self.hidden_type
+        return self.kept_dtype if self._widens_float16 else self.hidden_type
 
     @property
     def sum_dtype(self):
@@ -188,6 +196,11 @@ class Work:
         """A chunk's share of the gradient of the bias."""
         return real(d_logits).sum(0)
 
+    def tangent_of_bias(self, tangent: Array, hidden: Array, logits: Array) -> Array:
+        """What a tangent of the bias adds to that of a chunk's logits."""
+        del hidden
+        return jnp.broadcast_to(tangent, logits.shape)
+
     def tokens_of(self, rows: Sequence[Array]) -> Sequence[Array]:
         """Hidden states, labels and weights of the tokens of a chunk, along one axis."""
         return rows
@@ -207,6 +220,11 @@ class Work:
         hidden, labels, weight = rows
         operands = self.biased_logits(hidden, weight), labels, weight, *self.parameters
         return Operands.of(local_shard(self.objective, self.axes, *operands, width=self.classes))
+
+    def value_and_d_logits(self, rows: Sequence[Array]) -> tuple[Sequence[Array], Any]:
+        """Losses and statistics of a chunk, and what its gradients are made of."""
+        *of_rows, d_logits = row_loss.value_and_grad(self.loss)(self.row_operands(*rows))
+        return self.of_vocabulary(of_rows[: 1 + len(self.plan.stats)]), d_logits
 
     def of_vocabulary(self, of_rows: Sequence[Array]) -> Sequence[Array]:
         """Losses and statistics, whose classes on other devices have indices that no padding shifts."""
@@ -302,7 +320,7 @@ def tangents(
         if kernel_tangent is not None:
             terms.append(work.logits_tangent(work.kept(hidden, weight), kernel_tangent))
         if bias_tangent is not None:
-            terms.append(jnp.broadcast_to(bias_tangent, logits.shape))
+            terms.append(work.tangent_of_bias(bias_tangent, hidden, logits))
 
         logits_tangent = sum(terms[1:], start=terms[0]).astype(logits.dtype) if terms else None
         own_parameters = work.of_row_loss(parameter_tangents)

@@ -49,6 +49,7 @@ from jaxloss.formulas.categorical import (
     target_totals,
     valid_rows,
 )
+from jaxloss.formulas.contrastive import d_sigmoid_contrastive, sigmoid_contrastive
 from jaxloss.formulas.distillation import (
     above_maximum,
     d_divergence,
@@ -101,6 +102,7 @@ __all__ = [
     "d_poisson_nll",
     "d_poisson_nll_of_target",
     "d_quantile",
+    "d_sigmoid_contrastive",
     "d_squared_error",
     "d_weighted_binary_cross_entropy",
     "d_weighted_binary_cross_entropy_of_target",
@@ -112,6 +114,7 @@ __all__ = [
     "log_cosh",
     "poisson_nll",
     "quantile",
+    "sigmoid_contrastive",
     "squared_error",
     "weighted_binary_cross_entropy",
 ]

@@ -12,7 +12,17 @@ import pytest
 import jaxloss
 
 PACKAGE = pathlib.Path(jaxloss.__file__).parent
-PUBLIC = ("optax", "binary", "categorical", "distillation", "linear", "linear_distillation", "objectives", "regression")
+PUBLIC = (
+    "optax",
+    "binary",
+    "categorical",
+    "contrastive",
+    "distillation",
+    "linear",
+    "linear_distillation",
+    "objectives",
+    "regression",
+)
 # From the top: what a caller passes is checked; linear losses are made of rows; rows are differentiated; and so on.
 LAYERS = ("_checks", "_linear", "_rows", "_autodiff", "_partitioning", "_ffi", "_spec", "_arrays")
 OWN = ("formulas", "_docs", "_types", "_version")  # these import nothing of the package but themselves

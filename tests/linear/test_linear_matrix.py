@@ -1,4 +1,4 @@
-"""Linear cross entropy and distillation under every transform that the other losses are put through, as a loss of hidden states."""
+"""Linear cross entropy, distillation and the sigmoid loss of pairs under every transform that the other losses are put through, as a loss of hidden states."""
 
 import jax
 import numpy as np
@@ -56,10 +56,30 @@ def distilled_formula(hidden, labels, reduction):
     return losses.mean() if reduction == "mean" else losses
 
 
-LOSSES = {"cross entropy": (ours, formula), "distillation": (distilled, distilled_formula)}
+def of_pairs(hidden, labels, reduction):
+    del labels
+    others, _ = teacher_of(hidden)
+    options = {"scale": 3.0, "bias": -1.0, "reduction": reduction, "chunk_size": CHUNK}
+    return jaxloss.sigmoid_contrastive(hidden, others[:, : hidden.shape[-1]], **options)
 
 
-@pytest.mark.parametrize("what", LOSSES)
+def formula_of_pairs(hidden, labels, reduction):
+    del labels
+    x = 3 * hidden @ teacher_of(hidden)[0][:, : hidden.shape[-1]].T - 1
+    losses = jax.nn.softplus(np.where(np.eye(len(hidden)), -1, 1).astype(x.dtype) * x).sum(-1)
+    return losses.mean() if reduction == "mean" else losses
+
+
+LOSSES = {
+    "cross entropy": (ours, formula),
+    "distillation": (distilled, distilled_formula),
+    "pairs": (of_pairs, formula_of_pairs),
+}
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[pytest.mark.slow] if what == "pairs" else []) for what in LOSSES]
+)
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_agrees_with_the_formula(name, what):
     ours, formula = LOSSES[what]

@@ -203,7 +203,7 @@ def applied(params, inputs):
 RECIPES = [
     Recipe("CLIP", "clip_loss", clip_formula, PAIRS, 3, ((", axis=0", ""), ("/ 2", ""), ("texts.T, jnp.arange(len(images))", "texts.T, jnp.arange(len(images))[::-1]"))),
     Recipe("CLIP", "clip_loss_of_large_batch", clip_formula, PAIRS, 3, (("(scale * texts, images", "(texts, images"), ("(scale * texts, images", "(scale * images, texts"))),
-    Recipe("SigLIP", "siglip_loss", siglip_formula, (*PAIRS, np.float32(-10.0)), 4, (("+ bias", ""), ("jnp.eye", "1 - jnp.eye"), ("clip=None", "clip=None, normalizer=logits.size"))),
+    Recipe("SigLIP", "siglip_loss", siglip_formula, (*PAIRS, np.float32(-10.0)), 4, (("bias=bias", "bias=0.0"), ("scale=scale", "scale=2 * scale"), ("bias=bias)", "bias=bias, normalizer=images.size)"))),
     Recipe(
         "PPO", "ppo_loss", ppo_formula, (masked(LOGITS, WHERE), TOKENS, masked(NEAR, WHERE), numbers(N, T), WHERE), 1,
         (("jnp.minimum", "jnp.maximum"), ("+ bonus", "- bonus"), ("-stats.nll", "stats.nll"), ("/ where.sum()", "/ where.size"), ("clipped * advantages", "clipped")),

@@ -181,6 +181,9 @@ def _calls():
         yield Call(f"{name}, by weights", function, required, {"weights": WEIGHTS}, BY_WEIGHTS)
         yield Call(f"{name}, none", function, required, biases | of_name, {"chunk_size": 2, **UNREDUCED})
     yield Call("linear_kl_divergence, reverse", jaxloss.linear_kl_divergence, required, static={"direction": "reverse"})
+    pairs = {"a": X, "b": A, "scale": 1.5, "bias": -0.5}
+    yield Call("sigmoid_contrastive", jaxloss.sigmoid_contrastive, pairs, {"normalizer": 3.0}, {"chunk_size": 2})
+    yield Call("sigmoid_contrastive, none", jaxloss.sigmoid_contrastive, pairs, static=UNREDUCED)
     yield from _drop_ins()
 
 
