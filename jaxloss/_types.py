@@ -12,8 +12,18 @@ TargetType = Literal["probabilities", "logits"]
 AxisName = str | tuple[str, ...] | None
 """The mesh axes that the classes are split over."""
 
-ClassTarget = ArrayLike | tuple[ArrayLike, ArrayLike, ArrayLike]
-"""Class indices, probabilities, or two arrays of class indices and the share of the first."""
+ClassTarget = ArrayLike | tuple[ArrayLike, ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike]
+"""Class indices, probabilities, two arrays of class indices and the share of the first, or some classes of each row and
+their probabilities."""
+
+SoftTarget = ArrayLike | tuple[ArrayLike, ArrayLike]
+"""Probabilities or logits of all classes, or some classes of each row and their probabilities."""
+
+TokenLabels = ArrayLike | tuple[ArrayLike, ArrayLike]
+"""Class indices, or some classes of each token and their probabilities."""
+
+Remainder = Literal["drop", "spread"]
+"""What becomes of the probability that the listed classes of a row lack."""
 
 Normalizer = ArrayLike | Literal["weights"] | None
 """What replaces the batch size, of losses that may divide by the sum of the weights."""

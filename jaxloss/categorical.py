@@ -12,13 +12,14 @@ from jax.typing import ArrayLike
 from jaxloss._arrays import Array, inlined
 from jaxloss._checks import arguments as _arguments
 from jaxloss._checks import debug as _debug
-from jaxloss._checks.arrays import array, axis_moved, of_dtype
-from jaxloss._checks.classes import Options, checked
+from jaxloss._checks.arrays import array, axis_moved, is_wide, of_dtype
+from jaxloss._checks.classes import Options, checked, checked_ids
 from jaxloss._checks.debug import watched
 from jaxloss._docs.described import described
 from jaxloss._docs.losses import GRADIENT, RESULTS_OF_ROWS, ROWS, STATISTICS
 from jaxloss._rows import cross_entropy as _cross_entropy
-from jaxloss._types import AxisName, ClassTarget, Normalizer, Reduction
+from jaxloss._rows import sparse as _sparse
+from jaxloss._types import AxisName, ClassTarget, Normalizer, Reduction, Remainder
 
 
 @watched(_debug.categorical)
@@ -41,6 +42,7 @@ def categorical_cross_entropy(
     clip: float | None = 1e-7,
     reduction: Reduction = "mean",
     normalizer: Normalizer | None = None,
+    remainder: Remainder = "drop",
     axis_name: AxisName = None,
 ) -> Array:
     r"""Multiclass cross entropy, with the softmax inside.
@@ -67,7 +69,10 @@ def categorical_cross_entropy(
         target: class indices `[...]` of an integer type, or probabilities `[..., V]` of a floating-point type. A row
             whose index is not in `[0, V)` has loss NaN and gradient 0, unless it is `ignore_index`. Or, for mixup,
             `(labels, other_labels, share)`: two arrays of class indices and the share of the first, a scalar or
-            `[...]`.
+            `[...]`. Or, for a teacher of whom the likeliest classes are stored, `(indices, probabilities)`: K class
+            indices of each row and their probabilities, of the shape of `logits` with K in the place of V. Equal
+            indices of a row add up; an index that is not in `[0, V)` makes the row's loss NaN and its gradient 0,
+            unless its probability is 0.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -108,8 +113,9 @@ def categorical_cross_entropy(
         reduction=reduction,
         normalizer=normalizer,
         axis_name=axis_name,
+        remainder=remainder,
     )
-    return _cross_entropy.value(classes.objective, classes.operands, classes.examples)
+    return classes.value
 
 
 @watched(_debug.categorical)
@@ -132,6 +138,7 @@ def d_categorical_cross_entropy(
     clip: float | None = 1e-7,
     reduction: Reduction = "mean",
     normalizer: Normalizer | None = None,
+    remainder: Remainder = "drop",
     axis_name: AxisName = None,
 ) -> Array:
     r"""The gradient of `categorical_cross_entropy` with respect to `logits`: $(t - a) / n$ without options.
@@ -164,8 +171,9 @@ def d_categorical_cross_entropy(
         reduction=reduction,
         normalizer=normalizer,
         axis_name=axis_name,
+        remainder=remainder,
     )
-    gradient = _cross_entropy.gradient(classes.objective, classes.operands, classes.examples)
+    gradient = classes.gradient
     return of_dtype(axis_moved(gradient, -1, classes.axis), array("logits", logits).dtype)
 
 
@@ -297,7 +305,8 @@ def log_prob(
 
     Args:
         logits: $x$, `[..., V]`; <dtypes>.
-        labels: $y$, class indices `[...]` of an integer type. One that is not in `[0, V)` gives NaN, and gradient 0.
+        labels: $y$, class indices `[...]` of an integer type; or K of each row, of the shape of `logits` with K in the
+            place of V. One that is not in `[0, V)` gives NaN, and gradient 0.
         axis_name: <axis_name> Labels are indices of the whole vocabulary.
 
     Raises:
@@ -308,10 +317,15 @@ def log_prob(
     >>> import jaxloss
     >>> print(jaxloss.log_prob(jnp.array([[2.0, 1.0, 0.0]]), jnp.array([0])))
     [-0.40761]
+    >>> print(jaxloss.log_prob(jnp.array([[2.0, 1.0, 0.0]]), jnp.array([[0, 2]])).round(3))
+    [[-0.408 -2.408]]
 
     Source: R. J. Williams, *Simple statistical gradient-following algorithms* (1992).
     """
     logits = _arguments.prediction("logits", logits, "labels", labels)
+    labels = labels if is_wide(labels) else array("labels", labels)
+    if jnp.ndim(labels) == logits.ndim and jnp.shape(labels) != logits.shape:
+        return _log_prob_of_ids(logits, labels, axis, where, softcap, temperature, num_classes, axis_name)
     labels = _arguments.class_indices("labels", array("labels", labels), logits.ndim - 1, axis)
     options: Options = {"softcap": softcap, "temperature": temperature, "num_classes": num_classes}
     classes = checked(
@@ -324,7 +338,7 @@ def log_prob(
         axis_name=axis_name,
         target_name="labels",
     )
-    return -_cross_entropy.value(classes.objective, classes.operands, classes.examples)
+    return -classes.value
 
 
 @watched(_debug.categorical)
@@ -361,6 +375,23 @@ def entropy(
         logits, labels, options, axis=axis, where=where, reduction="none", axis_name=axis_name, details=True
     )
     return _cross_entropy.value_and_stats(classes.objective, classes.operands, classes.examples)[1]["entropy"]
+
+
+def _log_prob_of_ids(
+    logits: Array,
+    ids: ArrayLike,
+    axis: int,
+    where: ArrayLike | None,
+    softcap: ArrayLike | None,
+    temperature: ArrayLike,
+    num_classes: int | None,
+    axis_name: AxisName,
+) -> Array:
+    """`log_prob` of some classes of each row."""
+    options: Options = {"softcap": softcap, "temperature": temperature, "num_classes": num_classes}
+    classes = checked_ids(logits, ids, options, axis=axis, where=where, axis_name=axis_name)
+    log_probs = _sparse.log_prob(classes.objective, classes.operands, classes.examples)
+    return axis_moved(log_probs, -1, classes.axis)
 
 
 @inlined(static_argnums=1)

@@ -1,24 +1,28 @@
 """Distillation losses: divergences of a student's probabilities from a teacher's."""
 
+from typing import Any
+
 from jax.typing import ArrayLike
 
 from jaxloss import formulas
 from jaxloss._arrays import Array
+from jaxloss._checks import classes as _classes
 from jaxloss._checks import debug as _debug
 from jaxloss._checks import teacher as _teacher
+from jaxloss._checks.arrays import array, axis_moved, of_dtype
 from jaxloss._checks.debug import watched
 from jaxloss._docs.described import described
 from jaxloss._docs.losses import DIVERGENCES, GRADIENT
 from jaxloss._rows import divergence as _divergence
 from jaxloss._rows.divergence import Divergence
-from jaxloss._types import AxisName, Reduction, TargetType
+from jaxloss._types import AxisName, Reduction, Remainder, SoftTarget, TargetType
 
 
 @watched(_debug.divergence)
 @described(DIVERGENCES)
 def kl_divergence(
     logits: ArrayLike,
-    target: ArrayLike,
+    target: SoftTarget,
     *,
     target_type: TargetType = "probabilities",
     axis: int = -1,
@@ -27,6 +31,7 @@ def kl_divergence(
     temperature: ArrayLike = 1.0,
     reduction: Reduction = "mean",
     normalizer: ArrayLike | None = None,
+    remainder: Remainder = "drop",
     axis_name: AxisName = None,
 ) -> Array:
     r"""Kullback-Leibler divergence of the softmax of logits from a target distribution.
@@ -44,7 +49,10 @@ def kl_divergence(
         logits: $x$, `[..., V]`, the student's; <dtypes>. A class whose logit is -Inf is masked: its probability and,
             where the target has none for it either, its gradient are 0; else the loss is infinite.
         target: the teacher's probabilities $a$, `[..., V]`; or the teacher's logits $y$, `[..., V]`, of which
-            $a = \mathrm{softmax}(y / T)$.
+            $a = \mathrm{softmax}(y / T)$. Or, for a teacher of whom the likeliest classes are stored, `(indices,
+            probabilities)`: K class indices of each row and their probabilities, of the shape of `logits` with K in
+            the place of V. Equal indices of a row add up; an index that is not in `[0, V)` makes the row's loss NaN
+            and its gradient 0, unless its probability is 0.
         target_type: which of the two the target is, `"probabilities"` or `"logits"`.
 
     >>> import jax
@@ -60,6 +68,21 @@ def kl_divergence(
 
     Source: G. Hinton, O. Vinyals, J. Dean, *Distilling the Knowledge in a Neural Network* (2015), arXiv:1503.02531.
     """
+    if isinstance(target, tuple) or remainder != "drop":
+        sparse = _of_some_classes(
+            logits,
+            target,
+            target_type,
+            axis=axis,
+            where=where,
+            weights=weights,
+            temperature=temperature,
+            reduction=reduction,
+            normalizer=normalizer,
+            remainder=remainder,
+            axis_name=axis_name,
+        )
+        return sparse.value
     checked = _teacher.checked(
         "logits",
         logits,
@@ -82,7 +105,7 @@ def kl_divergence(
 @described(GRADIENT, of=kl_divergence)
 def d_kl_divergence(
     logits: ArrayLike,
-    target: ArrayLike,
+    target: SoftTarget,
     *,
     target_type: TargetType = "probabilities",
     axis: int = -1,
@@ -91,6 +114,7 @@ def d_kl_divergence(
     temperature: ArrayLike = 1.0,
     reduction: Reduction = "mean",
     normalizer: ArrayLike | None = None,
+    remainder: Remainder = "drop",
     axis_name: AxisName = None,
 ) -> Array:
     r"""The gradient of `kl_divergence` with respect to `logits`: $(t_i \sum_j a_j - a_i) / (n T)$.
@@ -102,6 +126,21 @@ def d_kl_divergence(
     >>> print(jaxloss.d_kl_divergence(jnp.zeros((1, 4)), jnp.array([[0.0, 1.0, 0.0, 0.0]])))
     [[ 0.25 -0.75  0.25  0.25]]
     """
+    if isinstance(target, tuple) or remainder != "drop":
+        sparse = _of_some_classes(
+            logits,
+            target,
+            target_type,
+            axis=axis,
+            where=where,
+            weights=weights,
+            temperature=temperature,
+            reduction=reduction,
+            normalizer=normalizer,
+            remainder=remainder,
+            axis_name=axis_name,
+        )
+        return of_dtype(axis_moved(sparse.gradient, -1, sparse.axis), array("logits", logits).dtype)
     checked = _teacher.checked(
         "logits",
         logits,
@@ -237,3 +276,18 @@ def d_jensen_shannon(
     return checked.like_logits(
         _divergence.gradient(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
     )
+
+
+def _of_some_classes(
+    logits: ArrayLike,
+    target: SoftTarget,
+    target_type: TargetType,
+    *,
+    temperature: ArrayLike,
+    normalizer: ArrayLike | None,
+    **options: Any,
+) -> _classes.Classes:
+    """The arguments of the divergence from a target that lists some classes of each row."""
+    _teacher.probabilities_of_classes(target, target_type, normalizer, options["remainder"])
+    given: _classes.Options = {"temperature": temperature}
+    return _classes.checked(logits, target, given, normalizer=normalizer, divergence=True, **options)

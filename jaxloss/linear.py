@@ -11,13 +11,13 @@ from jaxloss._arrays import Array, inlined
 from jaxloss._checks import debug as _debug
 from jaxloss._checks.classes import Options
 from jaxloss._checks.debug import watched
-from jaxloss._checks.linear import checked
+from jaxloss._checks.linear import checked, class_indices_alone
 from jaxloss._checks.objective import checked as checked_objective
 from jaxloss._docs.described import described
 from jaxloss._docs.losses import OBJECTIVE, STATISTICS, TOKENS, UNREDUCED
 from jaxloss._linear import autodiff as _linear
 from jaxloss._linear import objective as _objective
-from jaxloss._types import AxisName, Normalizer, Per, Reduction, TokenNormalizer
+from jaxloss._types import AxisName, Normalizer, Per, Reduction, Remainder, TokenLabels, TokenNormalizer
 from jaxloss.categorical import CrossEntropyStats, public_stats
 
 
@@ -26,7 +26,7 @@ from jaxloss.categorical import CrossEntropyStats, public_stats
 def linear_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: TokenLabels,
     *,
     bias: ArrayLike | None = None,
     kernel_axis: int = -1,
@@ -43,6 +43,7 @@ def linear_cross_entropy(
     clip: float | None = None,
     reduction: Reduction = "mean",
     normalizer: Normalizer | None = None,
+    remainder: Remainder = "drop",
     shift: int = 0,
     chunk_size: int | None = None,
     accumulate_dtype: DTypeLike = jnp.float32,
@@ -70,7 +71,10 @@ def linear_cross_entropy(
         hidden: $h$, `[..., D]`; <dtypes>.
         kernel: $W$, `[D, V]`; its type is one of these too.
         labels: $y$, class indices `[...]` of an integer type. A token whose label is not in `[0, V)` has a <result>
-            of NaN and a gradient of 0, unless it is `ignore_index`.
+            of NaN and a gradient of 0, unless it is `ignore_index`. Or, for a teacher of whom the likeliest classes are
+            stored, `(indices, probabilities)`: K class indices `[..., K]` of each token and their probabilities, at
+            which gradients stop. Equal indices of a token add up; one that is not in `[0, V)` counts as a label does
+            that is not, unless its probability is 0.
         bias: $b$, `[V]`. Default: none.
         kernel_axis: the class axis of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
         reduction: <reduction> The gradients of the first two are made with the value. Those of `"none"` wait for a
@@ -123,6 +127,7 @@ def linear_cross_entropy(
         logits_dtype=logits_dtype,
         precision=precision,
         axis_name=axis_name,
+        remainder=remainder,
     )
     return _linear.value(plan, operands, examples, *rest)[0]
 
@@ -238,6 +243,7 @@ def linear_log_prob(
     >>> print(jaxloss.linear_log_prob(jnp.zeros((2, 3)), jnp.zeros((3, 4)), jnp.array([0, 3])))
     [-1.38629 -1.38629]
     """
+    class_indices_alone(labels)
     losses = linear_cross_entropy(
         hidden,
         kernel,

@@ -27,7 +27,7 @@ class Operands(NamedTuple):
 
     Attributes:
         x: what the gradient is with respect to.
-        target: of the shape of `x`, or of its rows.
+        target: of the shape of `x`, or of its rows; or some numbers for each row.
         row_weight: of the shape of the rows, or of their first axes: then all rows of an index have that weight.
         parameters: numbers of rows, or of the features of rows.
     """
@@ -96,6 +96,11 @@ class RowLoss(Loss):
     @property
     def features(self) -> tuple[int, ...]:
         """The positions of the parameters that have the last axis of `x`, and not its first ones."""
+        return ()
+
+    @property
+    def listed(self) -> tuple[int, ...]:
+        """The positions of the flat operands that have some numbers for each row, along a last axis that they share."""
         return ()
 
     @abc.abstractmethod
@@ -244,7 +249,7 @@ def _row_wise(loss: RowLoss, outputs: Outputs) -> RowWise:
         return loss.row_rank(outputs, separated(flat)[0])
 
     features = tuple(3 + place for place in loss.features)
-    return RowWise((__name__, (loss, outputs)), local, split, row_rank, features)
+    return RowWise((__name__, (loss, outputs)), local, split, row_rank, features, loss.listed)
 
 
 def partitioned(loss: RowLoss, outputs: str, outer: tuple[Entry, ...]) -> Call:

@@ -13,12 +13,15 @@ from jaxloss import formulas
 from jaxloss._arrays import Array, inlined
 from jaxloss._checks import arguments
 from jaxloss._checks import examples as _examples
+from jaxloss._checks import sparse as _sparse
 from jaxloss._checks.arrays import axis_moved, real_dtype
 from jaxloss._checks.parameters import integer, is_known, number, real_array
+from jaxloss._rows import cross_entropy as _cross_entropy
+from jaxloss._rows import sparse as _sparse_rows
 from jaxloss._rows.cross_entropy import Given
 from jaxloss._rows.weights import Examples, along_rows, leading
 from jaxloss._spec import OPTIONS, PARAMETERS, Objective
-from jaxloss._types import FROM_0_TO_1, AxisName, ClassTarget, Normalizer, Reduction
+from jaxloss._types import FROM_0_TO_1, AxisName, ClassTarget, Normalizer, Reduction, Remainder
 
 Options = Mapping[str, ArrayLike | None]
 """The options of a cross entropy as its caller gives them, by name; one that is missing is off."""
@@ -33,12 +36,28 @@ class Classes:
         operands: logits with the classes last, target and parameters.
         examples: which rows count, and what for.
         axis: the axis of classes, counted from the front.
+        sparse: the loss of a target that lists some classes of each row, else None.
     """
 
     objective: Objective
     operands: Given
     examples: Examples
     axis: int
+    sparse: _sparse_rows.SparseCrossEntropy | None = None
+
+    @property
+    def value(self) -> Array:
+        """The reduced loss."""
+        if self.sparse is not None:
+            return _sparse_rows.value(self.sparse, self.operands, self.examples)
+        return _cross_entropy.value(self.objective, self.operands, self.examples)
+
+    @property
+    def gradient(self) -> Array:
+        """Its gradient with respect to the logits, with the classes last."""
+        if self.sparse is not None:
+            return _sparse_rows.gradient(self.sparse, self.operands, self.examples)
+        return _cross_entropy.gradient(self.objective, self.operands, self.examples)
 
 
 def checked(
@@ -56,24 +75,47 @@ def checked(
     axis_name: AxisName = None,
     details: bool = False,
     target_name: str = "target",
+    remainder: Remainder = "drop",
+    divergence: bool = False,
 ) -> Classes:
-    """All of it, or the error that says what is wrong."""
+    """All of it, or the error that says what is wrong; `divergence`: of that from a target of some classes."""
     logits = arguments.prediction("logits", logits, target_name, target)
     axis = arguments.axis_index(axis, logits.ndim)
     axes = arguments.mesh_axes(axis_name, logits)
     by_weights = divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
-    mixed = isinstance(target, tuple)
-    if mixed and len(target) != 3:
+    spread, sparse = _sparse.spreads(remainder, target), _sparse.is_sparse(target)
+    if isinstance(target, tuple) and len(target) not in (2, 3):
         raise ValueError(
-            f"target is a tuple of {len(target)}: expected (labels, other labels, share of the first); write "
-            f"jnp.asarray(target) if it is an array"
+            f"target is a tuple of {len(target)}: expected (labels, other labels, share of the first) or (indices, "
+            f"probabilities); write jnp.asarray(target) if it is an array"
         )
+    if sparse:
+        if ignore_index is not None:
+            raise ValueError(
+                f"ignore_index is {ignore_index}, target lists classes: expected None; leave rows out by where="
+            )
+        if details:
+            raise ValueError(
+                "target lists classes, of which there are no statistics: expected class indices or probabilities"
+            )
+        logits = axis_moved(logits, axis, -1)
+        logits, indices, listed = _sparse.listed(cast(Any, target), logits, whole_width(logits, axes), axis)
+        given, classes = parameters_of(options, logits, axes, axis)
+        check_options_of_sparse(given, spread)
+        examples = _of_rows(examples, logits, axis, None)
+        if by_weights:
+            share = _sparse.share(indices, listed, given.get("class_weights"), spread, axes)
+            examples = dataclasses.replace(examples, by_weights=True, share=share)
+        objective = Objective(arguments.clip_value(clip, 1.0), tuple(given), classes, details, axes)
+        loss = _sparse_rows.SparseCrossEntropy(objective, spread, divergence)
+        return Classes(objective, (logits, indices, (listed, *given.values())), examples, axis, loss)
+    mixed = isinstance(target, tuple)
     if _is_mixed_list(target):
         raise TypeError("target has type list: expected an array or a tuple; write tuple(target) to mix labels")
     if mixed and ignore_index is not None:
         raise ValueError(f"ignore_index is {ignore_index}, target is mixed: expected None; leave rows out by where=")
-    first, second, mix = target if mixed else (target, None, None)
+    first, second, mix = cast(Any, target) if mixed else (target, None, None)
 
     if mixed:
         target_name = "target[0]"
@@ -112,6 +154,36 @@ def checked(
         examples = dataclasses.replace(examples, by_weights=True, share=share)
     objective = Objective(arguments.clip_value(clip, 1.0), tuple(parameters), classes, details, axes)
     return Classes(objective, (logits, first, tuple(parameters.values())), examples, axis)
+
+
+def checked_ids(
+    logits: Array,
+    ids: ArrayLike,
+    options: Options,
+    *,
+    axis: int,
+    where: ArrayLike | None,
+    axis_name: AxisName,
+) -> Classes:
+    """The same of some classes of each row, without a loss."""
+    axis = arguments.axis_index(axis, logits.ndim)
+    axes = arguments.mesh_axes(axis_name, logits)
+    examples = _examples.checked(where, None, "none", None)
+    shape, logits = logits.shape, axis_moved(logits, axis, -1)
+    ids = _sparse.class_ids("labels", ids, logits.shape, f"logits {shape}", whole_width(logits, axes), axis)
+    given, classes = parameters_of(options, logits, axes, axis)
+    objective = Objective(0.0, tuple(given), classes, axes=axes)
+    return Classes(objective, (logits, ids, tuple(given.values())), _of_rows(examples, logits, axis, None), axis)
+
+
+def check_options_of_sparse(given: Mapping[str, Array], spread: bool, target: str = "target") -> None:
+    """That these options go together with a target that lists classes."""
+    for name in given:
+        if OPTIONS[name].changes == "label":
+            raise ValueError(f"{name} changes the logit of one label, {target} lists classes: expected class indices")
+    if "class_weights" in given and (spread or "label_smoothing" in given):
+        why = "remainder is 'spread'" if spread else "label_smoothing is on"
+        raise ValueError(f"class_weights is given, {why}: expected no class weights where all classes have a target")
 
 
 def _is_mixed_list(target: object) -> bool:

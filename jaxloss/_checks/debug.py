@@ -19,6 +19,7 @@ from jax.core import Tracer
 
 from jaxloss._checks import arguments, keywords
 from jaxloss._checks import linear as _linear_arguments
+from jaxloss._checks import sparse as _sparse
 from jaxloss._checks.arrays import array
 from jaxloss._checks.parameters import is_known
 from jaxloss._spec import OPTIONS
@@ -147,6 +148,17 @@ class _Watch:
             self.masks.append(arguments.differs(labels, ignore_index))
         self.add(what, labels, f"a class index from 0 to {classes - 1}", lambda x: (x >= 0) & (x < classes), "row")
 
+    def listed(self, what: str, target, classes, axis: int) -> None:
+        """Some classes of each row, and their probabilities; the index of one of probability 0 may be any."""
+        indices, probabilities = (jnp.moveaxis(array(what, x), axis, -1) for x in target)
+        if isinstance(classes, int):
+            counted = jnp.where(probabilities == 0, 0, indices)
+            expected = f"a class index from 0 to {classes - 1}"
+            self.add(f"{what}[0]", counted, expected, lambda x: (x >= 0) & (x < classes), "row")
+        self.add(f"the least of {what}[1]", probabilities.min(-1), "a number of at least 0", lambda x: x >= 0, "row")
+        total = probabilities.sum(-1, dtype=jnp.promote_types(probabilities.dtype, "float32"))
+        self.add(f"the sum of {what}[1]", total, "at most 1", lambda x: x <= 1 + _SUM_TOLERANCE, "row")
+
     def rows(self, what: str, x, axis: int, axes: tuple[str, ...] = ()) -> None:
         """Logits: one number a row tells whether there is a softmax."""
         largest = jnp.max(jax.lax.stop_gradient(x), axis, initial=-jnp.inf)
@@ -256,15 +268,17 @@ def categorical(given: dict[str, Any], watch: _Watch) -> int:
     _where(given, watch)
     name = "labels" if "labels" in given else "target"
     target = given.get(name)
-    mixed = isinstance(target, tuple)
+    sparse = _sparse.is_sparse(target)
     width = given["num_classes"] or logits.shape[axis] * (jax.lax.axis_size(axes) if axes else 1)
-    for x in () if target is None else target[:2] if mixed else (target,):
+    if sparse:
+        watch.listed("target", cast(tuple, target), width, axis)
+    for x in () if target is None or sparse else target[:2] if isinstance(target, tuple) else (target,):
         x, ignored = arguments.indices(name, x, given.get("ignore_index"))
         if jnp.issubdtype(x.dtype, jnp.integer):
             watch.labels(name, x, width, ignored)
         else:
             watch.distributions(name, x, axis, axes)
-    if mixed:
+    if isinstance(target, tuple) and not sparse:
         watch.add("the share of target", array("share", target[2]), FROM_0_TO_1.words, FROM_0_TO_1.contains)
     watch.rows("logits", logits, axis, axes)
     watch.options(given)
@@ -279,6 +293,8 @@ def divergence(given: dict[str, Any], watch: _Watch) -> int:
     watch.rows(student, logits, axis, axes)
     if given["target_type"] == "logits":
         watch.rows(teacher, array(teacher, given[teacher]), axis, axes)
+    elif _sparse.is_sparse(given[teacher]):
+        watch.listed(teacher, given[teacher], logits.shape[axis] * (jax.lax.axis_size(axes) if axes else 1), axis)
     else:
         watch.distributions(teacher, array(teacher, given[teacher]), axis, axes)
     watch.options(given)
@@ -317,11 +333,24 @@ def _labels_of_tokens(given: dict[str, Any], watch: _Watch) -> None:
     axes = arguments.mesh_axes(given["axis_name"], kernel, "kernel")
     size = kernel.shape[given["kernel_axis"] % 2]
     width = given["num_classes"] or size * (jax.lax.axis_size(axes) if axes else 1)
+    if _sparse.is_sparse(given["labels"]):
+        _listed_of_tokens(given, watch, width)
+        return
     labels, ignored = arguments.indices("labels", given["labels"], given["ignore_index"])
     labels, labelled = _linear_arguments.shifted(labels, given["shift"])
     if labelled is not None:
         watch.masks.append(jnp.broadcast_to(labelled, labels.shape))
     watch.labels("labels", labels, width, ignored)
+
+
+def _listed_of_tokens(given: dict[str, Any], watch: _Watch, width) -> None:
+    indices, probabilities = (array("labels", x) for x in given["labels"])
+    (indices, labelled), (probabilities, _) = (
+        _linear_arguments.shifted(jnp.moveaxis(x, -1, 0), given["shift"]) for x in (indices, probabilities)
+    )
+    if labelled is not None:
+        watch.masks.append(jnp.broadcast_to(labelled, indices.shape[1:]))
+    watch.listed("labels", (indices, probabilities), width, 0)
 
 
 def _output_layer(of: str, given: dict[str, Any], watch: _Watch) -> None:

@@ -15,20 +15,23 @@ from jaxloss._arrays import Array, inlined, promoted
 from jaxloss._checks import arguments
 from jaxloss._checks import classes as _class_arguments
 from jaxloss._checks import examples as _examples
+from jaxloss._checks import sparse as _sparse
+from jaxloss._checks.arrays import of_dtype, real_dtype
 from jaxloss._checks.classes import Options
 from jaxloss._checks.parameters import integer, wrong_type
 from jaxloss._linear import alignment
 from jaxloss._linear.plan import Plan
+from jaxloss._linear.sparse import SparsePlan
 from jaxloss._partitioning.meshes import rolled, taken
 from jaxloss._rows.weights import Examples, along_rows, leading
 from jaxloss._spec import Objective
-from jaxloss._types import AxisName, Normalizer, Reduction
+from jaxloss._types import AxisName, Normalizer, Reduction, Remainder, TokenLabels
 
 
 def checked(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: TokenLabels,
     options: Options,
     *,
     bias: ArrayLike | None,
@@ -46,8 +49,14 @@ def checked(
     precision: jax.lax.PrecisionLike,
     axis_name: AxisName,
     details: bool = False,
+    remainder: Remainder | None = None,
 ):
-    """The plan, its operands (hidden states, kernel, labels), the examples, and further operands."""
+    """The plan, its operands (hidden states, kernel, labels), the examples, and further operands.
+
+    With a `remainder`, labels may be some classes of each token: the first of the further operands that are not a bias
+    is then their probabilities.
+    """
+    is_sparse = _is_sparse(labels, remainder, ignore_index, details)
     hidden = arguments.prediction("hidden", hidden, "labels", labels)
     kernel = arguments.prediction("kernel", kernel, "labels", labels)
     classes_first, bias = output_layer(hidden, kernel, bias, kernel_axis)
@@ -56,15 +65,27 @@ def checked(
     tokens, rank = hidden.shape[:-1], hidden.ndim - 1
     of_logits = _logits_dtype(logits_dtype, promoted(hidden.dtype, kernel.dtype))
     logits: Any = jax.ShapeDtypeStruct((*tokens, classes), of_logits)
-    labels, masks = token_labels(labels, hidden, logits, axes, ignore_index, shift)
+    if is_sparse:
+        labels, listed, masks = _listed_labels(labels, hidden, logits, axes, shift)
+    else:
+        labels, masks = token_labels(labels, hidden, logits, axes, ignore_index, shift)
+        listed = None
     by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     parameters, num_classes = _class_arguments.parameters_of(options, logits, axes)
     examples = masked_too(examples, masks, logits)
     if by_weights:
-        share = _class_share(labels, parameters.get("class_weights"), axes)
+        class_weights = parameters.get("class_weights")
+        if listed is None:
+            share = _class_share(labels, class_weights, axes)
+        else:
+            share = _sparse.share(labels, listed, class_weights, remainder == "spread", axes)
         examples = dataclasses.replace(examples, by_weights=True, share=share)
-    plan = Plan(
+    kind = Plan
+    if listed is not None:
+        _class_arguments.check_options_of_sparse(parameters, remainder == "spread", "labels")
+        kind = functools.partial(SparsePlan, spread=remainder == "spread")
+    plan = kind(
         objective=Objective(arguments.clip_value(clip, 1.0), tuple(parameters), num_classes, details, axes),
         token_rank=rank,
         classes_first=classes_first,
@@ -75,11 +96,55 @@ def checked(
         aligned=alignment.forced,
         **how(chunk_size, accumulate_dtype, precision),
     )
-    return plan, (hidden, kernel, labels), examples, (*(() if bias is None else (bias,)), *parameters.values())
+    own, more = (() if x is None else (x,) for x in (bias, None if listed is None else jax.lax.stop_gradient(listed)))
+    return plan, (hidden, kernel, labels), examples, (*own, *more, *parameters.values())
+
+
+def class_indices_alone(labels: Any) -> None:
+    """That the labels are not some classes of each token."""
+    if isinstance(labels, tuple):
+        raise TypeError(f"labels is a tuple of {len(labels)}: expected an array of class indices")
+
+
+def _is_sparse(labels: Any, remainder: Remainder | None, ignore_index: int | None, details: bool) -> bool:
+    """Whether the labels are some classes of each token and their probabilities."""
+    if not isinstance(labels, tuple):
+        if remainder is not None:
+            _sparse.spreads(remainder, labels, "labels")
+        return False
+    if remainder is None or details:
+        class_indices_alone(labels)
+    assert remainder is not None
+    _sparse.spreads(remainder, labels, "labels")
+    if not _sparse.is_sparse(labels):
+        raise ValueError(
+            f"labels is a tuple of {len(labels)}: expected an array of class indices, or (indices, probabilities)"
+        )
+    if ignore_index is not None:
+        raise ValueError(
+            f"ignore_index is {ignore_index}, labels list classes: expected None; leave tokens out by where="
+        )
+    return True
+
+
+def _listed_labels(
+    labels: Any, hidden: Array, logits: Any, axes: tuple[str, ...], shift: int
+) -> tuple[Array, Array, list[Array]]:
+    """The classes that each token is to predict, their probabilities, and a mask of the tokens that have them."""
+    width = _class_arguments.whole_width(logits, axes)
+    indices = _sparse.class_ids("labels[0]", labels[0], logits.shape, f"hidden {hidden.shape}", width)
+    given = _sparse.probabilities("labels[1]", labels[1], "labels[0]", indices)
+    if integer("shift", shift) and indices.ndim < 2:
+        raise ValueError(
+            f"shift is {shift}, labels[0] has shape {indices.shape}: expected an axis of tokens to shift along"
+        )
+    (indices, labelled), (given, _) = (shifted(jnp.moveaxis(x, -1, 0), shift) for x in (indices, given))
+    masks = [] if labelled is None else [jnp.broadcast_to(labelled, hidden.shape[:-1])]
+    return jnp.moveaxis(indices, 0, -1), of_dtype(jnp.moveaxis(given, 0, -1), real_dtype(logits)), masks
 
 
 def token_labels(
-    labels: ArrayLike, hidden: Array, logits: Any, axes: tuple[str, ...], ignore_index: int | None, shift: int
+    labels: TokenLabels, hidden: Array, logits: Any, axes: tuple[str, ...], ignore_index: int | None, shift: int
 ) -> tuple[Array, list[Array]]:
     """The label that each token is to predict, and masks of those with one. Of logits, type and shape are asked."""
     rank, tokens = hidden.ndim - 1, hidden.shape[:-1]

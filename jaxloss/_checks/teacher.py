@@ -1,7 +1,7 @@
 """Checks of a student, its teacher and the numbers of a divergence, before anything is traced."""
 
 import dataclasses
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -9,10 +9,11 @@ from jax.typing import ArrayLike
 from jaxloss._arrays import Array, inlined
 from jaxloss._checks import arguments
 from jaxloss._checks import examples as _examples
+from jaxloss._checks import sparse as _sparse
 from jaxloss._checks.arrays import axis_moved, of_dtype, real_dtype
 from jaxloss._checks.parameters import choice, number
 from jaxloss._rows import weights as row_weights
-from jaxloss._types import BETWEEN_0_AND_1, POSITIVE, AxisName, Reduction, TargetType
+from jaxloss._types import BETWEEN_0_AND_1, POSITIVE, AxisName, Reduction, Remainder, TargetType
 
 TYPES = get_args(TargetType)
 
@@ -68,6 +69,20 @@ def checked(
         axis=axis,
         dtype=x.dtype,
     )
+
+
+def probabilities_of_classes(target: Any, target_type: TargetType, normalizer: Any, remainder: Remainder) -> None:
+    """That a target of some classes of each row is one of probabilities."""
+    choice("target_type", target_type, TYPES)
+    _sparse.spreads(remainder, target)
+    if not _sparse.is_sparse(target):
+        raise ValueError(f"target is a tuple of {len(target)}: expected an array, or (indices, probabilities)")
+    if target_type != "probabilities":
+        raise ValueError(
+            f"target_type is {target_type!r}, target lists classes: expected 'probabilities', for the logits of the "
+            f"other classes are not known"
+        )
+    _examples.checked(None, None, "mean", normalizer)
 
 
 def beta_array(

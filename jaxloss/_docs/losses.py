@@ -18,8 +18,8 @@ _EVERY_LOSS = table(r"""
     Returns: A scalar, or for `"none"` <array>; float64 where <operands> are, else float32. The loss is differentiable
         with respect to <differentiable>. A mean over no <example> is 0.
     not differentiable: labels, axis, target_type, direction, kernel_axis, teacher_kernel_axis, where, ignore_index,
-        num_classes, clip, reduction, objective, per, group, has_aux, shift, chunk_size, accumulate_dtype, logits_dtype,
-        precision, axis_name
+        num_classes, clip, reduction, remainder, objective, per, group, has_aux, shift, chunk_size, accumulate_dtype,
+        logits_dtype, precision, axis_name
     TypeError: <operand> is not floating-point, or another argument is of the wrong kind.
     ValueError: shapes do not match, or an option has no such value.
     """)
@@ -51,6 +51,8 @@ _ROWS = table(
     counted: $n$ is then the number of unmasked <unit>s.
     split: the mesh axis, or axes, that an enclosing `jax.shard_map` (with `check_vma=True`, its default) has split the
         classes over
+    remainder: of a target of some classes, what becomes of the probability that they lack: `"drop"` gives it to no
+        class, `"spread"` an equal part to each of the others. A masked class takes none.
     whole: The loss is that of whole rows, the gradient that of the shard
     axis_name: <split>: <shards>. <whole>; the devices exchange only scalars per row.
     """,

@@ -4,6 +4,7 @@ A row-wise op's first operand is `[rows..., features...]`, and the axes of every
 the first axes of it: all of them, the rows', or fewer. So a batch axis is one more row axis, and a device that holds
 some of the rows computes them alone. Where features are split, the op says what the devices must communicate
 (`split`). An operand with a number for each feature of the last axis, the same for many rows, has that axis last.
+One with some numbers for each row has a last axis of its own.
 
 Each axis of a mesh is treated by its own type. What an enclosing `shard_map` has split is the caller's. Explicit axes
 are in the operands' types, and become manual here. Automatic axes are XLA's: its partitioner asks when it knows.
@@ -44,6 +45,8 @@ class RowWise:
             that split the last axis come second.
         row_rank: how many of the first operand's axes are rows, given all operands.
         features: the positions of operands whose last axis is that of the first operand.
+        listed: the positions of operands that have one more axis than the rows, which is none of the first operand's
+            and which all of them share. It is not split.
     """
 
     description: Description
@@ -51,6 +54,7 @@ class RowWise:
     split: Callable[..., tuple[Array, ...]]
     row_rank: Callable[..., int]
     features: tuple[int, ...] = ()
+    listed: tuple[int, ...] = ()
 
     def __call__(self, *operands: Array) -> tuple[Array, ...]:
         """The results, wherever the operands lie."""
@@ -76,7 +80,7 @@ class RowWise:
         if not mesh.explicit_axes:
             return self._on_automatic_axes(((),) * operands[0].ndim, *operands)
         entries = explicit_entries(operands[0])
-        specs = [as_spec([entries[axis] for axis in axes]) for axes in self._axes_of([o.ndim for o in operands])]
+        specs = [_spec(entries, axes) for axes in self._axes_of([o.ndim for o in operands])]
         results = jax.eval_shape(self.local, *(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands))
         result_specs = [as_spec(entries[: result.ndim]) for result in results]
         body = functools.partial(self._on_automatic_axes, splitting_entries(mesh, entries))
@@ -98,12 +102,12 @@ class RowWise:
         return functools.partial(self.split, axes[: len(axes) - len(last)], last)
 
     def _axes_of(self, ranks: Sequence[int]) -> list[tuple[int, ...]]:
-        """Which axis of the first operand each axis of each operand is, from the operands' ranks."""
-        last = ranks[0] - 1
-        return [
-            (*range(rank - 1), last) if place in self.features else tuple(range(rank))
-            for place, rank in enumerate(ranks)
-        ]
+        """Which axis of the first operand each axis of each operand is, from the operands' ranks; one more if none."""
+
+        def last(place: int, rank: int) -> int:
+            return ranks[0] if place in self.listed else ranks[0] - 1 if place in self.features else rank - 1
+
+        return [(*range(rank - 1), last(place, rank)) if rank else () for place, rank in enumerate(ranks)]
 
     @functools.cache  # noqa: B019, ops are made once and kept
     def call(self, outer: tuple[Entry, ...]) -> Call:
@@ -118,11 +122,9 @@ class RowWise:
             rank = self.row_rank(*operands)
             entries = entries[:rank] + evenly_split(mesh, operands[0].shape[rank:], entries[rank:])
 
-            def spec(axes: Sequence[int]) -> PartitionSpec:
-                return as_spec([entries[axis] for axis in axes])
-
             op = self._on_shards([a + b for a, b in zip(outer, entries, strict=True)], operands)
-            return Partition(op, list(map(spec, axes)), [spec(range(rank)) for rank in result_ranks])
+            results = [_spec(entries, range(rank)) for rank in result_ranks]
+            return Partition(op, [_spec(entries, of) for of in axes], results)
 
         def rule(ranks, result_ranks) -> str:
             return sharding_rule(self._axes_of(ranks), [range(rank) for rank in result_ranks])
@@ -136,9 +138,14 @@ def common_entries(specs: Sequence[PartitionSpec], axes_of: Sequence[Sequence[in
     common: list[Entry] = [()] * len(axes_of[0])
     for spec, axes in zip(specs, axes_of, strict=True):
         for axis, entry in zip(axes, entries_of(spec, len(axes)), strict=True):
-            if not common[axis] and not set(entry) & set(mesh_axes(common)):
+            if axis < len(common) and not common[axis] and not set(entry) & set(mesh_axes(common)):
                 common[axis] = entry
     return tuple(common)
+
+
+def _spec(entries: Sequence[Entry], axes: Sequence[int]) -> PartitionSpec:
+    """Of an array with these axes of the first operand, from how that is split."""
+    return as_spec([entries[axis] if axis < len(entries) else () for axis in axes])
 
 
 def evenly_split(mesh, shape: Sequence[int], entries: Sequence[Entry]) -> tuple[Entry, ...]:

@@ -11,7 +11,7 @@ A clip limits the value only. The functions that begin with `d_` are the derivat
 # ruff: noqa: F401
 # pyright: reportUnusedImport=false
 
-from jaxloss.formulas.arithmetic import real
+from jaxloss.formulas.arithmetic import product, real
 from jaxloss.formulas.binary import (
     binary_cross_entropy,
     binary_nll,

@@ -162,7 +162,13 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("forward_over_reverse", "vmap") else [pytest.mark.slow])
+        for name in TRANSFORMS
+    ],
+)
 def test_transforms(name):
     def of(mean, none):
         return lambda *o: [TRANSFORMS[name](f)(*o) for f in (mean, none)]

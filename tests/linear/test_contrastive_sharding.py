@@ -38,7 +38,10 @@ def placed(mesh, placement):
 
 
 @AXIS_TYPES
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize(
+    "placement",
+    [pytest.param(name, marks=[] if name in ("rows", "rows of each") else [pytest.mark.slow]) for name in PLACEMENTS],
+)
 def test_placements(placement, axis_type):
     exact = exactly(jax.value_and_grad(formula, ALL), *OPERANDS)
     mesh = meshes.mesh(axis_type, meshes.axes_of(*PLACEMENTS[placement]))
@@ -59,7 +62,7 @@ def test_placements(placement, axis_type):
 
 
 @AXIS_TYPES
-@pytest.mark.parametrize("placement", ["rows", "rows of each"])
+@pytest.mark.parametrize("placement", [pytest.param("rows", marks=pytest.mark.slow), "rows of each"])
 def test_second_order(placement, axis_type):
     def along(f):
         def of(*operands):

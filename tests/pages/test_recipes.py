@@ -259,7 +259,7 @@ RECIPES = [
     Recipe("Focal loss of classes", "focal_loss", focal_formula, (numbers(N, V), LABELS, 1.5, np.abs(numbers(V))), 1, (("class_weights[labels] * losses", "class_weights.mean() * losses"),)),
     Recipe(
         "Distillation from the teacher's top k", "top_k_distillation", top_k_formula, (numbers(N, V), LABELS, TOP, CHOSEN), 1,
-        (("- stats.lse[:, None]", ""), ("(1 - share) * loss", "loss"), ("jnp.exp(log_q) * (", "("), ("stats.lse[:", "logsumexp(teacher_top, -1)[:")),
+        (("labels[:, None], t", "0 * labels[:, None], t"), ("1 - share)", "1.0)"), ("share * jnp.exp(log_q)]", "jnp.exp(log_q)]"), ("(classes, probabilities)", "(classes, 2 * probabilities)")),
     ),
     Recipe(
         "Distillation from the teacher's top k", "among_top_k", among_top_k_formula, (numbers(N, V), TOP, CHOSEN), 1,

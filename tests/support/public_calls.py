@@ -55,6 +55,7 @@ X, A, LABELS, MASK = (
     np.arange(ROWS, dtype=np.int32),
     np.arange(ROWS) > 0,
 )
+INDICES, PROBABILITIES = np.stack([LABELS, 3 - LABELS], -1), 0.5 * _numbers(ROWS, 2)
 WEIGHTS, OF_CLASSES = _numbers(ROWS), _numbers(CLASSES)
 HIDDEN, KERNEL = _numbers(ROWS, WIDTH), _numbers(WIDTH, CLASSES)
 TEACHER_HIDDEN, TEACHER_KERNEL = _numbers(ROWS, WIDTH + 2) - 0.5, 2 * _numbers(WIDTH + 2, CLASSES)
@@ -126,6 +127,26 @@ def _calls():
         OF_PROBABILITIES,
         BY_WEIGHTS,
     )
+    listed = {"logits": X, "indices": INDICES, "probabilities": PROBABILITIES}
+    for prefix in ("", "d_"):
+        function = _of_some_classes(getattr(jaxloss, f"{prefix}categorical_cross_entropy"))
+        yield Call(f"{prefix}some classes", function, listed, {"class_weights": OF_CLASSES}, BY_WEIGHTS)
+        options = {name: number for name, number in OF_PROBABILITIES.items() if name != "class_weights"} | EXAMPLES
+        static = {"num_classes": 4, "remainder": "spread"}
+        yield Call(f"{prefix}some classes, options", function, listed, options, static)
+        function = _of_some_classes(getattr(jaxloss, f"{prefix}kl_divergence"))
+        yield Call(
+            f"{prefix}kl, some classes", function, listed, {"temperature": 1.5, **EXAMPLES}, {"remainder": "spread"}
+        )
+    ids = {"logits": X, "labels": INDICES}
+    yield Call("log_prob, some classes", jaxloss.log_prob, ids, {"where": MASK, **SCALES}, {"num_classes": 4})
+    yield Call(
+        "linear, some classes",
+        _of_some_classes(jaxloss.linear_cross_entropy, "labels"),
+        {"hidden": HIDDEN, "kernel": KERNEL, "indices": INDICES, "probabilities": PROBABILITIES},
+        {"bias": OF_CLASSES, **SCALES, **EXAMPLES},
+        {"chunk_size": 2, "num_classes": 4, "remainder": "spread"},
+    )
     yield Call(
         "log_prob", jaxloss.log_prob, {"logits": X, "labels": LABELS}, {"where": MASK, **SCALES}, {"num_classes": 4}
     )
@@ -185,6 +206,17 @@ def _calls():
     yield Call("sigmoid_contrastive", jaxloss.sigmoid_contrastive, pairs, {"normalizer": 3.0}, {"chunk_size": 2})
     yield Call("sigmoid_contrastive, none", jaxloss.sigmoid_contrastive, pairs, static=UNREDUCED)
     yield from _drop_ins()
+
+
+def _of_some_classes(function: Callable, target: str = "target") -> Callable:
+    """The function whose target is given as two arrays."""
+
+    def called(indices, probabilities, **rest):
+        return function(**{target: (indices, probabilities)}, **rest)
+
+    if hasattr(function, "__wrapped__"):
+        called.__wrapped__ = _of_some_classes(function.__wrapped__, target)
+    return called
 
 
 def _policy_gradient(tokens):

@@ -36,7 +36,9 @@ def test_what_is_no_array_is_a_type_error(call):
                 continue  # the default of many
             if argument == "normalizer" and isinstance(odd, str):
                 continue  # of which one has a meaning
-            name = {"other": "target", "share": "share"}.get(argument, argument)
+            listed = "labels" if "hidden" in call.operands else "target"
+            of_pair = {"indices": f"{listed}[0]", "probabilities": f"{listed}[1]"}
+            name = {"other": "target", "share": "share", **of_pair}.get(argument, argument)
             with pytest.raises(TypeError) as error:
                 call({**call.operands, argument: odd})
             assert name in str(error.value), f"{argument} is {what}: {error.value}"
