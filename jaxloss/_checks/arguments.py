@@ -74,11 +74,17 @@ def _equal_shape_hint(name: str, target: Array, x: Array) -> str:
 
 
 def class_target(
-    target: Array, logits: Array, classes: int, ignore_index: int | None, name: str = "target", axis: int = -1
+    target: Array,
+    logits: Array,
+    classes: int,
+    ignore_index: int | None,
+    name: str = "target",
+    axis: int = -1,
+    of: str = "logits",
 ) -> tuple[Array, Array, Array | None]:
     """A target of class indices or of probabilities for logits `[..., V]`, all or a slice of `classes`.
 
-    An error calls it `name`, and says where its caller's logits have the `axis` of classes.
+    An error calls it `name`, says where its caller's logits have the `axis` of classes, and what the classes are `of`.
 
     Returns the target, the logits, and where an index is not `ignore_index` (None without one).
     """
@@ -103,7 +109,7 @@ def class_target(
     if target.shape != logits.shape[:-1]:
         raise class_shape_error(name, target, logits, axis)
     if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
-        raise ValueError(f"logits has {classes} classes: expected at most {jnp.iinfo(jnp.int32).max}")
+        raise ValueError(f"{of} has {classes} classes: expected at most {jnp.iinfo(jnp.int32).max}")
     counted = None if ignore_index is None else differs(target, ignore_index)
     if jnp.iinfo(target.dtype).bits >= 32 and target.dtype != jnp.int32:
         # Narrowed only when in range: 2³² + 3 must not become class 3.

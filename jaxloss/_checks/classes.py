@@ -218,12 +218,12 @@ def parameters_of(
     Of logits, type and shape are asked; `axis` is that of classes as the caller has them. Without it, no option may be
     one scalar per row.
     """
-    width = whole_width(logits, axes)
-    num_classes = _number_of_classes(cast(int | None, options.get("num_classes")), width)
+    width, of = whole_width(logits, axes), "kernel" if axis is None else "logits"
+    num_classes = _number_of_classes(cast(int | None, options.get("num_classes")), width, of)
     parameters = _numbers(options, logits, axis)
     class_weights = options.get("class_weights")
     if class_weights is not None:
-        class_weights = _class_weights(class_weights, logits, num_classes, axes)
+        class_weights = _class_weights(class_weights, logits, num_classes, axes, of)
         parameters["class_weights"] = class_weights.astype(real_dtype(logits))
     if num_classes is not None and num_classes != width:
         parameters["num_classes"] = jax.device_put(np.int32(num_classes))
@@ -245,16 +245,16 @@ def _of_rows(examples: Examples, logits: Array, axis: int, counted: Array | None
     return dataclasses.replace(examples, where=counted)
 
 
-def _number_of_classes(num_classes: int | None, width: int) -> int | None:
+def _number_of_classes(num_classes: int | None, width: int, of: str) -> int | None:
     if num_classes is None:
         return None
     if not isinstance(width, int) and not _is_known(num_classes, width):
         raise ValueError(
-            f"num_classes is {num_classes}, logits has {width} classes: expected so many that it is known to be from 1 "
+            f"num_classes is {num_classes}, {of} has {width} classes: expected so many that it is known to be from 1 "
             f"to {width}; give jax.export.symbolic_shape constraints=('{width} >= {num_classes}',)"
         )
     if not 1 <= integer("num_classes", num_classes) <= width:
-        raise ValueError(f"num_classes is {num_classes}, logits has {width} classes: expected from 1 to {width}")
+        raise ValueError(f"num_classes is {num_classes}, {of} has {width} classes: expected from 1 to {width}")
     return int(num_classes)
 
 
@@ -273,16 +273,16 @@ def _share(mix, logits: Array, axis: int, dtype) -> Array:
     return leading(name, mix, logits.shape, rank, rank, "share").astype(dtype)
 
 
-def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: tuple[str, ...]) -> Array:
+def _class_weights(class_weights, logits: Array, num_classes: int | None, axes: tuple[str, ...], of: str) -> Array:
     class_weights, width = real_array("class_weights", class_weights), logits.shape[-1]
     if num_classes is not None and not axes and class_weights.shape == (num_classes,):
         class_weights = _padded(class_weights, width - num_classes)
     if class_weights.shape != (width,):
-        of_rows = class_weights.shape == logits.shape[:-1]
+        of_rows, unit = class_weights.shape == logits.shape[:-1], "token" if of == "kernel" else "row"
         expected = f"({width},)" if num_classes in (None, width) or axes else f"({num_classes},) or ({width},)"
         raise ValueError(
-            f"class_weights has shape {class_weights.shape}, logits has {width} classes: expected {expected}, "
-            f"one number per class{'; weights= takes one per row' if of_rows else ''}"
+            f"class_weights has shape {class_weights.shape}, {of} has {width} classes: expected {expected}, "
+            f"one number per class{f'; weights= takes one per {unit}' if of_rows else ''}"
         )
     return class_weights
 

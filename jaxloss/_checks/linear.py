@@ -23,7 +23,7 @@ from jaxloss._linear import alignment
 from jaxloss._linear.plan import Plan
 from jaxloss._linear.sparse import SparsePlan
 from jaxloss._partitioning.meshes import rolled, taken
-from jaxloss._rows.weights import Examples, along_rows, leading
+from jaxloss._rows.weights import Described, Examples, along_rows, check_leading, leading
 from jaxloss._spec import Objective
 from jaxloss._types import AxisName, Normalizer, Reduction, Remainder, TokenLabels
 
@@ -73,7 +73,7 @@ def checked(
     by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     parameters, num_classes = _class_arguments.parameters_of(options, logits, axes)
-    examples = masked_too(examples, masks, logits)
+    examples = masked_too(examples, masks, logits, hidden)
     if by_weights:
         class_weights = parameters.get("class_weights")
         if listed is None:
@@ -154,13 +154,17 @@ def token_labels(
         raise _labels_shape_error(labels, hidden, logits.shape[-1])
     labels, labelled = shifted(labels, integer("shift", shift))
     width = _class_arguments.whole_width(logits, axes)
-    labels, _, not_ignored = arguments.class_target(labels, logits, width, ignore_index)
+    labels, _, not_ignored = arguments.class_target(labels, logits, width, ignore_index, "labels", of="kernel")
     return labels, [jnp.broadcast_to(mask, tokens) for mask in (labelled, not_ignored) if mask is not None]
 
 
-def masked_too(examples: Examples, masks: list[Array], logits: Any) -> Examples:
-    """The same where these masks are true, too."""
+def masked_too(examples: Examples, masks: list[Array], logits: Any, hidden: Array) -> Examples:
+    """The same where these masks are true, too; or the error that says what is wrong with their shapes."""
     *tokens, _ = logits.shape
+    of = Described("hidden", hidden.shape, "features", "give them a bias of -Inf")
+    for name, x in (("where", examples.where), ("weights", examples.weights)):
+        if x is not None:
+            check_leading(name, x, logits.shape, len(tokens), len(tokens), of=of)
     if examples.where is not None:
         given = leading("where", examples.where, logits.shape, len(tokens), len(tokens))
         masks = [*masks, along_rows(given, tuple(tokens))]

@@ -90,10 +90,10 @@ def checked(
         _without_labels(
             ignore_index=ignore_index, shift=shift or None, soft_weight=soft_weight, hard_weight=hard_weight
         )
-        examples = masked_too(examples, [], logits)
+        examples = masked_too(examples, [], logits, hidden)
     else:
         labels, masks = token_labels(labels, hidden, logits, axes, ignore_index, shift)
-        examples = masked_too(examples, masks, logits)
+        examples = masked_too(examples, masks, logits, hidden)
         target = [labels if num_classes is None else arguments.out_of_range_marked(labels, num_classes)]
         given = {"soft_weight": soft_weight, "hard_weight": hard_weight}
         weights_of_both = (number(name, 1.0 if x is None else x, FINITE).astype(dtype) for name, x in given.items())

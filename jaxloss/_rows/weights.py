@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,25 @@ class Examples:
     share: Array | None = None
 
 
+class Described(NamedTuple):
+    """What an error calls the array that others are about.
+
+    Attributes:
+        name: as the caller knows it.
+        shape: its shape; None for that which it stands for.
+        last: what its last axis is.
+        unmasked: what to do to mask classes.
+    """
+
+    name: str = "the prediction"
+    shape: tuple[int, ...] | None = None
+    last: str = "classes"
+    unmasked: str = "give them a logit of -Inf"
+
+
+PREDICTION = Described()
+
+
 def leading(name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_rank: int, written: str = "") -> Array:
     """`x` with the first axes of `shape` and no others, as far as it varies along them.
 
@@ -51,12 +71,26 @@ def leading(name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_
         row_rank: how many axes may be told apart.
         written: what an error calls the argument in the expression that it advises, if that is not its name.
     """
+    check_leading(name, x, shape, example_rank, row_rank, written)
     if x.shape == shape[:example_rank]:
         return x
-    if x.ndim and not _broadcasts(x.shape, shape, row_rank):
-        raise _shape_error(name, x, shape, example_rank, row_rank, written or name)
     rank = max((axis + 1 for axis, size in enumerate(x.shape) if size != 1), default=0)
     return jnp.broadcast_to(x.reshape(x.shape[:rank]), shape[:rank])
+
+
+def check_leading(
+    name: str,
+    x: Array,
+    shape: tuple[int, ...],
+    example_rank: int,
+    row_rank: int,
+    written: str = "",
+    of: Described = PREDICTION,
+) -> None:
+    """That `x` is what `leading` takes, of an array that an error describes so."""
+    if x.shape == shape[:example_rank] or not x.ndim or _broadcasts(x.shape, shape, row_rank):
+        return
+    raise _shape_error(name, x, shape, example_rank, row_rank, written or name, of)
 
 
 def _broadcasts(found: tuple[int, ...], shape: tuple[int, ...], row_rank: int) -> bool:
@@ -67,7 +101,9 @@ def _broadcasts(found: tuple[int, ...], shape: tuple[int, ...], row_rank: int) -
     )
 
 
-def _shape_error(name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_rank: int, written: str):
+def _shape_error(
+    name: str, x: Array, shape: tuple[int, ...], example_rank: int, row_rank: int, written: str, of: Described
+) -> ValueError:
     """The error, which says what to write where missing axes are all that is wrong."""
     missing = len(shape) - x.ndim
     advice = []
@@ -77,18 +113,18 @@ def _shape_error(name: str, x: Array, shape: tuple[int, ...], example_rank: int,
     ):
         which, whole = axes
         if missing > 0 and _broadcasts(whole, shape, row_rank):
-            advice.append(f"{written}[{index}] if its axes are the prediction's {which}")
+            advice.append(f"{written}[{index}] if its axes are {of.name}'s {which}")
     if x.shape == (*shape[:example_rank], 1):
         advice.append(f"{written}[..., 0]")
     of_classes = (
         name == "where" and row_rank < len(shape) and x.shape in (shape, shape[-1:], (*(1,) * row_rank, shape[-1]))
     )
     return ValueError(
-        f"{name} has shape {x.shape}, the prediction {shape}: expected the shape of the examples "
-        f"{shape[:example_rank]}, or an axis for each of the prediction's, as long or 1"
-        + (" and 1 along the classes" if row_rank < len(shape) else "")
+        f"{name} has shape {x.shape}, {of.name} {of.shape or shape}: expected the shape of the examples "
+        f"{shape[:example_rank]}, or an axis for each of {of.name}'s, as long or 1"
+        + (f" and 1 along the {of.last}" if row_rank < len(shape) else "")
         + (f"; write {', or '.join(advice)}" if advice else "")
-        + ("; to mask classes, give them a logit of -Inf" if of_classes and not advice else "")
+        + (f"; to mask classes, {of.unmasked}" if of_classes and not advice else "")
     )
 
 
