@@ -41,6 +41,7 @@ def linear_kl_divergence(
     normalizer: Normalizer | None = None,
     chunk_size: int | None = None,
     accumulate_dtype: DTypeLike = jnp.float32,
+    logits_dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
@@ -100,6 +101,7 @@ def linear_kl_divergence(
         normalizer=normalizer,
         chunk_size=chunk_size,
         accumulate_dtype=accumulate_dtype,
+        logits_dtype=logits_dtype,
         precision=precision,
         axis_name=axis_name,
     )
@@ -132,6 +134,7 @@ def linear_jensen_shannon(
     normalizer: Normalizer | None = None,
     chunk_size: int | None = None,
     accumulate_dtype: DTypeLike = jnp.float32,
+    logits_dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
@@ -196,6 +199,7 @@ def linear_jensen_shannon(
         normalizer=normalizer,
         chunk_size=chunk_size,
         accumulate_dtype=accumulate_dtype,
+        logits_dtype=logits_dtype,
         precision=precision,
         axis_name=axis_name,
     )

@@ -63,7 +63,7 @@ def checked(
     axes = arguments.mesh_axes(axis_name, kernel, "kernel")
     classes = kernel.shape[0 if classes_first else 1]
     tokens, rank = hidden.shape[:-1], hidden.ndim - 1
-    of_logits = _logits_dtype(logits_dtype, promoted(hidden.dtype, kernel.dtype))
+    of_logits = dtype_of_logits(logits_dtype, promoted(hidden.dtype, kernel.dtype))
     logits: Any = jax.ShapeDtypeStruct((*tokens, classes), of_logits)
     if is_sparse:
         labels, listed, masks = _listed_labels(labels, hidden, logits, axes, shift)
@@ -274,7 +274,7 @@ def _accumulate_dtype(dtype: Any):
     return found
 
 
-def _logits_dtype(dtype: Any, product: np.dtype) -> np.dtype:
+def dtype_of_logits(dtype: Any, product: np.dtype) -> np.dtype:
     """The type of the logits, by default that of the product."""
     known = [name for name in FLOATING if jax.dtypes.canonicalize_dtype(name) == name]  # float64 if it is enabled
     wider = [name for name in known if np.can_cast(product, jnp.dtype(name))]

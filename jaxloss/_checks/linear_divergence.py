@@ -12,7 +12,7 @@ from jaxloss._checks import arguments, teacher
 from jaxloss._checks import classes as _class_arguments
 from jaxloss._checks import examples as _examples
 from jaxloss._checks.arrays import of_dtype, real_dtype
-from jaxloss._checks.linear import how, masked_too, output_layer, token_labels
+from jaxloss._checks.linear import dtype_of_logits, how, masked_too, output_layer, token_labels
 from jaxloss._checks.parameters import choice, number
 from jaxloss._linear.divergence import DivergencePlan
 from jaxloss._rows.divergence import JENSEN_SHANNON, KL, REVERSE_KL, Divergence
@@ -51,6 +51,7 @@ def checked(
     normalizer: Normalizer,
     chunk_size: int | None,
     accumulate_dtype: DTypeLike,
+    logits_dtype: DTypeLike | None,
     precision: jax.lax.PrecisionLike,
     axis_name: AxisName,
 ):
@@ -74,7 +75,8 @@ def checked(
     if jnp.float64 in (teacher_hidden.dtype, teacher_kernel.dtype):
         hidden = of_dtype(hidden, jnp.float64)
 
-    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), promoted(hidden.dtype, kernel.dtype))
+    of_logits = dtype_of_logits(logits_dtype, promoted(hidden.dtype, kernel.dtype))
+    logits: Any = jax.ShapeDtypeStruct((*tokens, classes), of_logits)
     by_weights = _class_arguments.divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     examples = dataclasses.replace(examples, by_weights=by_weights)

@@ -165,6 +165,7 @@ LINEAR_DIVERGENCES = table(
         of both, or two gigabytes where devices share tokens and each works on a shard of the vocabulary; at least
         2048.
     accumulate_dtype: the type that the gradient of `kernel` is summed in, over chunks and devices.
+    logits_dtype: <logits_dtype> The logits of the teacher, where they are no wider, have it too.
     precision: that of the matrix products, as `jax.lax.dot_general` takes it.
     axis_name: <split>: both kernels and biases are this device's shard, labels and `num_classes` are those of the
         whole vocabulary. The devices exchange only scalars per token, and the gradient of `hidden`.

@@ -84,14 +84,15 @@ class DivergenceWork(Work):
     @property
     def teacher_logits_dtype(self):
         """That of the student's, or float32 beside 16 bits: the pairs of types that there are kernels for."""
-        return self.dtype if self.teacher_dtype == self.dtype else promoted(self.dtype, jnp.float32)
+        dtype = jnp.dtype(self.plan.logits_dtype)
+        return dtype if self.teacher_dtype == dtype else promoted(dtype, jnp.float32)
 
     @property
     def memory_of_token(self) -> tuple[int, int, int]:
         """The logits of both take what those of one take elsewhere, if a chunk has tokens enough then."""
         classes, _, memory = super().memory_of_token
-        itemsize = self.dtype.itemsize + jnp.dtype(self.teacher_logits_dtype).itemsize
-        return classes, itemsize, memory
+        types = self.plan.logits_dtype, self.teacher_logits_dtype
+        return classes, sum(jnp.dtype(dtype).itemsize for dtype in types), memory
 
     def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
         return super().scan(strided, stages, sums, results, *rows, *self.labels)
@@ -103,7 +104,10 @@ class DivergenceWork(Work):
     def row_operands(self, *rows: Array) -> Operands:
         *labels, hidden, teacher_hidden, weight = rows
         axis, dtype = 0 if self.plan.teacher_classes_first else 1, self.teacher_logits_dtype
-        teacher = self._product(teacher_hidden.astype(self.teacher_dtype), self.teacher_kernel, (1, 1 - axis), dtype)
+        # No product of narrower operands has results of float64.
+        of_operands = dtype if dtype == jnp.float64 else self.teacher_dtype
+        teacher_hidden, teacher_kernel = (x.astype(of_operands) for x in (teacher_hidden, self.teacher_kernel))
+        teacher = self._product(teacher_hidden, teacher_kernel, (1, 1 - axis), dtype)
         student = self._without_padding(self.biased_logits(hidden, weight))
         teacher = self._without_padding(with_bias(teacher, self.teacher_bias))
         labels = [local_shard(self.objective, self.axes, student, of, weight)[1] for of in labels]

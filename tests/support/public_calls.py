@@ -196,7 +196,10 @@ def _calls():
         function = getattr(jaxloss, name)
         options = {"temperature": 1.5, **biases, **EXAMPLES, **of_name}
         yield Call(name, function, required)
-        yield Call(f"{name}, options", function, required, options, {"chunk_size": 2, "num_classes": 4})
+        yield Call(
+            f"{name}, options",
+            *(function, required, options, {"chunk_size": 2, "num_classes": 4, "logits_dtype": "float32"}),
+        )
         static = {"chunk_size": 2, "ignore_index": 1, "shift": 1, "num_classes": 4}
         yield Call(f"{name}, labels", function, required, options | of_labels, static)
         yield Call(f"{name}, by weights", function, required, {"weights": WEIGHTS}, BY_WEIGHTS)
