@@ -421,7 +421,7 @@ class _Entries:
         derivative = derivative * formulas.logit_slopes(self.x_of_entries, self.options)
         weight = along(self.row_weight, self.valid)
         values = weighted(jnp.where(self.valid, weight, 0), derivative).astype(gradient.dtype)
-        index = jnp.where(self.here & self.first, self.indices, self.width)  # what is no class here is not written
+        index = jnp.where(self.here, self.indices, self.width)  # what is no class here is not written
         return _written(gradient, index, values)
 
     # ---- as probabilities of all classes, for derivatives of derivatives -----------------------------------------

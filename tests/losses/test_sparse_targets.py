@@ -22,6 +22,7 @@ INDICES[2, 0], SHARES[2, 0] = -1, 0  # no class, and no probability
 INDICES[3], SHARES[3] = CLASSES, 0  # none at all
 SHARES[4] /= SHARES[4].sum()  # nothing remains
 X[5, next(i for i in range(CLASSES) if i not in INDICES[5])] = -np.inf  # a masked class that is not listed
+X[6, INDICES[6, 0]], SHARES[6, 0] = -np.inf, 0  # and one that is
 WEIGHTS = np.cos(np.arange(ROWS)).astype(np.float32)
 REMAINDERS = ("drop", "spread")
 
@@ -187,6 +188,11 @@ def test_small_losses():
     labels = jaxloss.categorical_cross_entropy(x, target[0][:, 0], reduction="none", clip=None)
     assert (np.asarray(losses) == np.asarray(labels)).all()
     assert 0 < losses[2] < 1e-29
+
+    def gradient(target):
+        return jax.grad(lambda x: jaxloss.categorical_cross_entropy(x, target, clip=None))(x)[:, 4]
+
+    np.testing.assert_allclose(gradient(target), gradient(target[0][:, 0]), rtol=1e-5)
 
 
 def test_one_class_with_all_of_the_probability_is_a_label():
@@ -395,7 +401,7 @@ def test_errors_of_other_functions():
 def test_debug_checks():
     wrong = np.where(np.arange(ROWS)[:, None] == 6, CLASSES + 2, INDICES)
     with (
-        pytest.raises(ValueError, match=r"target\[0\] of row 6, 0 is 13: expected a class index from 0 to 10"),
+        pytest.raises(ValueError, match=r"target\[0\] of row 6, 1 is 13: expected a class index from 0 to 10"),
         jaxloss.debug_checks(),
     ):
         jaxloss.categorical_cross_entropy(np.where(np.isneginf(X), -3, X), (wrong, SHARES))
