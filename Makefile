@@ -13,7 +13,7 @@ sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name
 # A file's tests share programs: one process runs them all.
 pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo example test check test-all mutants test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs cuda wheel try-wheel try-adding-a-loss clean
+.PHONY: help demo example test check test-all trust mutants test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks docs cuda wheel try-wheel try-adding-a-loss clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -42,6 +42,10 @@ test-all: ## what `make test` leaves out: the rest of the products but the large
 	@tools/environment test
 	@echo "make test-all: what make test leaves out, about eleven minutes on two idle cores"
 	$(pytest) -m slow $(ARGS)
+
+trust: ## campaigns that look for faults, an hour and more; ARGS=--quick for seconds of each, as CI; ARGS="--only fuzz --minutes 60"
+	@tools/environment test
+	JAX_PLATFORMS=cpu $(python) -W ignore -m trust $(ARGS)
 
 mutants: ## faults, one after the other, that the tests must see: ARGS="--only binary" for some, an hour and more for all
 	@tools/environment test
