@@ -1,4 +1,4 @@
-"""Puts into a wheel the software bill of materials (PEP 770, CycloneDX) of what is compiled and linked into its library.
+"""Puts into a wheel the software bill of materials (PEP 770, CycloneDX) of what is linked into its library.
 
     python tools/sbom.py path/to/jaxloss.whl
 
@@ -56,7 +56,7 @@ def materials(version: str, machine: str, library: Path) -> str:
     found = [_component(*part) for part in parts(machine, cuda_runtime(library))]
     bom.components.update(found)
     bom.register_dependency(bom.metadata.component, found)
-    of_commit = datetime.datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", "0")), datetime.timezone.utc)
+    of_commit = datetime.datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", "0")), datetime.UTC)
     bom.metadata.timestamp = of_commit
     names = " ".join(sorted(str(component.bom_ref) for component in found))
     bom.serial_number = uuid.uuid5(uuid.NAMESPACE_URL, f"jaxloss {version} {machine} {of_commit} {names}")

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 DIST = Path("dist")
-# What is listed of the library is what is in it: the CUDA runtime where it has kernels for GPUs, and each with a licence.
+# What is listed of the library is what is in it, the CUDA runtime where it has that, and each with a licence.
 MATERIALS = """
 import ctypes, importlib.metadata, json
 import jaxloss

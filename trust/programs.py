@@ -149,6 +149,8 @@ def error_of(configuration: Configuration, check: Check) -> str:
         operations, terms = 2 * operations, 4 * terms
     if what == "along" and configuration.dtype in ("bfloat16", "float16"):  # of gradients that are rounded to that
         computed = np.dtype(configuration.dtype)
+    if what in ("gradient of weights", "gradient of normalizer"):  # which is summed in its own type
+        computed = np.result_type(np.float32, actual.dtype)
     if what == "hessian along":  # whose differences are no nearer than single precision
         computed, operations = np.dtype(np.float32), tolerance.OPERATIONS_OF_HIGHER_ORDER
     bound = tolerance.bound(exactly, size, computed=computed, stored=actual.dtype, operations=operations, terms=terms)

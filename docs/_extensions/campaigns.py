@@ -4,68 +4,16 @@
 ```
 """
 
-import json
 import pathlib
-import tomllib
-from collections.abc import Iterator
+import sys
 
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-ROOT = pathlib.Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
-MENDED = ROOT / "trust" / "mended.toml"
-Rows = Iterator[tuple[str, ...]]
-
-
-def campaigns(kept: dict) -> Rows:
-    """What was tried, how often, and what was found."""
-    yield "campaign", "tried", "how often", "found", "minutes", "on", "commit"
-    for part in kept["measurements"]:
-        counts = ", ".join(f"{count:,} {what}".replace(",", "\u202f") for what, count in part["counts"].items())
-        tried = part["tried"] + (f" ({part['note']})" if part["note"] else "")
-        yield (
-            *(part["campaign"], tried, counts, str(len(part["finds"])), f"{part['seconds'] / 60:.1f}"),
-            *(part["date"], (part["commit"] or "")[:12]),
-        )
-
-
-def mended(kept: dict) -> Rows:
-    """What was found and mended, and what was found and stays."""
-    yield "found", "by", "on", "what became of it"
-    for find in kept["finds"]:
-        became = f"mended: `{find['test']}`" if "test" in find else f"stays: {find['reason']}"
-        yield find["what"], find["campaign"], str(find["date"]), became
-
-
-def mutants(kept: dict) -> Rows:
-    """How many faults the tests saw, by the file that they were put into."""
-    yield "file", "killed", "survived", "change no result", "killed of those that could be"
-    for file, count in kept["counts"].items():
-        tried = count["killed"] + count["survived"]
-        share = f"{100 * count['killed'] / tried:.0f} %" if tried else ""
-        yield (
-            "all" if file == "all" else f"`{file}`",
-            *(str(count[result]) for result in ("killed", "survived", "equivalent")),
-            share,
-        )
-
-
-def survivors(kept: dict) -> Rows:
-    """The faults that no test saw, and those that are none, each with its reason."""
-    yield "fault", "what becomes of it"
-    for fault, mutant in kept["mutants"].items():
-        if mutant["result"] != "killed":
-            yield f"`{fault}`", mutant.get("reason") or mutant["result"]
-
-
-def markdown(rows: Rows) -> list[str]:
-    """The lines of a table."""
-    heading, *lines = ((cell.replace("|", "\\|") for cell in row) for row in rows)
-    heading = list(heading)
-    return [f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *lines)]
+sys.path.append(str(pathlib.Path(__file__).parents[2]))
+from trust import tables
 
 
 class Table(SphinxDirective):
@@ -74,26 +22,11 @@ class Table(SphinxDirective):
     optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        path, rows = _table(self.name, self.arguments)
+        path, lines = tables.table(self.name, self.arguments)
         self.env.note_dependency(str(path))
         box = nodes.container(classes=["measurements"])
-        self.state.nested_parse(StringList(rows, source=str(path)), 0, box)
+        self.state.nested_parse(StringList(lines, source=str(path)), 0, box)
         return [box]
-
-
-def _table(name: str, arguments: list[str]) -> tuple[pathlib.Path, list[str]]:
-    if name == "mended":
-        return MENDED, markdown(mended(tomllib.loads(MENDED.read_text(encoding="utf-8"))))
-    path = RESULTS / f"{arguments[0]}.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    if name == "mutants":
-        lines = markdown(mutants(kept))
-        left = markdown(survivors(kept))
-        return path, lines + (["", *left] if len(left) > 2 else [])
-    versions = ", ".join(f"{package} {version}" for package, version in kept["versions"].items())
-    where = f"{kept['cores']} cores of a CPU ({kept['processor']}), {kept['kernels'].split('; ')[0]}"
-    origin = f"On {where}; Python {kept['python']}, {versions}; `benchmarks/results/{path.name}`."
-    return path, [*markdown(campaigns(kept)), "", origin]
 
 
 def setup(app: Sphinx) -> dict:
