@@ -157,6 +157,9 @@ def error_of(configuration: Configuration, check: Check) -> str:
     # Exponentials, and terms of a sum, are flushed to zero below the smallest normal number; factors are made of them.
     smallest = max(float(ml_dtypes.finfo(dtype).smallest_normal) for dtype in {computed, _flushed(actual.dtype)})
     bound = bound + smallest * (128 * max(1.0, float(np.max(size, initial=0, where=np.isfinite(size)))) + terms)
+    if what.startswith("gradient"):  # which may be beyond the end before it is multiplied by a cotangent below 1
+        beyond = (np.sign(actual) == np.sign(exactly)) & (4 * abs(exactly) > float(ml_dtypes.finfo(actual.dtype).max))
+        exactly = np.where(np.isinf(actual) & beyond, actual.astype(np.float64), exactly)
     if what in ("hessian along", "gradient of a"):  # where the oracle has none, nothing is asked
         exactly = np.where(np.isfinite(exactly), exactly, actual.astype(np.float64))
     try:

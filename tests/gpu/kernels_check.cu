@@ -6,8 +6,8 @@
 // (sm_90a: -gencode=arch=compute_90a,code=sm_90a for -arch=native.) It starts itself for elementwise losses, for
 // divergences, for the gradient of known rows, for options, and once for each kernel of cross entropy, which
 // JAXLOSS_CROSS_ENTROPY_KERNEL asks for: `./kernels_check options` is one of these alone. Outputs begin as poison
-// between guards of poison, inputs have NaN around them. With JAXLOSS_CHECK_SIZES=few the sizes are so few and small that
-// tools which watch every access to memory end in minutes; `make sanitize-gpu` runs them.
+// between guards of poison, inputs have NaN around them. With JAXLOSS_CHECK_SIZES=few the sizes are so few and small
+// that tools which watch every access to memory end in minutes; `make sanitize-gpu` runs them.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -637,7 +637,8 @@ constexpr int64_t kRows[] = {1, 2, 3, 7, 33, 1000, 20011};
 // Of few sizes: a row of some lanes, of a warp, of a block in registers, of a cluster; short rows in tiles.
 bool among_few(int64_t row_count, int64_t classes) {
   const bool long_row = classes == 1025 || classes == 8200 || classes == 50257;
-  return long_row ? row_count == 2 : (classes == 2 || classes == 10 || classes == 33 || classes == 257) && row_count == 33;
+  return long_row ? row_count == 2
+                  : (classes == 2 || classes == 10 || classes == 33 || classes == 257) && row_count == 33;
 }
 
 // The same rows, but that those whose loss is no number, or so large that sums overflow, are masked. Each row

@@ -80,8 +80,8 @@ extern "C" int32_t hosted_call(XLA_FFI_Handler* handler, const Buffer* operands,
   frame.stage = XLA_FFI_ExecutionStage_EXECUTE;
   frame.args = {XLA_FFI_Args_STRUCT_SIZE, nullptr, operand_count, argument_types.data(), argument_pointers.data()};
   frame.rets = {XLA_FFI_Rets_STRUCT_SIZE, nullptr, result_count, returned_types.data(), returned_pointers.data()};
-  frame.attrs = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr, attribute_count, kinds.data(), name_pointers.data(),
-                 values.data()};
+  frame.attrs = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr,      attribute_count, kinds.data(),
+                 name_pointers.data(),      values.data()};
   XLA_FFI_Error* error = handler(&frame);
   if (error == nullptr) return 0;
   std::snprintf(message, message_size, "%s", error->message.c_str());
