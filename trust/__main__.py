@@ -24,12 +24,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another one draws other calls")
     asked = parser.parse_args()
     effort = campaign.Effort(quick=asked.quick, seed=asked.seed, minutes=asked.minutes)
-    parts = []
+    found = 0
     for name in asked.only or campaign.CAMPAIGNS:
-        parts += campaign.measured(name, importlib.import_module(f"trust.{name}").run, effort)
-    if not asked.quick:
-        print(f"kept in {campaign.write(parts)}")
-    if found := sum(len(part["finds"]) for part in parts):
+        parts = campaign.measured(name, importlib.import_module(f"trust.{name}").run, effort)
+        found += sum(len(part["finds"]) for part in parts)
+        if not asked.quick:
+            print(f"kept in {campaign.write(parts)}", flush=True)
+    if found:
         sys.exit(f"error: {found} found")
 
 
