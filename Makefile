@@ -45,7 +45,7 @@ test-all: ## what `make test` leaves out: the rest of the products but the large
 
 trust: ## campaigns that look for faults, an hour and more; ARGS=--quick for seconds of each, as CI; ARGS="--only fuzz --minutes 60"
 	@tools/environment test
-	JAX_PLATFORMS=cpu $(python) -W ignore -m trust $(ARGS)
+	$(python) -W ignore -m trust $(ARGS)
 
 mutants: ## faults, one after the other, that the tests must see: ARGS="--only binary" for some, an hour and more for all
 	@tools/environment test
