@@ -21,9 +21,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the short form, of which nothing is kept")
     parser.add_argument("--only", action="append", choices=campaign.CAMPAIGNS, help="this campaign; may be repeated")
     parser.add_argument("--minutes", type=float, default=30, help="of the differential fuzz, in the long form")
+    parser.add_argument("--share", type=float, default=1.0, help="so much of the long form, the fuzz apart: 0.25, 10")
     parser.add_argument("--seed", type=int, default=0, help="another one draws other calls")
     asked = parser.parse_args()
-    effort = campaign.Effort(quick=asked.quick, seed=asked.seed, minutes=asked.minutes)
+    effort = campaign.Effort(quick=asked.quick, seed=asked.seed, minutes=asked.minutes, share=asked.share)
     found = 0
     for name in asked.only or campaign.CAMPAIGNS:
         parts = campaign.measured(name, importlib.import_module(f"trust.{name}").run, effort)

@@ -24,11 +24,17 @@ class Effort:
         quick: the short form.
         seed: of everything random.
         minutes: of the differential fuzz.
+        share: of the counts of the other campaigns' long form.
     """
 
     quick: bool
     seed: int
     minutes: float
+    share: float = 1.0
+
+    def count(self, long: int, quick: int) -> int:
+        """How many, of what the long form and the short form have so many of."""
+        return quick if self.quick else max(1, round(self.share * long))
 
 
 @dataclasses.dataclass

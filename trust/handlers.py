@@ -22,7 +22,7 @@ MOST_FINDS = 20
 
 def run(effort: Effort) -> Iterator[Part]:
     library = hosted.build()
-    calls, place = QUICK_CALLS if effort.quick else CALLS, BUILD / "handlers_at"
+    calls, place = effort.count(CALLS, QUICK_CALLS), BUILD / "handlers_at"
     worker = [sys.executable, "-W", "ignore", "-m", "trust.handlers"]
     ran = subprocess.run(
         [*worker, str(library), str(effort.seed), str(calls), str(place)],

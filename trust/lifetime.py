@@ -20,23 +20,20 @@ from jaxloss._ffi import call
 from trust import ROOT
 from trust.campaign import Effort, Part
 
-KERNEL_CALLS, EAGER_CALLS, COMPILES, ROUNDS = 1_000_000, 20_000, 2_000, 200
-QUICK = {"kernel": 20_000, "eager": 300, "compiles": 12, "rounds": 5}
 THREADS = 16
-EXITS, QUICK_EXITS = 50, 2
 FLAT = 24 * 2**20
 """Bytes by which a process may grow between the first fifth of a part and its end: what allocators keep."""
 
 
 def run(effort: Effort) -> Iterator[Part]:
     call.FALLBACK_SIZE = 0
-    yield _calls_in_a_loop(QUICK["kernel"] if effort.quick else KERNEL_CALLS)
-    yield _eager_calls(QUICK["eager"] if effort.quick else EAGER_CALLS)
-    yield _compiles(QUICK["compiles"] if effort.quick else COMPILES)
-    yield _threads(QUICK["rounds"] if effort.quick else ROUNDS)
-    yield _children("fork", 2 if effort.quick else 20)
-    yield _children("spawn", 1 if effort.quick else 10)
-    yield _exits(QUICK_EXITS if effort.quick else EXITS)
+    yield _calls_in_a_loop(effort.count(1_000_000, 20_000))
+    yield _eager_calls(effort.count(20_000, 300))
+    yield _compiles(effort.count(2_000, 12))
+    yield _threads(effort.count(200, 5))
+    yield _children("fork", effort.count(20, 2))
+    yield _children("spawn", effort.count(10, 1))
+    yield _exits(effort.count(50, 2))
 
 
 def resident() -> int:

@@ -25,10 +25,10 @@ PROCESSORS = (1, 2, 4)
 
 def run(effort: Effort) -> Iterator[Part]:
     call.FALLBACK_SIZE = 0
-    runs = QUICK_RUNS if effort.quick else RUNS
+    runs = effort.count(RUNS, QUICK_RUNS)
     yield _runs(runs)
     yield _eager_and_jitted()
-    yield _processes(2 if effort.quick else 10)
+    yield _processes(effort.count(10, 2))
 
 
 def _calls():

@@ -24,9 +24,9 @@ def run(effort: Effort) -> Iterator[Part]:
     has = [name for name in ("baseline", "avx2", "avx512") if instruction_sets.processor_has(name)]
     sets = has[-1:] if effort.quick else has
     for name in sets:
-        runs = QUICK_RUNS if effort.quick else RUNS
+        runs = effort.count(RUNS, QUICK_RUNS)
         yield _tried(f"kernels of {name}, random types, sizes, values and alignments", ADDRESS, name, effort.seed, runs)
-    runs = QUICK_OF_THREADS if effort.quick else OF_THREADS
+    runs = effort.count(OF_THREADS, QUICK_OF_THREADS)
     yield _tried("kernels on four threads by the library's own loop over rows", THREAD, sets[-1], effort.seed, runs)
 
 
