@@ -5,4 +5,4 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "support"
-sys.path[:0] = [str(SUPPORT), str(ROOT / "tests" / "library")]
+sys.path.insert(0, str(SUPPORT))
