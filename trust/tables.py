@@ -71,6 +71,7 @@ def table(name: str, arguments: list[str]) -> tuple[pathlib.Path, list[str]]:
         left = markdown(survivors(kept))
         return path, lines + (["", *left] if len(left) > 2 else [])
     versions = ", ".join(f"{package} {version}" for package, version in kept["versions"].items())
-    where = f"{kept['cores']} cores of a CPU ({kept['processor']}), {kept['kernels'].split('; ')[0]}"
-    origin = f"On {where}; Python {kept['python']}, {versions}; `benchmarks/results/{path.name}`."
+    kernels = kept["kernels"].split("; ")[kept["platform"] == "gpu"]
+    where = kept["device"] if kept["platform"] == "gpu" else f"{kept['cores']} cores of a CPU ({kept['processor']})"
+    origin = f"On {where}, {kernels}; Python {kept['python']}, {versions}; `benchmarks/results/{path.name}`."
     return path, [*markdown(campaigns(kept)), "", origin]
