@@ -67,7 +67,7 @@ def build() -> pathlib.Path:
     program = BUILD / "kernels_check"
     command = [nvcc, "-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "--threads", "0"]
     command += [f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{ROOT / 'cuda'}", "-o", str(program)]
-    sources = [ROOT / "tests/gpu/kernels_check.cu", *sorted((ROOT / "cuda/gpu").glob("*.cu"))]
+    sources = [ROOT / "tests/gpu/kernels_check.cu", *sorted((ROOT / "cuda/gpu").rglob("*.cu"))]
     subprocess.run([*command, *map(str, sources)], check=True)
     return program
 

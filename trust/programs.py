@@ -85,11 +85,12 @@ def checks(configuration: Configuration, draw: Drawn, results: dict[str, np.ndar
             found.append((what, actual, unpulled.value, expected.terms))
         elif what.startswith("gradient of "):
             pair = gradients.get(what.removeprefix("gradient of "))
-            # Of a loss that is infinite or NaN nothing is promised of the gradient of its target.
-            if pair is not None and not (what == "gradient of a" and draw.pattern in ("special", "ends")):
+            if pair is not None and not (what == "gradient of a" and _target_is_beyond(configuration, draw)):
                 terms = _terms(configuration) if what.endswith((" x", " a")) else expected.terms
                 found.append((what, actual, pair, terms))
-        elif what == "along" and _gradients_are_held(configuration, draw):
+        elif (
+            what == "along" and _gradients_are_held(configuration, draw) and not _target_is_beyond(configuration, draw)
+        ):
             found.append((what, actual, _along(draw, gradients), expected.terms))
         elif what == "hessian along" and draw.pattern == "ordinary":
             found.append((what, actual, _hessian_along(configuration, draw), expected.terms))
@@ -101,6 +102,15 @@ def _terms(configuration: Configuration) -> int:
     return configuration.classes if configuration.case.loss.by_rows else 1
 
 
+def _target_is_beyond(configuration: Configuration, draw: Drawn) -> bool:
+    """Whether nothing is promised of the gradient with respect to the target.
+
+    So it is of a loss that is infinite or NaN, and of the focal loss where a probability is flushed to zero: one over it
+    is a factor of that gradient.
+    """
+    return draw.pattern in ("special", "ends", *(("wide",) if "focal_gamma" in configuration.numbers else ()))
+
+
 def _gradients_are_held(configuration: Configuration, draw: Drawn) -> bool:
     """Whether the gradients that a sum along tangents is made of are finite in their own type."""
     return draw.pattern in (
@@ -108,7 +118,7 @@ def _gradients_are_held(configuration: Configuration, draw: Drawn) -> bool:
         "tiny",
         "ties",
         *(("wide",) if configuration.dtype in ("float32", "float64") else ()),
-    )
+    ) and not _target_is_beyond(configuration, draw)
 
 
 def _along(draw: Drawn, gradients):
