@@ -105,8 +105,8 @@ def _terms(configuration: Configuration) -> int:
 def _target_is_beyond(configuration: Configuration, draw: Drawn) -> bool:
     """Whether nothing is promised of the gradient with respect to the target.
 
-    So it is of a loss that is infinite or NaN, and of the focal loss where a probability is flushed to zero: one over it
-    is a factor of that gradient.
+    So it is of a loss that is infinite or NaN, and of the focal loss where a probability is flushed to zero, for one
+    over it is a factor of that gradient.
     """
     return draw.pattern in ("special", "ends", *(("wide",) if "focal_gamma" in configuration.numbers else ()))
 
