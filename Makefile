@@ -13,10 +13,10 @@ sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name
 # A file's tests share programs: one process runs them all.
 pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo example test check test-all trust mutants test-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks docs cuda wheel try-wheel try-adding-a-loss clean
+.PHONY: help demo example test check test-all trust mutants test-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks lab docs look cuda wheel try-wheel try-adding-a-loss clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 demo: ## train three models on real data with losses from jaxloss, and draw the pictures
 	@tools/environment demo
@@ -61,7 +61,7 @@ test-multi-gpu: ## what is about several devices, on two GPUs or more, likewise;
 
 bench-gpu: ## every script in benchmarks/, with the active environment's own jax (needs no network)
 	tools/install-for-gpu
-	@scripts=$$(grep -ls __main__ benchmarks/*.py) || { echo "benchmarks/ holds no script yet"; exit; }; \
+	@scripts=$$(grep -ls __main__ benchmarks/*.py | grep -v picture) || { echo "benchmarks/ holds no script yet"; exit; }; \
 	for script in $$scripts; do (set -x; $(or $(PYTHON),python3) -m "benchmarks.$$(basename "$$script" .py)" $(ARGS)); done
 
 sanitize-gpu: ## the CUDA kernels under compute-sanitizer, with the active environment's own jax; ARGS="--tool racecheck --part cluster" for some
@@ -90,10 +90,18 @@ notebooks: ## execute the notebooks, as a check; with ARGS=--write, store their 
 	@tools/environment docs
 	$(python) notebooks/execute.py $(ARGS)
 
+lab: ## the notebooks in JupyterLab, where the explorer's sliders move
+	@tools/environment lab
+	$(python) -m jupyterlab notebooks $(ARGS)
+
 docs: ## the documentation site, into build/site; a warning or a broken link is an error
 	@tools/environment site
 	$(python) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --write-all -d build/doctrees docs build/site
 	$(python) tools/check_site.py build/site
+
+look: docs ## the site in a headless Chromium, light, dark and as wide as a telephone, and the sliders of the explorer: three minutes
+	@tools/environment browser
+	$(python) tools/look_at_pages.py build/site $(ARGS)
 
 cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error, and a library beyond 25 MB
 	@tools/environment

@@ -1,12 +1,14 @@
-"""The four pictures: loss curves, predicted against true, digits with their predicted class, ROC curve."""
+"""The four pictures, for light and dark pages: losses, predicted against true, digits with their class, ROC curve."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import matplotlib.image
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from sklearn import metrics
@@ -55,7 +57,7 @@ class Result(NamedTuple):
 
 
 def draw(results: Mapping[str, Result], directory: Path) -> list[Path]:
-    """Draw all four into the directory, and return where they are."""
+    """Draw all four into the directory, each for light and for dark pages, and return where they are."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context(STYLE):
@@ -65,9 +67,20 @@ def draw(results: Mapping[str, Result], directory: Path) -> list[Path]:
             ("digits", predicted_digits(results[DIGITS.name])),
             ("roc", roc_curve(results[BREAST_CANCER.name])),
         ):
-            paths.append(directory / f"{name}.png")
-            figure.savefig(paths[-1])
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            light = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+            for theme, pixels in ((name, light), (f"{name}_dark", on_dark(light))):
+                paths.append(directory / f"{theme}.png")
+                matplotlib.image.imsave(paths[-1], pixels, pil_kwargs={"optimize": True})
     return paths
+
+
+def on_dark(pixels: np.ndarray) -> np.ndarray:
+    """A picture with its lightness turned round and its hues kept, so that white becomes the dark of a page."""
+    inverted = 1 - pixels
+    hues_kept = 2 * (inverted @ (0.213, 0.715, 0.072))[..., None] - inverted
+    return np.clip(hues_kept, (0.051, 0.067, 0.090), 1)
 
 
 def loss_curves(results: Mapping[str, Result]) -> Figure:
@@ -86,7 +99,7 @@ def loss_curves(results: Mapping[str, Result]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend()
-    figure.get_axes()[0].set_ylabel("loss")
+    figure.get_axes()[0].set_ylabel("loss (logarithmic)")
     return figure
 
 

@@ -49,7 +49,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def accuracy_and_auc(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {
         "accuracy": float(metrics.accuracy_score(labels, logits > 0)),
-        "ROC AUC": float(metrics.roc_auc_score(labels, logits)),
+        "AUC": float(metrics.roc_auc_score(labels, logits)),
     }
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -85,3 +85,9 @@ def instructions(compiled: jax.stages.Compiled) -> list[Instruction]:
 def _bytes_of(shape: str) -> int:
     arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
     return sum(_BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size) for dtype, sizes in arrays)
+
+
+def temporary_bytes(function: Callable, *operands: jax.ShapeDtypeStruct) -> int:
+    """What value and gradients of the first two operands take beside operands and results; nothing is run."""
+    compiled = jax.jit(jax.value_and_grad(function, (0, 1))).lower(*operands).compile()
+    return compiled.memory_analysis().temp_size_in_bytes

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-LINK = re.compile(r"\]\((?!https?://|#)([^)\s]+)\)")
+LINK = re.compile(r'(?P<before>\]\(|(?:src|srcset)=")(?!https?://|#)(?P<path>[^)"\s]+)(?P<after>[)"])')
 
 
 def dynamic_metadata(field, settings, project=None):
@@ -13,8 +13,8 @@ def dynamic_metadata(field, settings, project=None):
     (home,) = re.findall(r'^Homepage = "(.+)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
 
     def absolute(link: re.Match) -> str:
-        kind = "raw" if link[1].endswith((".png", ".svg")) else "blob"
-        return f"]({home}/{kind}/main/{link[1]})"
+        kind = "raw" if link["path"].endswith((".png", ".svg")) else "blob"
+        return f"{link['before']}{home}/{kind}/main/{link['path']}{link['after']}"
 
     text = LINK.sub(absolute, (root / "README.md").read_text(encoding="utf-8"))
     return {"text": text, "content-type": "text/markdown"}

@@ -55,6 +55,13 @@ def _process(app: Sphinx, what: str, name: str, thing: object, options: dict, li
     lines[:] = markup("\n".join(lines), scope).split("\n")
 
 
+def _is_field(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: dict) -> bool | None:
+    """Leaves out what Python says of a named tuple's fields: the description of the class says what they are."""
+    del app, what, name, skip, options
+    return True if str(thing.__doc__).startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> dict:
+    app.connect("autodoc-skip-member", _is_field)
     app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon's, which is 500
     return {"parallel_read_safe": True}

@@ -9,6 +9,10 @@ from sphinx.util import logging
 
 ROOT = pathlib.Path(__file__).parents[2]
 LINK = re.compile(r"\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
+PICTURE = re.compile(
+    r"<picture>\s*<source media=\"\(prefers-color-scheme: dark\)\" srcset=\"(?P<dark>[^\"]+)\">\s*"
+    r"<img src=\"(?P<light>[^\"]+)\"(?: width=\"(?P<width>\d+)\")? alt=\"(?P<alt>[^\"]+)\">\s*</picture>"
+)
 NOTEBOOKS = "notebooks"
 
 
@@ -42,6 +46,22 @@ def _outward_links(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = LINK.sub(replaced, source[0])
 
 
+def _pictures(app: Sphinx, page: str, source: list[str]) -> None:
+    """A picture of two themes follows the theme that the reader chose on the site, not the system's alone."""
+    del app
+
+    def replaced(picture: re.Match) -> str:
+        width = f":width: {picture['width']}px\n" if picture["width"] else ""
+        return "\n".join(
+            f":::{{image}} {picture[theme]}\n:alt: {picture['alt']}\n{width}:class: only-{theme}\n:::"
+            for theme in ("light", "dark")
+        )
+
+    source[0] = PICTURE.sub(replaced, source[0])
+    if "<picture>" in source[0]:
+        logging.getLogger(__name__).warning("a <picture> that is not as PICTURE has it", location=page)
+
+
 def _language(app: Sphinx, page: str, template: str, context: dict, tree: object) -> None:
     """Korean pages say so: browsers choose fonts, break lines and read aloud by it."""
     del app, template, tree
@@ -52,5 +72,6 @@ def _language(app: Sphinx, page: str, template: str, context: dict, tree: object
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", _copy_notebooks)
     app.connect("source-read", _outward_links)
+    app.connect("source-read", _pictures)
     app.connect("html-page-context", _language)
     return {"parallel_read_safe": True}

@@ -133,9 +133,9 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
     const auto gradient = [&](auto kind) {
       return launch_held<decltype(kind), Purpose::stats_gradient>(stream, rows, device);
     };
-    if (capped) return gradient(OptionKind<true, true, true, true, false>{});
-    if (smoothed) return gradient(OptionKind<false, true, true, true, false>{});
-    return gradient(OptionKind<false, false, true, false, false>{});
+    if (smoothed) return cudaErrorNotSupported;
+    return capped ? gradient(OptionKind<true, false, true, false, false>{})
+                  : gradient(OptionKind<false, false, true, false, false>{});
   }
   if (smoothed && rows.class_weights) {
     return capped ? of_kind(OptionKind<true, true, true, true>{}) : of_kind(OptionKind<false, true, true, true>{});

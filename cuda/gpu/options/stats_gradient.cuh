@@ -1,5 +1,6 @@
-// The gradient of losses, log-sum-exps and entropies together, of rows with options that are held in shared memory,
-// from what each of the three is multiplied by: nothing has to be known of a row before, which is read once.
+// The gradient of losses, log-sum-exps and entropies together, of rows with options but smoothing that are held in
+// shared memory, from what each of the three is multiplied by: nothing has to be known of a row before, which is read
+// once.
 #pragma once
 
 #include "gpu/options/held.cuh"
@@ -13,10 +14,10 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
                                                            const RowObjective<float>& objective, int64_t row,
                                                            float weight, bool exists, const Held<Logit>& held,
                                                            const Team& team) {
+  static_assert(Kind::detailed && !Kind::dense);
   constexpr int step = kPerVector<Logit>;
   const bool wanted = exists && !is_masked(weight);
   const Scores<Kind::capped> scores(objective);
-  const Smoothing<Kind> smoothing(objective);
   const float inverse_temperature = objective.inverse_temperature;
   const MergedScores merge{inverse_temperature * 1.44269504f};
   const RowLabels<Kind> labels(objective, held.logits, wanted);
@@ -34,26 +35,22 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
 
   const RowSummary summary(sums, labels.first_score, merge);
   const float max = summary.max, log_sum = summary.log_sum, lse = max * inverse_temperature + log_sum;
-  float total =
-      labels.first_smoothed + labels.first_target + labels.second_target + 2 * weighted(objective.z_loss, lse);
-  if constexpr (Kind::dense) total += sums.target;
+  const float total = labels.first_target + labels.second_target + 2 * weighted(objective.z_loss, lse);
 
   // By the scores, which are the scaled logits times the temperature.
-  const float of_loss = objective.valid ? weight : 0.0f, to_logits = of_loss * inverse_temperature;
+  const float of_loss = objective.valid ? weight : 0.0f;
   const StatsWeights<float> of_stats{rows.of_lse[row], rows.of_entropy[row] * inverse_temperature,
                                      summary.dot_over_sum};
   const float of_sum = exponential(-log_sum) * inverse_temperature, of_total = of_loss * total;
   const float largest_power = max * merge.factor, off = scores.exponent_of_score(max, merge.factor, largest_power);
   Logit* gradient = rows.gradient + row * rows.classes;
-  const auto to_derivatives = [&](auto& x, auto& target, int i) {
+  const auto to_derivatives = [&](auto& x) {
     constexpr int count = sizeof(x) / sizeof(x[0]);
 #pragma unroll
     for (int j = 0; j < count; j++) {
       float slope;
-      if (!Kind::capped && x[j] == -INFINITY) target[j] = 0;
       const float beyond = scores.beyond(x[j], max, slope);
-      const float softmax = power_of_two(beyond * merge.factor) * of_sum;
-      x[j] = (softmax * (of_total + of_stats.of(beyond)) - target[j] * to_logits) * slope;
+      x[j] = power_of_two(beyond * merge.factor) * of_sum * (of_total + of_stats.of(beyond)) * slope;
     }
   };
   if (simple && fabsf(largest_power) < kLargestPower) {
@@ -67,32 +64,22 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
       for (int j = 0; j < step; j++) {
         const float exponent = scores.template exponent<Logit>(x[j], merge.factor, largest_power, slope[j]);
         x[j] = power_of_two(exponent) * (fmaf(exponent - off, of_exponent, of_all) * scale);
+        if (Kind::capped) x[j] *= slope[j];
       }
-      if constexpr (Kind::dense) {
-        if (smoothing.smooth != 0) {
-          float target[step];
-          smoothing.targets(i, target);
-#pragma unroll
-          for (int j = 0; j < step; j++) x[j] = fmaf(-target[j], to_logits, x[j]);
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < step; j++) x[j] *= Kind::capped ? slope[j] : 1.0f;
       store<Logit, Team::caching>(gradient + i, x);
     });
   } else {
     held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
-      float x[step], target[step];
+      float x[step];
       packed.numbers(x);
-      smoothing.targets(i, target);
-      to_derivatives(x, target, i);
+      to_derivatives(x);
       store<Logit, Team::caching>(gradient + i, x);
     });
   }
   held.for_edges([&](int i, float logit) {
     if (i == label) return;
-    float x[1] = {logit}, target[1] = {smoothing.target(i, logit)};
-    to_derivatives(x, target, i);
+    float x[1] = {logit};
+    to_derivatives(x);
     gradient[i] = stored<Logit>(x[0]);
   });
   // Of a label: of the loss its total (softmax − 1) + (total − target), in which nothing cancels.
@@ -103,12 +90,11 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
     gradient[i] = stored<Logit>(derivative * (scores.slope(x) * inverse_temperature));
   };
   if (labels.has_second && !labels.same() && held.holds(labels.second)) {
-    store_label(labels.second, labels.second_logit, labels.second_score,
-                labels.second_target + smoothing.target(labels.second, labels.second_logit));
+    store_label(labels.second, labels.second_logit, labels.second_score, labels.second_target);
   }
   if (extent.has_label) {
     store_label(label, labels.first_logit, labels.first_score,
-                labels.first_target + labels.first_smoothed + (labels.same() ? labels.second_target : 0.0f));
+                labels.first_target + (labels.same() ? labels.second_target : 0.0f));
   }
   if (objective.classes < rows.classes) zero_gradient(rows, team.threads(), row, objective.classes);
 }
