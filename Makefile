@@ -13,7 +13,7 @@ sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name
 # A file's tests share programs: one process runs them all.
 pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo example test check test-all mutants test-gpu test-multi-gpu bench-gpu doctest lint types format notebooks lab docs look cuda wheel try-wheel try-adding-a-loss clean
+.PHONY: help demo example test check test-all trust mutants test-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks lab docs look cuda wheel try-wheel try-adding-a-loss clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -43,6 +43,10 @@ test-all: ## what `make test` leaves out: the rest of the products but the large
 	@echo "make test-all: what make test leaves out, about eleven minutes on two idle cores"
 	$(pytest) -m slow $(ARGS)
 
+trust: ## campaigns that look for faults, an hour and more; ARGS=--quick for seconds of each, as CI; ARGS="--only fuzz --minutes 60"
+	@tools/environment test
+	$(python) -W ignore -m trust $(ARGS)
+
 mutants: ## faults, one after the other, that the tests must see: ARGS="--only binary" for some, an hour and more for all
 	@tools/environment test
 	$(python) tools/mutate.py $(ARGS)
@@ -59,6 +63,9 @@ bench-gpu: ## every script in benchmarks/, with the active environment's own jax
 	tools/install-for-gpu
 	@scripts=$$(grep -ls __main__ benchmarks/*.py | grep -v picture) || { echo "benchmarks/ holds no script yet"; exit; }; \
 	for script in $$scripts; do (set -x; $(or $(PYTHON),python3) -m "benchmarks.$$(basename "$$script" .py)" $(ARGS)); done
+
+sanitize-gpu: ## the CUDA kernels under compute-sanitizer, with the active environment's own jax; ARGS="--tool racecheck --part cluster" for some
+	$(or $(PYTHON),python3) -m trust.compute_sanitizer $(ARGS)
 
 doctest: ## the examples in the documentation of the functions
 	@tools/environment test

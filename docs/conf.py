@@ -20,7 +20,7 @@ project_copyright = author
 release = METADATA["version"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
-extensions += ["docstrings", "measurements", "pages"]  # of _extensions/
+extensions += ["campaigns", "docstrings", "measurements", "pages"]  # of _extensions/
 exclude_patterns = ["_*"]
 nitpicky = True
 nitpick_ignore = [("py:exc", "TypeError"), ("py:exc", "ValueError")]

@@ -24,6 +24,7 @@ from jaxloss._docs.losses import ELEMENTS, GRADIENT
 from jaxloss._rows import elementwise as _elementwise
 from jaxloss._rows.weights import along_rows, leading
 from jaxloss._types import FROM_0_TO_1, NOT_NEGATIVE, Reduction
+from jaxloss.formulas import real
 
 
 @functools.cache
@@ -208,7 +209,12 @@ def _loss(
     alpha = None
     if focal_alpha is not None:
         alpha = _parameters.number("focal_alpha", focal_alpha, FROM_0_TO_1)
-    if_one, if_zero, *alphas = _of_both_classes(*_weights(class_weights, pos_weight, x), alpha)
+    # In the type of the arithmetic before anything is made of them: 1 − α of a float32 α is not that of a float64 loss.
+    given = (
+        None if number is None else number.astype(real(x).dtype)
+        for number in (*_weights(class_weights, pos_weight, x), alpha)
+    )
+    if_one, if_zero, *alphas = _of_both_classes(*given)
 
     weighted = class_weights is not None or pos_weight is not None
     if not (weighted or smooth or focus or focal_alpha is not None):

@@ -18,6 +18,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 DIST = Path("dist")
+# What is listed of the library is what is in it, the CUDA runtime where it has that, and each with a licence.
+MATERIALS = """
+import ctypes, importlib.metadata, json
+import jaxloss
+from jaxloss._ffi import library
+files = {path.name: path for path in importlib.metadata.files("jaxloss")}
+listed = json.loads(files["jaxloss.cdx.json"].read_text())
+assert listed["metadata"]["component"]["version"] == jaxloss.__version__, listed["metadata"]
+has_cuda = ctypes.CDLL(str(library.path())).jaxloss_cuda_runtime
+names = {component["name"]: component for component in listed["components"]}
+assert all(component["licenses"] and component["version"] for component in names.values()), names
+assert len(names) >= 4 and ("CUDA runtime, static" in names) == bool(has_cuda()), names
+assert {"LICENSE", "THIRD_PARTY.md"} <= set(files), sorted(files)
+"""
 OLDEST = re.compile(r'"jax>=([\d.]+)"')
 
 
@@ -50,6 +64,7 @@ def walk(wheel: Path, python: str, jax: str) -> None:
         if f"CPU kernels: {widest()};" not in report:
             sys.exit(f"error: this processor runs {widest()}, which the library does not use")
         user.run("-m", "pip", "check")
+        user.run("-c", MATERIALS)
 
         checkout = Path(folder) / "checkout"
         shutil.copytree("jaxloss", checkout / "jaxloss", ignore=shutil.ignore_patterns("*.so", "__pycache__"))

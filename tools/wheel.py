@@ -96,6 +96,7 @@ def build(source: Path, machine: str, cuda: str | None) -> Path:
         older.unlink()
     tool("auditwheel", "repair", "--plat", plat, "--only-plat", "-w", str(DIST), str(raw), environment=environment)
     (wheel,) = DIST.glob(f"*{machine}.whl")
+    subprocess.run([sys.executable, "tools/sbom.py", str(wheel)], env=environment, check=True)
     print(f"built in {time.monotonic() - start:.0f} s", flush=True)
     return wheel
 

@@ -84,8 +84,8 @@ def above_maximum(logits: Array, maximum: Array) -> Array:
 def log_probabilities(logits: Array, maximum: Array, log_sum: Array, scale: float | Array) -> Array:
     """The logarithm of the softmax of rows whose `tempered_softmax_stats` are known; -Inf for a masked class."""
     masked = real(logits) == -jnp.inf
-    # Of a row without any class there is no softmax.
-    of_masked = jnp.where(log_sum == -jnp.inf, jnp.nan, -jnp.inf)[..., None]
+    # Of a row without any class there is no softmax, nor of one with a NaN.
+    of_masked = jnp.where(log_sum > -jnp.inf, -jnp.inf, jnp.nan)[..., None]
     return jnp.where(masked, of_masked, scale * above_maximum(logits, maximum) - log_sum[..., None])
 
 

@@ -95,10 +95,12 @@ void check_options(Buffers& buffers, const std::string& regime) {
   const bool may_be_held = by_index && sizeof(Logit) < 8, few = regime == "streaming";
   for (const auto& [rows, classes] : kOptionShapes) {
     if (classes > 200000 && !may_be_held) continue;
+    if (few_sizes() && (rows > 200 || classes > 60000)) continue;
     for (int number = 0; number < kSetsOfOptions; number++) {
       Random random{++option_cases};
       const uint64_t seed = option_cases;
       if ((few || classes > 5000) && seed % 5) continue;
+      if (few_sizes() && seed % 7) continue;
       const int set = set_of_options(number, by_index, random);
       const OptionCase<Logit, Target, by_index> c(set, rows, classes, seed);
       const std::pair<Asked, const char*> gradients_alone[] = {{Asked::gradient_of_known, "known"},

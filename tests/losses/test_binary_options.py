@@ -200,6 +200,21 @@ COMBINATIONS = [
 ]
 
 
+@pytest.mark.usefixtures("path")
+def test_float32_options_of_float64_logits():
+    """They are float64 before anything is made of them, such as 1 − α or a product of weights."""
+    options = {"class_weights": per_class(5) / 3, "pos_weight": np.float32(1.7), "focal_alpha": np.float32(0.3)}
+    x, a = Case(BINARY, "probabilities").sample((4, 5), "float64")
+    exact = {name: option.astype(np.float64) for name, option in options.items()}
+    terms = oracles.binary_cross_entropy_with_options(x, a, 1e-7, **exact)
+    with jax.enable_x64(True):
+        losses = jaxloss.binary_cross_entropy(x, a, reduction="none", **options)
+        gradient = jaxloss.d_binary_cross_entropy(x, a, reduction="sum", **options)
+    for actual, (expected, size) in ((losses, terms.loss), (gradient, terms.of_prediction)):
+        error = tolerance.bound(expected, size, computed=np.float64, stored=np.float64)
+        tolerance.assert_within(actual, expected, error, "of float64")
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("options", COMBINATIONS, ids=lambda options: "-".join(options))
 def test_ends_of_the_type(options, dtype):

@@ -26,13 +26,19 @@ def processor_has(name: str) -> bool:
     return all(re.search(rf"\b{flag.removeprefix('-m')}\b", has) for flag in FLAGS[name][1:])
 
 
+def compiler() -> str:
+    """The C++ compiler."""
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    assert found, "no g++ and no clang++ on PATH, and CXX names none"
+    return found
+
+
 def compiled(source: str, name: str, directory: pathlib.Path, *flags: str) -> pathlib.Path:
     """The program made of that file of tests/, with the kernels for an instruction set."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     vector_bytes, *of_set = FLAGS[name]
     program = directory / pathlib.Path(source).stem
     build = [
-        *(compiler, "-std=c++17", "-fno-math-errno", "-fno-trapping-math", *of_set, *flags),
+        *(compiler(), "-std=c++17", "-fno-math-errno", "-fno-trapping-math", *of_set, *flags),
         *(f"-DJAXLOSS_ISA={name}", f"-DVECTOR_BYTES={vector_bytes}", f"-I{SUPPORT.parents[1] / 'cuda'}"),
         *(SUPPORT / source, "-o", program),
     ]

@@ -43,9 +43,8 @@ def huber(x: Array, a: Array, clip: float | None, *, delta: float = 1.0) -> Term
 def log_cosh(x: Array, a: Array, clip: float | None) -> Terms:
     del clip
     error = abs(x - a)
-    # By its series where the exact value is lost in a number close to 1.
-    series = error**2 / 2 - error**4 / 12 + error**6 / 45
-    return _of_error(x, a, np.where(error < 1e-2, series, np.logaddexp(error, -error) - np.log(2)), np.tanh(x - a))
+    small = np.log1p(2 * np.sinh(np.minimum(error, 1) / 2) ** 2)  # in which nothing cancels
+    return _of_error(x, a, np.where(error < 1, small, np.logaddexp(error, -error) - np.log(2)), np.tanh(x - a))
 
 
 def quantile(x: Array, a: Array, clip: float | None, *, q: float) -> Terms:
@@ -58,7 +57,7 @@ def poisson_nll(x: Array, a: Array, clip: float | None) -> Terms:
     del clip
     rate = np.exp(x)
     # An error of x is one of the rate times x.
-    size = rate * np.maximum(1, abs(x)) + abs(a)
+    size = _product(rate, np.maximum(1, abs(x))) + abs(a)
     return Terms((rate - _product(a, x), rate + abs(_product(a, x))), (rate - a, size), (-x, abs(x)))
 
 
@@ -107,32 +106,38 @@ def binary_cross_entropy_with_options(
     t, not_t = (np.where(y < 0, np.exp(-abs(y)), 1) / (1 + np.exp(-abs(y))) for y in (x, -x))
     exact = np.logaddexp(0, -x), np.logaddexp(0, x)
     clipped = tuple(np.clip(nll, -np.log1p(-clip), -np.log(clip)) for nll in exact) if clip else exact
-    q = soft * not_t + (1 - soft) * t
+    with np.errstate(divide="ignore"):  # the power of a q that float64 does not hold may be an ordinary number
+        log_q = np.logaddexp(np.log(soft) - exact[1], np.log(1 - soft) - exact[0])
+    power = np.exp(focal_gamma * log_q) if focal_gamma else np.ones_like(log_q)
     alpha = 1.0 if focal_alpha is None else focal_alpha * soft + (1 - focal_alpha) * (1 - soft)
-    factor = class_weights * alpha * q**focal_gamma
+    factor = _product(np.broadcast_to(class_weights * alpha, log_q.shape), power)
     # An error of the exponent γ log q is one of the power times the exponent.
-    size = 1 + abs(_product(np.full_like(q, focal_gamma), np.where(q == 0, 0, np.log(q))))
+    size = 1 + abs(_product(np.full_like(log_q, focal_gamma), np.where(power == 0, 0, log_q)))
 
     def weighted(if_one: Array, if_zero: Array) -> Array:
         return _product(pos_weight * soft, if_one) + _product(1 - soft, if_zero)
 
     # Of a certain logit, log t vanishes as q does.
-    slope = np.divide((1 - 2 * soft) * t * not_t, q, out=np.zeros_like(q), where=q != 0)
+    slope = np.where(np.isinf(log_q), 0, (1 - 2 * soft) * np.exp(-exact[0] - exact[1] - log_q))
     d_nll = (1 - soft) * t, pos_weight * soft * not_t
     focused = _product(focal_gamma * slope, weighted(*exact))
-    derivative = factor * (focused + d_nll[0] - d_nll[1])
-    d_size = abs(factor) * size * (abs(focused) + abs(d_nll[0]) + abs(d_nll[1]))
+    derivative = _product(factor, focused + d_nll[0] - d_nll[1])
+    d_size = _product(abs(factor), size * (abs(focused) + abs(d_nll[0]) + abs(d_nll[1])))
 
     d_alpha = 0.0 if focal_alpha is None else 2 * focal_alpha - 1
-    of_q = focal_gamma * np.divide(1 - 2 * t, q, out=np.zeros_like(q), where=q != 0)
-    relative = np.divide(d_alpha, alpha, out=np.zeros_like(q), where=np.broadcast_to(alpha != 0, q.shape))
-    terms = (relative * weighted(*exact), of_q * weighted(*exact), pos_weight * exact[0], -exact[1])
-    scale = (1 - label_smoothing) * factor
+    lower = np.where(focal_gamma == 0, 0, np.exp((focal_gamma - 1) * log_q))
+    terms = (
+        _product(d_alpha * power, weighted(*exact)),
+        _product(alpha * focal_gamma * (1 - 2 * t) * lower, weighted(*exact)),
+        _product(alpha * power * pos_weight, exact[0]),
+        -_product(alpha * power, exact[1]),
+    )
+    scale = (1 - label_smoothing) * class_weights
     loss = _product(factor, weighted(*clipped))
     return Terms(
-        (loss, abs(loss) * size),
+        (loss, _product(abs(loss), size)),
         (derivative, d_size),
-        (scale * sum(terms), abs(scale) * size * sum(map(abs, terms))),
+        (_product(scale, sum(terms)), _product(abs(scale), size * sum(map(abs, terms)))),
     )
 
 
@@ -172,34 +177,57 @@ def categorical_cross_entropy_with_options(
     a: Array,
     clip: float | None,
     *,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float,
-    temperature: float,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     margin: float = 0.0,
+    class_weights: Array | float = 1.0,
+    num_classes: int | None = None,
 ) -> Terms:
-    """The cross entropy of z = (s tanh(x / s) − margin of a label) / T with smoothed targets, and z_loss · lse²."""
-    classes = x.shape[-1]
+    """The cross entropy of z = (s tanh(x / s) − margin of a label) / T with smoothed and weighted targets, and z_loss · lse².
+
+    Of `num_classes` alone there is a probability.
+    """
+    classes = num_classes or x.shape[-1]
+    counted, hot = np.arange(x.shape[-1]) < classes, np.zeros(x.shape, bool)
     valid = np.ones(x.shape[:-1], bool)
     if np.issubdtype(a.dtype, np.integer):
         valid = (a >= 0) & (a < classes)
-        a = ((np.arange(classes) == a[..., None]) & valid[..., None]).astype(np.float64)
-    tangent = np.tanh(x / softcap)
+        a = ((np.arange(x.shape[-1]) == a[..., None]) & valid[..., None]).astype(np.float64)
+        hot = a > 0
+    tangent = np.tanh(x / softcap) if softcap else np.zeros_like(x)
     lowered = margin * a if margin else 0
-    z, slope = (softcap * tangent - lowered) / temperature, (1 - tangent**2) / temperature
-    terms = categorical_cross_entropy(z, (1 - label_smoothing) * a + label_smoothing / classes, clip)
+    z, slope = ((softcap * tangent if softcap else x) - lowered) / temperature, (1 - tangent**2) / temperature
+    z = np.where(counted, z, -np.inf)
+    factor = np.where(counted, np.broadcast_to(class_weights, x.shape), 0)
+    target = factor * ((1 - label_smoothing) * a + label_smoothing / classes)
+    terms = categorical_cross_entropy(z, target, clip)
+    # The class of a label has what the others leave, also where its weight is 0 and it has no target itself.
+    of_label = np.where(hot, np.maximum(1, abs(target).sum(-1, keepdims=True)), 0)
     maximum = z.max(-1, keepdims=True, initial=np.finfo(np.float64).min)
-    lse = maximum + np.log(np.exp(z - maximum).sum(-1, keepdims=True))
-    softmax, cap = np.exp(z - lse), (softcap + abs(margin)) / temperature  # z is rounded like numbers of this size
+    powers = np.exp(z - maximum)
+    lse = maximum + np.log(powers.sum(-1, keepdims=True))
+    softmax = powers / powers.sum(-1, keepdims=True)
+    # z is rounded like numbers of this size.
+    cap = (softcap or (_reach(x) if temperature != 1 or margin else 0)) / temperature + abs(margin) / temperature
     loss = terms.loss[0] + z_loss * lse[..., 0] ** 2
     gradient = terms.of_prediction[0] + 2 * z_loss * lse * softmax
-    gradient_size = terms.of_prediction[1] + (2 * z_loss * abs(lse) + 1) * softmax * (1 + cap)
-    keep = valid[..., None]
+    # The target's part is what a number with that of the z-loss in it leaves, less that.
+    gradient_size = (1 + 2 * z_loss * abs(lse)) * (terms.of_prediction[1] + softmax * (1 + cap) + of_label)
+    keep = valid[..., None] & counted
+    scale = (1 - label_smoothing) * factor
+    of_row = cap if np.ndim(cap) == 0 else cap[..., 0]
     return Terms(
-        (np.where(valid, loss, np.nan), terms.loss[1] + cap + z_loss * lse[..., 0] ** 2),
+        (np.where(valid, loss, np.nan), terms.loss[1] + of_row + z_loss * lse[..., 0] ** 2),
         (np.where(keep, gradient * slope, 0), gradient_size / temperature),
-        ((1 - label_smoothing) * terms.of_target[0], terms.of_target[1] + cap),
+        (_product(scale, terms.of_target[0]), abs(scale) * (terms.of_target[1] + cap)),
     )
+
+
+def _reach(x: Array) -> Array:
+    """The magnitude of the largest finite number of each row."""
+    return np.where(np.isfinite(x), abs(x), 0).max(-1, keepdims=True, initial=0)
 
 
 def _product(weight: Array, value: Array) -> Array:
@@ -294,7 +322,7 @@ def reduced(
         )
     if normalizer is not None:
         of_normalizer = tuple(
-            part * factor * pulled for part, factor in zip(summed(loss), (-scale, abs(scale)), strict=True)
+            part * factor for part, factor in zip(summed(loss), (-scale * pulled, abs(scale * pulled)), strict=True)
         )
     return Expected(
         value=loss if reduction == "none" else summed(loss),

@@ -1,6 +1,11 @@
 // Every CPU kernel over buffers that end exactly where their arrays do, to be compiled with AddressSanitizer and
 // UndefinedBehaviorSanitizer: -DJAXLOSS_ISA=… -DVECTOR_BYTES=… as for the library. A sanitizer ends the program at what
 // it finds; the numbers themselves are the business of the other tests, but no result may be left unwritten.
+//
+//   sanitized_kernels               every kernel with every width and number of rows below
+//   sanitized_kernels SEED RUNS     so many runs of kernels, each with a random type, sizes, values and alignment
+//
+// With -DJAXLOSS_THREADS the rows of a run are shared out by the library's own loop over threads, for ThreadSanitizer.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -9,6 +14,7 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "cpu/cross_entropy.cc"
@@ -16,6 +22,11 @@
 #include "cpu/divergence.cc"
 #include "cpu/elementwise.cc"
 #include "cpu/kernels.cc"
+
+#if defined(JAXLOSS_THREADS)
+#include "handlers/parallel.h"
+#include "xla_stand_in.h"
+#endif
 
 namespace {
 
@@ -27,22 +38,27 @@ constexpr int64_t kWidths[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,   15,  16,  17
 constexpr int64_t kRowCounts[] = {0, 1, 2, 3, 5, 15, 16, 17, 33};
 constexpr float kWeights[] = {1.0f, -0.0f, 0.5f, 0.0f, -2.0f};
 
-// An array in a heap block of its own size: one byte beyond it is a sanitizer's error.
+// What differs from run to run: how many elements after an aligned address each array begins, and where in the lists of
+// numbers that arrays are filled with.
+int64_t shift = 0, first_number = 0;
+int64_t runs = 0;  // of kernels
+
+// An array that ends where its heap block does: one byte beyond it is a sanitizer's error.
 template <class T>
 class Array {
  public:
-  explicit Array(int64_t size) : size_(size), data_(static_cast<T*>(std::malloc(size * sizeof(T)))) {
-    if (size > 0) std::memset(data_.get(), kUnwritten, size * sizeof(T));
+  explicit Array(int64_t size) : size_(size), data_(static_cast<T*>(std::malloc((size + shift) * sizeof(T)))) {
+    if (size > 0) std::memset(get(), kUnwritten, size * sizeof(T));
   }
-  T* get() const { return data_.get(); }
-  T& operator[](int64_t i) const { return data_.get()[i]; }
+  T* get() const { return data_.get() + shift; }
+  T& operator[](int64_t i) const { return get()[i]; }
   int64_t size() const { return size_; }
 
   void require_written(const char* what) const {
     for (int64_t i = 0; i < size_; i++) {
       bool written = false;
       for (size_t byte = 0; byte < sizeof(T); byte++) {
-        written |= reinterpret_cast<const uint8_t*>(&data_.get()[i])[byte] != kUnwritten;
+        written |= reinterpret_cast<const uint8_t*>(&get()[i])[byte] != kUnwritten;
       }
       if (!written) {
         std::fprintf(stderr, "%s was not written at %lld of %lld\n", what, (long long)i, (long long)size_);
@@ -87,8 +103,9 @@ void fill(const Array<T>& array, bool wild) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
   const float odd[] = {kInf, -kInf, std::nanf(""), 3.4e38f, -3.4e38f, 1e-40f, -104.0f, 89.0f, 6e-8f, 0.0f};
   for (int64_t i = 0; i < array.size(); i++) {
-    const bool special = wild && i % 7 == 3;
-    store(array[i], special ? odd[(i / 7) % 10] : 0.37f * static_cast<float>(i * 31 % 29) - 5.0f);
+    const int64_t place = i + first_number;
+    const bool special = wild && place % 7 == 3;
+    store(array[i], special ? odd[(place / 7) % 10] : 0.37f * static_cast<float>(place * 31 % 29) - 5.0f);
   }
 }
 
@@ -97,12 +114,25 @@ void fill_weights(const Array<Real>& weights, int64_t from) {
   for (int64_t i = 0; i < weights.size(); i++) weights[i] = kWeights[(i + from) % 5];
 }
 
+#if defined(JAXLOSS_THREADS)
+template <class Task>
+void run(const Task& task, int64_t units) {
+  static XLA_FFI_ExecutionContext threads(4);
+  xla::ffi::DiagnosticEngine diagnostics;
+  auto pool = xla::ffi::CtxDecoding<xla::ffi::ThreadPool>::Decode(&stand_in::api(), &threads, diagnostics);
+  const auto& kernels = jaxloss::JAXLOSS_ISA::kernels;
+  parallel_for(*pool, units, 1 + first_number % 5, [&](int64_t begin, int64_t end) { kernels.run(task, begin, end); });
+  runs++;
+}
+#else
 template <class Task>
 void run(const Task& task, int64_t units) {
   const auto& kernels = jaxloss::JAXLOSS_ISA::kernels;
   kernels.run(task, 0, units / 2);  // two shares, as two threads would take
   kernels.run(task, units / 2, units);
+  runs++;
 }
+#endif
 
 // The parameters of an elementwise loss, with the memory that they point to: every second one has a number for each
 // feature, every third one differs from row to row.
@@ -352,9 +382,35 @@ int exercise_all(List<Task...>) {
   return static_cast<int>(sizeof...(Task));
 }
 
+// Kernels at random until there were so many runs of them; the number of sizes, types and alignments that were drawn.
+template <class... Task>
+int64_t exercise_at_random(List<Task...>, uint64_t seed, int64_t wanted) {
+  using Exercise = void (*)(int64_t rows, int64_t width, bool wild);
+  constexpr Exercise exercises[] = {[](int64_t rows, int64_t width, bool wild) {
+    exercise(static_cast<const Task*>(nullptr), rows, width, wild);
+  }...};
+  std::mt19937_64 random(seed);
+  const auto below = [&](uint64_t end) { return static_cast<int64_t>(random() % end); };
+  int64_t drawn = 0;
+  for (; runs < wanted; drawn++) {
+    shift = below(4) ? below(8) : 0;
+    first_number = below(7 * 10 * 29);
+    // Mostly short rows, as all that is special about a width is below that of a few vectors; some of many vectors.
+    const int64_t width = below(8) ? below(140) : below(3000);
+    const int64_t rows = width > 140 ? below(4) : below(40);
+    exercises[below(sizeof...(Task))](rows, width, below(2));
+  }
+  return drawn;
+}
+
 }  // namespace
 
-int main() {
-  std::printf("%d kernels\n", exercise_all(Tasks{}));
+int main(int argc, char** argv) {
+  if (argc == 3) {
+    const int64_t drawn = exercise_at_random(Tasks{}, std::strtoull(argv[1], nullptr, 10), std::atoll(argv[2]));
+    std::printf("%lld runs of %lld draws\n", (long long)runs, (long long)drawn);
+  } else {
+    std::printf("%d kernels\n", exercise_all(Tasks{}));
+  }
   return 0;
 }

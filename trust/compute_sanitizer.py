@@ -1,0 +1,103 @@
+"""The CUDA kernels under compute-sanitizer, for `make sanitize-gpu`: on a machine with an NVIDIA GPU and its toolkit.
+
+    python -m trust.compute_sanitizer                        every tool over every part of tests/gpu/kernels_check.cu
+    python -m trust.compute_sanitizer --tool racecheck --part cluster
+
+memcheck looks for accesses out of bounds, racecheck for ones to shared memory that no barrier orders, initcheck for
+reads of what nothing has written, synccheck for barriers that are wrong. What they found is kept in
+benchmarks/results/trust_gpu.json.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from benchmarks import record
+from trust import ROOT, campaign
+from trust.campaign import BUILD, Effort, Part
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PARTS = ("elementwise", "divergences", "gradient", "options", "any", "tiles", "registers", "cluster", "streaming")
+"""Those that kernels_check.cu runs one by one."""
+
+SECONDS = 900
+"""A tool that takes longer over one part is stopped, and that is a find: sizes are too large for it."""
+
+ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard")
+CASES = re.compile(r"^PASS .*: (\d+) cases", re.MULTILINE)
+NAME = "trust_gpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m trust.compute_sanitizer")
+    parser.add_argument("--tool", action="append", choices=TOOLS, help="this one; may be repeated")
+    parser.add_argument("--part", action="append", choices=PARTS, help="this part of the program; may be repeated")
+    parser.add_argument("--all-sizes", action="store_true", help="those of the program itself, which take hours")
+    asked = parser.parse_args()
+    program = build()
+    found = []
+    for tool in asked.tool or TOOLS:
+
+        def parts(effort: Effort, tool=tool) -> Iterator[Part]:
+            del effort
+            for part in asked.part or PARTS:
+                yield watched(program, tool, part, asked.all_sizes)
+
+        effort = Effort(quick=not asked.all_sizes, seed=0, minutes=0)
+        found += campaign.measured(tool, parts, effort)
+    print(f"kept in {write(found)}")
+    if count := sum(len(part["finds"]) for part in found):
+        sys.exit(f"error: {count} found")
+
+
+def build() -> pathlib.Path:
+    """The program, with the lines of the kernels in it."""
+    nvcc = shutil.which("nvcc") or str(pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc"))
+    architectures = subprocess.run([ROOT / "tools/gpu-architectures"], capture_output=True, text=True, check=False)
+    if architectures.returncode:
+        sys.exit(f"error: {architectures.stdout.strip() or 'no NVIDIA GPU'}")
+    name = architectures.stdout.strip().split(";")[0]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    program = BUILD / "kernels_check"
+    command = [nvcc, "-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "--threads", "0"]
+    command += [f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{ROOT / 'cuda'}", "-o", str(program)]
+    sources = [ROOT / "tests/gpu/kernels_check.cu", *sorted((ROOT / "cuda/gpu").rglob("*.cu"))]
+    subprocess.run([*command, *map(str, sources)], check=True)
+    return program
+
+
+def watched(program: pathlib.Path, tool: str, part: str, all_sizes: bool) -> Part:
+    """One part of the program under one tool."""
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "7", str(program), part]
+    environment = {**os.environ, "JAXLOSS_CHECK_SIZES": "all" if all_sizes else "few"}
+    limit = None if all_sizes else SECONDS
+    tried = f"{tool} of the kernels: {part}"
+    try:
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return Part(tried, {"cases": 0}, [f"{' '.join(command)} did not end in {SECONDS} s"])
+    said = ran.stdout + ran.stderr
+    cases = sum(map(int, CASES.findall(said)))
+    errors = sum(int(number) for pair in ERRORS.findall(said) for number in pair if number)
+    # Without a summary the tool itself failed: that is no success.
+    clean = ran.returncode == 0 and ERRORS.search(said) and errors == 0 and cases > 0
+    return Part(tried, {"cases": cases}, [] if clean else [f"{' '.join(command)}: {errors} errors\n{said[-4000:]}"])
+
+
+def write(parts: list[dict]) -> pathlib.Path:
+    """Keeps them in place of those of the same tools and parts of the program."""
+    path = record.RESULTS / f"{NAME}.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))["measurements"] if path.exists() else []
+    run = {part["tried"] for part in parts}
+    return record.write(NAME, parts + [part for part in kept if part["tried"] not in run])
+
+
+if __name__ == "__main__":
+    main()
