@@ -118,11 +118,11 @@ def _cap_slope(u: Array) -> Array:
 
 def _cap_slope_of_cap(u: Array) -> Array:
     r"""$\tanh u - u \,\mathrm{sech}^2 u$: of a small $u$, where the two cancel, by its series."""
-    small = jnp.abs(u) < 0.25
+    small = jnp.abs(u) < 0.4
     inside = jnp.where(small, u, 0)
     square = jnp.square(inside)
     series = jnp.zeros_like(square)
-    for coefficient in (13820 / 155925, -496 / 2835, 34 / 105, -8 / 15, 2 / 3):
+    for coefficient in (-262128 / 6081075, 13820 / 155925, -496 / 2835, 34 / 105, -8 / 15, 2 / 3):
         series = series * square + coefficient
     return jnp.where(small, series * square * inside, jnp.tanh(u) - u * _cap_slope(u))
 
