@@ -102,6 +102,18 @@ def _entropy_by_xla(x, a):
     return -(jnp.exp(log_p) * log_p).sum(axis=-1).mean()
 
 
+def _policy(x, a):
+    """The loss of a policy gradient: probabilities of the actions taken, and a bonus for entropy."""
+    losses, stats = jaxloss.categorical_cross_entropy_with_stats(x, a, clip=None, reduction="none")
+    return -(jnp.exp(-losses) + 0.01 * stats.entropy).mean()
+
+
+def _policy_by_xla(x, a):
+    log_p = jax.nn.log_softmax(x.astype(jnp.float32))
+    of_action = jnp.take_along_axis(log_p, a[:, None], axis=-1)[:, 0]
+    return -(jnp.exp(of_action) - 0.01 * (jnp.exp(log_p) * log_p).sum(axis=-1)).mean()
+
+
 def _kl_by_xla(x, a):
     log_t, log_a = (jax.nn.log_softmax(y.astype(jnp.float32)) for y in (x, jax.lax.stop_gradient(a)))
     return (jnp.exp(log_a) * (log_a - log_t)).sum(axis=-1).mean()
@@ -120,6 +132,7 @@ MEANS = {
         "binary": jaxloss.binary_cross_entropy,
         "categorical": jaxloss.categorical_cross_entropy,
         "entropy": lambda x, a: jaxloss.entropy(x).mean(),
+        "policy": _policy,
         "KL": functools.partial(jaxloss.kl_divergence, target_type="logits"),
         "Jensen-Shannon": functools.partial(jaxloss.jensen_shannon, target_type="logits"),
     },
@@ -128,6 +141,7 @@ MEANS = {
         "binary": _binary,
         "categorical": lambda x, a: _categorical_rows(x, a).mean(),
         "entropy": _entropy_by_xla,
+        "policy": _policy_by_xla,
         "KL": _kl_by_xla,
         "Jensen-Shannon": _jensen_shannon_by_xla,
     },
@@ -309,6 +323,10 @@ def torch_programs(work: Work, operands: list[tuple[jax.Array, jax.Array]]) -> d
         if work.loss == "entropy":
             log_p = torch.log_softmax(x, dim=-1)
             return -(log_p.exp() * log_p).sum(dim=-1).mean()
+        if work.loss == "policy":
+            log_p = torch.log_softmax(x, dim=-1)
+            of_action = log_p.gather(-1, a.long()[:, None])[:, 0]
+            return -(of_action.exp() - 0.01 * (log_p.exp() * log_p).sum(dim=-1)).mean()
         if work.target == "teacher":
             return _torch_divergence(torch, work.loss, x, a.float())
         if options:

@@ -203,6 +203,11 @@ def _entropy(dtype: str, shape, faster: float) -> Work:
     return Work("entropy", "labels", dtype, shape, goals)
 
 
+def _policy(dtype: str, shape, faster: float) -> Work:
+    """A read for the value, and a read and a write for the gradient, whose cotangents are known only then."""
+    return Work("policy", "labels", dtype, shape, {"value_and_grad": Goal(1.65 if faster > 1 else None, 1 / faster)})
+
+
 def _divergence(loss: str, dtype: str, shape, of_limit: float | None, faster: float) -> Work:
     goals = {"value": Goal(None, 1 / faster), "value_and_grad": Goal(of_limit, 1 / faster)}
     return Work(loss, "teacher", dtype, shape, goals)
@@ -225,6 +230,7 @@ DIVERGENCES_TABLE = {
             for dtype, shape in _GPU_PAIRS
         ),
         *(_entropy(dtype, shape, 1.9) for dtype, shape in _GPU_LOGITS),
+        *(_policy(dtype, shape, 1.9) for dtype, shape in _GPU_LOGITS),
     ],
     "cpu": [
         *(
@@ -233,6 +239,7 @@ DIVERGENCES_TABLE = {
             for dtype, shape in _CPU_ROWS
         ),
         *(_entropy(dtype, shape, 1 / NEVER_BEHIND) for dtype, shape in _CPU_ROWS),
+        *(_policy(dtype, shape, 1 / NEVER_BEHIND) for dtype, shape in _CPU_ROWS),
     ],
 }
 
