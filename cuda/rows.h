@@ -148,8 +148,8 @@ struct CrossEntropyOptions {
   // Of whole rows, where the classes here are a slice of them; null where they are to be found.
   const Real *known_max = nullptr, *known_log_sum = nullptr, *known_total = nullptr;  // [rows]
 
-  // Where the gradient is that of log-sum-exps and entropies too: what theirs is multiplied by, as the losses' is by the
-  // row's weight. Null where it is that of the losses alone.
+  // Where the gradient is that of log-sum-exps and entropies too: what theirs is multiplied by, as the losses' is by
+  // the row's weight. Null where it is that of the losses alone.
   const Real *of_lse = nullptr, *of_entropy = nullptr;  // [rows]
 
   Real *loss = nullptr, *max = nullptr, *log_sum = nullptr;  // [rows] or null

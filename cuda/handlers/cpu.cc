@@ -45,7 +45,7 @@ struct AnyTask {
 struct Cpu {
   using Context = ffi::ThreadPool;
   static constexpr const char* name = "cpu";
-  static constexpr bool sums_rows = false;    // the losses of cross entropy, in the kernel
+  static constexpr bool sums_rows = false;  // the losses of cross entropy, in the kernel
 
   static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
 

@@ -10,7 +10,7 @@ namespace {
 struct Cuda {
   using Context = cudaStream_t;
   static constexpr const char* name = "CUDA";
-  static constexpr bool sums_rows = true;      // the losses of cross entropy, in the kernel
+  static constexpr bool sums_rows = true;  // the losses of cross entropy, in the kernel
 
   static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>(); }
 
