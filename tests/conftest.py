@@ -58,14 +58,36 @@ hypothesis.settings.load_profile("suite")
 PATHS = {"kernel": 0, "formula": 2**31}
 
 
-@pytest.fixture(scope="module", params=PATHS)
-def path(request):
-    """Whether kernels are called, or the formulas that stand in for them where elements are few, as in small tests they are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(call, "FALLBACK_SIZE", PATHS[request.param])
+taken = "kernel"
+"""Which of these is taken now, in this process."""
+
+
+def take(name: str) -> None:
+    """Programs that took another are forgotten."""
+    global taken
+    if name != taken:
+        call.FALLBACK_SIZE, taken = PATHS[name], name
         jax.clear_caches()
-        yield request.param
-    jax.clear_caches()
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def path_of_module(request):
+    """By which the tests of a module are put in order."""
+    return request.param
+
+
+@pytest.fixture
+def path(path_of_module):
+    """Whether kernels are called, or the formulas that stand in for them where elements are few, as in small tests they are."""
+    take(path_of_module)
+    return path_of_module
+
+
+@pytest.fixture(autouse=True)
+def kernels(request):
+    """Those that do not ask for a path take kernels, also where another test of their module took formulas."""
+    if "path" not in request.fixturenames:
+        take("kernel")
 
 
 CATEGORICAL = losses.Case(losses.CATEGORICAL, "indices")

@@ -85,7 +85,7 @@ def checked(
     by_weights = divides_by_weights(normalizer, reduction)
     examples = _examples.checked(where, weights, reduction, None if by_weights else normalizer)
     spread, sparse = _sparse.spreads(remainder, target), _sparse.is_sparse(target)
-    if isinstance(target, tuple) and len(target) not in (2, 3):
+    if isinstance(target, tuple) and (len(target) not in (2, 3) or _sparse.are_labels(target, logits.ndim - 1)):
         raise ValueError(
             f"target is a tuple of {len(target)}: expected (labels, other labels, share of the first) or (indices, "
             f"probabilities); write jnp.asarray(target) if it is an array"

@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxloss._arrays import Array, inlined
 from jaxloss._checks import arguments
@@ -17,6 +18,14 @@ REMAINDERS = get_args(Remainder)
 def is_sparse(target: Any) -> bool:
     """Whether it is such a target: a pair of indices and probabilities."""
     return isinstance(target, tuple) and len(target) == 2
+
+
+def are_labels(target: Any, rank: int) -> bool:
+    """Whether a pair is rather labels and other labels, one of each row, whose share of the target is missing."""
+    return is_sparse(target) and all(
+        isinstance(part, np.ndarray | jax.Array) and part.ndim == rank and jnp.issubdtype(part.dtype, jnp.integer)
+        for part in target
+    )
 
 
 def spreads(remainder: Remainder, target: Any, name: str = "target") -> bool:
