@@ -337,7 +337,7 @@ WHOLE = {
     "a kernel of three axes": ("linear_cross_entropy", (HIDDEN, KERNEL[None], LABELS), {}, "kernel has shape (1, 3, 4): expected two axes, of features and of classes"),
     # Mixed labels.
     "four": ("categorical_cross_entropy", (X, (LABELS, LABELS, 0.5, 0.5)), {}, "target is a tuple of 4: expected (labels, other labels, share of the first) or (indices, probabilities); write jnp.asarray(target) if it is an array"),
-    "two of three": ("categorical_cross_entropy", (X, (LABELS, LABELS)), {}, "target[0] has shape (8,), logits (8, 4): expected (8, K) class indices, of one or more classes K"),
+    "two of three": ("categorical_cross_entropy", (X, (LABELS, LABELS)), {}, "target is a tuple of 2: expected (labels, other labels, share of the first) or (indices, probabilities); write jnp.asarray(target) if it is an array"),
     "a tuple of labels": ("categorical_cross_entropy", (X[:3], (0, 1, 2)), {}, "target[0] has shape () and dtype int32, logits (3, 4): expected (3,) class indices (an integer type)"),
     "a list for a tuple": ("categorical_cross_entropy", (X, [LABELS, LABELS, 0.5]), {}, "target has type list: expected an array or a tuple; write tuple(target) to mix labels"),
     "None among them": ("categorical_cross_entropy", (X, (LABELS, None, 0.5)), {}, "target[1] is None: expected an array"),
