@@ -103,7 +103,7 @@ look: docs ## the site in a headless Chromium, light, dark and as wide as a tele
 	@tools/environment browser
 	$(python) tools/look_at_pages.py build/site $(ARGS)
 
-cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error, and a library beyond 25 MB
+cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error, and a release whose wheel would be beyond 25 MB
 	@tools/environment
 	$(python) tools/compile_cuda.py 80 90a
 

@@ -131,17 +131,17 @@ def packed(wheel: Path) -> int:
         return archive.getinfo("jaxloss/libjaxloss.so").compress_size
 
 
-def check_size(library: Path, packed: int, compiled: int) -> None:
+def check_size(library: Path, in_wheel: int, compiled: int) -> None:
     """Fails if a wheel would be too large with what a release is compiled for: all its architectures, and PTX."""
     sections = subprocess.run(["size", "-A", str(library)], check=True, capture_output=True, text=True).stdout
     size, kernels = released_bytes(library.stat().st_size, sections, compiled, released())
-    of_wheel = packed + size - library.stat().st_size  # nvcc has packed the kernels as well as can be
+    of_release = in_wheel + size - library.stat().st_size  # nvcc has packed the kernels as well as can be
     print(
         f"{library} has {library.stat().st_size / 1e6:.1f} MB, {kernels / 1e6:.1f} of them kernels; "
         f"for {', '.join(f'sm_{name}' for name in released())} and PTX it would have about {size / 1e6:.1f} MB, "
-        f"{of_wheel / 1e6:.1f} in a wheel"
+        f"{of_release / 1e6:.1f} in a wheel"
     )
-    if of_wheel > MOST_MEGABYTES * 1e6:
+    if of_release > MOST_MEGABYTES * 1e6:
         sys.exit(f"error: the wheel of a release may have {MOST_MEGABYTES} MB")
 
 
