@@ -139,13 +139,13 @@ struct OptionRow {
   // Of labels, or of the largest logit of a sure row, the softmax times its total less the target in a form in which
   // nothing cancels.
   JAXLOSS_INLINE void store_gradient_of(Targets targets, int64_t sure, Real softmax, Real log_sum, Real total,
-                                        Real weight, const StatsGradient<Real>* of_stats = nullptr) const {
+                                        Real weight, const StatsWeights<Real>* of_stats = nullptr) const {
     Real factor = weight * objective.inverse_temperature, smooth = objective.smooth;
     const auto exactly = [&](int64_t i, Real target_of_class) JAXLOSS_IN_LOOP {
       const Real z_minus_max = z[i] - max, missing = probability_less_one(z_minus_max, log_sum);
       Real result = (total * missing + (total - target_of_class)) * factor;
       if (of_stats) {
-        result += exponential(z_minus_max - log_sum) * (*of_stats)(z_minus_max)*objective.inverse_temperature;
+        result += exponential(z_minus_max - log_sum) * of_stats->of(z_minus_max) * objective.inverse_temperature;
       }
       return ValueOf<Real>(result * (slopes ? slopes[i] : Real(1)));
     };
@@ -235,7 +235,7 @@ struct OptionRow {
                        2 * weighted(objective.z_loss, lse);
     const int64_t sure = !by_index && is_sure(sum) ? of_max : -1;
     if (!rows.of_lse) return store_gradient_of(targets, sure, 1 / sum, log_sum, total, weight);
-    const StatsGradient<Real> of_stats{rows.of_lse[row], rows.of_entropy[row], sums.dot / sum};
+    const StatsWeights<Real> of_stats{rows.of_lse[row], rows.of_entropy[row], sums.dot / sum};
     const Real of_loss = objective.valid ? weight : Real(0);
     store_gradient_of(targets, sure, 1 / sum, log_sum, total, of_loss, &of_stats);
   }

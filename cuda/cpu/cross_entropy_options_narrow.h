@@ -5,6 +5,7 @@
 
 #include "cpu/cross_entropy_narrow.h"
 #include "cpu/row_lanes.h"
+#include "maths/cross_entropy_options.h"
 
 namespace jaxloss::JAXLOSS_ISA {
 
@@ -185,7 +186,8 @@ struct NarrowOptions {
     const bool has_stats = rows.of_lse;  // then the weight of the loss is no factor of all
     const Vector factor = has_stats ? inverse_temperature : weight * inverse_temperature;
     const Vector of_all = softmax * total, zero(0);
-    const Vector of_lse = has_stats ? known(rows.of_lse) : zero, of_entropy = has_stats ? known(rows.of_entropy) : zero;
+    const StatsWeights<Vector> of_stats{has_stats ? known(rows.of_lse) : zero,
+                                        has_stats ? known(rows.of_entropy) : zero, mean};
     Vector of_label[2] = {zero, zero};
     Vector added[2] = {zero, zero};
     for_each_label([&](LabelLanes& each) JAXLOSS_IN_LOOP {
@@ -206,10 +208,7 @@ struct NarrowOptions {
       } else {
         result = select((e == Vector(1)) & sure, of_largest + (total - a), result);
       }
-      if (has_stats) {
-        const Vector finite = at_least(z.column[j] - max, Vector(-10000.0));  // its softmax is 0 long before
-        result = result * weight + e * softmax * (of_lse - of_entropy * (finite - mean));
-      }
+      if (has_stats) result = result * weight + e * softmax * of_stats.of(z.column[j] - max);
       result = result * factor;
       if (capped) result = result * columns.slopes.column[j];
       if (counts_classes) result = select(counted(j), result, zero);

@@ -197,24 +197,12 @@ __attribute__((noinline)) int64_t count_above(const Real* z, int64_t begin, int6
   }
 }
 
-// What a row's log-sum-exp and entropy add to its gradient, softmax · (of_lse − of_entropy · (z − max − mean)), where
-// `mean` is Σ softmax · (z − max).
-template <class Real>
-struct StatsGradient {
-  Real of_lse, of_entropy, mean;
-
-  template <class Value>
-  JAXLOSS_INLINE Value operator()(Value z_minus_max) const {
-    const Value finite = at_least(z_minus_max, Value(-10000.0));  // its softmax is 0 long before
-    return Value(of_lse) - Value(of_entropy) * (finite - Value(mean));
-  }
-};
-// Kept exponentials times that and what the loss multiplies the softmax by.
+// Kept exponentials times what losses and statistics multiply the softmax by.
 template <class Real>
 __attribute__((noinline)) void weigh_exponentials(Real* kept, const Real* z, int64_t classes, Real max, Real of_loss,
-                                                  StatsGradient<Real> of_stats) {
+                                                  StatsWeights<Real> of_stats) {
   store_steps(kept, classes, [=](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
-    const auto factor = ValueOf<Real>(of_loss) + of_stats(load_step(z + i, count) - ValueOf<Real>(max));
+    const auto factor = ValueOf<Real>(of_loss) + of_stats.of(load_step(z + i, count) - ValueOf<Real>(max));
     return load_step(kept + i, count) * factor;
   });
 }

@@ -13,6 +13,20 @@
 
 namespace jaxloss {
 
+// What a row's log-sum-exp and entropy, each times a weight, add to the derivative with respect to a scaled logit, over
+// its softmax: of_lse − of_entropy · (z − max − mean), where `mean` is Σ softmax · (z − max).
+template <class Real>
+struct StatsWeights {
+  Real of_lse, of_entropy, mean;
+
+  template <class Value>
+  JAXLOSS_INLINE Value of(Value z_minus_max) const {
+    // Of a masked class a number far below all whose softmax is not 0, for it is taken times 0.
+    const Value finite = at_least(z_minus_max, Value(-0x1p60));
+    return Value(of_lse) - Value(of_entropy) * (finite - Value(mean));
+  }
+};
+
 template <class Real>
 struct RowObjective {
   int64_t classes;

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "gpu/options/held.cuh"
-#include "gpu/options/stats_weights.cuh"
 
 namespace jaxloss::gpu {
 

@@ -4,7 +4,6 @@
 
 #include "gpu/core/softmax.cuh"
 #include "gpu/options/results.cuh"
-#include "gpu/options/stats_weights.cuh"
 #include "maths/cross_entropy_options.h"
 
 namespace jaxloss::gpu {
