@@ -14,7 +14,7 @@ from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_gra
 from jaxloss._autodiff.tangents import BOUNDED, row_dot, tangent_of, totals, varying_like
 from jaxloss._ffi import cross_entropy as calls
 from jaxloss._rows import long_rows
-from jaxloss._rows.vocab_parallel import known_gradient, local_shard, vocab_parallel, whole_targets
+from jaxloss._rows.vocab_parallel import known_gradient, local_shard, vocab_parallel, whole_targets, with_z_loss
 from jaxloss._rows.weights import Examples, row_weight
 from jaxloss._spec import OPTIONS, Objective, options_that_change
 
@@ -230,8 +230,7 @@ def _z_derivative(objective: Objective, operands: Operands, stats: Sequence[Arra
     (logits, target, _, parameters), (maximum, log_sum, *_) = operands, stats
     options = objective.options(parameters)
     valid, total = whole_targets(objective, objective.axes, logits, target, options)
-    if "z_loss" in options:
-        total = total + 2 * along(options["z_loss"], maximum) * (maximum + log_sum)
+    total = with_z_loss(total, options, maximum, log_sum)
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
     z = formulas.scaled_logits(logits, target, options)
     difference = formulas.softmax_minus_target(z, maximum, log_sum, total, targets)

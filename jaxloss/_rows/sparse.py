@@ -20,7 +20,7 @@ from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_gra
 from jaxloss._autodiff.tangents import BOUNDED, tangent_of, varying_like
 from jaxloss._partitioning.meshes import mesh_of
 from jaxloss._rows.cross_entropy import CrossEntropy
-from jaxloss._rows.vocab_parallel import local_shard
+from jaxloss._rows.vocab_parallel import local_shard, with_z_loss
 from jaxloss._rows.weights import Examples, row_weight
 from jaxloss._spec import OPTIONS, Objective
 
@@ -411,9 +411,8 @@ class _Entries:
     def listed_written(self, gradient: Array, nll: Array, stats: Sequence[Array]) -> Array:
         """The gradient of the loss of labels with that of the listed classes written into it."""
         total = self.total
-        if "z_loss" in self.options:
-            maximum, log_sum = stats
-            total = total + 2 * along(self.options["z_loss"], total) * (maximum + log_sum)
+        if stats:
+            total = with_z_loss(total, self.options, *stats)
         total = total[..., None]
         # As `softmax_minus_target` has it: near 1, a probability is 1 less what it lacks.
         of_largest = total * jnp.expm1(-nll) + (total - self.target)

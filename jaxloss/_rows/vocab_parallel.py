@@ -121,14 +121,19 @@ def known_gradient(objective, options, logits, target, row_weight, maximum, log_
         return calls.cross_entropy_grad(
             logits, target, row_weight, maximum, log_sum, total, in_place=objective.in_place
         )
-    if "z_loss" in options:
-        z_loss = along(options["z_loss"], maximum)
-        total = total + jnp.where(z_loss == 0, 0, 2 * z_loss * (maximum + log_sum))
+    total = with_z_loss(total, options, maximum, log_sum)
     return calls.cross_entropy_with_options_grad(
         *(logits, target, jnp.where(valid, along(row_weight, maximum), 0), options, maximum, log_sum, total),
         classes=objective.classes_of(logits.shape[-1]),
         in_place=objective.in_place,
     )
+
+
+def with_z_loss(total: Array, options, maximum: Array, log_sum: Array) -> Array:
+    """What the softmax is multiplied by in the derivative, from what the target of each row sums to."""
+    if "z_loss" not in options:
+        return total
+    return total + 2 * along(options["z_loss"], maximum) * (maximum + log_sum)
 
 
 def _local_statistics(objective: Objective, logits, target, row_weight, options):
