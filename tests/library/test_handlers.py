@@ -38,6 +38,7 @@ def assert_refused(calls: list[Call], match: str) -> None:
     for place in range(1, len(calls) + 1):
         with pytest.raises(jax.errors.JaxRuntimeError, match=match):
             jax.block_until_ready(run(place, values))
+    assert run(0, values) == 0  # JAX keeps the effects of the last such program: `effects_barrier` would tell the error
 
 
 IDS = [f"{call.target}-{i}" for i, call in enumerate(CALLS)]

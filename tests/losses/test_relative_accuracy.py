@@ -174,7 +174,7 @@ def test_the_derivative_with_respect_to_a_softcap():
     exact = x.astype(np.longdouble) / 3
     series = sum(c * exact ** (2 * k + 3) for k, c in enumerate((2 / 3, -8 / 15, 34 / 105, -496 / 2835)))
     expected = np.where(np.abs(exact) < 0.01, series, np.tanh(exact) - exact / np.cosh(exact) ** 2)
-    assert ulp_errors(found, expected).max() <= 24
+    assert ulp_errors(found, expected).max() <= (32 if jax.default_backend() == "gpu" else 24)
     second = jax.grad(jax.grad(categorical.capped, 1), 1)(jnp.float32(2), jnp.float32(3))
     assert_ulps(second, -8 / 27 / np.cosh(2 / 3) ** 2 * np.tanh(2 / 3), 128)
 

@@ -76,17 +76,21 @@ __device__ __forceinline__ SoftmaxSums<Real> across_lanes(SoftmaxSums<Real> sums
   return {max, across_lanes(sums.sum * exponential(sums.max - max), lanes, Sum())};
 }
 
-// All `threads` of the block must call it.
+// All `threads` of the block must call it, with what the lanes of each warp have in common.
 template <int threads, class Value, class Combine>
-__device__ __forceinline__ Value across_block(Value value, Combine combine) {
+__device__ __forceinline__ Value across_warps(Value value, Combine combine) {
   constexpr int warps = threads / kWarp;
   static_assert(warps * kWarp == threads && (warps & (warps - 1)) == 0 && warps <= kWarp);
   __shared__ Value of_warp[warps];
-  value = across_lanes(value, kWarp, combine);
   __syncthreads();  // an earlier call's values have been read
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
   __syncthreads();
   return across_lanes(of_warp[threadIdx.x % warps], warps, combine);
+}
+// All `threads` of the block must call it.
+template <int threads, class Value, class Combine>
+__device__ __forceinline__ Value across_block(Value value, Combine combine) {
+  return across_warps<threads>(across_lanes(value, kWarp, combine), combine);
 }
 
 }  // namespace jaxloss::gpu

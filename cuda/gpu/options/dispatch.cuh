@@ -4,6 +4,7 @@
 #include "gpu/core/regime.h"
 #include "gpu/launch.h"
 #include "gpu/options/held_launch.cuh"
+#include "gpu/options/streaming.cuh"
 #include "gpu/options/teams.cuh"
 
 namespace jaxloss::gpu {
@@ -12,8 +13,16 @@ template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Target>& rows) {
   if (rows.rows == 0) return cudaSuccess;
   if constexpr (std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>) {
-    const bool may_be_held = asked_for() != Regime::streaming;
-    const cudaError_t error = may_be_held ? launch_held(stream, rows) : cudaErrorNotSupported;
+    const Regime asked = asked_for();
+    Device device;
+    if (const cudaError_t error = find_current_device(device)) return error;
+    cudaError_t error = cudaErrorNotSupported;
+    if (asked == Regime::streaming || (asked == Regime::any && good_for_streaming(rows, device))) {
+      error = launch_streaming(stream, rows);
+    }
+    if (error == cudaErrorNotSupported && asked != Regime::streaming && asked != Regime::teams) {
+      error = launch_held(stream, rows, device);
+    }
     if (error != cudaErrorNotSupported) return error;
   }
   return launch_teams(stream, rows);

@@ -55,14 +55,14 @@ __device__ __forceinline__ float sum_of(const float (&term)[count]) {
   return sums[0] + sums[1];
 }
 
-// The sums of what the lanes of a warp hold of a row, without its first label, for each of them. `simple`: of what this
-// thread holds no class is masked, a softcap is not far exceeded, and no logit is so large that its exponent would be
-// far off: it is so of most, and what needs no care for that is shorter.
+// The sums of what the lanes of a warp hold of a row, without its first label, for each of them. `reach` is not `any`
+// where of what this thread holds no class is masked, a softcap is not far exceeded, and no logit is so large that its
+// exponent would be far off: it is so of most, and what needs no care for that is shorter.
 template <class Kind, class Logit, class Team>
 __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, const Team& team,
                                                      const RowObjective<float>& objective,
                                                      const RowLabels<Kind>& labels, MergedScores merge, Extent& extent,
-                                                     bool& simple) {
+                                                     Reach& reach) {
   constexpr int step = kPerVector<Logit>;
   const Scores<Kind::capped> scores(objective);
   const Smoothing<Kind> smoothing(objective);
@@ -78,7 +78,7 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
   const float largest_logit = Kind::detailed ? across_lanes(extent.largest, team.lanes, Maximum()) : 0.0f;
   const float most = fmaxf(fabsf(extent.largest), fabsf(extent.smallest)), power = largest_score * merge.factor;
   const bool finite = kPlainOptions<Kind> || extent.smallest > -INFINITY;
-  simple = finite && scores.near(most) && fabsf(power) < kLargestPower;
+  reach = finite && fabsf(power) < kLargestPower ? scores.reach(most) : Reach::any;
   auto sums = no_scores<SumsOf<Kind>>();
   sums.max = largest_score;
   // Of the lanes that have one of the largest logits, the first leaves its first one out of the sum.
@@ -135,44 +135,47 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
       if (Kind::dense) step_targets += !Kind::capped && x[j] == -INFINITY ? 0.0f : target[j];
     }
   };
-  if (simple) {
+  if (reach != Reach::any) {
     CountFrom<Logit> from_label;
-    held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
-      float x[step], exponent[step], term[step];
-      packed.numbers(x);
+    for_reach<Kind::capped>(reach, [&](auto within) {
+      held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
+        float x[step], exponent[step], term[step];
+        packed.numbers(x);
 #pragma unroll
-      for (int j = 0; j < step; j++) {
-        exponent[j] = scores.exponent(x[j], merge.factor, power);
-        term[j] = power_of_two(exponent[j]);
-        if (Kind::capped) term[j] = fmaxf(term[j], 0.0f);  // NaN of the label alone
-      }
-      if constexpr (Kind::detailed) {
-        float of_step = sum_of(term);
-        leave_out_largest(i, x, term, of_step);
-        parts[0] += of_step;
-        if_in_step<step>(i, label, [&](int of_label) {
-          exponent[of_label] = 0;
-#pragma unroll
-          for (int j = 0; j < step; j++) before += Kind::ranked && j < of_label && x[j] == label_logit;
-        });
-        if constexpr (Kind::ranked) from_label.add(packed, i + step <= label ? label_logit : above_label);
-#pragma unroll
-        for (int j = 0; j < step; j++) dots[j % 2] = fmaf(term[j], exponent[j], dots[j % 2]);
-      }
-      if constexpr (!Kind::detailed) {
-#pragma unroll
-        for (int j = 0; j < step; j++) parts[j % 4] += term[j];
-      }
-      if constexpr (Kind::dense) {
-        if (!Kind::weighted || !smoothing.weights) {
-          step_targets += step * smoothing.smooth;
-        } else if (smooths) {
-          float target[step];
-          smoothing.targets(i, target);
-#pragma unroll
-          for (int j = 0; j < step; j++) step_targets += target[j];
+        for (int j = 0; j < step; j++) {
+          exponent[j] = scores.exponent(within, x[j], merge.factor, power);
+          term[j] = power_of_two(exponent[j]);
         }
-      }
+        if constexpr (Kind::detailed || Kind::capped) {
+          if_in_step<step>(i, label, [&](int of_label) {
+            term[of_label] = exponent[of_label] = 0;
+#pragma unroll
+            for (int j = 0; j < step; j++) before += Kind::ranked && j < of_label && x[j] == label_logit;
+          });
+        }
+        if constexpr (Kind::detailed) {
+          float of_step = sum_of(term);
+          leave_out_largest(i, x, term, of_step);
+          parts[0] += of_step;
+          if constexpr (Kind::ranked) from_label.add(packed, i + step <= label ? label_logit : above_label);
+#pragma unroll
+          for (int j = 0; j < step; j++) dots[j % 2] = fmaf(term[j], exponent[j], dots[j % 2]);
+        }
+        if constexpr (!Kind::detailed) {
+#pragma unroll
+          for (int j = 0; j < step; j++) parts[j % 4] += term[j];
+        }
+        if constexpr (Kind::dense) {
+          if (!Kind::weighted || !smoothing.weights) {
+            step_targets += step * smoothing.smooth;
+          } else if (smooths) {
+            float target[step];
+            smoothing.targets(i, target);
+#pragma unroll
+            for (int j = 0; j < step; j++) step_targets += target[j];
+          }
+        }
+      });
     });
     if constexpr (Kind::dense) {
       if (extent.has_label && held.in_steps(label)) step_targets -= smoothing.target(label, 0);
@@ -210,6 +213,44 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
   return sums;
 }
 
+template <class Logit>
+__device__ __forceinline__ RowResults<float> results_of_masked_row(
+    const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
+  return {0, 0, 0, 0, 0, -1, static_cast<int>(rows.smoothed_classes)};
+}
+
+// `of_classes`: the losses of all classes with what smoothing gives them of the target, but the labels'.
+template <class Kind, class Logit>
+__device__ __forceinline__ RowResults<float> results_of_row(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
+                                                            const RowObjective<float>& objective,
+                                                            const RowLabels<Kind>& labels, const SumsOf<Kind>& sums,
+                                                            const RowSummary& summary, float of_classes) {
+  const float max = summary.max, log_sum = summary.log_sum, inverse_temperature = objective.inverse_temperature;
+  const float lse = max * inverse_temperature + log_sum;
+  const auto of_score = [&](float score) { return log_sum - (score - max) * inverse_temperature; };
+  const float of_label = labels.has_first ? of_score(labels.first_score) : 0.0f;
+  const float of_second = labels.has_second ? of_score(labels.second_score) : 0.0f;
+  float loss = of_classes + weighted(objective.z_loss, lse * lse);
+  loss += weighted(labels.first_target + labels.first_smoothed, at_most(of_label, rows.ceiling)) +
+          weighted(labels.second_target, at_most(of_second, rows.ceiling));
+  const float nll = weighted(objective.share[0], of_label) + weighted(objective.share[1], of_second);
+  RowResults<float> results = results_of_masked_row(rows);
+  results.loss = objective.valid ? where_a_number(log_sum, loss) : NAN;
+  results.nll = objective.valid ? where_a_number(log_sum, nll) : NAN;
+  results.max = max * inverse_temperature;
+  results.log_sum = log_sum;
+  if constexpr (Kind::detailed) {
+    results.entropy = log_sum - summary.dot_over_sum * inverse_temperature;
+    const float label_logit = labels.first_logit;
+    const bool label_leads = label_logit > -INFINITY &&
+                             (label_logit > sums.logit || (label_logit == sums.logit && labels.first < sums.first));
+    const int predicted = label_leads ? labels.first : sums.first;
+    results.predicted = predicted == kNoClass ? 0 : predicted;
+    if (labels.has_first) results.rank = sums.before;
+  }
+  return results;
+}
+
 // All threads that share a row call it, and all of a warp, also for rows that are masked or not there, of which they
 // hold nothing. `Team` knows which threads they are: see the two kinds of it.
 template <class Kind, bool kGradient, class Logit, class Team>
@@ -228,8 +269,8 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   const int label = labels.first;
   held.wait();
   Extent extent;
-  bool simple;
-  auto sums = sums_of_held<Kind>(held, team, objective, labels, merge, extent, simple);
+  Reach reach;
+  auto sums = sums_of_held<Kind>(held, team, objective, labels, merge, extent, reach);
   // Where a label is NaN so is its row: and so the labels' logits are there before any thread may write in their
   // places.
   sums.sum = where_a_number(labels.first_logit, where_a_number(labels.second_logit, sums.sum));
@@ -267,38 +308,40 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
     // The label's replaced logit is taken for one that is clipped: so it has to be.
     const bool label_in_steps = Kind::dense && extent.has_label && held.in_steps(label);
     const bool may_subtract = !label_in_steps || !smooths || ceiling < 1e4f;
-    if (simple && may_subtract && fabsf(largest_power) < kLargestPower) {
+    if (reach != Reach::any && may_subtract && fabsf(largest_power) < kLargestPower) {
       const float smooth_of_logits = smoothing.smooth * to_logits, of_exponent = 0.693147181f;
       const float log_sum_off = fmaf(off, of_exponent, log_sum);
       float simple_losses[2] = {};
-      held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
-        float x[step], loss[step], slope[step];
-        packed.numbers(x);
+      for_reach<Kind::capped>(reach, [&](auto within) {
+        held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
+          float x[step], loss[step], slope[step];
+          packed.numbers(x);
 #pragma unroll
-        for (int j = 0; j < step; j++) {
-          const float exponent = scores.template exponent<Logit>(x[j], merge.factor, largest_power, slope[j]);
-          if (Kind::dense) loss[j] = exponent;
-          x[j] = power_of_two(exponent) * scale_of_simple;
-          if (Kind::dense && !(Kind::weighted && smoothing.weights)) x[j] -= smooth_of_logits;
-          if (Kind::capped && !(Kind::weighted && smooths && smoothing.weights)) x[j] *= slope[j];
-        }
-        if (Kind::dense && smooths) {
+          for (int j = 0; j < step; j++) {
+            const float exponent = scores.template exponent<Logit>(within, x[j], merge.factor, largest_power, slope[j]);
+            if (Kind::dense) loss[j] = exponent;
+            x[j] = power_of_two(exponent) * scale_of_simple;
+            if (Kind::dense && !(Kind::weighted && smoothing.weights)) x[j] -= smooth_of_logits;
+            if (Kind::capped && !(Kind::weighted && smooths && smoothing.weights)) x[j] *= slope[j];
+          }
+          if (Kind::dense && smooths) {
 #pragma unroll
-          for (int j = 0; j < step; j++) loss[j] = fminf(fmaf(loss[j], -of_exponent, log_sum_off), ceiling);
-          if (!Kind::weighted || !smoothing.weights) {
+            for (int j = 0; j < step; j++) loss[j] = fminf(fmaf(loss[j], -of_exponent, log_sum_off), ceiling);
+            if (!Kind::weighted || !smoothing.weights) {
 #pragma unroll
-            for (int j = 0; j < step; j++) simple_losses[j % 2] += loss[j];
-          } else {
-            float target[step];
-            smoothing.targets(i, target);
+              for (int j = 0; j < step; j++) simple_losses[j % 2] += loss[j];
+            } else {
+              float target[step];
+              smoothing.targets(i, target);
 #pragma unroll
-            for (int j = 0; j < step; j++) {
-              losses[j % 2] = fmaf(target[j], loss[j], losses[j % 2]);
-              x[j] = fmaf(-target[j], to_logits, x[j]) * slope[j];
+              for (int j = 0; j < step; j++) {
+                losses[j % 2] = fmaf(target[j], loss[j], losses[j % 2]);
+                x[j] = fmaf(-target[j], to_logits, x[j]) * slope[j];
+              }
             }
           }
-        }
-        if (has_gradient) store<Logit, Team::caching>(gradient + i, x);
+          if (has_gradient) store<Logit, Team::caching>(gradient + i, x);
+        });
       });
       losses[0] += smoothing.smooth * (simple_losses[0] + simple_losses[1]);
       if (label_in_steps && smooths) losses[0] -= smoothing.target(label, 0) * ceiling;
@@ -343,29 +386,8 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   }
   if (!exists || !team.leads()) return;
 
-  const int no_rank = static_cast<int>(rows.smoothed_classes);
-  RowResults<float> results{0, 0, 0, 0, 0, -1, no_rank};
-  if (wanted) {
-    const float of_label = labels.has_first ? of_score(labels.first_score) : 0.0f;
-    const float of_second = labels.has_second ? of_score(labels.second_score) : 0.0f;
-    loss += weighted(objective.z_loss, lse * lse);
-    loss += weighted(labels.first_target + labels.first_smoothed, at_most(of_label, rows.ceiling)) +
-            weighted(labels.second_target, at_most(of_second, rows.ceiling));
-    const float nll = weighted(objective.share[0], of_label) + weighted(objective.share[1], of_second);
-    results.loss = objective.valid ? where_a_number(log_sum, loss) : NAN;
-    results.nll = objective.valid ? where_a_number(log_sum, nll) : NAN;
-    results.max = max * inverse_temperature;
-    results.log_sum = log_sum;
-    if constexpr (Kind::detailed) {
-      results.entropy = log_sum - summary.dot_over_sum * inverse_temperature;
-      const float label_logit = labels.first_logit;
-      const bool label_leads =
-          label_logit > -INFINITY && (label_logit > sums.logit || (label_logit == sums.logit && label < sums.first));
-      const int predicted = label_leads ? label : sums.first;
-      results.predicted = predicted == kNoClass ? 0 : predicted;
-      results.rank = labels.has_first ? sums.before : no_rank;
-    }
-  }
+  const auto results =
+      wanted ? results_of_row(rows, objective, labels, sums, summary, loss) : results_of_masked_row(rows);
   write_results(rows, RowTeam{1, 0}, row, results);
 }
 

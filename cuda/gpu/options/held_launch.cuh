@@ -118,10 +118,9 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
 // cudaErrorNotSupported of rows that no threads can hold: they are too long, there are no clusters, they are not
 // aligned like their gradient, or only that is wanted.
 template <class Logit>
-cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
+cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
+                        const Device& device) {
   if (rows.known_max) return cudaErrorNotSupported;
-  Device device;
-  if (const cudaError_t error = find_current_device(device)) return error;
   const auto of_kind = [&](auto kind) {
     using Kind = decltype(kind);
     return rows.gradient ? launch_held<Kind, Purpose::value_and_gradient>(stream, rows, device)
@@ -137,8 +136,11 @@ cudaError_t launch_held(cudaStream_t stream, const CrossEntropyOptionRows<Logit,
     return capped ? gradient(OptionKind<true, false, true, false, false>{})
                   : gradient(OptionKind<false, false, true, false, false>{});
   }
-  if (smoothed && rows.class_weights) {
+  if (smoothed && rows.class_weights && rows.entropy) {
     return capped ? of_kind(OptionKind<true, true, true, true>{}) : of_kind(OptionKind<false, true, true, true>{});
+  }
+  if (smoothed && rows.class_weights) {
+    return capped ? of_kind(OptionKind<true, true, false, true>{}) : of_kind(OptionKind<false, true, false, true>{});
   }
   if (capped) {
     return rows.entropy || smoothed ? of_kind(OptionKind<true, true, true>{})

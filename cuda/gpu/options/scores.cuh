@@ -20,7 +20,15 @@ struct OptionKind {
   static constexpr bool ranked = ranked_;      // the rank may be wanted
 };
 
-// `near` is for logits of which the largest is no further from 0 than three softcaps.
+// How far from 0 the logits are that a thread holds, in softcaps: tanh is a polynomial within one, of fewer terms
+// within a half, and a quotient of two within three. `any` is also that of logits which want care for something else;
+// without a softcap all others are `within_three`.
+enum class Reach { any, within_three, within_one, within_half };
+template <Reach reach_>
+struct ReachOf {
+  static constexpr Reach value = reach_;
+};
+
 template <bool capped>
 struct Scores {
   float softcap, inverse_softcap;
@@ -28,12 +36,16 @@ struct Scores {
   __device__ __forceinline__ explicit Scores(const RowObjective<float>& objective)
       : softcap(objective.softcap), inverse_softcap(objective.inverse_softcap) {}
 
-  __device__ __forceinline__ bool near(float largest) const { return !capped || largest * inverse_softcap <= 3; }
+  __device__ __forceinline__ Reach reach(float largest) const {
+    const float w = largest * inverse_softcap;
+    if (!capped || (w > 1 && w <= 3)) return Reach::within_three;
+    return w <= 0.5f ? Reach::within_half : w <= 1 ? Reach::within_one : Reach::any;
+  }
 
   __device__ __forceinline__ float of(float x) const {
     if constexpr (!capped) return x;
     const float w = x * inverse_softcap, decay = power_of_two(fabsf(w) * -2.88539008f);
-    return softcap * (fabsf(w) <= 3 ? near_tanh(w) : copysignf((1 - decay) * reciprocal(1 + decay), w));
+    return softcap * (fabsf(w) <= 3 ? tanh_within_three(w) : copysignf((1 - decay) * reciprocal(1 + decay), w));
   }
   // How far the score is from the largest, and its slope.
   __device__ __forceinline__ float beyond(float x, float max) const { return of(x) - max; }
@@ -41,19 +53,25 @@ struct Scores {
     slope = this->slope(x);
     return beyond(x, max);
   }
-  // The same as a power of 2, of logits that are near, from what is to be a power for the largest: in one operation of
-  // a product and a sum, which is off by as much for all of them.
-  __device__ __forceinline__ float exponent(float x, float factor, float largest) const {
-    if constexpr (!capped) return fmaf(x, factor, -largest);
-    return fmaf(near_tanh(x * inverse_softcap), softcap * factor, -largest);
+  template <Reach within>
+  __device__ __forceinline__ float beyond(ReachOf<within> reach, float x, float max) const {
+    return capped ? fmaf(tanh(reach, x * inverse_softcap), softcap, -max) : x - max;
   }
-  template <class Logit>
-  __device__ __forceinline__ float exponent(float x, float factor, float largest, float& slope) const {
+  // The same as a power of 2, of logits within a reach, from what is to be a power for the largest: in one operation of
+  // a product and a sum, which is off by as much for all of them.
+  template <Reach within>
+  __device__ __forceinline__ float exponent(ReachOf<within> reach, float x, float factor, float largest) const {
+    if constexpr (!capped) return fmaf(x, factor, -largest);
+    return fmaf(tanh(reach, x * inverse_softcap), softcap * factor, -largest);
+  }
+  template <class Logit, Reach within>
+  __device__ __forceinline__ float exponent(ReachOf<within> reach, float x, float factor, float largest,
+                                            float& slope) const {
     slope = 1;
     if constexpr (!capped) return fmaf(x, factor, -largest);
-    const float w = x * inverse_softcap, tanh = near_tanh(w);
-    slope = sizeof(Logit) == 2 ? fmaf(-tanh, tanh, 1.0f) : slope_of(w);
-    return fmaf(tanh, softcap * factor, -largest);
+    const float w = x * inverse_softcap, t = tanh(reach, w);
+    slope = within == Reach::within_three && sizeof(Logit) == 4 ? slope_of(w) : fmaf(-t, t, 1.0f);
+    return fmaf(t, softcap * factor, -largest);
   }
   // That of a score.
   __device__ __forceinline__ float exponent_of_score(float score, float factor, float largest) const {
@@ -63,9 +81,27 @@ struct Scores {
   __device__ __forceinline__ float slope(float x) const { return capped ? slope_of(x * inverse_softcap) : 1.0f; }
 
  private:
-  // Within 3 ulp for |w| up to 3: the quotient of polynomials of w² whose largest error relative to tanh w / w is
-  // least.
-  static __device__ __forceinline__ float near_tanh(float w) {
+  template <Reach within>
+  static __device__ __forceinline__ float tanh(ReachOf<within>, float w) {
+    return within == Reach::within_half  ? tanh_within_half(w)
+           : within == Reach::within_one ? tanh_within_one(w)
+                                         : tanh_within_three(w);
+  }
+  // Within 1.5 ulp for |w| up to 1/2, and up to 1: the polynomials of w² whose largest error relative to tanh w / w is
+  // least. A reciprocal takes a GPU as long as eight products with sums.
+  static __device__ __forceinline__ float tanh_within_half(float w) {
+    const float square = w * w;
+    const float sum = fmaf(fmaf(0.0171350073f, square, -0.0529860742f), square, 0.133247793f);
+    return w * fmaf(fmaf(sum, square, -0.333330691f), square, 1.0f);
+  }
+  static __device__ __forceinline__ float tanh_within_one(float w) {
+    const float square = w * w;
+    float sum = fmaf(fmaf(-0.000353345589f, square, 0.00228222972f), square, -0.00791744515f);
+    sum = fmaf(fmaf(fmaf(sum, square, 0.0214648210f), square, -0.0538709126f), square, 0.133321598f);
+    return w * fmaf(fmaf(sum, square, -0.333332777f), square, 1.0f);
+  }
+  // Within 3 ulp for |w| up to 3: the same as a quotient of such polynomials.
+  static __device__ __forceinline__ float tanh_within_three(float w) {
     const float square = w * w;
     const float above = fmaf(fmaf(0.00185836717f, square, 0.119426318f), square, 0.999999970f);
     const float below = fmaf(fmaf(fmaf(8.13968011e-5f, square, 0.0194456960f), square, 0.452759242f), square, 1.0f);
@@ -77,6 +113,18 @@ struct Scores {
     return 4 * decay * inverse * inverse;
   }
 };
+
+// body(ReachOf<reach>) of a reach that is not `any`.
+template <bool capped, class Body>
+__device__ __forceinline__ void for_reach(Reach reach, Body body) {
+  if (capped && reach == Reach::within_half) {
+    body(ReachOf<Reach::within_half>{});
+  } else if (capped && reach == Reach::within_one) {
+    body(ReachOf<Reach::within_one>{});
+  } else {
+    body(ReachOf<Reach::within_three>{});
+  }
+}
 
 template <class Kind>
 constexpr bool kPlainOptions = !Kind::capped && !Kind::dense && !Kind::detailed;

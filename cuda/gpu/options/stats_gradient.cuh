@@ -23,8 +23,8 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
   const int label = labels.first;
   held.wait();
   Extent extent;
-  bool simple;
-  auto sums = sums_of_held<Kind>(held, team, objective, labels, merge, extent, simple);
+  Reach reach;
+  auto sums = sums_of_held<Kind>(held, team, objective, labels, merge, extent, reach);
   sums.sum = where_a_number(labels.first_logit, where_a_number(labels.second_logit, sums.sum));
   sums = team.merged(sums, no_scores<SumsOf<Kind>>(), merge, wanted);
   if (!wanted) {
@@ -52,20 +52,22 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
       x[j] = power_of_two(beyond * merge.factor) * of_sum * (of_total + of_stats.of(beyond)) * slope;
     }
   };
-  if (simple && fabsf(largest_power) < kLargestPower) {
+  if (reach != Reach::any && fabsf(largest_power) < kLargestPower) {
     // With exponents in place of scores, which are so many times as large.
     const float of_exponent = -0.693147181f * rows.of_entropy[row], of_mean = of_stats.of_entropy * of_stats.mean;
     const float of_all = of_total + of_stats.of_lse + of_mean, scale = of_sum * power_of_two(-off);
-    held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
-      float x[step], slope[step];
-      packed.numbers(x);
+    for_reach<Kind::capped>(reach, [&](auto within) {
+      held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
+        float x[step], slope[step];
+        packed.numbers(x);
 #pragma unroll
-      for (int j = 0; j < step; j++) {
-        const float exponent = scores.template exponent<Logit>(x[j], merge.factor, largest_power, slope[j]);
-        x[j] = power_of_two(exponent) * (fmaf(exponent - off, of_exponent, of_all) * scale);
-        if (Kind::capped) x[j] *= slope[j];
-      }
-      store<Logit, Team::caching>(gradient + i, x);
+        for (int j = 0; j < step; j++) {
+          const float exponent = scores.template exponent<Logit>(within, x[j], merge.factor, largest_power, slope[j]);
+          x[j] = power_of_two(exponent) * (fmaf(exponent - off, of_exponent, of_all) * scale);
+          if (Kind::capped) x[j] *= slope[j];
+        }
+        store<Logit, Team::caching>(gradient + i, x);
+      });
     });
   } else {
     held.for_vectors([&](const Packed<Logit, step>& packed, int i) {

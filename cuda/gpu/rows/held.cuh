@@ -74,6 +74,53 @@ struct CountFrom {
   }
 };
 
+// The largest and the smallest of logits but the label's, of which two of 16 bits are compared at once; NaNs are passed
+// over, but the smallest is NaN of them.
+template <class Logit>
+class Extremes {
+ public:
+  static constexpr int step = kPerVector<Logit>;
+
+  __device__ __forceinline__ void add(const Packed<Logit, step>& packed) { add(packed, packed); }
+  // `label`: which of them is the label's, if one of [0, step) is.
+  __device__ __forceinline__ void add(const Packed<Logit, step>& packed, int label) {
+    Packed<Logit, step> high = packed, low = packed;
+    if (static_cast<unsigned>(label) < step) {
+      gpu::leave_out(high, label);
+      low = negated(low);
+      gpu::leave_out(low, label);
+      low = negated(low);
+    }
+    add(high, low);
+  }
+  __device__ __forceinline__ float largest() const { return of<Maximum>(most_, -INFINITY); }
+  __device__ __forceinline__ float smallest() const { return of<SmallerOrNan>(least_, INFINITY); }
+
+ private:
+  struct SmallerOrNan {
+    __device__ __forceinline__ float operator()(float a, float b) const { return smaller_or_nan(a, b); }
+  };
+
+  template <class Combine>
+  static __device__ __forceinline__ float of(const Packed<Logit, step>& packed, float none) {
+    float x[step];
+    packed.numbers(x);
+#pragma unroll
+    for (int j = 0; j < step; j++) none = Combine()(none, x[j]);
+    return none;
+  }
+  __device__ __forceinline__ void add(const Packed<Logit, step>& high, const Packed<Logit, step>& low) {
+    uint4 &a = most_.vector[0], &b = least_.vector[0];
+    const uint4 &x = high.vector[0], &y = low.vector[0];
+    a = make_uint4(larger_of(a.x, x.x, Logit()), larger_of(a.y, x.y, Logit()), larger_of(a.z, x.z, Logit()),
+                   larger_of(a.w, x.w, Logit()));
+    b = make_uint4(smaller_of(b.x, y.x, Logit()), smaller_of(b.y, y.y, Logit()), smaller_of(b.z, y.z, Logit()),
+                   smaller_of(b.w, y.w, Logit()));
+  }
+
+  Packed<Logit, step> most_ = minus_infinities<Logit>(), least_ = negated<Logit>(minus_infinities<Logit>());
+};
+
 // What a thread holds of a row: every `stride`-th step from `first` on, up to `end`, and of the edges every
 // `edge_stride`-th. Its own steps lie in shared memory, `blockDim.x` vectors apart.
 template <class Logit>
@@ -125,12 +172,9 @@ struct Held {
   }
   // NaNs are passed over.
   __device__ __forceinline__ float largest() const {
-    Packed<Logit, step> most = minus_infinities<Logit>();
-    for_vectors([&](const Packed<Logit, step>& packed, int) { take<true>(most, packed); });
-    float x[step], largest = -INFINITY;
-    most.numbers(x);
-#pragma unroll
-    for (int j = 0; j < step; j++) largest = fmaxf(largest, x[j]);
+    Extremes<Logit> extremes;
+    for_vectors([&](const Packed<Logit, step>& packed, int) { extremes.add(packed); });
+    float largest = extremes.largest();
     for_edges([&](int, float logit) { largest = fmaxf(largest, logit); });
     return largest;
   }
@@ -143,27 +187,16 @@ struct Held {
   // The label's logit is then `replaced` in its step.
   __device__ __forceinline__ Extent extent(int label, float replaced) const {
     Extent extent;
-    Packed<Logit, step> most = minus_infinities<Logit>(), least = negated(most);
+    Extremes<Logit> extremes;
     for_slots([&](uint4* slot, int i) {
-      Packed<Logit, step> high = {{*slot}}, low = high;
+      extremes.add(Packed<Logit, step>{{*slot}}, label - i);
       if (static_cast<unsigned>(label - i) < step) {
         extent.has_label = true;
         reinterpret_cast<Logit*>(slot)[label - i] = stored<Logit>(replaced);
-        gpu::leave_out(high, label - i);
-        low = negated(low);
-        gpu::leave_out(low, label - i);
-        low = negated(low);
       }
-      take<true>(most, high);
-      take<false>(least, low);
     });
-    float x[step];
-    most.numbers(x);
-#pragma unroll
-    for (int j = 0; j < step; j++) extent.largest = fmaxf(extent.largest, x[j]);
-    least.numbers(x);
-#pragma unroll
-    for (int j = 0; j < step; j++) extent.smallest = smaller_or_nan(extent.smallest, x[j]);
+    extent.largest = extremes.largest();
+    extent.smallest = extremes.smallest();
     for_edges([&](int i, float logit) {
       extent.has_label |= i == label;
       if (i == label) return;
@@ -174,18 +207,6 @@ struct Held {
   }
 
  private:
-  template <bool larger>
-  static __device__ __forceinline__ void take(Packed<Logit, step>& kept, const Packed<Logit, step>& more) {
-    uint4& a = kept.vector[0];
-    const uint4& b = more.vector[0];
-    if constexpr (larger) {
-      a = make_uint4(larger_of(a.x, b.x, Logit()), larger_of(a.y, b.y, Logit()), larger_of(a.z, b.z, Logit()),
-                     larger_of(a.w, b.w, Logit()));
-    } else {
-      a = make_uint4(smaller_of(a.x, b.x, Logit()), smaller_of(a.y, b.y, Logit()), smaller_of(a.z, b.z, Logit()),
-                     smaller_of(a.w, b.w, Logit()));
-    }
-  }
   __device__ __forceinline__ int edge(int k) const { return k < head ? k : k + steps * step; }
   template <class Body>
   __device__ __forceinline__ void for_slots(Body body) const {
