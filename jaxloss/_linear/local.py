@@ -18,6 +18,7 @@ from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import tangent_of
 from jaxloss._linear.alignment import padded, without_padding
 from jaxloss._linear.chunks import (
+    FEWEST,
     MEMORY,
     RESHARDED_MEMORY,
     Overlapping,
@@ -136,12 +137,12 @@ class Work:
         return chunk_size(self.count, *self.memory_of_token)
 
     @property
-    def memory_of_token(self) -> tuple[int, int, int]:
-        """The classes of a token, the bytes of one, and the bytes that the logits of a chunk may take."""
+    def memory_of_token(self) -> tuple[int, int, int, int]:
+        """The classes of a token, the bytes of one, those that a chunk's logits may take, and its fewest tokens."""
         # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
         classes = self.width * math.prod(map(jax.lax.axis_size, self.split.resharded))
         memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
-        return classes, jnp.dtype(self.plan.logits_dtype).itemsize, memory
+        return classes, jnp.dtype(self.plan.logits_dtype).itemsize, memory, FEWEST
 
     @property
     def is_one_chunk(self) -> bool:
