@@ -163,7 +163,7 @@ LINEAR_DIVERGENCES = table(
         the unmasked <unit>s.
     chunk_size: how many tokens a device works on at a time. Default: as many as fill half a gigabyte with the logits
         of both, or two gigabytes where devices share tokens and each works on a shard of the vocabulary; at least
-        2048.
+        3072.
     accumulate_dtype: the type that the gradient of `kernel` is summed in, over chunks and devices.
     logits_dtype: <logits_dtype> The logits of the teacher, where they are no wider, have it too.
     precision: that of the matrix products, as `jax.lax.dot_general` takes it.
