@@ -127,7 +127,8 @@ def of_devices(loss, shape: tuple[int, int, int], split) -> tuple:
 
 def compared(name: str, ours: tuple, other: str, peer: tuple, repeats: int) -> dict:
     """Medians of tracing and compiling ours and another's, each a function and its operands, and their ratio."""
-    seconds(*ours), seconds(*peer)
+    for each in (ours, peer):
+        seconds(*each)
     # One after the other, so that whatever else the machine does falls on both.
     pairs = [(seconds(*ours), seconds(*peer)) for _ in range(repeats)]
     (trace, compilation), (peer_trace, peer_compilation) = (
@@ -147,13 +148,14 @@ def compared(name: str, ours: tuple, other: str, peer: tuple, repeats: int) -> d
 def on_devices(output: str | None) -> list[str]:
     """Measures linear cross entropy on devices, and returns what misses the goal."""
     rows, name = [], f"compile_time_sharded_{jax.devices()[0].platform}"
+    path = record.write(name, rows, output)  # where that can not be, nothing is measured
     for shape in SHAPES:
         for split, specs in SPLIT.items():
             for kind, losses in LINEAR.items():
                 ours, whole = (of_devices(loss, shape, specs) for loss in losses)
                 of = f"linear_cross_entropy {shape}, {split} split, {kind}"
                 rows.append({**compared(of, ours, "whole logits", whole, repeats=3), "goal": GOAL})
-                path = record.write(name, rows, output)
+                record.write(name, rows, output)
     print(path)
     return [f"{row['loss']}: {row['ratio']:.2f}, goal {GOAL}" for row in rows if row["ratio"] > GOAL]
 
