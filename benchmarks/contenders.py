@@ -1,7 +1,6 @@
 """Linear losses by several contenders: what is measured beside the matrix products, goals, and a script's command."""
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -160,13 +159,12 @@ def run(name: str, comparisons: Iterable[Comparison], arguments: argparse.Namesp
     begin, rows = time.monotonic(), []
     path = record.write(name, rows, arguments.output)  # where that can not be, nothing is measured
     print(record.circumstances())
-    with contextlib.closing(rows_of(comparisons, arguments.who)) as measurements:
-        for row in measurements:
-            rows.append(row)
-            record.write(name, rows, arguments.output)
-            if time.monotonic() - begin > arguments.budget:
-                print(f"the budget of {arguments.budget:.0f} s is spent: what would follow is left out")
-                break
+    for row in rows_of(comparisons, arguments.who):
+        rows.append(row)
+        record.write(name, rows, arguments.output)
+        if time.monotonic() - begin > arguments.budget:
+            print(f"the budget of {arguments.budget:.0f} s is spent: what would follow is left out")
+            break
     print(f"{path}, {time.monotonic() - begin:.0f} s")
     beyond = missed(rows)
     print("beyond the goal:", *(beyond or ["nothing"]), sep="\n  ")
