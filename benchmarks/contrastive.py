@@ -1,21 +1,24 @@
 """Losses of pairs of embeddings: jaxloss against its matrix products alone, whole logits and a checkpointed scan.
 
-Run it with `python -m benchmarks.contrastive [--only WORD] [--quick] [--output DIRECTORY]`. Writes
-`contrastive_PLATFORM.json`. The limit and memory are those of `benchmarks.linear_cross_entropy`: the three products of
-value and gradients, for CLIP twice. What is learnt of scale and bias is differentiated too.
+Run it with `python -m benchmarks.contrastive [--only WORD] [--who WORD] [--budget SECONDS] [--quick]
+[--output DIRECTORY]`. Writes `contrastive_PLATFORM.json`, and fails if a goal is missed. The limit and memory are those
+of `benchmarks.linear_cross_entropy`, in turn with each contender: the three products of value and gradients, for CLIP
+twice. What is learnt of scale and bias is differentiated too.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 import jaxloss
 from benchmarks import contenders as shared
-from benchmarks.linear_cross_entropy import Work, products
-from benchmarks.timing import Timing
+from benchmarks.contenders import Comparison, Goal
+from benchmarks.linear_cross_entropy import Work, all_products
 
 
+@functools.lru_cache(maxsize=1)  # one shape at a time
 def embeddings(work: Work) -> tuple[jax.Array, ...]:
     """Of both kinds, of unit length, scale and bias."""
 
@@ -97,31 +100,40 @@ def clip(a, b, scale, bias):
 LOSSES = {"SigLIP": (sigmoid, sigmoid_of_rows, False), "CLIP": (clip, softmax_of_rows, True)}
 
 
-def compared(work: Work, only: str) -> list[dict]:
-    """All contenders at one shape."""
-    limit = products(work)["value_and_grad"]
-    print(f"{work}: products {limit.ms:.2f} ms")
-    rows = []
+GOALS = {32768: Goal(gigabytes=1.0), 65536: Goal(gigabytes=1.4)}
+"""By the number of rows, of 768 features: half a gigabyte of logits, and the embeddings' gradients in float32."""
+
+
+def comparisons(work: Work) -> list[Comparison]:
+    """Of both losses at one shape."""
+
+    def limit(times: int):
+        run = all_products(work)
+        return lambda: [run() for _ in range(times)]
+
+    found = []
     for name, (ours, of_rows, both) in LOSSES.items():
-        if only not in name:
-            continue
         contenders = {
             "jaxloss": ours,
             "whole logits": whole(of_rows, both),
             "scan and checkpoint": scanned(of_rows, both),
         }
-        least = Timing(2 * limit.ms, limit.spread) if both else limit
+        goals = {"jaxloss": GOALS[work.tokens]} if work in SHAPES["gpu"] else {}
+        operands, of_limit = (
+            functools.partial(embeddings, work),
+            functools.lru_cache(functools.partial(limit, 1 + both)),
+        )
         shape = dataclasses.asdict(work)
-        rows += shared.compared({name: contenders}, embeddings(work), least, shape, wrt=(0, 1, 2, 3))
-    return rows
+        found.append(Comparison(name, contenders, operands, of_limit, shape, wrt=(0, 1, 2, 3), goals=goals))
+    return found
 
 
 SHAPES = {
-    "gpu": [Work(32768, 768, 32768)],
+    "gpu": [Work(32768, 768, 32768), Work(65536, 768, 65536)],
     "cpu": [Work(4096, 256, 4096, "float32")],
     "quick": [Work(256, 32, 256, "float32")],
 }
 
 
 if __name__ == "__main__":
-    shared.command("contrastive", __doc__, compared, SHAPES)
+    shared.command("contrastive", __doc__, comparisons, SHAPES)

@@ -1,10 +1,12 @@
 """Linear cross entropy against its matrix products alone, and against whole logits and what else there is.
 
-Run it with `python -m benchmarks.linear_cross_entropy [--only WORD] [--sweep | --odd] [--quick] [--output DIRECTORY]`.
+Run it with `python -m benchmarks.linear_cross_entropy [--only WORD] [--sweep] [--quick] [--output DIRECTORY]`, or
+with `--goals` or `--odd` and [--only WORD] [--who WORD] [--budget SECONDS] [--quick] [--output DIRECTORY].
 Writes `linear_cross_entropy_PLATFORM.json` and a plot of time and memory over the number of tokens. In place of these,
-`--sweep` writes `linear_cross_entropy_sweep_PLATFORM.json`, of many shapes against whole logits, and `--odd` writes
-`linear_cross_entropy_odd_PLATFORM.json`, of vocabularies that are no multiple of 8, and fails if one misses its goal.
-Peers that are not installed (tokamax, torch, Liger) are left out; `--quick` runs small shapes, on a CPU too.
+`--sweep` writes `linear_cross_entropy_sweep_PLATFORM.json`, of many shapes against whole logits; `--odd` writes
+`linear_cross_entropy_odd_PLATFORM.json`, of vocabularies that are no multiple of 8, `--goals` the same of large
+vocabularies, and both fail if a goal is missed: each contender is timed in turn with the products.
+Peers that are not installed (jax-cce, tokamax, torch, Liger) are left out; `--quick` runs small shapes, on a CPU too.
 
 The limit of a value is the product that makes the logits, that of value and gradients that and the two products of the
 gradients, each timed alone in the same process; of an odd vocabulary those at the next multiple of 8 classes. Memory is
@@ -25,9 +27,11 @@ import jax.numpy as jnp
 import optax
 
 import jaxloss
-from benchmarks import record
+from benchmarks import contenders, record
+from benchmarks.contenders import Comparison, Goal, with_setting
 from benchmarks.loss_table import NEVER_BEHIND
 from benchmarks.timing import Program, Timing, in_turn, ratio, timed, timing
+from jaxloss._linear import alignment, chunks
 
 MULTIPLE = 8
 
@@ -98,6 +102,13 @@ def tokamax(hidden, kernel, labels):
     )
 
 
+def jax_cce(hidden, kernel, labels):
+    """Another pure JAX one, whose kernel is `[V, D]`."""
+    import jax_cce
+
+    return jax_cce.linear_cross_entropy(hidden, kernel.T, labels)
+
+
 def ours(memory=None, **options):
     """jaxloss, with chunks of so many bytes of logits."""
 
@@ -122,30 +133,44 @@ CONTENDERS = {
     "whole logits": whole_logits,
     "scan and checkpoint": scan_and_checkpoint,
 }
-if importlib.util.find_spec("tokamax"):
-    CONTENDERS["tokamax"] = tokamax
+PEERS = {"tokamax": {"tokamax": tokamax}, "jax_cce": {"jax-cce": jax_cce}}
 SWEPT = (SUMMED_IN_FLOAT32, SUMMED_IN_BFLOAT16, "whole logits", "scan and checkpoint")
 BESIDE = (SUMMED_IN_FLOAT32, "whole logits")
-AT_ODD_WIDTHS = (SUMMED_IN_FLOAT32, FLOAT32_LOGITS, "whole logits")
 JUDGED = 10**7  # logits, from which on ours should never be slower than whole ones
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------
 
 
+def _product(contracted: tuple[int, int], *operands: jax.Array):
+    """What runs the product of two matrices, compiled, along these axes of each."""
+    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
+    dot = jax.jit(functools.partial(jax.lax.dot_general, dimension_numbers=dimensions))
+    return functools.partial(dot.lower(*operands).compile(), *operands)
+
+
+def forward_product(hidden: jax.Array, kernel: jax.Array):
+    """What runs the product that makes the logits."""
+    return _product((1, 0), hidden, kernel)
+
+
+def product_programs(work: Work) -> list:
+    """What runs the product of the value, and those of the gradients."""
+    hidden, kernel, _ = work.operands()
+    forward = forward_product(hidden, kernel)
+    logits = forward()
+    return [forward, _product((1, 1), logits, kernel), _product((0, 0), hidden, logits)]
+
+
+def all_products(work: Work):
+    """What runs all three."""
+    programs = product_programs(work)
+    return lambda: [program() for program in programs]
+
+
 def products(work: Work) -> dict[str, Timing]:
     """The limits: one product, and all three."""
-    hidden, kernel, labels = work.operands()
-    del labels
-
-    def dot(contracted):
-        dimensions = ((contracted[:1], contracted[1:]), ((), ()))
-        return jax.jit(functools.partial(jax.lax.dot_general, dimension_numbers=dimensions))
-
-    forward = dot((1, 0))
-    times = [timed(forward, hidden, kernel)]
-    logits = forward(hidden, kernel)
-    times += [timed(dot((1, 1)), logits, kernel), timed(dot((0, 0)), hidden, logits)]
+    times = [timed(program) for program in product_programs(work)]
     total = Timing(sum(time.ms for time in times), max(time.spread for time in times))
     return {"value": times[0], "value_and_grad": total}
 
@@ -169,6 +194,7 @@ def measured(name: str, what: str, work: Work, time: bool = True) -> dict:
 def torch_peers(work: Work) -> dict[str, dict]:
     """`torch.compile` and Liger, where they are installed and there is a GPU."""
     if not importlib.util.find_spec("torch"):
+        print("torch is not installed: torch.compile and Liger left out")
         return {}
     import torch
 
@@ -227,14 +253,14 @@ def line(name: str, found: dict, limit: Timing) -> str:
     return f"  {name:32s} {ms:40s} {found['temporary_bytes'] / 1e9:7.3f} GB"
 
 
-def compared(work: Work, contenders=tuple(CONTENDERS), with_torch: bool = True) -> list[dict]:
+def compared(work: Work) -> list[dict]:
     """The contenders at one shape."""
-    limits = products(work.aligned)
+    limits = products(work)
     print(f"{work}: products {limits['value'].ms:.2f} and {limits['value_and_grad'].ms:.2f} ms")
     rows = []
     for what, limit in limits.items():
-        found = {name: measured(name, what, work) for name in contenders}
-        if what == "value_and_grad" and with_torch:
+        found = {name: measured(name, what, work) for name in CONTENDERS}
+        if what == "value_and_grad":
             found |= torch_peers(work)
         print(f" {what}")
         for name, of in found.items():
@@ -243,24 +269,45 @@ def compared(work: Work, contenders=tuple(CONTENDERS), with_torch: bool = True) 
     return rows
 
 
-def of_odd_widths(goals: dict[Work, float], output: str | None, name: str) -> list[str]:
-    """What misses its goal: value and gradients to the products at the next multiple of 8, and to whole logits."""
-    rows, missed = [], []
-    path = record.write(name, rows, output)  # where that can not be, nothing is measured
-    for work, goal in goals.items():
-        found = compared(work, AT_ODD_WIDTHS, with_torch=False)
-        rows += [{**row, "goal": goal} for row in found]
-        record.write(name, rows, output)
-        of = {row["who"]: row for row in found if row["what"] == "value_and_grad"}
-        ours, whole = of[SUMMED_IN_FLOAT32], of["whole logits"]
-        if "ms" not in ours:
-            missed.append(f"{work}: {ours['failed']}")
-        elif (of_limit := ours["ms"] / ours["limit_ms"]) > goal:
-            missed.append(f"{work}: {of_limit:.3f} of the products at {work.aligned.classes} classes, goal {goal}")
-        elif ours["ms"] > NEVER_BEHIND * whole.get("ms", float("inf")):
-            missed.append(f"{work}: {ours['ms'] / whole['ms']:.3f} of whole logits")
-    print(path)
-    return missed
+def comparisons(work: Work, goal: float | None) -> list[Comparison]:
+    """Of value and gradients, and of the value alone; the products are those of as many classes as tensor cores take.
+
+    With an odd vocabulary, temporaries may be those at its own widths and one kernel more.
+    """
+    is_odd, plain = work != work.aligned, ours()
+    own_widths = with_setting(alignment, "forced", False, plain)
+    variants = {
+        SUMMED_IN_FLOAT32: plain,
+        "whole logits": whole_logits,
+        FLOAT32_LOGITS: CONTENDERS[FLOAT32_LOGITS],
+        "jaxloss, first chunk in the loop": with_setting(chunks, "APART_FROM", 2**62, plain),
+    }
+    goals, on_gpu = {}, jax.devices()[0].platform == "gpu"
+    if is_odd:
+        variants |= {
+            "jaxloss, padded to multiples of 64": with_setting(alignment, "MULTIPLE", 64, plain),
+            "jaxloss, widths as they are": own_widths,
+        }
+    if goal is not None:
+        most = float("inf")
+        if is_odd and on_gpu:
+            found = jax.jit(jax.value_and_grad(own_widths, (0, 1))).lower(*work.operands()).compile()
+            aligned = work.aligned
+            kernel = aligned.width * aligned.classes * jnp.dtype(work.dtype).itemsize
+            most = (found.memory_analysis().temp_size_in_bytes + kernel) / 1e9
+        goals = {SUMMED_IN_FLOAT32: Goal(goal, most, never_behind="whole logits")}
+    shape = dataclasses.asdict(work)
+
+    @functools.lru_cache
+    def programs():
+        return product_programs(work.aligned)
+
+    both, one = lambda: lambda: [program() for program in programs()], lambda: programs()[0]
+    value = {name: variants[name] for name in (SUMMED_IN_FLOAT32, "whole logits")}
+    return [
+        Comparison("value_and_grad", variants | contenders.peers(PEERS), work.operands, both, shape, goals=goals),
+        Comparison("value", value, work.operands, one, shape, wrt=()),
+    ]
 
 
 def beside_whole_logits(works: list[Work], output: str | None, name: str) -> None:
@@ -309,6 +356,9 @@ QUICK = [Work(256, 32, 512, "float32")]
 ODD = {Work(16384, 2048, 50257): 1.06, Work(4096, 1024, 32001): 1.10}
 """With how many times the products' time they may take."""
 ODD_QUICK = {Work(256, 32, 509, "float32"): 100.0}
+LARGE = {Work(8192, 4096, 128256): 1.07, Work(8192, 4096, 151936): 1.05, Work(20000, 3072, 151936): None}
+"""The same of large vocabularies; None where none is set."""
+LARGE_QUICK = {Work(256, 32, 512, "float32"): 100.0}
 # Never slower than whole logits, wherever these are large enough to matter.
 GPU_SHAPES = [
     Work(tokens, width, classes)
@@ -321,25 +371,25 @@ GPU_SHAPES = [
 def main() -> None:
     """Measures, prints, writes and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="compare only at shapes that contain this")
     parser.add_argument("--sweep", action="store_true", help="sweep over N, D and V, against whole logits, instead")
     parser.add_argument("--odd", action="store_true", help="vocabularies that are no multiple of 8, instead")
-    parser.add_argument("--quick", action="store_true", help="small shapes")
-    parser.add_argument("--output", help="where to write; default: benchmarks/results")
+    parser.add_argument("--goals", action="store_true", help="large vocabularies, instead")
+    contenders.add_arguments(parser)
     arguments = parser.parse_args()
     platform = jax.devices()[0].platform
-    print(record.circumstances())
     suffix = "quick" if arguments.quick else platform
+    if arguments.odd or arguments.goals:
+        which = (ODD, ODD_QUICK) if arguments.odd else (LARGE, LARGE_QUICK)
+        works = {work: goal for work, goal in which[arguments.quick].items() if arguments.only in str(work)}
+        of_all = [of for work, goal in works.items() for of in comparisons(work, goal)]
+        contenders.run(f"linear_cross_entropy_{'odd' if arguments.odd else 'goals'}_{suffix}", of_all, arguments)
+        return
+    print(record.circumstances())
+    CONTENDERS.update(contenders.peers(PEERS))
     shapes = QUICK if arguments.quick else CPU if platform == "cpu" else GPU
     if arguments.sweep:
         shapes = [work for work in (shapes if suffix != "gpu" else GPU_SHAPES) if arguments.only in str(work)]
         beside_whole_logits(shapes, arguments.output, f"linear_cross_entropy_sweep_{suffix}")
-        return
-    if arguments.odd:
-        goals = {w: goal for w, goal in (ODD_QUICK if arguments.quick else ODD).items() if arguments.only in str(w)}
-        missed = of_odd_widths(goals, arguments.output, f"linear_cross_entropy_odd_{suffix}")
-        if missed and not arguments.quick:
-            raise SystemExit("\n  ".join(("beyond the goal:", *missed)))
         return
     rows = [row for work in shapes if arguments.only in str(work) for row in compared(work)]
 

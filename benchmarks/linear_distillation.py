@@ -1,19 +1,22 @@
 """Distillation from hidden states: jaxloss against its four matrix products, whole logits and a checkpointed scan.
 
-Run it with `python -m benchmarks.linear_distillation [--only WORD] [--quick] [--output DIRECTORY]`. Writes
-`linear_distillation_PLATFORM.json`. The limit is the products of value and gradients that
-`benchmarks.linear_cross_entropy` times, and the one of the teacher's logits; memory is that script's too.
+Run it with `python -m benchmarks.linear_distillation [--only WORD] [--who WORD] [--budget SECONDS] [--quick]
+[--output DIRECTORY]`. Writes `linear_distillation_PLATFORM.json`, and fails if a goal is missed. The limit is the
+products of value and gradients that `benchmarks.linear_cross_entropy` times, and the one of the teacher's logits, in
+turn with each contender; memory is that script's too.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 import jaxloss
 from benchmarks import contenders as shared
-from benchmarks.linear_cross_entropy import Work, products
-from benchmarks.timing import Timing
+from benchmarks.contenders import Comparison, Goal
+from benchmarks.linear_cross_entropy import Work, forward_product, product_programs
+from jaxloss._linear import chunks
 
 BETA, TEMPERATURE, HARD = 0.5, 2.0, 0.1
 
@@ -58,6 +61,10 @@ LOSSES = {
 }
 
 
+GOALS = {"KL": {"jaxloss": Goal(1.08, gigabytes=3.0)}}
+"""At the shape of a GPU."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A student, and a teacher of the same tokens and classes."""
@@ -70,6 +77,7 @@ class Pair:
         """Its shape."""
         return dataclasses.replace(self.student, width=self.teacher_width)
 
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one shape at a time)
     def operands(self) -> tuple[jax.Array, ...]:
         """Hidden states and kernels of both, and labels."""
         teacher_hidden, teacher_kernel, _ = self.teacher.operands()
@@ -77,10 +85,11 @@ class Pair:
         # Where both are as wide they would be the same.
         return hidden, kernel, jnp.flip(teacher_hidden, 0), teacher_kernel, labels
 
-    def limit(self) -> Timing:
+    def limit(self):
         """The four products."""
-        of_student, of_teacher = products(self.student)["value_and_grad"], products(self.teacher)["value"]
-        return Timing(of_student.ms + of_teacher.ms, max(of_student.spread, of_teacher.spread))
+        teacher_hidden, teacher_kernel = self.operands()[2:4]
+        programs = [*product_programs(self.student), forward_product(teacher_hidden, teacher_kernel)]
+        return lambda: [program() for program in programs]
 
 
 def contenders(name: str) -> dict:
@@ -119,20 +128,23 @@ def contenders(name: str) -> dict:
 
     return {
         "jaxloss": jaxloss_of(),
-        "jaxloss, chunks of 1024": jaxloss_of(chunk_size=1024),
+        "jaxloss, first chunk in the loop": shared.with_setting(chunks, "APART_FROM", 2**62, jaxloss_of()),
+        "jaxloss, chunks of 2048": jaxloss_of(chunk_size=2048),
         "jaxloss, summed in bfloat16": jaxloss_of(accumulate_dtype=jnp.bfloat16),
+        "jaxloss, softcaps": jaxloss_of(softcap=30.0, teacher_softcap=30.0),
         "whole logits": whole_logits,
         "scan and checkpoint": scan_and_checkpoint,
     }
 
 
-def compared(pair: Pair, only: str) -> list[dict]:
-    """All contenders at one shape."""
-    limit = pair.limit()
-    print(f"{pair.student}, teacher's D = {pair.teacher_width}: four products {limit.ms:.2f} ms")
-    losses = {name: contenders(name) for name in LOSSES if only in name}
+def comparisons(pair: Pair) -> list[Comparison]:
+    """Of all losses at one shape."""
     shape = {**dataclasses.asdict(pair.student), "teacher_width": pair.teacher_width}
-    return shared.compared(losses, pair.operands(), limit, shape)
+    limit = functools.lru_cache(pair.limit)
+    goals = GOALS if pair in SHAPES["gpu"] else {}
+    return [
+        Comparison(name, contenders(name), pair.operands, limit, shape, goals=goals.get(name, {})) for name in LOSSES
+    ]
 
 
 SHAPES = {
@@ -143,4 +155,4 @@ SHAPES = {
 
 
 if __name__ == "__main__":
-    shared.command("linear_distillation", __doc__, compared, SHAPES)
+    shared.command("linear_distillation", __doc__, comparisons, SHAPES)

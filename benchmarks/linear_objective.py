@@ -1,23 +1,31 @@
 """The objective of GRPO from hidden states: jaxloss against its matrix products, whole logits and a checkpointed scan.
 
-Run it with `python -m benchmarks.linear_objective [--only WORD] [--quick] [--output DIRECTORY]`. Writes
-`linear_objective_PLATFORM.json`. Limits and memory are those of `benchmarks.linear_cross_entropy`, and so is `--quick`.
+Run it with `python -m benchmarks.linear_objective [--only WORD] [--who WORD] [--budget SECONDS] [--quick]
+[--output DIRECTORY]`. Writes `linear_objective_PLATFORM.json`, and fails if a goal is missed. Limits and memory are
+those of `benchmarks.linear_cross_entropy`, in turn with each contender.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 import jaxloss
 from benchmarks import contenders as shared
-from benchmarks.linear_cross_entropy import Work, products
+from benchmarks.contenders import Comparison, Goal
+from benchmarks.linear_cross_entropy import Work, all_products
 from jaxloss import objectives
+from jaxloss._linear import chunks
 
 OBJECTIVES = {
     "GRPO": objectives.grpo(beta=0.04),
     "GRPO with entropy bonus": objectives.grpo(beta=0.04, entropy_bonus=0.01),
 }
+
+
+GOAL = Goal(1.10, gigabytes=2.7)
+"""Of both, at the shape of a GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Batch:
     work: Work
     length: int
 
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one shape at a time)
     def operands(self) -> tuple[jax.Array, ...]:
         """Hidden states, kernel, labels, advantages, and log-probabilities of tokens before and of a reference."""
         hidden, kernel, labels = self.work.operands()
@@ -69,16 +78,23 @@ def contenders(objective: objectives.Objective) -> dict:
         chunks = [x.reshape(-1, min(sequences, len(x)), *x.shape[1:]) for x in (hidden, labels, *data)]
         return jax.lax.scan(step, jnp.zeros(()), tuple(chunks))[0] / len(labels)
 
-    return {"jaxloss": ours, "whole logits": whole_logits, "scan and checkpoint": scan_and_checkpoint}
+    return {
+        "jaxloss": ours,
+        "jaxloss, first chunk in the loop": shared.with_setting(chunks, "APART_FROM", 2**62, ours),
+        "whole logits": whole_logits,
+        "scan and checkpoint": scan_and_checkpoint,
+    }
 
 
-def compared(batch: Batch, only: str) -> list[dict]:
-    """All contenders at one shape."""
-    limit = products(batch.work)["value_and_grad"]
-    print(f"{batch.work}, T = {batch.length}: products {limit.ms:.2f} ms")
-    losses = {name: contenders(objective) for name, objective in OBJECTIVES.items() if only in name}
+def comparisons(batch: Batch) -> list[Comparison]:
+    """Of all objectives at one shape."""
     shape = {**dataclasses.asdict(batch.work), "length": batch.length}
-    return shared.compared(losses, batch.operands(), limit, shape)
+    limit = functools.lru_cache(functools.partial(all_products, batch.work))
+    goals = {"jaxloss": GOAL} if batch in SHAPES["gpu"] else {}
+    return [
+        Comparison(name, contenders(objective), batch.operands, limit, shape, goals=goals)
+        for name, objective in OBJECTIVES.items()
+    ]
 
 
 SHAPES = {
@@ -89,4 +105,4 @@ SHAPES = {
 
 
 if __name__ == "__main__":
-    shared.command("linear_objective", __doc__, compared, SHAPES)
+    shared.command("linear_objective", __doc__, comparisons, SHAPES)

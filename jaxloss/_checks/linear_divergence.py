@@ -17,7 +17,7 @@ from jaxloss._checks.parameters import choice, number
 from jaxloss._linear.divergence import DivergencePlan
 from jaxloss._rows.divergence import JENSEN_SHANNON, KL, REVERSE_KL, Divergence
 from jaxloss._spec import Objective
-from jaxloss._types import FINITE, AxisName, Direction, Normalizer, Reduction
+from jaxloss._types import FINITE, POSITIVE, AxisName, Direction, Normalizer, Reduction
 
 
 def kullback_leibler(direction: Direction) -> Divergence:
@@ -40,6 +40,8 @@ def checked(
     teacher_kernel_axis: int,
     where: ArrayLike | None,
     weights: ArrayLike | None,
+    softcap: ArrayLike | None,
+    teacher_softcap: ArrayLike | None,
     temperature: ArrayLike,
     labels: ArrayLike | None,
     ignore_index: int | None,
@@ -87,6 +89,10 @@ def checked(
     if divergence is JENSEN_SHANNON:
         call = "linear_kl_divergence with direction="
         numbers.append(teacher.beta_array(beta, dtype, f"{call}'forward'", f"{call}'reverse'"))
+    caps = {"softcap": softcap, "teacher_softcap": teacher_softcap}
+    own_cap, cap_of_teacher = (
+        [] if x is None else [number(name, x, POSITIVE, ", or None for none").astype(dtype)] for name, x in caps.items()
+    )
     target: list[Array] = []
     if labels is None:
         _without_labels(
@@ -111,6 +117,8 @@ def checked(
         numbers=len(numbers),
         teacher_classes_first=teacher_classes_first,
         has_teacher_bias=teacher_bias is not None,
+        has_softcap=softcap is not None,
+        has_teacher_softcap=teacher_softcap is not None,
         has_labels=labels is not None,
         padded=padded,
         logits_dtype=logits.dtype,
@@ -118,7 +126,8 @@ def checked(
         **how(chunk_size, accumulate_dtype, precision),
     )
     own, of_teacher = ([] if each is None else [each] for each in (bias, teacher_bias))
-    return plan, (hidden, kernel, teacher_hidden), examples, (*own, *numbers, teacher_kernel, *of_teacher, *target)
+    of_teacher = (teacher_kernel, *of_teacher, *cap_of_teacher)
+    return plan, (hidden, kernel, teacher_hidden), examples, (*own, *numbers, *own_cap, *of_teacher, *target)
 
 
 def _without_labels(**given: Any) -> None:

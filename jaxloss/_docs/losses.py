@@ -147,8 +147,11 @@ LINEAR_DIVERGENCES = table(
     teacher_bias: the teacher's $b'$, `[V]`. Default: none.
     kernel_axis: the class axis of `kernel`. With 0 it is `[V, D]`, like the table of an embedding.
     teacher_kernel_axis: the same of `teacher_kernel`.
-    temperature: $T$, <number> above 0, which divides the logits of both. A JAX array that is not above 0 makes every
-        loss NaN.
+    softcap: $s$, <number> above 0: a logit $x$ of the student, for the labels' loss too, becomes $s \tanh(x / s)$, as
+        in `linear_cross_entropy`. Default: none.
+    teacher_softcap: the same of the teacher's logits. It is not differentiated. Default: none.
+    temperature: $T$, <number> above 0, which divides the logits of both, after the softcap. A JAX array that is not
+        above 0 makes every loss NaN.
     labels: $y$, class indices `[...]` of an integer type: the loss of a token is then the soft weight times the
         divergence plus the hard weight times the cross entropy $-\log \mathrm{softmax}(h W + b)_y$ at a temperature of
         1, from the same logits. It is NaN for a label that is no class, unless that is `ignore_index`. Default: the
@@ -163,7 +166,7 @@ LINEAR_DIVERGENCES = table(
         the unmasked <unit>s.
     chunk_size: how many tokens a device works on at a time. Default: as many as fill half a gigabyte with the logits
         of both, or two gigabytes where devices share tokens and each works on a shard of the vocabulary; at least
-        2048.
+        3072.
     accumulate_dtype: the type that the gradient of `kernel` is summed in, over chunks and devices.
     logits_dtype: <logits_dtype> The logits of the teacher, where they are no wider, have it too.
     precision: that of the matrix products, as `jax.lax.dot_general` takes it.
@@ -171,7 +174,7 @@ LINEAR_DIVERGENCES = table(
         whole vocabulary. The devices exchange only scalars per token, and the gradient of `hidden`.
     Returns: A scalar, or for `"none"` <array>; float64 where any of hidden states and kernels are, else float32. The
         loss is differentiable with respect to <differentiable>. A mean over no token is 0.
-    not differentiable: <not differentiable>, teacher_hidden, teacher_kernel, teacher_bias
+    not differentiable: <not differentiable>, teacher_hidden, teacher_kernel, teacher_bias, teacher_softcap
     TypeError: hidden states or a kernel are not floating-point, or another argument is of the wrong kind.
     """,
     TOKENS,

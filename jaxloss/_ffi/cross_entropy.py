@@ -164,9 +164,10 @@ def cross_entropy_with_options(
         classes: how many classes a row has, here and in other slices of it.
         in_place: the gradient may overwrite the logits.
     """
+    given_names = tuple(options)
 
     def plain(logits, target, row_weight, *parameters):
-        given = dict(zip(options, parameters, strict=True))
+        given = dict(zip(given_names, parameters, strict=True))
         return _results(names, logits, target, row_weight, given, clip, classes)
 
     return call(
@@ -199,10 +200,11 @@ def cross_entropy_with_options_grad(
     `total` is what the softmax is multiplied by in the derivative. A label outside the slice is not at fault: a row
     whose label is out of range must come with a weight of 0. `in_place`: it may overwrite the logits.
     """
+    given_names = tuple(options)
 
     def plain(logits, target, row_weight, *parameters):
         *parameters, maximum, log_sum, total = parameters
-        given = dict(zip(options, parameters, strict=True))
+        given = dict(zip(given_names, parameters, strict=True))
         derivative = formulas.d_cross_entropy_with_options(logits, target, given, maximum, log_sum, total, classes)
         return (weighted(row_weight, derivative),)
 
@@ -220,7 +222,8 @@ def cross_entropy_with_options_grad(
 
 
 def cross_entropy_with_options_stats_grad(
-    formula: Callable[[], Array],
+    formula: Callable[..., Array],
+    stats: Sequence[Array],
     logits: Array,
     target: Array,
     row_weight: Array,
@@ -232,13 +235,21 @@ def cross_entropy_with_options_stats_grad(
 ) -> Array:
     """The gradient of rows' losses, log-sum-exps and entropies, times these weights of each, in one pass.
 
-    `formula` gives it where there is no such kernel, of statistics that are known there.
+    `formula` gives it where there is no such kernel, of the statistics of rows and then the same operands.
     """
+    given_names = tuple(options)
+
+    def plain(logits, target, row_weight, *others):
+        parameters, (of_lse, of_entropy, *stats) = others[: len(given_names)], others[len(given_names) :]
+        given = dict(zip(given_names, parameters, strict=True))
+        return (formula(stats, logits, target, row_weight, given, of_lse, of_entropy),)
+
     return call(
         "cross_entropy_with_options_stats_grad",
         (like(logits),),
-        lambda *_: (formula(),),
+        plain,
         *(logits, target, row_weight, *options.values(), of_lse, of_entropy),
+        of_formula=stats,
         given=_bits((*PARAMETERS, *_KNOWN, *_OF_STATS), (*options, *_OF_STATS)),
         wanted=_bits(RESULTS, ("gradient",)),
         **_smoothed_classes(logits, classes),

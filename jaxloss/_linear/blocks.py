@@ -231,6 +231,8 @@ def gradients(
         of_tokens = _of_tokens(log_prob, stats)
         value, pull, sums = jax.vjp(value_of, of_tokens, *(known[place] for place in others_wrt), has_aux=True)
         cotangents, *of_data_and_others = pull(jnp.ones_like(value))
+        # Where no token counts the objective may be undefined.
+        of_data_and_others = [jnp.where(keep.any(), each, 0) for each in of_data_and_others]
         cotangents = [jnp.where(keep, cotangent, 0) for cotangent in cotangents]
         scale = None
         if work.dtype == jnp.float16:

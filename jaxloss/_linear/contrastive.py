@@ -52,11 +52,8 @@ class ContrastiveWork(Work):
     def _logits_of(self, products: Array) -> Array:
         return (self.scale * products + self.offset).astype(products.dtype)
 
-    def row_operands(self, *rows: Array) -> Operands:
-        hidden, labels, weight = rows
-        return self._row_operands(self.biased_logits(hidden, weight), labels, weight)
-
-    def _row_operands(self, logits: Array, labels: Array, weight: Array) -> Operands:
+    def operands_of(self, logits: Array, *rows: Array) -> Operands:
+        _, labels, weight = rows
         return Operands.of(local_shard(self.objective, self.axes, logits, labels, weight))
 
     def logits_tangent(self, hidden: Array, kernel: Array) -> Array:
@@ -67,9 +64,8 @@ class ContrastiveWork(Work):
         return of_scale * self.logits(hidden) + of_offset
 
     def value_and_d_logits(self, rows: Sequence[Array]) -> tuple[Sequence[Array], Any]:
-        hidden, labels, weight = rows
-        products = self.logits(hidden)
-        operands = self._row_operands(self._logits_of(products), labels, weight)
+        products = self.logits(rows[0])
+        operands = self.operands_of(self._logits_of(products), *rows)
         losses, d_logits = row_loss.value_and_grad(self.loss)(operands)
         return (losses,), (d_logits, products)
 

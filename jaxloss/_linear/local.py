@@ -18,6 +18,7 @@ from jaxloss._autodiff.row_loss import Operands
 from jaxloss._autodiff.tangents import tangent_of
 from jaxloss._linear.alignment import padded, without_padding
 from jaxloss._linear.chunks import (
+    FEWEST,
     MEMORY,
     RESHARDED_MEMORY,
     Overlapping,
@@ -136,12 +137,12 @@ class Work:
         return chunk_size(self.count, *self.memory_of_token)
 
     @property
-    def memory_of_token(self) -> tuple[int, int, int]:
-        """The classes of a token, the bytes of one, and the bytes that the logits of a chunk may take."""
+    def memory_of_token(self) -> tuple[int, int, int, int]:
+        """The classes of a token, the bytes of one, those that a chunk's logits may take, and its fewest tokens."""
         # Devices that re-shard have as many times more rows of a chunk as they have fewer of its classes.
         classes = self.width * math.prod(map(jax.lax.axis_size, self.split.resharded))
         memory = RESHARDED_MEMORY if self.split.resharded else MEMORY
-        return classes, jnp.dtype(self.plan.logits_dtype).itemsize, memory
+        return classes, jnp.dtype(self.plan.logits_dtype).itemsize, memory, FEWEST
 
     @property
     def is_one_chunk(self) -> bool:
@@ -217,9 +218,20 @@ class Work:
 
     def row_operands(self, *rows: Array) -> Operands:
         """The logits of a chunk and what else its row loss is given."""
-        hidden, labels, weight = rows
-        operands = self.biased_logits(hidden, weight), labels, weight, *self.parameters
+        hidden, _, weight = rows[-3:]
+        return self.operands_of(self.biased_logits(hidden, weight), *rows)
+
+    def operands_of(self, logits: Array, *rows: Array) -> Operands:
+        """The same of logits that are known."""
+        _, labels, weight = rows
+        operands = logits, labels, weight, *self.parameters
         return Operands.of(local_shard(self.objective, self.axes, *operands, width=self.classes))
+
+    def tangents_of(self, logits: Array, logits_tangent: Array | None, operands: Operands, parameters) -> Operands:
+        """The tangents of these operands, from those of the logits that they are of and of what belongs to all."""
+        del logits
+        own = self.of_row_loss(parameters)
+        return operands._replace(x=logits_tangent, target=None, row_weight=None, parameters=own)
 
     def value_and_d_logits(self, rows: Sequence[Array]) -> tuple[Sequence[Array], Any]:
         """Losses and statistics of a chunk, and what its gradients are made of."""
@@ -314,8 +326,7 @@ def tangents(
     def step(rows):
         hidden_tangents, rows = rows[: len(moving)], rows[len(moving) :]
         hidden, _, weight = rows[-3:]
-        operands = work.row_operands(*rows)
-        logits = operands.x
+        logits = work.biased_logits(hidden, weight)
         terms = [work.logits_tangent(tangent, work.kernel) for tangent in hidden_tangents]
         if kernel_tangent is not None:
             terms.append(work.logits_tangent(work.kept(hidden, weight), kernel_tangent))
@@ -323,8 +334,8 @@ def tangents(
             terms.append(work.tangent_of_bias(bias_tangent, hidden, logits))
 
         logits_tangent = sum(terms[1:], start=terms[0]).astype(logits.dtype) if terms else None
-        own_parameters = work.of_row_loss(parameter_tangents)
-        own_tangents = operands._replace(x=logits_tangent, target=None, row_weight=None, parameters=own_parameters)
+        operands = work.operands_of(logits, *rows)
+        own_tangents = work.tangents_of(logits, logits_tangent, operands, parameter_tangents)
         return (), tangent_of(lambda operands: op(operands)[: len(names)], (operands,), (own_tangents,))
 
     _, filled = work.scan(strided, Stages(step), [], work.of_rows(names), *moving)

@@ -50,9 +50,9 @@ class SparseWork(Work):
     def of_row_loss(self, parameters: tuple) -> tuple:
         return (None, *parameters[1:])
 
-    def row_operands(self, *rows: Array) -> Operands:
-        probabilities, hidden, indices, weight = rows
-        logits, parameters = self.biased_logits(hidden, weight), self.parameters[1:]
+    def operands_of(self, logits: Array, *rows: Array) -> Operands:
+        probabilities, _, indices, weight = rows
+        parameters = self.parameters[1:]
         local = local_shard(self.objective, self.axes, logits, indices, weight, *parameters, width=self.classes)
         operands = Operands.of(local)
         return operands._replace(parameters=(probabilities, *operands.parameters))

@@ -188,20 +188,12 @@ class CrossEntropy(RowLoss):
         if of_nll:  # its gradient is that of the loss
             row_weight = jnp.where(is_masked(row_weight), row_weight, row_weight + of_nll[0])
         objective = self.on(axes).objective
-        options = objective.options(parameters)
-
-        def from_stats() -> Array:
-            kept = Operands(logits, target, row_weight, parameters)
-            known = (*stats[:2], stats[self.objective.stats.index("entropy")])
-            of_scaled = d_scaled_logits(objective, kept, known, row_weight, of_lse, of_entropy)
-            gradient = of_scaled * formulas.logit_slopes(logits, options)
-            return jnp.where(is_masked(row_weight)[..., None], 0, gradient).astype(logits.dtype)
-
+        known = (*stats[:2], stats[self.objective.stats.index("entropy")])
+        given = (logits, target, row_weight, objective.options(parameters), of_lse, of_entropy)
         if objective.axes:
-            return from_stats()
-        classes = objective.classes_of(logits.shape[-1])
-        operands_of_call = (logits, target, row_weight, options, of_lse, of_entropy)
-        return calls.cross_entropy_with_options_stats_grad(from_stats, *operands_of_call, classes=classes)
+            return _grad_of_stats(objective, known, *given)
+        formula, classes = functools.partial(_grad_of_stats, objective), objective.classes_of(logits.shape[-1])
+        return calls.cross_entropy_with_options_stats_grad(formula, known, *given, classes=classes)
 
     def stats_derivatives(self, operands: Operands, stats: Sequence[Array]) -> tuple[Array, ...]:
         maximum, log_sum, *_ = stats
@@ -223,6 +215,14 @@ class CrossEntropy(RowLoss):
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
+
+
+def _grad_of_stats(objective: Objective, stats, logits, target, row_weight, options, of_lse, of_entropy) -> Array:
+    """The gradient of rows' losses, log-sum-exps and entropies, times these weights of each, as a formula."""
+    operands = Operands(logits, target, row_weight, tuple(options.values()))
+    of_scaled = d_scaled_logits(objective, operands, stats, row_weight, of_lse, of_entropy)
+    gradient = of_scaled * formulas.logit_slopes(logits, options)
+    return jnp.where(is_masked(row_weight)[..., None], 0, gradient).astype(logits.dtype)
 
 
 def _z_derivative(objective: Objective, operands: Operands, stats: Sequence[Array]) -> Array:

@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 ARRAYS = distillation_formula.operands(TOKENS, WIDTH, TEACHER_WIDTH, CLASSES)
 LABELS = ARRAYS.pop("labels")
 MASK = RNG.random(TOKENS) > 0.3
-TEACHER = ("teacher_hidden", "teacher_kernel", "teacher_bias")
+TEACHER = ("teacher_hidden", "teacher_kernel", "teacher_bias", "teacher_softcap")
 NUMBERS = {
     "temperature": np.float32(1.3),
     "weights": RNG.normal(size=TOKENS).astype(np.float32),
@@ -24,12 +24,15 @@ NUMBERS = {
 }
 BETA = {"beta": np.float32(0.3)}
 OF_LABELS = {"soft_weight": np.float32(0.6), "hard_weight": np.float32(1.7)}
+CAPS = {"softcap": np.float32(1.5), "teacher_softcap": np.float32(2.5)}
+CAPPED = [("forward", False), ("js", True)]
 CELLS = [(kind, with_labels) for kind in KINDS for with_labels in (False, True)]
 cells = pytest.mark.parametrize(("kind", "with_labels"), CELLS)
 
 
 def operands_of(kind, with_labels):
-    return ARRAYS | NUMBERS | (BETA if kind == "js" else {}) | (OF_LABELS if with_labels else {})
+    caps = CAPS if (kind, with_labels) in CAPPED else {}
+    return ARRAYS | NUMBERS | caps | (BETA if kind == "js" else {}) | (OF_LABELS if with_labels else {})
 
 
 TANGENTS = {
@@ -74,7 +77,7 @@ def test_value_and_gradients(kind, with_labels, expected):
     value, gradients = jax.jit(jax.value_and_grad(ours(kind, with_labels)))(operands)
     assert_near((value, gradients), expected[kind, with_labels])
     assert value.dtype == jnp.float32
-    assert all(not gradients[name].any() for name in TEACHER)
+    assert all(not gradients[name].any() for name in TEACHER if name in gradients)
     alone = jax.jit(ours(kind, with_labels))(operands)
     assert_near(alone, expected[kind, with_labels][0])
 
@@ -188,14 +191,14 @@ def test_padded_classes_and_kernels_of_classes_first(kind):
     operands = ARRAYS | {name: x.copy() for name, x in ARRAYS.items() if "bias" in name}
     operands["bias"][classes:] = np.nan
     operands["teacher_bias"][classes:] = 50
+    operands |= CAPS if kind == "forward" else {}
     labels = np.minimum(LABELS, classes - 1)
     names = ("kernel", "bias", "teacher_kernel", "teacher_bias")
 
     def ours(o):
         turned = {**o, "kernel": o["kernel"].T, "teacher_kernel": o["teacher_kernel"].T}
-        return loss_of(kind, num_classes=classes, kernel_axis=0, teacher_kernel_axis=-2, chunk_size=4)(
-            **turned, labels=labels, temperature=2.0
-        )
+        options = {"num_classes": classes, "kernel_axis": 0, "teacher_kernel_axis": -2, "chunk_size": 4}
+        return loss_of(kind, **options)(**turned, labels=labels, temperature=2.0)
 
     def exact(o):
         cut = {**o, "labels": labels, **{name: o[name][..., :classes] for name in names}}
@@ -305,7 +308,9 @@ ERRORS = {
     "normalizer": ("js", {"normalizer": "tokens"}, ValueError, "normalizer is 'tokens': expected a number or 'weights'"),
     "axis_name": ("js", {"axis_name": "v"}, ValueError, "axis_name is 'v', but kernel does not vary over 'v'"),
     "a name of Liger's": ("js", {"weight_hard_loss": 0.5}, TypeError, "did you mean hard_weight?"),
-    "an option": ("js", {"softcap": 3.0}, TypeError, "unexpected keyword argument 'softcap'"),
+    "an option": ("js", {"z_loss": 3.0}, TypeError, "unexpected keyword argument 'z_loss'"),
+    "softcap": ("js", {"softcap": 0}, ValueError, "softcap is 0: expected a finite number greater than 0, or None for none"),
+    "teacher's softcap": ("forward", {"teacher_softcap": np.ones(3)}, ValueError, r"teacher_softcap has shape \(3,\): expected a scalar"),
 }  # fmt: skip
 
 

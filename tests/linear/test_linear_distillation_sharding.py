@@ -20,7 +20,8 @@ MASK = np.random.default_rng(0).random(TOKENS) > 0.3
 WIDE, NARROW = 512, 32  # so many classes that devices re-shard the tokens, and so few that they do not
 ARRAYS = {classes: distillation_formula.operands(TOKENS, WIDTH, TEACHER_WIDTH, classes) for classes in (WIDE, NARROW)}
 STUDENT = ("hidden", "kernel", "bias")
-DIFFERENTIABLE = (*STUDENT, "temperature")
+NUMBERS = {"temperature": np.float32(1.3), "softcap": np.float32(2.5), "teacher_softcap": np.float32(2.0)}
+DIFFERENTIABLE = (*STUDENT, "temperature", "softcap")
 
 
 def loss(kind, operands, mask, **options):
@@ -61,7 +62,7 @@ def placed(mesh, placement, operands, mask):
 
 
 def operands_of(classes):
-    return {**ARRAYS[classes], "temperature": np.float32(1.3)}
+    return {**ARRAYS[classes], **NUMBERS}
 
 
 CASES = [
@@ -146,7 +147,7 @@ def test_in_shard_map(kind, reduction):
         **dict.fromkeys(("kernel", "teacher_kernel"), P(None, "v")),
         **dict.fromkeys(("bias", "teacher_bias"), P("v")),
     }
-    specs["temperature"] = P()
+    specs |= dict.fromkeys(NUMBERS, P())
 
     def on_device(operands, mask):
         def local(own):

@@ -33,8 +33,23 @@ def operands(tokens, width, teacher_width, classes, seed=0) -> dict[str, np.ndar
     }
 
 
-def rows(kind, x, y, temperature=1.0, beta=0.5, labels=None, soft_weight=1.0, hard_weight=1.0):
+def rows(
+    kind,
+    x,
+    y,
+    temperature=1.0,
+    beta=0.5,
+    labels=None,
+    soft_weight=1.0,
+    hard_weight=1.0,
+    softcap=None,
+    teacher_softcap=None,
+):
     """The loss of each row of the student's and the teacher's logits."""
+    if softcap is not None:
+        x = softcap * jnp.tanh(x / softcap)
+    if teacher_softcap is not None:
+        y = jax.lax.stop_gradient(teacher_softcap * jnp.tanh(y / teacher_softcap))
     log_p, log_q = (jax.nn.log_softmax(logits / temperature) for logits in (x, y))
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     if kind == "js":
