@@ -313,24 +313,40 @@ def tempered_softmax_stats(logits: Array, scale: float | Array) -> tuple[Array, 
 
     A scale is 1 over a temperature; an array broadcasts along the logits.
     """
+    maximum, rest = tempered_softmax_sums(logits, scale)
+    return maximum, jnp.log1p(rest)
+
+
+def tempered_softmax_sums(logits: Array, scale: float | Array) -> tuple[Array, Array]:
+    r"""The maximum $m$ of each row, and $\sum_i e^{(x_i - m) \cdot \mathrm{scale}} - 1$.
+
+    The 1 is the term of one of the largest: a sum that has it loses the digits of what is small beside it.
+    """
     x = real(logits)
     maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1, initial=jnp.finfo(x.dtype).min))
     exponentials, largest = jnp.exp((x - maximum[..., None]) * scale), x == maximum[..., None]
-    # One of the largest, a term of 1, is left out: a sum that has it loses the digits of what is small beside it.
     others, count = _summed_together(jnp.where(largest, exponentials - 1, exponentials), largest.astype(x.dtype))
-    rest = others + (count - 1)
-    return maximum, with_derivatives_of(jnp.log(jnp.sum(exponentials, axis=-1)), jnp.log1p(rest))
+    return maximum, with_derivatives_of(jnp.sum(exponentials, axis=-1), others + (count - 1))
 
 
 @jax.custom_jvp
 def _summed_together(*of_classes: Array) -> list[Array]:
-    """The sums over the last axis, by one reduction: a GPU launches one kernel for it."""
+    """The sums over the last axis: on a GPU by one reduction, for which it launches one kernel.
+
+    A CPU would add up the operands of one reduction one number after the other, whose rounding grows with their number.
+    """
 
     def added(a: Iterable[Array], b: Iterable[Array]) -> tuple[Array, ...]:
         return tuple(map(jnp.add, a, b))
 
-    zeros = tuple(jnp.zeros((), x.dtype) for x in of_classes)
-    return list(jax.lax.reduce(of_classes, zeros, added, (of_classes[0].ndim - 1,)))
+    def by_one_reduction(*of_classes: Array) -> list[Array]:
+        zeros = tuple(jnp.zeros((), x.dtype) for x in of_classes)
+        return list(jax.lax.reduce(of_classes, zeros, added, (of_classes[0].ndim - 1,)))
+
+    def one_by_one(*of_classes: Array) -> list[Array]:
+        return [x.sum(axis=-1) for x in of_classes]
+
+    return jax.lax.platform_dependent(*of_classes, cpu=one_by_one, default=by_one_reduction)
 
 
 @_summed_together.defjvp
@@ -339,19 +355,24 @@ def _summed_together_jvp(of_classes: Sequence[Array], dots: Sequence[Array]) -> 
     return _summed_together(*of_classes), [dot.sum(axis=-1) for dot in dots]
 
 
-def sums_of_slice(maximum: Array, of_slice: Array, log_sum: Array, scale: float | Array = 1) -> tuple[Array, Array]:
-    """What a slice of rows, with these `tempered_softmax_stats`, adds to `log_of_sums`.
+def sums_of_slice(maximum: Array, of_slice: Array, rest: Array, scale: float | Array = 1) -> tuple[Array, Array]:
+    """What a slice of rows, with these `tempered_softmax_sums`, adds to those of the whole rows: see `rest_of_sums`.
 
     `maximum` is that of the whole rows.
     """
     leads = of_slice == maximum
-    rest = jnp.where(leads, jnp.expm1(log_sum), jnp.exp((of_slice - maximum) * scale + log_sum))
+    rest = jnp.where(leads, rest, jnp.exp((of_slice - maximum) * scale) * (1 + rest))
     return rest, leads.astype(rest.dtype)
 
 
+def rest_of_sums(rest: Array, leading: Array) -> Array:
+    """The second of the `tempered_softmax_sums` of whole rows, from sums over slices: one term of 1 is left out."""
+    return rest + (leading - 1)
+
+
 def log_of_sums(rest: Array, leading: Array) -> Array:
-    """The log of the `softmax_stats` of whole rows; as there, a term of 1 is left out of the sum."""
-    return jnp.log1p(rest + (leading - 1))
+    """The log of the `softmax_stats` of whole rows, from sums over slices."""
+    return jnp.log1p(rest_of_sums(rest, leading))
 
 
 def nll(logit_minus_maximum: Array, log_sum: Array, clip: float | None) -> Array:
