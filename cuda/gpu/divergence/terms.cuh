@@ -51,8 +51,8 @@ struct TemperedExponentials {
 };
 
 // Below which size a 16-bit logit may be one whose difference from its row's maximum is not exact in float: where its
-// lowest bit is less than that of what is up to twice the maximum. If it is the maximum that is so small, it may be any.
-// Of logits whose probability is 0 nothing is asked.
+// lowest bit is less than that of what is up to twice the maximum. If it is the maximum that is so small, it may be
+// any. Of logits whose probability is 0 nothing is asked.
 template <class Logit>
 __device__ __forceinline__ float inexact_below(const TemperedSoftmax<float>& softmax) {
   constexpr float bits = std::is_same_v<Logit, bfloat16> ? 0x1p-16f : 0x1p-13f;  // of float, and not of the logit
