@@ -149,7 +149,6 @@ def _losses_and_stats(divergence: Divergence, axes: tuple[str, ...], logits, tar
 
     Only numbers of one a row are exchanged.
     """
-
     of_classes = along(scale, logits)
 
     def sums_of(logits):

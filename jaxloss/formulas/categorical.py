@@ -222,12 +222,13 @@ def cross_entropy_results(
     maximum, log_sum = softmax_stats(z)
     lse, z_minus_maximum = maximum + log_sum, z - maximum[..., None]
     losses = jnp.sum(product(b, nll(z_minus_maximum, log_sum[..., None], clip)), axis=-1)
-    total = jnp.sum(b, axis=-1)
+    total, beyond = jnp.sum(b, axis=-1), jnp.sum(jnp.where(z == maximum[..., None], 0, b), axis=-1)
     if "z_loss" in options:
         z_loss = _along(options["z_loss"], lse)
-        losses, total = losses + product(z_loss, lse * lse), total + product(2 * z_loss, lse)
+        of_total = product(2 * z_loss, lse)
+        losses, total, beyond = losses + product(z_loss, lse * lse), total + of_total, beyond + of_total
     softmax = softmax_of(z, maximum, log_sum)
-    derivative = d_cross_entropy_with_options(logits, target, options, maximum, log_sum, total, classes)
+    derivative = d_cross_entropy_with_options(logits, target, options, maximum, log_sum, total, classes, beyond)
     ranked = scaled_logits(logits, None, options)
     counted = valid & has_softmax(log_sum)
     return {
@@ -243,14 +244,21 @@ def cross_entropy_results(
 
 
 def d_cross_entropy_with_options(
-    logits: Array, target: Array, options: Options, maximum: Array, log_sum: Array, total: Array, classes: int
+    logits: Array,
+    target: Array,
+    options: Options,
+    maximum: Array,
+    log_sum: Array,
+    total: Array,
+    classes: int,
+    beyond: Array | None = None,
 ) -> Array:
     """The derivative with respect to the logits, of valid rows whose statistics are known.
 
-    `total` is what the softmax is multiplied by.
+    `total` is what the softmax is multiplied by, `beyond` that without the target of the largest logit.
     """
     z, b = scaled_logits(logits, target, options), class_targets(logits, target, options, classes)
-    return softmax_minus_target(z, maximum, log_sum, total, b) * logit_slopes(logits, options)
+    return softmax_minus_target(z, maximum, log_sum, total, b, beyond) * logit_slopes(logits, options)
 
 
 def softmax_of(z: Array, maximum: Array, log_sum: Array) -> Array:
@@ -258,15 +266,18 @@ def softmax_of(z: Array, maximum: Array, log_sum: Array) -> Array:
     return jnp.exp(z - maximum[..., None]) * jnp.exp(-log_sum)[..., None]
 
 
-def softmax_minus_target(z: Array, maximum: Array, log_sum: Array, total: Array, target: Array) -> Array:
+def softmax_minus_target(
+    z: Array, maximum: Array, log_sum: Array, total: Array, target: Array, beyond: Array | None = None
+) -> Array:
     r"""$T t_i - b_i$ of rows whose `softmax_stats` are known, with $t = \mathrm{softmax}(z)$ and a `total` $T$.
 
     Of a logit with more than half of the softmax as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near 1, $T t_i - b_i$
-    would lose the digits.
+    would lose the digits. `beyond`, $T - b_i$ of that logit, is right where it is small beside both, if it is known.
     """
     softmax = softmax_of(z, maximum, log_sum)
     difference = softmax * total[..., None] - target
-    of_largest = (total * jnp.expm1(-log_sum))[..., None] + (total[..., None] - target)
+    others = total[..., None] - target if beyond is None else beyond[..., None]
+    of_largest = (total * jnp.expm1(-log_sum))[..., None] + others
     # No choice between the two, whose shardings may differ where shardings are part of the types.
     largest = ((z == maximum[..., None]) & (log_sum < math.log(2))[..., None]).astype(difference.dtype)
     return with_derivatives_of(difference, difference + largest * (of_largest - difference))

@@ -73,7 +73,7 @@ def d_jensen_shannon(
 def divergence_stats(
     logits: Array, target: Array, of_logits: bool, scale: float | Array
 ) -> tuple[tuple[Array, ...], Array | None]:
-    """The maximum and the log-sum of the student and of a teacher that is given as logits; then their `log_sums_ratio`."""
+    """The maximum and log-sum of the student and of a teacher that is given as logits; then `log_sums_ratio`."""
     student = tempered_softmax_sums(logits, scale)
     return stats_of_sums(student, tempered_softmax_sums(target, scale) if of_logits else None)
 
