@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -357,7 +358,7 @@ def _summed_together(*of_classes: Array) -> list[Array]:
     def one_by_one(*of_classes: Array) -> list[Array]:
         return [x.sum(axis=-1) for x in of_classes]
 
-    return jax.lax.platform_dependent(*of_classes, cpu=one_by_one, default=by_one_reduction)
+    return cast("list[Array]", jax.lax.platform_dependent(*of_classes, cpu=one_by_one, default=by_one_reduction))
 
 
 @_summed_together.defjvp
