@@ -1,6 +1,6 @@
 """The worst of a million rows of each loss and type: errors relative to the result itself, against extended precision.
 
-Run it with `python -m benchmarks.worst_cases [--platform cpu|gpu] [--rows N] [--only LOSS] [--output DIRECTORY]`. It
+Run it with `python -m benchmarks.worst_cases [--platform cpu|gpu] [--rows N] [--only LOSS …] [--output DIRECTORY]`. It
 draws rows that search for trouble (`worst_case_rows.py`), writes `worst_cases_PLATFORM.json` with the row behind every
 number, and, unless `--rows`, `--only` or `--output` is given, the platform's section of docs/accuracy.md; `--page-from
 FILE` writes it from a file that another machine wrote. **The last lines are the results beyond their stated bound**
@@ -189,7 +189,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platform", choices=("cpu", "gpu"), help="where to run; default: what jax chooses")
     parser.add_argument("--rows", type=int, help=f"of each loss and type; default: {ROWS}")
-    parser.add_argument("--only", metavar="LOSS", default="", help="losses whose name begins with this")
+    parser.add_argument(
+        "--only", metavar="LOSS", nargs="+", default=[""], help="losses whose name begins with one of these"
+    )
     parser.add_argument("--page-from", metavar="FILE", type=pathlib.Path, help="only write the section of such a JSON")
     parser.add_argument("--output", help="where to write the JSON, and leave the page; default: benchmarks/results")
     chosen = parser.parse_args()
@@ -212,11 +214,11 @@ def main() -> None:
     rows = []
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for name in worst_case_losses.LOSSES:
-            if name.startswith(chosen.only):
+            if name.startswith(tuple(chosen.only)):
                 for dtype in DTYPES:
                     rows.append(measure(name, dtype, chosen.rows or ROWS, pool, 1 if platform == "cpu" else 2))
                     print(f"{name} {dtype}", *beyond(rows[-1]), sep="\n  ", flush=True)
-    whole = not (chosen.rows or chosen.only)
+    whole = not (chosen.rows or any(chosen.only))
     print(section(rows, circumstances))
     print(record.write(f"worst_cases_{'' if whole else 'some_'}{platform}", rows, chosen.output))
     if whole and not chosen.output:

@@ -137,15 +137,17 @@ struct OptionRow {
   }
 
   // Of labels, or of the largest logit of a sure row, the softmax times its total less the target in a form in which
-  // nothing cancels.
+  // nothing cancels. `beyond_labels`: what of the total no label's target is, if that is known.
   JAXLOSS_INLINE void store_gradient_of(Targets targets, int64_t sure, Real softmax, Real log_sum, Real total,
-                                        Real weight, const StatsWeights<Real>* of_stats = nullptr) const {
+                                        Real weight, const Real* beyond_labels,
+                                        const StatsWeights<Real>* of_stats = nullptr) const {
     Real factor = weight * objective.inverse_temperature, smooth = objective.smooth;
-    const auto exactly = [&](int64_t i, Real target_of_class) JAXLOSS_IN_LOOP {
+    const auto exactly = [&](int64_t i, Real target_of_class, Real others) JAXLOSS_IN_LOOP {
       const Real z_minus_max = z[i] - max, missing = probability_less_one(z_minus_max, log_sum);
-      Real result = (total * missing + (total - target_of_class)) * factor;
+      const Real p = exponential(z_minus_max - log_sum);
+      Real result = label_derivative(p, missing, total, target_of_class, others) * factor;
       if (of_stats) {
-        result += exponential(z_minus_max - log_sum) * of_stats->of(z_minus_max) * objective.inverse_temperature;
+        result += p * of_stats->of(z_minus_max) * objective.inverse_temperature;
       }
       return ValueOf<Real>(result * (slopes ? slopes[i] : Real(1)));
     };
@@ -153,12 +155,16 @@ struct OptionRow {
     ValueOf<Real> of_label[2] = {}, of_sure{};
     sum_of_labels([&](int which) {
       const int64_t i = objective.label[which];
-      const Real added = sum_of_labels(
-          [&](int other) { return objective.label[other] == i ? objective.label_target(other) : Real(0); });
-      of_label[which] = exactly(i, added + (dense ? targets.of(i) : Real(0)));
+      const auto of_labels = [&](bool here) {
+        return sum_of_labels(
+            [&](int other) { return (objective.label[other] == i) == here ? objective.label_target(other) : Real(0); });
+      };
+      const Real of_class = dense ? targets.of(i) : Real(0), target = of_labels(true) + of_class;
+      of_label[which] =
+          exactly(i, target, beyond_labels ? (*beyond_labels - of_class) + of_labels(false) : total - target);
       return Real(0);
     });
-    if (sure >= 0) of_sure = exactly(sure, targets.of(sure));
+    if (sure >= 0) of_sure = exactly(sure, targets.of(sure), total - targets.of(sure));
     Real of_softmax = softmax * total;
     if (of_stats) {  // then the weight of the loss is no factor of all
       weigh_exponentials(kept, z, objective.classes, max, weight * total, *of_stats);
@@ -188,7 +194,7 @@ struct OptionRow {
     const Real log_sum = rows.known_log_sum[row];
     const int64_t sure = !by_index && is_sure(exponential(log_sum)) ? first_largest() : -1;
     option_sums<false>(z, objective.classes, max, -1, kept, following);
-    store_gradient_of(targets(), sure, exponential(-log_sum), log_sum, rows.known_total[row], weight);
+    store_gradient_of(targets(), sure, exponential(-log_sum), log_sum, rows.known_total[row], weight, nullptr);
   }
 
   JAXLOSS_INLINE void store_results(Real weight, FollowingRow following) {
@@ -231,13 +237,13 @@ struct OptionRow {
     if (rows.entropy) rows.entropy[row] = log_sum - sums.dot / sum;
     if (!rows.gradient) return;
     if ((weight == 0 || !objective.valid) && !rows.of_lse) return store_no_gradient();
-    const Real total = of_targets.total + sum_of_labels([&](int which) { return objective.label_target(which); }) +
-                       2 * weighted(objective.z_loss, lse);
+    const Real beyond_labels = of_targets.total + 2 * weighted(objective.z_loss, lse);
+    const Real total = beyond_labels + sum_of_labels([&](int which) { return objective.label_target(which); });
     const int64_t sure = !by_index && is_sure(sum) ? of_max : -1;
-    if (!rows.of_lse) return store_gradient_of(targets, sure, 1 / sum, log_sum, total, weight);
+    if (!rows.of_lse) return store_gradient_of(targets, sure, 1 / sum, log_sum, total, weight, &beyond_labels);
     const StatsWeights<Real> of_stats{rows.of_lse[row], rows.of_entropy[row], sums.dot / sum};
     const Real of_loss = objective.valid ? weight : Real(0);
-    store_gradient_of(targets, sure, 1 / sum, log_sum, total, of_loss, &of_stats);
+    store_gradient_of(targets, sure, 1 / sum, log_sum, total, of_loss, &beyond_labels, &of_stats);
   }
 };
 

@@ -180,20 +180,21 @@ struct NarrowOptions {
     return {total[0], total[1], total[2]};
   }
 
-  // exp(z − max) becomes the gradient.
+  // exp(z − max) becomes the gradient. `beyond_labels`: what of the total no label's target is, if that is known.
   JAXLOSS_INLINE void set_gradient(Vector max, Vector log_sum, Integers sure, Vector softmax, Vector total,
-                                   Vector weight, Integers nothing, Vector mean = Vector(0)) {
+                                   Vector weight, Integers nothing, const Vector* beyond_labels,
+                                   Vector mean = Vector(0)) {
     const bool has_stats = rows.of_lse;  // then the weight of the loss is no factor of all
     const Vector factor = has_stats ? inverse_temperature : weight * inverse_temperature;
     const Vector of_all = softmax * total, zero(0);
     const StatsWeights<Vector> of_stats{has_stats ? known(rows.of_lse) : zero,
                                         has_stats ? known(rows.of_entropy) : zero, mean};
-    Vector of_label[2] = {zero, zero};
+    Vector missing[2] = {zero, zero};
     Vector added[2] = {zero, zero};
     for_each_label([&](LabelLanes& each) JAXLOSS_IN_LOOP {
       const bool which = &each == &second;
       added[which] = label_target(each);
-      of_label[which] = total * exponential_minus_one(each.logit - max - log_sum);
+      missing[which] = exponential_minus_one(each.logit - max - log_sum);
     });
     const Vector of_largest = total * exponential_minus_one(-log_sum);
     for (int64_t j = 0; j < width; j++) {
@@ -201,10 +202,16 @@ struct NarrowOptions {
       const Vector a = dense ? columns.probabilities.column[j] : zero;
       Vector result = e * of_all - a;
       if constexpr (by_index) {
-        Vector of_labels = select(label.is(j), added[0], zero);
-        if (has_second) of_labels = of_labels + select(second.is(j), added[1], zero);
-        if (has_second) result = select(second.is(j), of_label[1] + (total - (a + of_labels)), result);
-        result = select(label.is(j), of_label[0] + (total - (a + of_labels)), result);
+        const Integers is_label = label.is(j), is_second = has_second ? second.is(j) : Integers(0);
+        const Vector target = a + select(is_label, added[0], zero) + select(is_second, added[1], zero);
+        Vector others = total - target;
+        if (beyond_labels) {
+          others = (*beyond_labels - a) + select(is_label, zero, added[0]) + select(is_second, zero, added[1]);
+        }
+        if (has_second) {
+          result = select(is_second, label_derivative(e * softmax, missing[1], total, target, others), result);
+        }
+        result = select(is_label, label_derivative(e * softmax, missing[0], total, target, others), result);
       } else {
         result = select((e == Vector(1)) & sure, of_largest + (total - a), result);
       }
@@ -246,7 +253,7 @@ struct NarrowOptions {
       const Vector log_sum = known(rows.known_log_sum), total = known(rows.known_total);
       if (dense) sums_of_targets(max, log_sum);
       return set_gradient(max, log_sum, exponential(log_sum) < Vector(2), exponential(-log_sum), total, weight,
-                          weight == zero);
+                          weight == zero, nullptr);
     }
     const Integers apart = largest > zero;
     const Vector rest = select(apart, below_one + (largest - Vector(1)), below_one), sum = below_one + largest;
@@ -276,14 +283,16 @@ struct NarrowOptions {
     }
     if (rows.entropy) store(rows.entropy, log_sum - dot / sum);
     if (!wants_gradient) return;
-    const Vector total = of_targets.total +
-                         sum_of_labels([&](LabelLanes& each) JAXLOSS_IN_LOOP { return label_target(each); }) +
-                         Vector(2) * weighted(of_z, lse);
+    const Vector beyond_labels = of_targets.total + Vector(2) * weighted(of_z, lse);
+    const Vector total =
+        beyond_labels + sum_of_labels([&](LabelLanes& each) JAXLOSS_IN_LOOP { return label_target(each); });
     const Vector softmax = Vector(1) / sum;
     if (!rows.of_lse) {
-      return set_gradient(max, log_sum, sum < Vector(2), softmax, total, weight, (weight == zero) | invalid);
+      return set_gradient(max, log_sum, sum < Vector(2), softmax, total, weight, (weight == zero) | invalid,
+                          &beyond_labels);
     }
-    set_gradient(max, log_sum, sum < Vector(2), softmax, total, select(invalid, zero, weight), out, dot / sum);
+    set_gradient(max, log_sum, sum < Vector(2), softmax, total, select(invalid, zero, weight), out, &beyond_labels,
+                 dot / sum);
   }
 };
 

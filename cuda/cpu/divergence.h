@@ -18,7 +18,7 @@ JAXLOSS_INLINE TemperedSoftmax<Accumulator<Logit>> tempered_softmax(const Logit*
   const auto exponentials = sum_of_exponentials(logits, classes, max, [&](auto x_minus_max) JAXLOSS_IN_LOOP {
     return exponential(x_minus_max * decltype(x_minus_max)(scale));
   });
-  return {max, exponentials.log(), scale};
+  return {max, exponentials.log(), exponentials.apart ? exponentials.rest : exponentials.rest - 1, scale};
 }
 
 // The teacher's distribution in one row: the probability of each class, and the logarithm of the student's over it.

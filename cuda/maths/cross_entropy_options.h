@@ -27,6 +27,16 @@ struct StatsWeights {
   }
 };
 
+// The softmax p of a label's class times the total T of its row, less the target b of the class, from `missing`, p − 1,
+// and `others`, T − b: as T (p − 1) + (T − b), in which nothing cancels of a label that is nearly certain. Where p is
+// less than a half, and most of T is not b's, the two would be what cancels.
+template <class Value>
+JAXLOSS_INLINE Value label_derivative(Value p, Value missing, Value total, Value target, Value others) {
+  const Value exact = total * missing + others;
+  const Value of_small = select(absolute(target + target) < absolute(total), p * total - target, exact);
+  return select(missing < Value(-0.5), of_small, exact);
+}
+
 template <class Real>
 struct RowObjective {
   int64_t classes;

@@ -19,7 +19,8 @@
 
 namespace jaxloss {
 
-// The exponential and the logarithm of `Value`. A GPU has faster ones of its own.
+// The exponential and the logarithm of `Value`, and `weighted` of a value that is infinite below only, or NaN, where
+// the weight is 0. A GPU has faster ones of its own.
 struct StandardFunctions {
   template <class Value>
   JAXLOSS_INLINE static Value exp(Value x) {
@@ -29,19 +30,36 @@ struct StandardFunctions {
   JAXLOSS_INLINE static Value log(Value x) {
     return logarithm(x);
   }
+  template <class Value>
+  JAXLOSS_INLINE static Value weighted(Value weight, Value value) {
+    return jaxloss::weighted(weight, value);
+  }
 };
 
-// A row's softmax at a temperature of 1 / scale: its maximum and log Σ exp((x − max) · scale). The two are never added
-// up: in x − max an offset common to all logits has cancelled before anything is rounded.
+// A row's softmax at a temperature of 1 / scale: its maximum, log Σ exp((x − max) · scale), and that sum without the 1
+// of one of the largest logits. The first two are never added up: in x − max an offset common to all logits has
+// cancelled before anything is rounded.
 template <class Real>
 struct TemperedSoftmax {
-  Real max, log_sum, scale;
+  Real max, log_sum, rest, scale;
 
   template <class Value>
   JAXLOSS_INLINE Value log_probability(Value x) const {
     return (x - Value(max)) * Value(scale) - Value(log_sum);
   }
 };
+
+// The difference of the logarithms of the sums, right relative to itself and to what the sums are. Each logarithm is
+// rounded as a number of up to that of the number of classes; where distributions are close, their difference would be
+// ten times as far off, and what it is off by comes squared in the divergence.
+template <class Real>
+JAXLOSS_INLINE Real difference_of_log_sums(const TemperedSoftmax<Real>& student, const TemperedSoftmax<Real>& teacher) {
+  const bool less = student.rest < teacher.rest;
+  const Real lower = less ? student.rest : teacher.rest, higher = less ? teacher.rest : student.rest;
+  const Real more = (higher - lower) / (1 + lower);
+  if (!(more <= 1)) return student.log_sum - teacher.log_sum;
+  return less ? -log_one_plus(more) : log_one_plus(more);
+}
 
 // x − y, and what its rounding lost: together they are exact. Nothing is lost of an infinite one.
 template <class Value>
@@ -55,15 +73,14 @@ struct Difference {
 };
 
 // d of the classes of a row, from the exact difference of the logits, of which that of the maxima is subtracted: what
-// is left is small where distributions are close, and only then rounded. The logarithms of the sums are rounded before,
-// which is the same for all classes, and of no consequence where distributions are close: Σ q d is of second order.
+// is left is small where distributions are close, and only then rounded.
 template <class Real>
 struct Ratio {
   Difference<Real> between;
   Real scale, shift;
 
   JAXLOSS_INLINE Ratio(const TemperedSoftmax<Real>& student, const TemperedSoftmax<Real>& teacher)
-      : between(student.max, teacher.max), scale(student.scale), shift(student.log_sum - teacher.log_sum) {}
+      : between(student.max, teacher.max), scale(student.scale), shift(difference_of_log_sums(student, teacher)) {}
 
   template <class Value>
   JAXLOSS_INLINE Value log(Value x, Value y) const {
@@ -96,14 +113,15 @@ struct KullbackLeibler {
       of_student = -q;
       value = -weighted(q, d);
       if constexpr (normalised) {
-        constexpr double close = sizeof(Real) == 8 ? kClose<Real> : 0.5;  // p and q are as exact as their logarithms
-        Value series(1.0 / 40320);
-        series = series * d + Value(1.0 / 5040);
-        series = series * d + Value(1.0 / 720);
-        series = series * d + Value(1.0 / 120);
-        series = series * d + Value(1.0 / 24);
-        series = series * d + Value(1.0 / 6);
-        series = series * d + Value(0.5);
+        // p and q are as exact as their logarithms. For float, the coefficients are those whose error up to `close`,
+        // relative to (e^d − 1 − d) / d², is least, 8e-7; for double they are Taylor's.
+        constexpr bool is_float = sizeof(Real) == 4;
+        constexpr double close = is_float ? 0.5 : kClose<Real>;
+        Value series(is_float ? 0x1.6cc3a8p-10 : 1.0 / 720);
+        series = series * d + Value(is_float ? 0x1.1319d0p-7 : 1.0 / 120);
+        series = series * d + Value(is_float ? 0x1.555708p-5 : 1.0 / 24);
+        series = series * d + Value(is_float ? 0x1.55534ep-3 : 1.0 / 6);
+        series = series * d + Value(is_float ? 0x1.fffffep-2 : 0.5);
         value = select(absolute(d) < Value(close), q * (d * d) * series, (p - q) + value);
       }
     }
@@ -143,8 +161,8 @@ struct JensenShannon {
       const Value of_larger = select(teacher_larger, Value(beta), Value(rest));
       const Value of_smaller = select(teacher_larger, Value(rest), Value(beta));
       const Value log_mixture = Functions::log(of_larger + of_smaller * ratio);
-      of_student = Value(rest) * weighted(p, select(teacher_larger, d, Value(0)) - log_mixture);
-      value = of_student + Value(beta) * weighted(q, select(teacher_larger, Value(0), -d) - log_mixture);
+      of_student = Value(rest) * Functions::weighted(p, select(teacher_larger, d, Value(0)) - log_mixture);
+      value = of_student + Value(beta) * Functions::weighted(q, select(teacher_larger, Value(0), -d) - log_mixture);
 
       const Value u = d + d * d * (Value(0.5) + d * (Value(1.0 / 6) + d * Value(1.0 / 24)));
       Value series(of_close[4]);

@@ -149,20 +149,20 @@ def _losses_and_stats(divergence: Divergence, axes: tuple[str, ...], logits, tar
 
     Only numbers of one a row are exchanged.
     """
-
-    def of_rows(maximum, log_sum):
-        if not axes:
-            return maximum, log_sum
-        whole = jax.lax.pmax(maximum, axes)
-        sums = formulas.sums_of_slice(whole, maximum, log_sum, along(scale, maximum))
-        return whole, formulas.log_of_sums(*jax.lax.psum(sums, axes))
-
     of_classes = along(scale, logits)
-    stats = of_rows(*formulas.tempered_softmax_stats(logits, of_classes))
-    if divergence.of_logits:
-        stats += of_rows(*formulas.tempered_softmax_stats(target, of_classes))
+
+    def sums_of(logits):
+        maximum, rest = formulas.tempered_softmax_sums(logits, of_classes)
+        if not axes:
+            return maximum, rest
+        whole = jax.lax.pmax(maximum, axes)
+        sums = formulas.sums_of_slice(whole, maximum, rest, along(scale, maximum))
+        return whole, formulas.rest_of_sums(*jax.lax.psum(sums, axes))
+
+    stats, shift = formulas.stats_of_sums(sums_of(logits), sums_of(target) if divergence.of_logits else None)
+    of_parameters = (along(parameter, logits) for parameter in parameters)
     of_class = formulas.divergence_terms(
-        divergence.terms, logits, target, stats, of_classes, *(along(parameter, logits) for parameter in parameters)
+        divergence.terms, logits, target, stats, of_classes, *of_parameters, shift=shift
     )
     losses, total = (terms.sum(-1) for terms in of_class)
     if axes:

@@ -53,7 +53,8 @@ def results(
     _, maxima, log_sums = calls.cross_entropy(("losses", *STATS), parts, own_labels, weight, clip=0.0)
 
     maximum = maxima.max(-1)
-    log_sum = formulas.log_of_sums(*(x.sum(-1) for x in formulas.sums_of_slice(maximum[..., None], maxima, log_sums)))
+    of_slices = formulas.sums_of_slice(maximum[..., None], maxima, jnp.expm1(log_sums))
+    log_sum = formulas.log_of_sums(*(x.sum(-1) for x in of_slices))
     at_label, valid = logits_at(logits, labels, {}, is_label=True)
     losses = jnp.where(valid, formulas.nll(at_label - maximum, log_sum, objective.clip), jnp.nan)
     of_rows: dict[str, Array] = dict(

@@ -56,7 +56,7 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
     maximum = jax.lax.pmax(statistics["maximum"], axes)
     add_up = functools.partial(jax.lax.psum, axis_name=axes)
     labels = _labels(target, options)
-    rest, leading = formulas.sums_of_slice(maximum, statistics["maximum"], statistics["log_sum"])
+    rest, leading = formulas.sums_of_slice(maximum, statistics["maximum"], jnp.expm1(statistics["log_sum"]))
     summed = {"rest": rest, "leading": leading}
     for place, (label, _) in enumerate(labels):
         z, here = logits_at(logits, label, options, is_label=True)

@@ -41,12 +41,14 @@ from jaxloss.formulas.categorical import (
     one_hot,
     only,
     predicted_classes,
+    rest_of_sums,
     scaled_logits,
     softmax_minus_target,
     softmax_of,
     softmax_stats,
     sums_of_slice,
     target_totals,
+    tempered_softmax_sums,
     valid_rows,
 )
 from jaxloss.formulas.contrastive import d_sigmoid_contrastive, sigmoid_contrastive
@@ -65,7 +67,7 @@ from jaxloss.formulas.distillation import (
     log_probabilities,
     mixture_ratios,
     reverse_kl_terms,
-    tempered_softmax_stats,
+    stats_of_sums,
 )
 from jaxloss.formulas.regression import (
     absolute_error,

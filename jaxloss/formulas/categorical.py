@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -222,12 +223,13 @@ def cross_entropy_results(
     maximum, log_sum = softmax_stats(z)
     lse, z_minus_maximum = maximum + log_sum, z - maximum[..., None]
     losses = jnp.sum(product(b, nll(z_minus_maximum, log_sum[..., None], clip)), axis=-1)
-    total = jnp.sum(b, axis=-1)
+    total, beyond = jnp.sum(b, axis=-1), jnp.sum(jnp.where(z == maximum[..., None], 0, b), axis=-1)
     if "z_loss" in options:
         z_loss = _along(options["z_loss"], lse)
-        losses, total = losses + product(z_loss, lse * lse), total + product(2 * z_loss, lse)
+        of_total = product(2 * z_loss, lse)
+        losses, total, beyond = losses + product(z_loss, lse * lse), total + of_total, beyond + of_total
     softmax = softmax_of(z, maximum, log_sum)
-    derivative = d_cross_entropy_with_options(logits, target, options, maximum, log_sum, total, classes)
+    derivative = d_cross_entropy_with_options(logits, target, options, maximum, log_sum, total, classes, beyond)
     ranked = scaled_logits(logits, None, options)
     counted = valid & has_softmax(log_sum)
     return {
@@ -243,14 +245,21 @@ def cross_entropy_results(
 
 
 def d_cross_entropy_with_options(
-    logits: Array, target: Array, options: Options, maximum: Array, log_sum: Array, total: Array, classes: int
+    logits: Array,
+    target: Array,
+    options: Options,
+    maximum: Array,
+    log_sum: Array,
+    total: Array,
+    classes: int,
+    beyond: Array | None = None,
 ) -> Array:
     """The derivative with respect to the logits, of valid rows whose statistics are known.
 
-    `total` is what the softmax is multiplied by.
+    `total` is what the softmax is multiplied by, `beyond` that without the target of the largest logit.
     """
     z, b = scaled_logits(logits, target, options), class_targets(logits, target, options, classes)
-    return softmax_minus_target(z, maximum, log_sum, total, b) * logit_slopes(logits, options)
+    return softmax_minus_target(z, maximum, log_sum, total, b, beyond) * logit_slopes(logits, options)
 
 
 def softmax_of(z: Array, maximum: Array, log_sum: Array) -> Array:
@@ -258,15 +267,18 @@ def softmax_of(z: Array, maximum: Array, log_sum: Array) -> Array:
     return jnp.exp(z - maximum[..., None]) * jnp.exp(-log_sum)[..., None]
 
 
-def softmax_minus_target(z: Array, maximum: Array, log_sum: Array, total: Array, target: Array) -> Array:
+def softmax_minus_target(
+    z: Array, maximum: Array, log_sum: Array, total: Array, target: Array, beyond: Array | None = None
+) -> Array:
     r"""$T t_i - b_i$ of rows whose `softmax_stats` are known, with $t = \mathrm{softmax}(z)$ and a `total` $T$.
 
     Of a logit with more than half of the softmax as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near 1, $T t_i - b_i$
-    would lose the digits.
+    would lose the digits. `beyond`, $T - b_i$ of that logit, is right where it is small beside both, if it is known.
     """
     softmax = softmax_of(z, maximum, log_sum)
     difference = softmax * total[..., None] - target
-    of_largest = (total * jnp.expm1(-log_sum))[..., None] + (total[..., None] - target)
+    others = total[..., None] - target if beyond is None else beyond[..., None]
+    of_largest = (total * jnp.expm1(-log_sum))[..., None] + others
     # No choice between the two, whose shardings may differ where shardings are part of the types.
     largest = ((z == maximum[..., None]) & (log_sum < math.log(2))[..., None]).astype(difference.dtype)
     return with_derivatives_of(difference, difference + largest * (of_largest - difference))
@@ -313,24 +325,40 @@ def tempered_softmax_stats(logits: Array, scale: float | Array) -> tuple[Array, 
 
     A scale is 1 over a temperature; an array broadcasts along the logits.
     """
+    maximum, rest = tempered_softmax_sums(logits, scale)
+    return maximum, jnp.log1p(rest)
+
+
+def tempered_softmax_sums(logits: Array, scale: float | Array) -> tuple[Array, Array]:
+    r"""The maximum $m$ of each row, and $\sum_i e^{(x_i - m) \cdot \mathrm{scale}} - 1$.
+
+    The 1 is the term of one of the largest: a sum that has it loses the digits of what is small beside it.
+    """
     x = real(logits)
     maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1, initial=jnp.finfo(x.dtype).min))
     exponentials, largest = jnp.exp((x - maximum[..., None]) * scale), x == maximum[..., None]
-    # One of the largest, a term of 1, is left out: a sum that has it loses the digits of what is small beside it.
     others, count = _summed_together(jnp.where(largest, exponentials - 1, exponentials), largest.astype(x.dtype))
-    rest = others + (count - 1)
-    return maximum, with_derivatives_of(jnp.log(jnp.sum(exponentials, axis=-1)), jnp.log1p(rest))
+    return maximum, with_derivatives_of(jnp.sum(exponentials, axis=-1), others + (count - 1))
 
 
 @jax.custom_jvp
 def _summed_together(*of_classes: Array) -> list[Array]:
-    """The sums over the last axis, by one reduction: a GPU launches one kernel for it."""
+    """The sums over the last axis: on a GPU by one reduction, for which it launches one kernel.
+
+    A CPU would add up the operands of one reduction one number after the other, whose rounding grows with their number.
+    """
 
     def added(a: Iterable[Array], b: Iterable[Array]) -> tuple[Array, ...]:
         return tuple(map(jnp.add, a, b))
 
-    zeros = tuple(jnp.zeros((), x.dtype) for x in of_classes)
-    return list(jax.lax.reduce(of_classes, zeros, added, (of_classes[0].ndim - 1,)))
+    def by_one_reduction(*of_classes: Array) -> list[Array]:
+        zeros = tuple(jnp.zeros((), x.dtype) for x in of_classes)
+        return list(jax.lax.reduce(of_classes, zeros, added, (of_classes[0].ndim - 1,)))
+
+    def one_by_one(*of_classes: Array) -> list[Array]:
+        return [x.sum(axis=-1) for x in of_classes]
+
+    return cast("list[Array]", jax.lax.platform_dependent(*of_classes, cpu=one_by_one, default=by_one_reduction))
 
 
 @_summed_together.defjvp
@@ -339,19 +367,24 @@ def _summed_together_jvp(of_classes: Sequence[Array], dots: Sequence[Array]) -> 
     return _summed_together(*of_classes), [dot.sum(axis=-1) for dot in dots]
 
 
-def sums_of_slice(maximum: Array, of_slice: Array, log_sum: Array, scale: float | Array = 1) -> tuple[Array, Array]:
-    """What a slice of rows, with these `tempered_softmax_stats`, adds to `log_of_sums`.
+def sums_of_slice(maximum: Array, of_slice: Array, rest: Array, scale: float | Array = 1) -> tuple[Array, Array]:
+    """What a slice of rows, with these `tempered_softmax_sums`, adds to those of the whole rows: see `rest_of_sums`.
 
     `maximum` is that of the whole rows.
     """
     leads = of_slice == maximum
-    rest = jnp.where(leads, jnp.expm1(log_sum), jnp.exp((of_slice - maximum) * scale + log_sum))
+    rest = jnp.where(leads, rest, jnp.exp((of_slice - maximum) * scale) * (1 + rest))
     return rest, leads.astype(rest.dtype)
 
 
+def rest_of_sums(rest: Array, leading: Array) -> Array:
+    """The second of the `tempered_softmax_sums` of whole rows, from sums over slices: one term of 1 is left out."""
+    return rest + (leading - 1)
+
+
 def log_of_sums(rest: Array, leading: Array) -> Array:
-    """The log of the `softmax_stats` of whole rows; as there, a term of 1 is left out of the sum."""
-    return jnp.log1p(rest + (leading - 1))
+    """The log of the `softmax_stats` of whole rows, from sums over slices."""
+    return jnp.log1p(rest_of_sums(rest, leading))
 
 
 def nll(logit_minus_maximum: Array, log_sum: Array, clip: float | None) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxloss.formulas.arithmetic import Array, product, real, with_derivatives_of
-from jaxloss.formulas.categorical import tempered_softmax_stats
+from jaxloss.formulas.categorical import tempered_softmax_sums
 
 
 def kl_divergence(
@@ -23,15 +23,15 @@ def kl_divergence(
     The target is probabilities $a$ `[..., V]`, or, with `target_type="logits"`, logits $y$ with
     $a = \mathrm{softmax}(y / T)$. A term with $a_i = 0$ is 0, and so is its derivative.
     """
-    stats = divergence_stats(logits, target, target_type == "logits", 1 / temperature)
-    return jnp.sum(divergence_terms(kl_terms, logits, target, stats, 1 / temperature)[0], axis=-1)
+    stats, shift = divergence_stats(logits, target, target_type == "logits", 1 / temperature)
+    return jnp.sum(divergence_terms(kl_terms, logits, target, stats, 1 / temperature, shift=shift)[0], axis=-1)
 
 
 def d_kl_divergence(
     logits: Array, target: Array, *, target_type: str = "probabilities", temperature: float | Array = 1.0
 ) -> Array:
     r"""The derivative with respect to the logits, $(t_i \sum_j a_j - a_i) / T$."""
-    stats = divergence_stats(logits, target, target_type == "logits", 1 / temperature)
+    stats, _ = divergence_stats(logits, target, target_type == "logits", 1 / temperature)
     total = jnp.sum(divergence_terms(kl_terms, logits, target, stats, 1 / temperature)[1], axis=-1)
     return d_divergence(kl_terms, logits, target, stats, total, 1 / temperature)
 
@@ -50,8 +50,9 @@ def jensen_shannon(
     given like the target of `kl_divergence`.
     """
     scale = 1 / temperature
-    stats = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
-    return jnp.sum(divergence_terms(js_terms, student_logits, teacher_logits, stats, scale, beta)[0], axis=-1)
+    stats, shift = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
+    terms = divergence_terms(js_terms, student_logits, teacher_logits, stats, scale, beta, shift=shift)
+    return jnp.sum(terms[0], axis=-1)
 
 
 def d_jensen_shannon(
@@ -64,15 +65,39 @@ def d_jensen_shannon(
 ) -> Array:
     r"""The derivative, $\frac{1 - \beta}{T} p_i (\log\frac{p_i}{m_i} - \sum_j p_j \log\frac{p_j}{m_j})$."""
     scale = 1 / temperature
-    stats = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
+    stats, _ = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
     total = jnp.sum(divergence_terms(js_terms, student_logits, teacher_logits, stats, scale, beta)[1], axis=-1)
     return d_divergence(js_terms, student_logits, teacher_logits, stats, total, scale, beta)
 
 
-def divergence_stats(logits: Array, target: Array, of_logits: bool, scale: float | Array) -> tuple[Array, ...]:
-    """The `tempered_softmax_stats` of the student and of a teacher that is given as logits."""
-    of_teacher = tempered_softmax_stats(target, scale) if of_logits else ()
-    return *tempered_softmax_stats(logits, scale), *of_teacher
+def divergence_stats(
+    logits: Array, target: Array, of_logits: bool, scale: float | Array
+) -> tuple[tuple[Array, ...], Array | None]:
+    """The maximum and log-sum of the student and of a teacher that is given as logits; then `log_sums_ratio`."""
+    student = tempered_softmax_sums(logits, scale)
+    return stats_of_sums(student, tempered_softmax_sums(target, scale) if of_logits else None)
+
+
+def stats_of_sums(
+    student: tuple[Array, Array], teacher: tuple[Array, Array] | None
+) -> tuple[tuple[Array, ...], Array | None]:
+    """The `divergence_stats`, from the `tempered_softmax_sums` of the student and of a teacher's logits."""
+    maximum, rest = student
+    stats = maximum, jnp.log1p(rest)
+    if teacher is None:
+        return stats, None
+    return (*stats, teacher[0], jnp.log1p(teacher[1])), log_sums_ratio(rest, teacher[1])
+
+
+def log_sums_ratio(rest: Array, of_teacher: Array) -> Array:
+    r"""$\log\frac{1 + r}{1 + r'}$ of the student's and the teacher's sums of exponentials.
+
+    It is right relative to itself, and to what the sums are. The difference of two logarithms, of which each is rounded
+    as a number of up to the logarithm of the number of classes, would be a hundred times as far off where the two
+    distributions are close; and what it is off by comes squared in their divergence.
+    """
+    lower, higher = jnp.minimum(rest, of_teacher), jnp.maximum(rest, of_teacher)
+    return jnp.where(rest < of_teacher, -1, 1) * jnp.log1p((higher - lower) / (1 + lower))
 
 
 def above_maximum(logits: Array, maximum: Array) -> Array:
@@ -102,10 +127,12 @@ def divergence_terms(
     stats: Sequence[Array],
     scale: float | Array,
     *parameters: float | Array,
+    shift: Array | None = None,
 ) -> tuple[Array, Array]:
     r"""What `terms` gives for each class: $\varphi$, which a divergence sums up, and $p \partial\varphi/\partial p$.
 
-    `stats` are the `divergence_stats`, which also tell what the target is.
+    `stats` and `shift` are the `divergence_stats`. The former also tell what the target is; the latter is not needed
+    for what comes second.
     """
     maximum, log_sum, *of_teacher = stats
     log_p = log_probabilities(logits, maximum, log_sum, scale)
@@ -115,22 +142,31 @@ def divergence_terms(
     log_q = log_probabilities(target, of_teacher[0], of_teacher[1], scale)
     q = jnp.exp(log_q)
     value, of_student = terms(log_p, log_q, q, *parameters)
-    ratio = log_ratios(logits, target, stats, scale, log_p - log_q)
+    if shift is None:
+        return value, of_student
+    ratio = log_ratios(logits, target, (maximum, of_teacher[0]), shift, scale, log_p - log_q)
     return with_derivatives_of(value, _OF_RATIOS[terms](value, ratio, jnp.exp(log_p), q, *parameters)), of_student
 
 
-def log_ratios(logits: Array, target: Array, stats: Sequence[Array], scale: float | Array, of_masked: Array) -> Array:
+def log_ratios(
+    logits: Array,
+    target: Array,
+    maxima: tuple[Array, Array],
+    shift: Array,
+    scale: float | Array,
+    of_masked: Array,
+) -> Array:
     r"""$\log(p / q)$ of a teacher's logits, right relative to itself up to what is the same for all classes of a row.
 
     That of the maxima is subtracted from the exact difference of the logits: what is left is small where distributions
     are close, and only then rounded.
     """
-    maximum, log_sum, teacher_maximum, teacher_log_sum = (numbers[..., None] for numbers in stats)
+    maximum, teacher_maximum = (numbers[..., None] for numbers in maxima)
     x, y = real(logits), real(target)
     masked = (x == -jnp.inf) | (y == -jnp.inf)
     x, y = jnp.where(masked, 0, x), jnp.where(masked, 0, y)
     (logits, lost), (between, lost_between) = _difference(x, y), _difference(maximum, teacher_maximum)
-    ratio = scale * ((logits - between) + (lost - lost_between)) - (log_sum - teacher_log_sum)
+    ratio = scale * ((logits - between) + (lost - lost_between)) - shift[..., None]
     return jnp.where(masked, of_masked, ratio)
 
 

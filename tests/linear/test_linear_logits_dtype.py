@@ -168,7 +168,7 @@ def test_gradients_where_one_operand_alone_is_float64(wrt):
         exact = expected(s, 1 / N)
         ideals = [(exact.of_hidden, exact.of_kernel, exact.of_bias)[place] for place in np.atleast_1d(wrt)]
         for gradient, ideal in zip(gradients, ideals, strict=True):
-            np.testing.assert_allclose(gradient, ideal[0], atol=1e-6)
+            tolerance.assert_close(gradient, ideal[0], "the gradient", terms=N + 37)
 
 
 @pytest.mark.several_devices

@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 import examples
 import meshes
+import tolerance
 from quickly import QUICKLY
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -97,7 +98,8 @@ def test_gauss_newton():
         module.logits_of, params, *given, vector
     )
     found = jax.jit(module.gauss_newton_product, compiler_options=QUICKLY)(params, *given, vector)
-    np.testing.assert_allclose(ravel_pytree(found)[0], expected, rtol=1e-5, atol=1e-6)
+    operations = tolerance.OPERATIONS_OF_HIGHER_ORDER
+    tolerance.assert_close(ravel_pytree(found)[0], expected, "the product", operations=operations, terms=expected.size)
 
 
 @pytest.mark.cpu_only

@@ -252,4 +252,4 @@ def test_float64_of_a_block_of_a_program(case, placement, axis_type):
     expected = exactly(PROGRAMS["value_and_grad"], case, "mean", x, a, x)
     for actual, exact in zip(found, expected, strict=True):
         assert actual.dtype == np.float64
-        np.testing.assert_allclose(actual, exact, rtol=1e-12, atol=1e-14)
+        tolerance.assert_close(actual, exact, "the result", computed=np.float64, terms=x.size)

@@ -134,11 +134,12 @@ __device__ __forceinline__ void divergence_of_held_row(
   // Leaves p in y and φ′ in x, or the gradient.
   const auto visit = [&](auto& x, auto& y, auto adds, auto makes_gradient) {
     constexpr int count = std::extent_v<std::remove_reference_t<decltype(x)>>;
-    float values[2] = {}, derivatives[2] = {};
+    float values[2] = {}, derivatives[2] = {}, d[count];
+    terms.log_ratios(x, y, d);
 #pragma unroll
     for (int j = 0; j < count; j++) {
       float p, value, derivative;
-      terms(x[j], y[j], p, value, derivative);
+      terms(x[j], y[j], d[j], p, value, derivative);
       values[j % 2] += value;
       derivatives[j % 2] += derivative;
       x[j] = makes_gradient ? gradient_of(p, derivative) : derivative;

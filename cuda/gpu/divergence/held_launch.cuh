@@ -12,8 +12,18 @@ using RowsOfLogits = DivergenceRows<Divergence, Logit, TeacherLogits<Logit>>;
 // The vectors of a row that a lane holds, of the student's and of the teacher's each.
 constexpr int kDivergenceLanesVectors = 8;
 
+// How many blocks are to fit on a multiprocessor: as many as leave enough registers for nothing to spill. What the
+// compiler makes for GPUs before Hopper takes a register more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 template <class Divergence, class Logit>
-__global__ void __launch_bounds__(kLanesThreads, 6)
+constexpr int kHeldByLanesBlocks = std::is_same_v<Divergence, JensenShannon> && sizeof(Logit) == 2 ? 5 : 6;
+#else
+template <class Divergence, class Logit>
+constexpr int kHeldByLanesBlocks = 6;
+#endif
+
+template <class Divergence, class Logit>
+__global__ void __launch_bounds__(kLanesThreads, kHeldByLanesBlocks<Divergence, Logit>)
     divergence_held_by_lanes(RowsOfLogits<Divergence, Logit> rows, int lanes) {
   extern __shared__ uint4 slots[];
   const int64_t own = (static_cast<int64_t>(blockIdx.x) * kLanesThreads + threadIdx.x) >> (__ffs(lanes) - 1);

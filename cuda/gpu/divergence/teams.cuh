@@ -189,11 +189,13 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
   constexpr bool two_passes = Divergence::total_is_of_teacher;
   along_row<Pass::backwards, two_passes ? Caching::evict_first : Caching::normal, 1>(
       span, team, logits, teacher, two_passes ? gradient : static_cast<Logit*>(nullptr), [&](auto& x, auto& y) {
-        Real values = 0, derivatives = 0;
+        constexpr int count = std::extent_v<std::remove_reference_t<decltype(x)>>;
+        Real values = 0, derivatives = 0, d[count];
+        terms.log_ratios(x, y, d);
 #pragma unroll
-        for (int i = 0; i < static_cast<int>(std::extent_v<std::remove_reference_t<decltype(x)>>); i++) {
+        for (int i = 0; i < count; i++) {
           Real p, value, derivative;
-          terms(x[i], y[i], p, value, derivative);
+          terms(x[i], y[i], d[i], p, value, derivative);
           values += value;
           derivatives += derivative;
           if (two_passes) x[i] = gradient_of(p, derivative);
@@ -206,10 +208,13 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
     total = team.combined(sum.value(), Sum());
     if (gradient) {
       along_row<Pass::forwards, Caching::evict_first, 1>(span, team, logits, teacher, gradient, [&](auto& x, auto& y) {
+        constexpr int count = std::extent_v<std::remove_reference_t<decltype(x)>>;
+        Real d[count];
+        terms.log_ratios(x, y, d);
 #pragma unroll
-        for (int i = 0; i < static_cast<int>(std::extent_v<std::remove_reference_t<decltype(x)>>); i++) {
+        for (int i = 0; i < count; i++) {
           Real p, value, derivative;
-          terms(x[i], y[i], p, value, derivative);
+          terms(x[i], y[i], d[i], p, value, derivative);
           x[i] = gradient_of(p, derivative);
         }
       });

@@ -18,13 +18,19 @@ struct HardwareFunctions {
     return y * 0.693147181f;
   }
   __device__ __forceinline__ static double log(double x) { return logarithm(x); }
+  // Of a NaN, too, the larger is the other number.
+  __device__ __forceinline__ static float weighted(float weight, float value) { return weight * fmaxf(value, -1e30f); }
+  __device__ __forceinline__ static double weighted(double weight, double value) {
+    return jaxloss::weighted(weight, value);
+  }
 };
 
 // A row's softmax from its sums of exponentials: of the largest logits, whose terms are 1, and of the others.
 template <class Real>
 __device__ __forceinline__ TemperedSoftmax<Real> softmax_of(Real max, Real others, Real largest, Real scale) {
-  const Real sum = (others + largest) + (max - max);  // NaN of an infinite maximum
-  return {max, log_of_sum(sum, others + (largest - 1), is_sure(sum)), scale};
+  const Real none = max - max;  // NaN of an infinite maximum
+  const Real sum = (others + largest) + none, rest = (others + (largest - 1)) + none;
+  return {max, log_of_sum(sum, rest, is_sure(sum)), rest, scale};
 }
 
 // Probabilities from how far logits are from the largest.
@@ -44,6 +50,16 @@ struct TemperedExponentials {
   static constexpr __device__ __forceinline__ Real unit() { return sizeof(Real) == 4 ? Real(1.4426950408889634) : 1; }
 };
 
+// Below which size a 16-bit logit may be one whose difference from its row's maximum is not exact in float: where its
+// lowest bit is less than that of what is up to twice the maximum. If it is the maximum that is so small, it may be
+// any. Of logits whose probability is 0 nothing is asked.
+template <class Logit>
+__device__ __forceinline__ float inexact_below(const TemperedSoftmax<float>& softmax) {
+  constexpr float bits = std::is_same_v<Logit, bfloat16> ? 0x1p-16f : 0x1p-13f;  // of float, and not of the logit
+  const float size = absolute(softmax.max);
+  return size == 0 || size * softmax.scale >= 104 * bits ? 2 * bits * size : INFINITY;
+}
+
 // φ and φ′ of the classes of a row: see maths/divergence.h.
 template <class Divergence, class Logit, class Teacher>
 struct DivergenceTerms {
@@ -55,6 +71,7 @@ struct DivergenceTerms {
   const TemperedSoftmax<Real> student, teacher;
   const TemperedExponentials<Real> of_student, of_teacher;
   const Ratio<Real> ratio;
+  const Real inexact;
 
   __device__ __forceinline__ DivergenceTerms(Real parameter, const TemperedSoftmax<Real>& student_,
                                              const TemperedSoftmax<Real>& teacher_)
@@ -63,21 +80,46 @@ struct DivergenceTerms {
         teacher(teacher_),
         of_student(student_),
         of_teacher(teacher_),
-        ratio(student_, teacher_) {}
+        ratio(student_, teacher_),
+        inexact(inexact_difference()) {}
 
-  __device__ __forceinline__ void operator()(Real x, Real y, Real& p, Real& value, Real& derivative) const {
+  // d of some classes.
+  template <int count>
+  __device__ __forceinline__ void log_ratios(const Real (&x)[count], const Real (&y)[count], Real (&d)[count]) const {
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+      if constexpr (!of_logits) {
+        // Not the hardware's logarithm, of which nothing is left near 1.
+        d[i] = student.log_probability(x[i]) - logarithm(y[i]);
+      } else if constexpr (narrow) {
+        d[i] = ((x[i] - student.max) - (y[i] - teacher.max)) * student.scale - ratio.shift;
+      } else {
+        d[i] = ratio.log(x[i], y[i]);
+      }
+    }
+    if constexpr (narrow) {
+      float least = INFINITY;
+#pragma unroll
+      for (int i = 0; i < count; i++) least = fminf(least, fminf(absolute(x[i]), absolute(y[i])));
+      if (least < inexact) {
+#pragma unroll
+        for (int i = 0; i < count; i++) d[i] = ratio.log(x[i], y[i]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void operator()(Real x, Real y, Real d, Real& p, Real& value, Real& derivative) const {
     p = of_student(x - student.max);
-    // Not the hardware's logarithm, of which nothing is left near 1.
     const Real q = of_logits ? of_teacher(y - teacher.max) : y;
-    const Real d = of_logits ? log_ratio(x, y) : student.log_probability(x) - logarithm(y);
     divergence(std::bool_constant<of_logits>(), HardwareFunctions{}, d, p, q, value, derivative);
   }
 
  private:
-  // Differences of 16-bit numbers from their row's maximum are exact, or so large that the probability is 0.
-  __device__ __forceinline__ Real log_ratio(Real x, Real y) const {
-    if constexpr (sizeof(Logit) > 2 || sizeof(Stored) > 2) return ratio.log(x, y);
-    return ((x - student.max) - (y - teacher.max)) * student.scale - ratio.shift;
+  static constexpr bool narrow = of_logits && sizeof(Logit) == 2 && sizeof(Stored) == 2;
+
+  __device__ __forceinline__ Real inexact_difference() const {
+    if constexpr (narrow) return fmaxf(inexact_below<Logit>(student), inexact_below<Logit>(teacher));
+    return 0;
   }
 };
 
