@@ -279,9 +279,11 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   const RowSummary summary(sums, labels.first_score, merge);
   const float max = summary.max, log_sum = summary.log_sum, lse = max * inverse_temperature + log_sum;
   const auto of_score = [&](float score) { return log_sum - (score - max) * inverse_temperature; };
-  float total =
-      labels.first_smoothed + labels.first_target + labels.second_target + 2 * weighted(objective.z_loss, lse);
-  if constexpr (Kind::dense) total += sums.target;
+  // What others have of the target, and what the z-loss adds to it.
+  float beyond_labels = 2 * weighted(objective.z_loss, lse);
+  if constexpr (Kind::dense) beyond_labels += sums.target;
+  const float of_first = labels.first_target + labels.first_smoothed;
+  const float total = beyond_labels + (of_first + labels.second_target);
 
   const bool has_gradient = kGradient && wanted && objective.valid && weight != 0;
   const float to_logits = weight * inverse_temperature;
@@ -360,19 +362,21 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       to_derivatives(x, target, i);
       if (has_gradient) gradient[i] = stored<Logit>(x[0]);
     });
-    // Of a label: its total (softmax − 1) + (total − target), in which nothing cancels.
-    const auto store_label = [&](int i, float x, float score, float target) {
-      const float missing = exponential_minus_one(-of_score(score));
-      gradient[i] = stored<Logit>((total * missing + (total - target)) * (scores.slope(x) * to_logits));
+    const auto store_label = [&](int i, float x, float score, float target, float others) {
+      const float nll = of_score(score), missing = exponential_minus_one(-nll);
+      const float derivative = label_derivative(exponential(-nll), missing, total, target, others);
+      gradient[i] = stored<Logit>(derivative * (scores.slope(x) * to_logits));
     };
     if (has_gradient) {
       if (labels.has_second && !labels.same() && held.holds(labels.second)) {
-        store_label(labels.second, labels.second_logit, labels.second_score,
-                    labels.second_target + smoothing.target(labels.second, labels.second_logit));
+        const float smoothed = smoothing.target(labels.second, labels.second_logit);
+        store_label(labels.second, labels.second_logit, labels.second_score, labels.second_target + smoothed,
+                    (beyond_labels - smoothed) + of_first);
       }
       if (extent.has_label) {
-        store_label(label, labels.first_logit, labels.first_score,
-                    labels.first_target + labels.first_smoothed + (labels.same() ? labels.second_target : 0.0f));
+        const float of_second = labels.second_target;
+        store_label(label, labels.first_logit, labels.first_score, of_first + (labels.same() ? of_second : 0.0f),
+                    beyond_labels + (labels.same() ? 0.0f : of_second));
       }
     }
   }

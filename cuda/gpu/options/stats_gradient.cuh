@@ -34,7 +34,8 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
 
   const RowSummary summary(sums, labels.first_score, merge);
   const float max = summary.max, log_sum = summary.log_sum, lse = max * inverse_temperature + log_sum;
-  const float total = labels.first_target + labels.second_target + 2 * weighted(objective.z_loss, lse);
+  const float of_z_loss = 2 * weighted(objective.z_loss, lse);
+  const float total = of_z_loss + (labels.first_target + labels.second_target);
 
   // By the scores, which are the scaled logits times the temperature.
   const float of_loss = objective.valid ? weight : 0.0f;
@@ -83,19 +84,20 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
     to_derivatives(x);
     gradient[i] = stored<Logit>(x[0]);
   });
-  // Of a label: of the loss its total (softmax − 1) + (total − target), in which nothing cancels.
-  const auto store_label = [&](int i, float x, float score, float target) {
-    const float beyond = score - max, nll = log_sum - beyond * inverse_temperature;
-    const float of_label = total * exponential_minus_one(-nll) + (total - target);
-    const float derivative = of_label * of_loss + exponential(-nll) * of_stats.of(beyond);
+  const auto store_label = [&](int i, float x, float score, float target, float others) {
+    const float beyond = score - max, nll = log_sum - beyond * inverse_temperature, softmax = exponential(-nll);
+    const float of_label = label_derivative(softmax, exponential_minus_one(-nll), total, target, others);
+    const float derivative = of_label * of_loss + softmax * of_stats.of(beyond);
     gradient[i] = stored<Logit>(derivative * (scores.slope(x) * inverse_temperature));
   };
   if (labels.has_second && !labels.same() && held.holds(labels.second)) {
-    store_label(labels.second, labels.second_logit, labels.second_score, labels.second_target);
+    store_label(labels.second, labels.second_logit, labels.second_score, labels.second_target,
+                of_z_loss + labels.first_target);
   }
   if (extent.has_label) {
-    store_label(label, labels.first_logit, labels.first_score,
-                labels.first_target + (labels.same() ? labels.second_target : 0.0f));
+    const float of_second = labels.second_target;
+    store_label(label, labels.first_logit, labels.first_score, labels.first_target + (labels.same() ? of_second : 0.0f),
+                of_z_loss + (labels.same() ? 0.0f : of_second));
   }
   if (objective.classes < rows.classes) zero_gradient(rows, team.threads(), row, objective.classes);
 }

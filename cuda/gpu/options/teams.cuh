@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
       }
     };
 
-    Real max, log_sum, total, of_loss = weight;
+    Real max, log_sum, total, beyond_labels = 0, of_loss = weight;
     StatsWeights<Real> of_stats{};
     RowResults<Real> results{};
     if (rows.known_max) {
@@ -277,9 +277,10 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
         sum = labelled.sum;
         log_sum = labelled.log_sum;
       }
-      total = along.dense ? team.across(target_sum.value(), Sum()) : Real(0);
       const Real lse = max + log_sum;
-      total += label_target[0] + label_target[1] + 2 * weighted(objective.z_loss, lse);
+      beyond_labels =
+          (along.dense ? team.across(target_sum.value(), Sum()) : Real(0)) + 2 * weighted(objective.z_loss, lse);
+      total = beyond_labels + (label_target[0] + label_target[1]);
       if (rows.of_lse) {
         of_loss = valid ? weight : Real(0);
         of_stats = {rows.of_lse[row], rows.of_entropy[row], sums.dot / sum};
@@ -327,11 +328,14 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
             if (static_cast<uint64_t>(objective.label[which] - i) >= count) continue;
             const bool same = objective.label[0] == objective.label[1];
             const Real of_labels = same ? label_target[0] + label_target[1] : label_target[which];
+            const Real of_other = same ? Real(0) : label_target[1 - which];
             const Real missing = exponential_minus_one((label_logit[which] - max) - log_sum);
+            const Real p = exponentials.term(label_logit[which]) * exponential(-log_sum);
 #pragma unroll
             for (int j = 0; j < count; j++) {
-              const Real b = (along.dense ? target[j] : Real(0)) + of_labels;
-              if (i + j == objective.label[which]) derivative[j] = total * missing + (total - b);
+              const Real of_class = along.dense ? target[j] : Real(0), b = of_class + of_labels;
+              const Real others = rows.known_max ? total - b : (beyond_labels - of_class) + of_other;
+              if (i + j == objective.label[which]) derivative[j] = label_derivative(p, missing, total, b, others);
             }
           }
         }
