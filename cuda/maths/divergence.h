@@ -19,8 +19,7 @@
 
 namespace jaxloss {
 
-// The exponential and the logarithm of `Value`, and `weighted` of a value that is infinite below only, or NaN, where
-// the weight is 0. A GPU has faster ones of its own.
+// The exponential and the logarithm of `Value`. A GPU has faster ones of its own.
 struct StandardFunctions {
   template <class Value>
   JAXLOSS_INLINE static Value exp(Value x) {
@@ -29,10 +28,6 @@ struct StandardFunctions {
   template <class Value>
   JAXLOSS_INLINE static Value log(Value x) {
     return logarithm(x);
-  }
-  template <class Value>
-  JAXLOSS_INLINE static Value weighted(Value weight, Value value) {
-    return jaxloss::weighted(weight, value);
   }
 };
 
@@ -161,8 +156,8 @@ struct JensenShannon {
       const Value of_larger = select(teacher_larger, Value(beta), Value(rest));
       const Value of_smaller = select(teacher_larger, Value(rest), Value(beta));
       const Value log_mixture = Functions::log(of_larger + of_smaller * ratio);
-      of_student = Value(rest) * Functions::weighted(p, select(teacher_larger, d, Value(0)) - log_mixture);
-      value = of_student + Value(beta) * Functions::weighted(q, select(teacher_larger, Value(0), -d) - log_mixture);
+      of_student = Value(rest) * weighted(p, select(teacher_larger, d, Value(0)) - log_mixture);
+      value = of_student + Value(beta) * weighted(q, select(teacher_larger, Value(0), -d) - log_mixture);
 
       const Value u = d + d * d * (Value(0.5) + d * (Value(1.0 / 6) + d * Value(1.0 / 24)));
       Value series(of_close[4]);

@@ -18,11 +18,6 @@ struct HardwareFunctions {
     return y * 0.693147181f;
   }
   __device__ __forceinline__ static double log(double x) { return logarithm(x); }
-  // Of a NaN, too, the larger is the other number.
-  __device__ __forceinline__ static float weighted(float weight, float value) { return weight * fmaxf(value, -1e30f); }
-  __device__ __forceinline__ static double weighted(double weight, double value) {
-    return jaxloss::weighted(weight, value);
-  }
 };
 
 // A row's softmax from its sums of exponentials: of the largest logits, whose terms are 1, and of the others.

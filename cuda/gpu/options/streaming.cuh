@@ -124,7 +124,7 @@ class RunningScores {
         }
         float of_step = sum_of(term);
         if constexpr (Kind::detailed) {
-          if (finds_ && of_step >= 0.5f) find_largest(first, x, term, of_step);
+          if (finds_ && !(of_step < 0.5f)) find_largest(first, x, term, of_step);
 #pragma unroll
           for (int j = 0; j < step; j++) {
             dots[j % 2] = fmaf(term[j], may_be_infinite ? finite(exponent[j]) : exponent[j], dots[j % 2]);
