@@ -27,16 +27,15 @@ def write(tree: pathlib.Path, name: str, content: bytes) -> None:
 
 
 def pytest(
-    tree: pathlib.Path, names: list[str], *arguments: str, timeout: float | None = None, **environment: str
+    tree: pathlib.Path, names: list[str], *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs the tests of these names in the copy, all of them if there are none, in one process."""
     files = [path for name in names for path in (ROOT / "tests").glob(f"*/test_{name}.py")]
     paths = [str(path.relative_to(ROOT)) for path in files] or ["tests"]
-    command = [sys.executable, "-c", _PYTEST, str(tree), "-q", "--no-header", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-c", _PYTEST, str(ROOT / "tools"), str(tree)]
+    options = ["-q", "--no-header", "-p", "no:cacheprovider", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(tree), **environment}
-    return subprocess.run(
-        [*command, *paths], cwd=tree, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+    return subprocess.run([*command, *options, *paths], cwd=tree, env=environment, capture_output=True, text=True)
 
 
 _PYTEST = """
@@ -44,6 +43,7 @@ import sys
 # An editable installation finds the checkout before it looks along PYTHONPATH.
 sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "ScikitBuildRedirectingFinder"]
 import jaxloss, pytest
-assert jaxloss.__file__.startswith(sys.argv[1]), jaxloss.__file__
-sys.exit(pytest.main(sys.argv[2:]))
+assert jaxloss.__file__.startswith(sys.argv[2]), jaxloss.__file__
+sys.path.append(sys.argv[1])  # for plugins
+sys.exit(pytest.main(sys.argv[3:]))
 """

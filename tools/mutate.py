@@ -11,6 +11,9 @@ run; some are written out there, and so are those that change no result. The che
 changed in a copy, `build/mutants/tree`, and for a mutant of a header the kernels of one instruction set are compiled
 there, for which `cmake` and `ninja` have to be installed. What was found is kept after every mutant, in
 `benchmarks/results/mutants.json`, under what the mutant changes; one whose file has changed since is tried again.
+
+The tests have to pass in the copy as it is first, which also compiles their programs: a mutant then compiles only those
+that it changes. Tests that have seen another mutant of the file run first, and some cells of each test before the rest.
 """
 
 import argparse
@@ -18,20 +21,23 @@ import ast
 import dataclasses
 import hashlib
 import json
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterable
 
 import checkout_copy
 from checkout_copy import ROOT
 
 TREE = ROOT / "build/mutants/tree"
 RESULTS = ROOT / "benchmarks/results/mutants.json"
-SECONDS = 900
-"""After so many, the tests are stopped, and the mutant counts as killed: it made something endless."""
+CLEAN_LIBRARY = TREE.parent / "libjaxloss.so"
+PASSED = TREE.parent / "passed.json"
+"""Which files of tests have passed in the copy without a mutant, each with what it was a test of."""
 
 TABLE = tomllib.loads((ROOT / "tools/mutants.toml").read_text())
 FILES, EQUIVALENT, WRITTEN = TABLE["files"], TABLE["equivalent"], TABLE["written"]
@@ -173,12 +179,13 @@ def of_python(file: str) -> list[Mutant]:
 
 
 def of_c(file: str) -> list[Mutant]:
-    """Every mutant of a C++ header: of lines of code inside functions, which are indented."""
+    """Every mutant of a C++ header: of compiled lines of code inside functions, which are indented."""
     text, found, at = (ROOT / file).read_text(), [], 0
-    for line in text.splitlines(keepends=True):
+    lines = text.splitlines(keepends=True)
+    for line, compiled in zip(lines, are_compiled(lines), strict=True):
         code = line.split("//")[0]
         skipped = re.match(r"\s*(#|template|static_assert|using|static constexpr const char)|\S", line)
-        if not skipped:
+        if compiled and not skipped:
             places = [(re.escape(old), old, new) for old, new in C_OPERATORS.items()] + [(C_MINUS, "-", "")]
             found += [
                 Mutant(file, at + match.start(), old, new)
@@ -187,6 +194,22 @@ def of_c(file: str) -> list[Mutant]:
             ]
         at += len(line)
     return sorted(set(found), key=lambda mutant: (mutant.start, mutant.new))
+
+
+def are_compiled(lines: list[str]) -> list[bool]:
+    """Of each line, whether kernels of the one instruction set hold it: not only a GPU's, nor only wider vectors."""
+    branches, compiled = [], []
+    for line in lines:
+        directive, _, condition = line.strip().partition(" ")
+        other = re.search(r"__CUDA|VECTOR_BYTES == (32|64)|__clang__", condition)
+        if directive in ("#if", "#ifdef"):
+            branches.append([not other])
+        elif directive in ("#elif", "#else"):
+            branches[-1].append(not any(branches[-1]) and not other)
+        elif directive == "#endif":
+            branches.pop()
+        compiled.append(all(branch[-1] for branch in branches))
+    return compiled
 
 
 def mutants() -> list[Mutant]:
@@ -206,7 +229,7 @@ def mutants() -> list[Mutant]:
 # ---- a copy of the checkout ----------------------------------------------------------------------------------------
 
 
-def library() -> bool:
+def library(jobs: int) -> bool:
     """Whether the kernels of the copy compile, those of one instruction set; its library is then new."""
     folder = TREE.parent / "library"
     if not (folder / "build.ninja").exists():
@@ -216,7 +239,7 @@ def library() -> bool:
             *("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=generic"),
         ]
         subprocess.run(configured, check=True, stdout=subprocess.DEVNULL)
-    if subprocess.run(["ninja", "-C", folder], capture_output=True).returncode:
+    if subprocess.run(["ninja", "-C", folder, f"-j{jobs}"], capture_output=True).returncode:
         return False
     shutil.copy(folder / "libjaxloss.so", TREE / "jaxloss/libjaxloss.so")
     return True
@@ -226,20 +249,48 @@ def version() -> str:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
-def passes(tests: str, marker: str) -> tuple[bool, str]:
-    """Whether these tests of the copy pass, and the first that does not."""
-    caching = {
+def tested(tests: str, marker: str, first: Iterable[str]) -> tuple[bool, str, str]:
+    """Whether these tests of the copy pass, the first that does not, and what pytest said."""
+    running = TREE.parent / "running"
+    running.write_text("collecting the tests")
+    environment = {
         "JAX_COMPILATION_CACHE_DIR": str(TREE.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAXLOSS_FIRST_TESTS": "\n".join(first),
+        "JAXLOSS_RUNNING_TEST": str(running),
     }
     chosen = ["-m", marker] if marker else []
-    try:
-        ran = checkout_copy.pytest(TREE, tests.split(), "-x", *chosen, timeout=SECONDS, **caching)
-    except subprocess.TimeoutExpired:
-        return False, f"nothing within {SECONDS} s"
-    first = re.search(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
-    return ran.returncode in (0, 5), first[1] if first else f"pytest ended with {ran.returncode}"
+    ran = checkout_copy.pytest(TREE, tests.split(), "-x", "-p", "mutant_tests", *chosen, **environment)
+    return ran.returncode in (0, 5), running.read_text(), ran.stdout + ran.stderr
+
+
+def try_without_a_mutant(tests: set[str], marker: str) -> None:
+    """Ends the program where one of these tests fails in the copy as it is: it would see a fault in every mutant."""
+    passed = json.loads(PASSED.read_text()) if PASSED.exists() else {}
+    subject = digest(
+        *(path for folder in ("jaxloss", "cuda", "tests/support") for path in (TREE / folder).rglob("*.*")),
+        *(TREE / "tests").glob("*.py"),
+    )
+    of_test = {}
+    for name in tests:
+        of_test[name] = f"{marker} {subject} {digest(*(TREE / 'tests').glob(f'*/test_{name}.py'))}"
+    for name in sorted(name for name in tests if passed.get(name) != of_test[name]):
+        passes, by, said = tested(name, marker, [])
+        if not passes:
+            sys.exit(f"{said}\n{by} fails without a mutant")
+        passed[name] = of_test[name]
+        PASSED.write_text(json.dumps(passed, indent=1))
+        print(f"     {name} without a mutant: {said.strip().splitlines()[-1]}", flush=True)
+
+
+def digest(*paths: pathlib.Path) -> str:
+    """Of what the files hold, but for what Python and the compiler make."""
+    of_all = hashlib.sha256()
+    for path in sorted(paths):
+        if path.suffix not in (".pyc", ".so"):
+            of_all.update(path.read_bytes())
+    return of_all.hexdigest()[:12]
 
 
 # ---- a campaign ----------------------------------------------------------------------------------------------------
@@ -255,6 +306,7 @@ def main() -> None:
     parser.add_argument("--survivors", action="store_true", help="those that survived, again")
     parser.add_argument("--whole", action="store_true", help="every test, not only those about the file")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--jobs", type=int, default=2, help="so many compilers at once")
     options = parser.parse_args()
 
     known = found_before()
@@ -268,35 +320,49 @@ def main() -> None:
             print(f"{number:4d} {known.get(mutant.name, {}).get('result', ''):10} {mutant.line:4d} {mutant.name}")
         return
 
+    left = [(number, mutant) for number, mutant in chosen if is_left(mutant, known.get(mutant.name), options.survivors)]
     start = time.monotonic()
     checkout_copy.copy_to(TREE)
-    built = ROOT / "jaxloss/libjaxloss.so"
-    if built.exists() and all(mutant.file.endswith(".py") for _, mutant in chosen):
-        shutil.copy(built, TREE / "jaxloss/libjaxloss.so")
-    elif not library():
+    if not library(options.jobs):
         sys.exit("the library of the checkout itself does not compile: ninja -C build/mutants/library")
-    for number, mutant in chosen:
-        before, digest = known.get(mutant.name, {}), hashlib.sha256((ROOT / mutant.file).read_bytes()).hexdigest()[:12]
-        again = options.survivors and before.get("result") == "survived"
-        if (before.get("file") == digest and not again) or (options.survivors and not again):
-            continue
+    shutil.copy(TREE / "jaxloss/libjaxloss.so", CLEAN_LIBRARY)
+    if not options.whole:
+        names = {name for _, mutant in left if mutant.name not in EQUIVALENT for name in FILES[mutant.file][1].split()}
+        try_without_a_mutant(names, options.marker)
+    for number, mutant in left:
         if time.monotonic() - start > 60 * options.minutes:
             break
-        is_c = not mutant.file.endswith(".py")
+        since = time.monotonic()
         checkout_copy.write(TREE, mutant.file, mutant.applied().encode())
         try:
-            if mutant.name in EQUIVALENT:
-                result, by = "equivalent", EQUIVALENT[mutant.name]
-            elif is_c and not library():
-                result, by = "killed", "the compiler"
-            else:
-                passed, by = passes("" if options.whole else FILES[mutant.file][1], options.marker)
-                result, by = ("survived", "") if passed else ("killed", by)
+            result, by = tried(mutant, options)
         finally:
             checkout_copy.write(TREE, mutant.file, (ROOT / mutant.file).read_bytes())
-        print(f"{number:4d} {result:10} {mutant.name}  {by}", flush=True)
-        kept({mutant.name: {"result": result, "by": by, "file": digest}})
+            shutil.copy(CLEAN_LIBRARY, TREE / "jaxloss/libjaxloss.so")
+        seconds = round(time.monotonic() - since)
+        print(f"{number:4d} {result:10} {seconds:4d} s  {mutant.name}  {by}", flush=True)
+        kept({mutant.name: {"result": result, "by": by, "seconds": seconds, "file": digest(ROOT / mutant.file)}})
     table(found_before())
+
+
+def is_left(mutant: Mutant, before: dict | None, survivors: bool) -> bool:
+    """Whether it is to be tried: as one that never was, or whose file has changed since; or as a survivor, if asked."""
+    if survivors or before is None:
+        return survivors == (before is not None and before["result"] == "survived")
+    return before["file"] != digest(ROOT / mutant.file) or (mutant.name in EQUIVALENT) != (
+        before["result"] == "equivalent"
+    )
+
+
+def tried(mutant: Mutant, options: argparse.Namespace) -> tuple[str, str]:
+    """What becomes of the mutant that is now in the copy, and by what."""
+    if mutant.name in EQUIVALENT:
+        return "equivalent", EQUIVALENT[mutant.name]
+    if not mutant.file.endswith(".py") and not library(options.jobs):
+        return "killed", "the compiler"
+    of_the_file = [found["by"] for name, found in found_before().items() if name.startswith(f"{mutant.file}: ")]
+    passes, by, _ = tested("" if options.whole else FILES[mutant.file][1], options.marker, of_the_file)
+    return ("survived", "") if passes else ("killed", by)
 
 
 def found_before() -> dict:
