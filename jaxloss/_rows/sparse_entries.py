@@ -33,7 +33,7 @@ class Entries:
         valid: whether all entries of a row are of classes, or of probability 0.
     """
 
-    def __init__(self, loss: SparseCrossEntropy, operands: Operands):
+    def __init__(self, loss: "SparseCrossEntropy", operands: Operands):
         self.loss, self.objective = loss, loss.objective
         self.x, self.indices, self.row_weight, (given, *parameters) = operands
         self.options = loss.objective.options(parameters)
