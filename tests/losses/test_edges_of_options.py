@@ -60,21 +60,36 @@ def test_a_bad_label_has_no_derivative_of_an_option(name):
     tolerance.assert_close(found, gradient(number[name], x[GOOD], labels[GOOD]), "derivative", terms=ROWS * CLASSES)
 
 
-def test_the_statistics_of_a_bad_label_have_no_derivatives():
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("names", [(), ("label_smoothing", "z_loss")])
+def test_the_statistics_of_a_bad_label_have_no_derivatives(names, reduction):
     """Those of its negative log-likelihood, with respect to the logits and to the share of the first label."""
     x, labels = sample()
     others, share = (labels + 1) % CLASSES, jnp.full(ROWS, 0.7)
 
-    def of(x, share, labels, others):
-        _, stats = jaxloss.categorical_cross_entropy_with_stats(x, (labels, others, share), reduction="none")
-        return stats.nll.sum()
+    options = {name: OPTIONS[name] for name in names}
 
-    gradients = jit_quickly(jax.grad(of, (0, 1)))
+    def nll(x, share, labels, others):
+        target = (labels, others, share)
+        return jaxloss.categorical_cross_entropy_with_stats(x, target, reduction=reduction, **options)[1].nll
+
+    gradients = jit_quickly(jax.grad(lambda *operands: nll(*operands).sum(), (0, 1)))
     found = gradients(x, share, labels.at[1].set(CLASSES), others)
     expected = gradients(x[GOOD], share[GOOD], labels[GOOD], others[GOOD])
     for of_all, of_good in zip(found, expected, strict=True):
         np.testing.assert_array_equal(of_all[1], 0)
         tolerance.assert_close(of_all[GOOD], of_good, "derivative")
+
+    @jit_quickly
+    def tangent(x, share, labels, others, *tangents):
+        return jax.jvp(lambda x, share: nll(x, share, labels, others), (x, share), tangents)[1]
+
+    tangents = sample(1)[0], jnp.full(ROWS, 0.3)
+    found = tangent(x, share, labels.at[1].set(CLASSES), others, *tangents)
+    of_x, of_share = (np.asarray(of) for of in gradients(x, share, labels, others))
+    expected = (of_x * tangents[0]).sum(1) + of_share * tangents[1]
+    np.testing.assert_array_equal(found[1], 0)
+    tolerance.assert_close(found[GOOD], expected[GOOD], "tangent", terms=CLASSES)
 
 
 def negative_log_likelihoods(x) -> np.ndarray:
