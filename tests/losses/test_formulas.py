@@ -73,6 +73,22 @@ def test_derivatives_of_losses_with_parameters_are_those_of_the_values(name):
     tolerance.assert_close(gradient, derivative(x, a, *parameters), name, operations=2 * tolerance.OPERATIONS)
 
 
+OF_ROWS = [
+    *(formulas.categorical_cross_entropy, formulas.d_categorical_cross_entropy),
+    *(formulas.kl_divergence, formulas.d_kl_divergence, formulas.jensen_shannon, formulas.d_jensen_shannon),
+    *(formulas.sigmoid_contrastive, formulas.d_sigmoid_contrastive),
+]
+
+
+@pytest.mark.parametrize("function", OF_ROWS, ids=lambda function: function.__name__)
+def test_rows_have_any_number_of_axes(function):
+    x, a = np.random.default_rng(0).dirichlet(np.ones(5), (2, 2, 3)).astype(np.float32)
+    a = a.argmax(-1) if "contrastive" in function.__name__ else a
+    found = np.asarray(function(x, a))
+    for row in np.ndindex(2, 3):
+        tolerance.assert_close(found[row], function(x[row], a[row]), function.__name__, terms=5)
+
+
 @contextlib.contextmanager
 def no_kernels():
     """As in a build that has none for this platform: `lax.platform_dependent` takes the formula."""
