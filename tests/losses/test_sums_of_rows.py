@@ -107,6 +107,8 @@ def test_only_where_rows_are_many_and_short(monkeypatch, retraced):
     assert is_used((2**22, 16), of=jax.value_and_grad)
     assert not is_used((2**22, 128), of=jax.value_and_grad)
     assert is_used((2**22, 64), "bfloat16", of=jax.value_and_grad)
+    assert is_used((2**24, 1))
+    assert not is_used((2**24 - 1, 1))
     assert not is_used((2**16, 10))
     assert not is_used((2**16, 1024))
     assert not is_used((2**23, 10), weights=np.ones(2**23, np.float32))
