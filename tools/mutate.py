@@ -38,6 +38,8 @@ RESULTS = ROOT / "benchmarks/results/mutants.json"
 CLEAN_LIBRARY = TREE.parent / "libjaxloss.so"
 PASSED = TREE.parent / "passed.json"
 """Which files of tests have passed in the copy without a mutant, each with what it was a test of."""
+RESULTS_OF_ONE = ("killed", "survived", "equivalent", "invalid")
+"""Of a mutant: seen by a test, or by none; one that changes no result, or is no program."""
 
 TABLE = tomllib.loads((ROOT / "tools/mutants.toml").read_text())
 FILES, EQUIVALENT, WRITTEN = TABLE["files"], TABLE["equivalent"], TABLE["written"]
@@ -359,7 +361,7 @@ def tried(mutant: Mutant, options: argparse.Namespace) -> tuple[str, str]:
     if mutant.name in EQUIVALENT:
         return "equivalent", EQUIVALENT[mutant.name]
     if not mutant.file.endswith(".py") and not library(options.jobs):
-        return "killed", "the compiler"
+        return "invalid", "it does not compile"
     of_the_file = [found["by"] for name, found in found_before().items() if name.startswith(f"{mutant.file}: ")]
     passes, by, _ = tested("" if options.whole else FILES[mutant.file][1], options.marker, of_the_file)
     return ("survived", "") if passes else ("killed", by)
@@ -381,15 +383,15 @@ def counted(known: dict) -> dict[str, dict[str, int]]:
     counts = {}
     for name, found in known.items():
         for row in (name.split(":")[0], "all"):
-            of_row = counts.setdefault(row, {"killed": 0, "survived": 0, "equivalent": 0})
+            of_row = counts.setdefault(row, dict.fromkeys(RESULTS_OF_ONE, 0))
             of_row[found["result"]] += 1
     return dict(sorted(counts.items()))
 
 
 def table(known: dict) -> None:
-    print(f"\n{'':44}killed survived equivalent")
+    print(f"\n{'':44}{' '.join(RESULTS_OF_ONE)}")
     for row, of_row in counted(known).items():
-        print(f"{row:44}{of_row['killed']:6} {of_row['survived']:8} {of_row['equivalent']:10}")
+        print(f"{row:44}{' '.join(f'{of_row[result]:{len(result)}}' for result in RESULTS_OF_ONE)}")
     for name, found in known.items():
         if found["result"] == "survived":
             print(f"survived: {name}")

@@ -34,13 +34,13 @@ def mended(kept: dict) -> Rows:
 
 def mutants(kept: dict) -> Rows:
     """How many faults the tests saw, by the file that they were put into."""
-    yield "file", "killed", "survived", "change no result", "killed of those that could be"
+    yield "file", "killed", "survived", "change no result", "do not compile", "killed of those that could be"
     for file, count in kept["counts"].items():
         tried = count["killed"] + count["survived"]
         share = f"{100 * count['killed'] / tried:.0f} %" if tried else ""
         yield (
             "all" if file == "all" else f"`{file}`",
-            *(str(count[result]) for result in ("killed", "survived", "equivalent")),
+            *(str(count[result]) for result in ("killed", "survived", "equivalent", "invalid")),
             share,
         )
 
@@ -49,8 +49,8 @@ def survivors(kept: dict) -> Rows:
     """The faults that no test saw, and those that are none, each with its reason."""
     yield "fault", "what becomes of it"
     for fault, mutant in kept["mutants"].items():
-        if mutant["result"] != "killed":
-            yield f"`{fault}`", mutant.get("reason") or mutant["result"]
+        if mutant["result"] in ("survived", "equivalent"):
+            yield f"`{fault}`", mutant["by"] or mutant["result"]
 
 
 def markdown(rows: Rows) -> list[str]:

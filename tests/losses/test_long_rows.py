@@ -63,6 +63,7 @@ def test_how_many():
     assert of(255, 2**21) == 32
     assert of(256, 2**21) == of(1, 2**20) == of(1, 2**21 + 1) == of(0, 2**22) == 1
     assert of(1, 2**20, dtype="float32") == 64
+    assert [of(1, 2**21 + 2 * odd) for odd in (1, 2, 3)] == [2, 4, 2]  # as many as are equal
 
 
 def test_whole_rows():

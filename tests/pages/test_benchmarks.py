@@ -35,7 +35,7 @@ def test_mutants_are_of_lines_that_stand_in_the_sources():
         pytest.skip("the sources are not here: jaxloss is installed from a wheel")
     ran = subprocess.run([sys.executable, "tools/mutate.py", "--list"], cwd=root, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert len(ran.stdout.splitlines()) > 200
+    assert len(ran.stdout.splitlines()) >= 120
 
 
 def row(ours, limit, xla, temporary=0):
