@@ -1,6 +1,6 @@
 """Distillation losses: divergences of a student's probabilities from a teacher's."""
 
-from typing import Any
+from typing import Unpack
 
 from jax.typing import ArrayLike
 
@@ -68,35 +68,19 @@ def kl_divergence(
 
     Source: G. Hinton, O. Vinyals, J. Dean, *Distilling the Knowledge in a Neural Network* (2015), arXiv:1503.02531.
     """
-    if isinstance(target, tuple) or remainder != "drop":
-        sparse = _of_some_classes(
-            logits,
-            target,
-            target_type,
-            axis=axis,
-            where=where,
-            weights=weights,
-            temperature=temperature,
-            reduction=reduction,
-            normalizer=normalizer,
-            remainder=remainder,
-            axis_name=axis_name,
-        )
-        return sparse.value
-    checked = _teacher.checked(
-        "logits",
-        logits,
-        "target",
-        target,
-        target_type,
-        axis,
-        where,
-        weights,
-        temperature,
-        reduction,
-        normalizer,
-        axis_name,
+    given = _teacher.Arguments(
+        axis=axis,
+        where=where,
+        weights=weights,
+        temperature=temperature,
+        reduction=reduction,
+        normalizer=normalizer,
+        axis_name=axis_name,
     )
+    if isinstance(target, tuple) or remainder != "drop":
+        sparse = _of_some_classes(logits, target, target_type, remainder, **given)
+        return sparse.value
+    checked = _teacher.checked("logits", logits, "target", target, target_type, **given)
     divergence = Divergence("kl_divergence", formulas.kl_terms, target_type == "logits")
     return _divergence.value(divergence, *checked.all)
 
@@ -126,35 +110,19 @@ def d_kl_divergence(
     >>> print(jaxloss.d_kl_divergence(jnp.zeros((1, 4)), jnp.array([[0.0, 1.0, 0.0, 0.0]])))
     [[ 0.25 -0.75  0.25  0.25]]
     """
-    if isinstance(target, tuple) or remainder != "drop":
-        sparse = _of_some_classes(
-            logits,
-            target,
-            target_type,
-            axis=axis,
-            where=where,
-            weights=weights,
-            temperature=temperature,
-            reduction=reduction,
-            normalizer=normalizer,
-            remainder=remainder,
-            axis_name=axis_name,
-        )
-        return of_dtype(axis_moved(sparse.gradient, -1, sparse.axis), array("logits", logits).dtype)
-    checked = _teacher.checked(
-        "logits",
-        logits,
-        "target",
-        target,
-        target_type,
-        axis,
-        where,
-        weights,
-        temperature,
-        reduction,
-        normalizer,
-        axis_name,
+    given = _teacher.Arguments(
+        axis=axis,
+        where=where,
+        weights=weights,
+        temperature=temperature,
+        reduction=reduction,
+        normalizer=normalizer,
+        axis_name=axis_name,
     )
+    if isinstance(target, tuple) or remainder != "drop":
+        sparse = _of_some_classes(logits, target, target_type, remainder, **given)
+        return of_dtype(axis_moved(sparse.gradient, -1, sparse.axis), array("logits", logits).dtype)
+    checked = _teacher.checked("logits", logits, "target", target, target_type, **given)
     divergence = Divergence("kl_divergence", formulas.kl_terms, target_type == "logits")
     return checked.like_logits(_divergence.gradient(divergence, *checked.all))
 
@@ -215,20 +183,16 @@ def jensen_shannon(
     Source: R. Agarwal et al., *On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes*
     (2024), arXiv:2306.13649, equation 2.
     """
-    checked = _teacher.checked(
-        "student_logits",
-        student_logits,
-        "teacher_logits",
-        teacher_logits,
-        target_type,
-        axis,
-        where,
-        weights,
-        temperature,
-        reduction,
-        normalizer,
-        axis_name,
+    given = _teacher.Arguments(
+        axis=axis,
+        where=where,
+        weights=weights,
+        temperature=temperature,
+        reduction=reduction,
+        normalizer=normalizer,
+        axis_name=axis_name,
     )
+    checked = _teacher.checked("student_logits", student_logits, "teacher_logits", teacher_logits, target_type, **given)
     divergence = Divergence("jensen_shannon", formulas.js_terms, target_type == "logits")
     return _divergence.value(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
 
@@ -258,20 +222,16 @@ def d_jensen_shannon(
     >>> print(jaxloss.d_jensen_shannon(jnp.array([[2.0, 1.0, 0.0]]), jnp.array([[1.0, 1.0, 0.0]])))
     [[ 0.05692 -0.04161 -0.01531]]
     """
-    checked = _teacher.checked(
-        "student_logits",
-        student_logits,
-        "teacher_logits",
-        teacher_logits,
-        target_type,
-        axis,
-        where,
-        weights,
-        temperature,
-        reduction,
-        normalizer,
-        axis_name,
+    given = _teacher.Arguments(
+        axis=axis,
+        where=where,
+        weights=weights,
+        temperature=temperature,
+        reduction=reduction,
+        normalizer=normalizer,
+        axis_name=axis_name,
     )
+    checked = _teacher.checked("student_logits", student_logits, "teacher_logits", teacher_logits, target_type, **given)
     divergence = Divergence("jensen_shannon", formulas.js_terms, target_type == "logits")
     return checked.like_logits(
         _divergence.gradient(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
@@ -282,12 +242,21 @@ def _of_some_classes(
     logits: ArrayLike,
     target: SoftTarget,
     target_type: TargetType,
-    *,
-    temperature: ArrayLike,
-    normalizer: ArrayLike | None,
-    **options: Any,
+    remainder: Remainder,
+    **given: Unpack[_teacher.Arguments],
 ) -> _classes.Classes:
     """The arguments of the divergence from a target that lists some classes of each row."""
-    _teacher.probabilities_of_classes(target, target_type, normalizer, options["remainder"])
-    given: _classes.Options = {"temperature": temperature}
-    return _classes.checked(logits, target, given, normalizer=normalizer, divergence=True, **options)
+    _teacher.probabilities_of_classes(target, target_type, given["normalizer"], remainder)
+    return _classes.checked(
+        logits,
+        target,
+        {"temperature": given["temperature"]},
+        axis=given["axis"],
+        where=given["where"],
+        weights=given["weights"],
+        reduction=given["reduction"],
+        normalizer=given["normalizer"],
+        axis_name=given["axis_name"],
+        remainder=remainder,
+        divergence=True,
+    )

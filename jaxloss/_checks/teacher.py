@@ -1,7 +1,7 @@
 """Checks of a student, its teacher and the numbers of a divergence, before anything is traced."""
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -16,6 +16,18 @@ from jaxloss._rows import weights as row_weights
 from jaxloss._types import BETWEEN_0_AND_1, POSITIVE, AxisName, Reduction, Remainder, TargetType
 
 TYPES = get_args(TargetType)
+
+
+class Arguments(TypedDict):
+    """What every divergence takes besides student and teacher."""
+
+    axis: int
+    where: ArrayLike | None
+    weights: ArrayLike | None
+    temperature: ArrayLike
+    reduction: Reduction
+    normalizer: ArrayLike | None
+    axis_name: AxisName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,22 +56,16 @@ def checked(
     target_name: str,
     target: ArrayLike,
     target_type: TargetType,
-    axis: int,
-    where: ArrayLike | None,
-    weights: ArrayLike | None,
-    temperature: ArrayLike,
-    reduction: Reduction,
-    normalizer: ArrayLike | None,
-    axis_name: AxisName,
+    **given: Unpack[Arguments],
 ) -> Operands:
-    """The arguments that both divergences have; two of them go by different names."""
+    """The arguments of a divergence, whose student and teacher go by names of their own."""
     x = arguments.prediction(name, logits, target_name, target)
     choice("target_type", target_type, TYPES)
-    axis = arguments.axis_index(axis, x.ndim)
-    axes = arguments.mesh_axes(axis_name, x)
-    examples = _examples.checked(where, weights, reduction, normalizer)
+    axis = arguments.axis_index(given["axis"], x.ndim)
+    axes = arguments.mesh_axes(given["axis_name"], x)
+    examples = _examples.checked(given["where"], given["weights"], given["reduction"], given["normalizer"])
     teacher, student = arguments.probabilities(target, name, x, target_name)
-    scale = scale_array(temperature, real_dtype(student))
+    scale = scale_array(given["temperature"], real_dtype(student))
     return Operands(
         axes=axes,
         student=axis_moved(student, axis, -1),
