@@ -179,6 +179,8 @@ class RowLoss(Loss):
     def tangents(
         self, keep: Array, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands
     ) -> tuple[Any, ...]:
+        if not jax.tree.leaves(tangents):
+            return tuple(map(zero_tangent, (losses, *stats)))
         # Rematerialised, a scan saves its logits and not a float32 softmax. No barriers against common subexpressions:
         # they would keep XLA from folding a cotangent of 1, and from fusing.
         rule = jax.checkpoint(self.jvp, prevent_cse=False)
@@ -211,11 +213,9 @@ class RowLoss(Loss):
         losses_tangent = self.tangents(keep, operands, losses, stats, by_formula)[0]
         tangent = tangent + along(row_weight, losses) * losses_tangent
         stats_tangents = list(self.tangents(keep_stats, operands, losses, stats, tangents)[1:])
-        if of_stats:
-            of_others = self.tangents(keep_stats, operands, losses, stats, by_formula)[1:]
-            for place, product in of_stats.items():
-                other = or_none(of_others[place])
-                stats_tangents[place] = product if other is None else product + other
+        of_others = self.tangents(keep_stats, operands, losses, stats, by_formula)[1:] if of_stats else []
+        for place, product in of_stats.items():
+            stats_tangents[place] = product + of_others[place]
         return losses, stats, tangent, stats_tangents
 
 
@@ -308,8 +308,6 @@ def value_and_stats(loss: RowLoss) -> Op:
     def tangent(primals, tangents) -> Any:
         (operands,), tangents = primals, jax.tree.map(or_none, *tangents)._replace(row_weight=None)
         results = losses, *stats = value_and_stats(operands)
-        if not jax.tree.leaves(tangents):
-            return results, tuple(map(zero_tangent, results))
         return results, loss.tangents(~is_masked(operands.row_weight), operands, losses, stats, tangents)
 
     value_and_stats.defjvp(tangent, symbolic_zeros=True)
