@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxloss
+from jaxloss._arrays import MASKED
 from jaxloss._ffi import cross_entropy
 from jaxloss._linear import chunks
 from linear_oracle import sample
@@ -147,15 +148,17 @@ def test_second_order_keeps_no_logits():
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_masks_keep_no_kernel_of_each_chunk(reduction):
-    """Where reverse mode goes through the scan, whose chunks may be skipped."""
+    """Where reverse mode goes through the scan, whose chunks may be skipped where there is a mask, by a branch."""
 
-    def total(hidden, kernel, labels, temperature):
-        options = {"ignore_index": 3, "temperature": temperature, "reduction": reduction}
-        return jnp.sin(loss(hidden, kernel, labels, **options)).sum()
+    def program(**options):
+        def total(hidden, kernel, labels, temperature):
+            return jnp.sin(loss(hidden, kernel, labels, temperature=temperature, reduction=reduction, **options)).sum()
 
-    function = jax.value_and_grad(total, (0, 1, 3))
-    jaxpr = str(jax.make_jaxpr(function)(*operands(), 1.5))
-    assert f"[{N // CHUNK},{WIDTH},{CLASSES}]" not in jaxpr
+        return str(jax.make_jaxpr(jax.value_and_grad(total, (0, 1, 3)))(*operands(), 1.5))
+
+    masked = program(ignore_index=3)
+    assert f"[{N // CHUNK},{WIDTH},{CLASSES}]" not in masked
+    assert masked.count(" cond[") > program().count(" cond[")
 
 
 SHAPES = [(1, 5), (7, 33), (50, 10), (17, 257), (9, 4099)]  # narrow and wide rows, and what remains of vectors
@@ -163,7 +166,7 @@ SHAPES = [(1, 5), (7, 33), (50, 10), (17, 257), (9, 4099)]  # narrow and wide ro
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_gradients_may_overwrite_logits(dtype):
-    """Every kernel reads what it needs of a row before it writes there."""
+    """Every kernel reads what it needs of a row before it writes there, and writes zeros for one that is masked."""
     xs = [(3 * jax.random.normal(jax.random.key(0), shape)).astype(dtype) for shape in SHAPES]
     options = {"z_loss": jnp.float32(0.1), "softcap": jnp.float32(5)}
 
@@ -171,7 +174,7 @@ def test_gradients_may_overwrite_logits(dtype):
         results = []
         for x in xs:
             rows, classes = x.shape
-            labels, weight = jnp.arange(rows) * 7 % classes, jnp.linspace(-1, 1, rows)
+            labels, weight = jnp.arange(rows) * 7 % classes, jnp.linspace(-1, 1, rows).at[1::3].set(MASKED)
             plain = cross_entropy.cross_entropy(
                 ("losses", "gradient"), 2 * x, labels, weight, clip=0.0, in_place=in_place
             )
@@ -186,6 +189,8 @@ def test_gradients_may_overwrite_logits(dtype):
 
     overwritten, apart = (jax.jit(run, static_argnums=1)(xs, in_place) for in_place in (True, False))
     jax.tree.map(np.testing.assert_array_equal, overwritten, apart)
+    for results in overwritten:
+        assert not any(np.asarray(result, np.float32)[1::3].any() for result in jax.tree.leaves(results))
 
 
 def test_chunk_size():
