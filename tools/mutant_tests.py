@@ -1,7 +1,7 @@
 """A plugin of pytest's for tools/mutate.py: puts tests in order, says which one is running, and ends one that does not.
 
 Its settings are environment variables: JAXLOSS_FIRST_TESTS, names of tests, a line each, which go first; and
-JAXLOSS_RUNNING_TEST, a file in which the name of the running test is kept, also of one that ends the process.
+JAXLOSS_RUNNING_TEST, a file for the name of the running test, which gets an end of line when the test has ended.
 """
 
 import faulthandler
@@ -10,7 +10,7 @@ import pathlib
 
 import pytest
 
-SECONDS = 90
+SECONDS = 180
 """Of one test, after which it is taken to be endless, and the process ends."""
 
 FIRST = os.environ["JAXLOSS_FIRST_TESTS"].splitlines()
@@ -31,3 +31,4 @@ def pytest_runtest_protocol(item: pytest.Item):
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+        RUNNING.write_text(f"{item.nodeid}\n")

@@ -254,7 +254,7 @@ def version() -> str:
 def tested(tests: str, marker: str, first: Iterable[str]) -> tuple[bool, str, str]:
     """Whether these tests of the copy pass, the first that does not, and what pytest said."""
     running = TREE.parent / "running"
-    running.write_text("collecting the tests")
+    running.write_text("collecting the tests\n")
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(TREE.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -264,7 +264,10 @@ def tested(tests: str, marker: str, first: Iterable[str]) -> tuple[bool, str, st
     }
     chosen = ["-m", marker] if marker else []
     ran = checkout_copy.pytest(TREE, tests.split(), "-x", "-p", "mutant_tests", *chosen, **environment)
-    return ran.returncode in (0, 5), running.read_text(), ran.stdout + ran.stderr
+    by = running.read_text()
+    if not by.endswith("\n"):
+        by += " crashes" if ran.returncode < 0 else " does not end"
+    return ran.returncode in (0, 5), by.strip(), ran.stdout + ran.stderr
 
 
 def try_without_a_mutant(tests: set[str], marker: str) -> None:
@@ -363,6 +366,7 @@ def tried(mutant: Mutant, options: argparse.Namespace) -> tuple[str, str]:
     if not mutant.file.endswith(".py") and not library(options.jobs):
         return "invalid", "it does not compile"
     of_the_file = [found["by"] for name, found in found_before().items() if name.startswith(f"{mutant.file}: ")]
+    of_the_file = [by.removesuffix(" crashes").removesuffix(" does not end") for by in of_the_file]
     passes, by, _ = tested("" if options.whole else FILES[mutant.file][1], options.marker, of_the_file)
     return ("survived", "") if passes else ("killed", by)
 
