@@ -146,12 +146,9 @@ JAXLOSS_INLINE Vector converted(Integers x) {
           __builtin_convertvector(x.registers[1], FloatRegister)};
 }
 
-// One lane, read and written; a double is a vector of one.
+// One lane; a double is a vector of one.
 JAXLOSS_INLINE float lane(const Vector& x, int64_t i) { return x.registers[i / kRegisterLanes][i % kRegisterLanes]; }
 JAXLOSS_INLINE double lane(double x, int64_t) { return x; }
-JAXLOSS_INLINE void set_lane(Vector& x, int64_t i, float value) {
-  x.registers[i / kRegisterLanes][i % kRegisterLanes] = value;
-}
 
 // 0, 1, 2, …
 JAXLOSS_INLINE Integers lane_numbers() {

@@ -77,15 +77,6 @@ JAXLOSS_INLINE Vector without_lane(Vector x, int64_t lane) {
 }
 JAXLOSS_INLINE double without_lane(double, int64_t) { return 0; }
 
-// Where the lanes of a step are in it.
-template <class Value>
-JAXLOSS_INLINE Value places_of() {
-  if constexpr (std::is_same_v<Value, double>)
-    return 0;
-  else
-    return converted(lane_numbers());
-}
-
 // A row of `width` elements in steps. If it is not a multiple of them, it has an odd step besides the whole ones, which
 // ends where the row ends and goes over elements of the step before once more: whole vectors are much quicker than a
 // part of one. Only in a row shorter than a step does the odd step have fewer elements.
