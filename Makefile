@@ -47,7 +47,7 @@ trust: ## campaigns that look for faults, an hour and more; ARGS=--quick for sec
 	@tools/environment test
 	$(python) -W ignore -m trust $(ARGS)
 
-mutants: ## faults, one after the other, that the tests must see: ARGS="--only binary" for some, an hour and more for all
+mutants: ## faults, one after the other, that the tests must see: ARGS="--only binary" for some, two hours for all
 	@tools/environment test
 	$(python) tools/mutate.py $(ARGS)
 
