@@ -13,7 +13,7 @@ sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name
 # A file's tests share programs: one process runs them all.
 pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo example test check test-all trust mutants test-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks lab docs look cuda wheel try-wheel try-adding-a-loss clean
+.PHONY: help demo example test check test-all trust mutants test-gpu test-all-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks lab docs look cuda wheel try-wheel try-adding-a-loss clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -51,9 +51,13 @@ mutants: ## faults, one after the other, that the tests must see: ARGS="--only b
 	@tools/environment test
 	$(python) tools/mutate.py $(ARGS)
 
-test-gpu: ## the suite on the GPU, with the active environment's own jax (needs no network)
+test-gpu: ## what `make test` runs, on the GPU, with the active environment's own jax (needs no network)
 	tools/install-for-gpu
-	$(or $(PYTHON),python3) -m pytest -m gpu $(ARGS)
+	$(or $(PYTHON),python3) -m pytest -m "gpu and not slow and not rest" $(ARGS)
+
+test-all-gpu: ## what `make test-all` runs, likewise
+	tools/install-for-gpu
+	$(or $(PYTHON),python3) -m pytest -m "gpu and slow" $(ARGS)
 
 test-multi-gpu: ## what is about several devices, on two GPUs or more, likewise; one process, for they wait for each other
 	tools/install-for-gpu

@@ -1,8 +1,8 @@
 """Which device the suite runs on, and with what settings.
 
 Tests run on JAX's default device. On a machine without a GPU that is the CPU, of which there are eight virtual ones for the
-sharding tests. On a machine with an NVIDIA GPU (and a jax and a build with CUDA) it is the GPU: `pytest -m gpu` runs every
-test there but those marked `cpu_only`, and those of several devices, of which `pytest -m multi_gpu` runs the main ones on
+sharding tests. On a machine with an NVIDIA GPU (and a jax and a build with CUDA) it is the GPU: every test is marked
+`gpu` there but those marked `cpu_only`, and those of several devices, of which `pytest -m multi_gpu` runs the main ones on
 two GPUs or more.
 """
 
@@ -159,6 +159,23 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.gpu)
         elif item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+class _FailuresAtOnce:
+    """Names a test as soon as it has failed: a run that is stopped at its time limit has said what it found."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def pytest_runtest_logreport(self, report):
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None and not hasattr(self.config, "workerinput"):
+            terminal.ensure_newline()
+            terminal.write_line(f"FAILED {report.nodeid}")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(_FailuresAtOnce(config), "failures_at_once")
 
 
 def pytest_make_parametrize_id(val):

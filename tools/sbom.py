@@ -6,6 +6,9 @@ THIRD_PARTY.md says the same in words. `tools/wheel.py` calls this; what it find
 `tools/try_wheel.py` where the wheel is installed.
 """
 
+# CycloneDX's classes are made by a decorator that hides their types, where they are installed.
+# pyright: reportMissingImports=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
+
 import contextlib
 import ctypes
 import datetime
@@ -19,13 +22,13 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri  # pyright: ignore[reportMissingImports]
-from cyclonedx.model.bom import Bom  # pyright: ignore[reportMissingImports]
-from cyclonedx.model.component import Component, ComponentType  # pyright: ignore[reportMissingImports]
-from cyclonedx.model.license import LicenseExpression  # pyright: ignore[reportMissingImports]
-from cyclonedx.output.json import JsonV1Dot6  # pyright: ignore[reportMissingImports]
-from cyclonedx.schema import SchemaVersion  # pyright: ignore[reportMissingImports]
-from cyclonedx.validation.json import JsonStrictValidator  # pyright: ignore[reportMissingImports]
+from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import LicenseExpression
+from cyclonedx.output.json import JsonV1Dot6
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 OF_GCC = "GPL-3.0-or-later WITH GCC-exception-3.1"
 OF_LLVM = "Apache-2.0 WITH LLVM-exception"
