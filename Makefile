@@ -13,7 +13,7 @@ sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name
 # A file's tests share programs: one process runs them all.
 pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo example test check test-all trust mutants test-gpu test-all-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks lab docs look cuda wheel try-wheel try-adding-a-loss clean
+.PHONY: help demo example test check test-all trust mutants test-gpu test-all-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks lab docs look cuda emulate-gpu wheel try-wheel try-adding-a-loss clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -110,6 +110,10 @@ look: docs ## the site in a headless Chromium, light, dark and as wide as a tele
 cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error, and a release whose wheel would be beyond 25 MB
 	@tools/environment
 	$(python) tools/compile_cuda.py 80 90a
+
+emulate-gpu: ## the CUDA kernels' own check on a CPU, by an emulator of CUDA's threads, in three minutes; ARGS="options streaming" for some
+	@tools/environment
+	$(python) tools/emulate_kernels.py $(ARGS)
 
 wheel: ## the wheel of a release, into dist/; ARGS=--cpu-only without CUDA, in two minutes
 	@tools/environment release

@@ -13,7 +13,7 @@ from jaxloss import formulas
 pytestmark = pytest.mark.gpu
 
 SHAPES = [(301, 3), (300, 33), (65, 1000), (33, 1025), (17, 2048), (16, 4099), (9, 8191), (5, 32001), (4, 50264)]
-SHAPES += [(3, 128256), (2, 262147), (1, 1_000_003)]
+SHAPES += [(3, 128256), (2, 262147), (1, 1_000_003), (160, 5003)]  # the last has a row for every multiprocessor
 SETS = {
     "linear": ("z_loss", "margin", "temperature", "num_classes"),
     "smoothing": ("label_smoothing", "num_classes"),

@@ -1,6 +1,6 @@
-// What the chip does beside the threads, from Hopper on: bulk copies between global and shared memory, barriers in
-// shared memory that count bytes, and messages between the blocks of a cluster. Each function is one instruction, by
-// its name in the PTX manual.
+// What the chip does beside the threads: copies between global and shared memory; from Hopper on bulk copies too,
+// barriers in shared memory that count bytes, and messages between the blocks of a cluster. Each function is one
+// instruction, by its name in the PTX manual.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,19 @@
 
 namespace jaxloss::gpu {
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
+
+// 16 bytes from global to shared memory, for the thread that asks for them; and until all that it asked for are there.
+__device__ __forceinline__ void copy_own(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)),
+               "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_own_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 // A phase of a barrier ends when `arrivals` threads have arrived and all bytes expected of it have come.
 struct Barrier {

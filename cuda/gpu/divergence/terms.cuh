@@ -12,11 +12,7 @@ namespace jaxloss::gpu {
 struct HardwareFunctions {
   __device__ __forceinline__ static float exp(float x) { return power_of_two(x * 1.44269504f); }
   __device__ __forceinline__ static double exp(double x) { return exponential(x); }
-  __device__ __forceinline__ static float log(float x) {
-    float y;
-    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y * 0.693147181f;
-  }
+  __device__ __forceinline__ static float log(float x) { return log_of_two(x) * 0.693147181f; }
   __device__ __forceinline__ static double log(double x) { return logarithm(x); }
 };
 

@@ -1,6 +1,7 @@
 // Rows of logits in shared memory: what a thread holds of one, copied there at once, and how it goes along that.
 #pragma once
 
+#include "gpu/core/async.cuh"
 #include "gpu/core/softmax.cuh"
 #include "gpu/core/vector.cuh"
 
@@ -134,15 +135,10 @@ struct Held {
   float first_edge_logit = -INFINITY;
 
   __device__ __forceinline__ void load() {
-    for_slots([&](uint4* slot, int i) {
-      asm volatile(
-          "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(slot))),
-          "l"(__cvta_generic_to_global(logits + i))
-          : "memory");
-    });
+    for_slots([&](uint4* slot, int i) { copy_own(slot, logits + i); });
     if (first_edge < edges) first_edge_logit = number(logits[edge(first_edge)]);
   }
-  __device__ __forceinline__ void wait() const { asm volatile("cp.async.wait_all;" ::: "memory"); }
+  __device__ __forceinline__ void wait() const { wait_for_own_copies(); }
 
   // body(packed, i) for each of this thread's steps, which begins at number i.
   template <class Body>

@@ -1,0 +1,163 @@
+"""Runs the cases of `tests/gpu/kernels_check.cu` on a CPU, by an emulator of CUDA's threads: no GPU, no nvcc.
+
+    python tools/emulate_kernels.py                    # everything, in few and small sizes
+    python tools/emulate_kernels.py options streaming  # some parts: those that kernels_check takes as its argument
+
+The kernels' sources are copied to `build/emulator` with what is CUDA's own syntax written in C++: launches, and shared
+memory. They are compiled there with a C++20 compiler, for which the headers of CUDA have to be there.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build/emulator"
+EMULATOR = ROOT / "tests/gpu/emulator"
+PARTS = [
+    "options",
+    "streaming",
+    "tiles",
+    "cluster",
+    "registers",
+    "any",
+    "divergences",
+    "elementwise",
+    "teams",
+    "gradient",
+]
+
+
+def closing(text: str, start: int, pair: str) -> int:
+    """Where the bracket that opens at `start` is closed."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] == pair[0]) - (text[place] == pair[1])
+        if depth == 0:
+            return place
+    raise ValueError(f"no {pair[1]} for the {pair[0]} at {start}")
+
+
+def callee_before(text: str, end: int) -> int:
+    """Where the name begins, with its template arguments, that ends before `end`."""
+    place = end
+    if text[place - 1] == ">":
+        depth = 0
+        while True:
+            place -= 1
+            depth += (text[place] == ">") - (text[place] == "<")
+            if depth == 0:
+                break
+    while re.match(r"[\w:]", text[place - 1]):
+        place -= 1
+    return place
+
+
+def with_launches(text: str) -> str:
+    """kernel<<<blocks, threads, bytes, stream>>>(arguments) as a call of the emulator."""
+    while (at := text.find("<<<")) >= 0:
+        end = text.index(">>>", at)
+        opening = text.index("(", end)
+        close = closing(text, opening, "()")
+        begin = callee_before(text, len(text[:at].rstrip()))
+        callee, with_, arguments = text[begin:at].strip(), text[at + 3 : end], text[opening : close + 1]
+        call = f"emulator::launch(emulator::configuration({with_}), [=] {{ {callee}{arguments}; }})"
+        text = text[:begin] + call + text[close + 1 :]
+    return text.replace("cudaLaunchKernelEx(", "emulator::launch_ex(")
+
+
+def with_shared_memory(text: str) -> str:
+    """Shared variables as those of the block that is run."""
+    text = re.sub(
+        r"extern __shared__ (?:__align__\([^)]*\) )?([\w ]+?) (\w+)\[\];",
+        r"\1* const \2 = emulator::dynamic_shared<\1>();",
+        text,
+    )
+
+    def variables(match: re.Match) -> str:
+        of_type, names = match.groups()
+        parts = (re.match(r"(\w+)((?:\[.*\])?)", name.strip()) for name in names.split(","))
+        return " ".join(
+            f"using {name}_type = {of_type}{size}; static const char {name}_tag = 0; "
+            f"auto& {name} = emulator::shared<{name}_type>(&{name}_tag);"
+            for name, size in (part.groups() for part in parts if part)
+        )
+
+    return re.sub(r"__shared__ (?:__align__\([^)]*\) )?([\w:]+(?:<.*>)?) ([^;]+);", variables, text)
+
+
+def write(to: Path, text: str) -> None:
+    """Unless it is there: a file that is newer is compiled again."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if not to.exists() or to.read_text() != text:
+        to.write_text(text)
+
+
+def translate() -> None:
+    replaced = {path.relative_to(EMULATOR) for path in EMULATOR.rglob("*.cuh")}
+    for source in [*ROOT.glob("cuda/**/*.cu*"), *ROOT.glob("cuda/**/*.h"), *ROOT.glob("tests/gpu/*.cu*")]:
+        folder = ROOT / "cuda" if source.is_relative_to(ROOT / "cuda") else ROOT / "tests/gpu"
+        path = source.relative_to(folder)
+        if path.parts[0] != "cpu" and path not in replaced:
+            write(BUILD / "source" / path, with_shared_memory(with_launches(source.read_text())))
+    for path in replaced:
+        write(BUILD / "source" / path, (EMULATOR / path).read_text())
+
+
+def cuda_headers() -> Path:
+    for folder in (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/opt/cuda"):
+        for found in sorted(Path(folder or "/nowhere").glob("**/cuda_fp16.h")):
+            return found.parent
+    raise SystemExit("the headers of CUDA are not there: install the toolkit, or set CUDA_HOME to where it is")
+
+
+def compile_all(jobs: int) -> Path:
+    """The program; only what has changed is compiled again."""
+    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-w", f"-I{BUILD / 'source'}", f"-I{cuda_headers()}"]
+    units = [*sorted((BUILD / "source/gpu").glob("*/*.cu")), BUILD / "source/kernels_check.cu", EMULATOR / "runtime.cc"]
+
+    def compiled(unit: Path) -> Path:
+        target = BUILD / "objects" / (unit.parent.name + "_" + unit.stem + ".o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made_of = target.with_suffix(".d")
+        if target.exists() and made_of.exists():
+            files = re.findall(r"[^\s\\:]+", made_of.read_text().split(":", 1)[1])
+            if all(Path(file).exists() and os.path.getmtime(file) <= target.stat().st_mtime for file in files):
+                return target
+        before = [] if unit.suffix == ".cc" else ["-include", str(EMULATOR / "emulator.h")]
+        command = ["c++", *flags, *before, "-MMD", "-MF", str(made_of), "-x", "c++", "-c", str(unit), "-o", str(target)]
+        subprocess.run(command, check=True)
+        return target
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        objects = list(pool.map(compiled, units))
+    program = BUILD / "kernels_check"
+    subprocess.run(["c++", "-o", str(program), *map(str, objects)], check=True)
+    return program
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", default=PARTS, help=f"of kernels_check: {', '.join(PARTS)}")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="so many compilers and parts at once")
+    arguments = parser.parse_args()
+    if unknown := [part for part in arguments.parts if part not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}: expected some of {', '.join(PARTS)}")
+    translate()
+    program = compile_all(arguments.jobs)
+    environment = {**os.environ, "JAXLOSS_CHECK_SIZES": "few"}
+
+    def passes(part: str) -> bool:
+        return subprocess.run([str(program), part], env=environment).returncode == 0
+
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        passed = list(pool.map(passes, arguments.parts))
+    sys.exit(not all(passed))
+
+
+if __name__ == "__main__":
+    main()
