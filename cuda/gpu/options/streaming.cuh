@@ -9,10 +9,15 @@ namespace jaxloss::gpu {
 
 // Threads of a block, blocks of a multiprocessor, and steps in flight in a thread: registers limit these.
 constexpr int kOptionThreads = 256;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 template <class Kind>
-constexpr int kOptionBlocks = Kind::detailed && Kind::capped ? 3 : 4;
+constexpr int kOptionBlocks = Kind::detailed ? 2 : 4;
+#else
 template <class Kind>
-constexpr int kOptionSteps = Kind::detailed ? 3 : 4;
+constexpr int kOptionBlocks = Kind::detailed ? 3 : 4;
+#endif
+template <class Kind>
+constexpr int kOptionSteps = Kind::detailed ? (Kind::capped ? 2 : 3) : 4;
 
 // The sums of the classes that the lanes of a warp have seen of a row, but its first label, relative to the largest of
 // their scores. With details that is the warp's, and the first of the largest logits is left out; else it is the
