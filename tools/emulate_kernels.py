@@ -11,6 +11,7 @@ import argparse
 import concurrent.futures
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,35 +110,18 @@ def translate() -> None:
 
 
 def cuda_headers() -> Path:
-    for folder in (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/opt/cuda"):
-        for found in sorted(Path(folder or "/nowhere").glob("**/cuda_fp16.h")):
-            return found.parent
-    raise SystemExit("the headers of CUDA are not there: install the toolkit, or set CUDA_HOME to where it is")
+    nvcc = shutil.which("nvcc")
+    toolkit = Path(os.environ.get("CUDA_HOME") or (nvcc and Path(nvcc).resolve().parents[1]) or "/usr/local/cuda")
+    for found in sorted(toolkit.glob("**/cuda_fp16.h")):
+        return found.parent
+    raise SystemExit(f"no cuda_fp16.h in {toolkit}: install CUDA's toolkit, or set CUDA_HOME to where it is")
 
 
 def compile_all(jobs: int) -> Path:
     """The program; only what has changed is compiled again."""
-    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-w", f"-I{BUILD / 'source'}", f"-I{cuda_headers()}"]
-    units = [*sorted((BUILD / "source/gpu").glob("*/*.cu")), BUILD / "source/kernels_check.cu", EMULATOR / "runtime.cc"]
-
-    def compiled(unit: Path) -> Path:
-        target = BUILD / "objects" / (unit.parent.name + "_" + unit.stem + ".o")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made_of = target.with_suffix(".d")
-        if target.exists() and made_of.exists():
-            files = re.findall(r"[^\s\\:]+", made_of.read_text().split(":", 1)[1])
-            if all(Path(file).exists() and os.path.getmtime(file) <= target.stat().st_mtime for file in files):
-                return target
-        before = [] if unit.suffix == ".cc" else ["-include", str(EMULATOR / "emulator.h")]
-        command = ["c++", *flags, *before, "-MMD", "-MF", str(made_of), "-x", "c++", "-c", str(unit), "-o", str(target)]
-        subprocess.run(command, check=True)
-        return target
-
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        objects = list(pool.map(compiled, units))
-    program = BUILD / "kernels_check"
-    subprocess.run(["c++", "-o", str(program), *map(str, objects)], check=True)
-    return program
+    rules = ["-f", str(EMULATOR / "Makefile"), f"CUDA_HEADERS={cuda_headers()}"]
+    subprocess.run(["make", "--silent", "-C", str(BUILD), f"-j{jobs}", *rules], check=True)
+    return BUILD / "kernels_check"
 
 
 def main() -> None:

@@ -35,6 +35,22 @@ struct RowLabels {
   }
 
   __device__ __forceinline__ bool same() const { return first == second; }
+
+  // store(i, logit, score, target, others) of the labels' classes that this thread holds: what they have of the target,
+  // and what is left of its total, of which `beyond_labels` is no label's.
+  template <class Logit, class Store>
+  __device__ __forceinline__ void for_held(const Held<Logit>& held, const Extent& extent,
+                                           const Smoothing<Kind>& smoothing, float beyond_labels, Store store) const {
+    const float of_first = first_target + first_smoothed;
+    if (has_second && !same() && held.holds(second)) {
+      const float smoothed = smoothing.target(second, second_logit);
+      store(second, second_logit, second_score, second_target + smoothed, (beyond_labels - smoothed) + of_first);
+    }
+    if (extent.has_label) {
+      store(first, first_logit, first_score, of_first + (same() ? second_target : 0.0f),
+            beyond_labels + (same() ? 0.0f : second_target));
+    }
+  }
 };
 
 // Calls fix(j) if the j-th class of a step of `count` from i on is that class.
@@ -45,6 +61,15 @@ __device__ __forceinline__ void if_in_step(int i, int of_class, Fix fix) {
   for (int j = 0; j < count; j++) {
     if (i + j == of_class) fix(j);
   }
+}
+
+// Where in a step the first such logit is; `count` if there is none.
+template <int count>
+__device__ __forceinline__ int place_of(float wanted, const float (&x)[count]) {
+  int place = count;
+#pragma unroll
+  for (int j = count - 1; j >= 0; j--) place = x[j] == wanted ? j : place;
+  return place;
 }
 
 template <int count>
@@ -96,9 +121,7 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
   const auto leave_out_largest = [&](int i, const auto& x, auto& term, float& of_step) {
     constexpr int count = sizeof(x) / sizeof(x[0]);
     if (!(count == 1 ? has_largest : looks) || of_step < 0.99f) return;  // steps come in order, edges do not
-    int found = count;
-#pragma unroll
-    for (int j = count - 1; j >= 0; j--) found = x[j] == largest_logit ? j : found;
+    const int found = place_of(largest_logit, x);
     if (found == count) return;
     first = min(first, i + found);
     if (leaves_out && looks) {
@@ -213,12 +236,6 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
   return sums;
 }
 
-template <class Logit>
-__device__ __forceinline__ RowResults<float> results_of_masked_row(
-    const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
-  return {0, 0, 0, 0, 0, -1, static_cast<int>(rows.smoothed_classes)};
-}
-
 // `of_classes`: the losses of all classes with what smoothing gives them of the target, but the labels'.
 template <class Kind, class Logit>
 __device__ __forceinline__ RowResults<float> results_of_row(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
@@ -282,8 +299,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
   // What others have of the target, and what the z-loss adds to it.
   float beyond_labels = 2 * weighted(objective.z_loss, lse);
   if constexpr (Kind::dense) beyond_labels += sums.target;
-  const float of_first = labels.first_target + labels.first_smoothed;
-  const float total = beyond_labels + (of_first + labels.second_target);
+  const float total = beyond_labels + ((labels.first_target + labels.first_smoothed) + labels.second_target);
 
   const bool has_gradient = kGradient && wanted && objective.valid && weight != 0;
   const float to_logits = weight * inverse_temperature;
@@ -362,22 +378,12 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       to_derivatives(x, target, i);
       if (has_gradient) gradient[i] = stored<Logit>(x[0]);
     });
-    const auto store_label = [&](int i, float x, float score, float target, float others) {
-      const float nll = of_score(score), missing = exponential_minus_one(-nll);
-      const float derivative = label_derivative(exponential(-nll), missing, total, target, others);
-      gradient[i] = stored<Logit>(derivative * (scores.slope(x) * to_logits));
-    };
     if (has_gradient) {
-      if (labels.has_second && !labels.same() && held.holds(labels.second)) {
-        const float smoothed = smoothing.target(labels.second, labels.second_logit);
-        store_label(labels.second, labels.second_logit, labels.second_score, labels.second_target + smoothed,
-                    (beyond_labels - smoothed) + of_first);
-      }
-      if (extent.has_label) {
-        const float of_second = labels.second_target;
-        store_label(label, labels.first_logit, labels.first_score, of_first + (labels.same() ? of_second : 0.0f),
-                    beyond_labels + (labels.same() ? 0.0f : of_second));
-      }
+      labels.for_held(held, extent, smoothing, beyond_labels, [&](int i, float x, float score, float b, float others) {
+        const float nll = of_score(score), missing = exponential_minus_one(-nll);
+        const float derivative = label_derivative(exponential(-nll), missing, total, b, others);
+        gradient[i] = stored<Logit>(derivative * (scores.slope(x) * to_logits));
+      });
     }
   }
   float loss = 0;

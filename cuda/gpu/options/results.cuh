@@ -11,6 +11,11 @@ struct RowResults {
   int predicted, rank;
 };
 
+template <class Rows>
+__device__ __forceinline__ RowResults<typename Rows::Real> results_of_masked_row(const Rows& rows) {
+  return {0, 0, 0, 0, 0, -1, static_cast<int>(rows.smoothed_classes)};
+}
+
 template <class Rows, class Real>
 __device__ __forceinline__ void write_results(const Rows& rows, const RowTeam& team, int64_t row,
                                               const RowResults<Real>& results) {

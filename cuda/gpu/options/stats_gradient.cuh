@@ -90,15 +90,7 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
     const float derivative = of_label * of_loss + softmax * of_stats.of(beyond);
     gradient[i] = stored<Logit>(derivative * (scores.slope(x) * inverse_temperature));
   };
-  if (labels.has_second && !labels.same() && held.holds(labels.second)) {
-    store_label(labels.second, labels.second_logit, labels.second_score, labels.second_target,
-                of_z_loss + labels.first_target);
-  }
-  if (extent.has_label) {
-    const float of_second = labels.second_target;
-    store_label(label, labels.first_logit, labels.first_score, labels.first_target + (labels.same() ? of_second : 0.0f),
-                of_z_loss + (labels.same() ? 0.0f : of_second));
-  }
+  labels.for_held(held, extent, Smoothing<Kind>(objective), of_z_loss, store_label);
   if (objective.classes < rows.classes) zero_gradient(rows, team.threads(), row, objective.classes);
 }
 

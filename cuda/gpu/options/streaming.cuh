@@ -119,7 +119,6 @@ class RunningScores {
 #pragma unroll
       for (int k = 0; k < count; k++) {
         if (k == without) continue;
-        const int first = i + k * apart;
         float x[step], exponent[step], term[step];
         packed[k].numbers(x);
 #pragma unroll
@@ -129,13 +128,16 @@ class RunningScores {
         }
         float of_step = sum_of(term);
         if constexpr (Kind::detailed) {
+          const int first = i + k * apart;
           if (finds_ && !(of_step < 0.5f)) find_largest(first, x, term, of_step);
 #pragma unroll
           for (int j = 0; j < step; j++) {
             dots[j % 2] = fmaf(term[j], may_be_infinite ? finite(exponent[j]) : exponent[j], dots[j % 2]);
           }
+          if constexpr (Kind::ranked) {
+            from_label.add(packed[k], first < label_ ? label_logit_ : above_label_);
+          }
         }
-        if constexpr (Kind::ranked) from_label.add(packed[k], first < label_ ? label_logit_ : above_label_);
         sums[k % 2] += of_step;
       }
     };
@@ -186,9 +188,7 @@ class RunningScores {
   }
 
   __device__ __forceinline__ void find_largest(int i, const float (&x)[step], float (&term)[step], float& of_step) {
-    int found = step;
-#pragma unroll
-    for (int j = step - 1; j >= 0; j--) found = x[j] == largest_ ? j : found;
+    const int found = place_of(largest_, x);
     if (found == step) return;
     first_ = i + found;
     finds_ = false;

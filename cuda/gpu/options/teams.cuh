@@ -364,7 +364,7 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
     results.nll = valid ? where_a_number(log_sum, nll) : nan;
     results.max = max;
     results.log_sum = log_sum;
-    if (!reads) results = {0, 0, 0, 0, 0, -1, no_rank};
+    if (!reads) results = results_of_masked_row(rows);
     if (exists) write_results(rows, team, row, results);
   }
 }

@@ -62,7 +62,7 @@ struct Block {
   int rank;
   Gate gate;
   std::vector<Warp> warps;
-  unsigned char *shared, *dynamic;
+  unsigned char* shared;  // its variables, and from `kSharedBytes` on what a launch asks for
 };
 
 struct Copy {
@@ -130,8 +130,7 @@ auto exchange(Value value) {
   };
 }
 
-// ---- shared memory
-// ---------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------
 
 [[noreturn]] inline void fail(const char* what) {
   std::printf("FAIL emulator: %s; thread %u of block %u\n", what, current->index.x, current->block->index.x);
@@ -154,21 +153,16 @@ Variable& shared(const void* tag) {
 }
 template <class Element>
 Element* dynamic_shared() {
-  return reinterpret_cast<Element*>(current->block->dynamic);
+  return reinterpret_cast<Element*>(current->block->shared + kSharedBytes);
 }
 // What another block of the cluster has at that address of this one.
 template <class Variable>
 Variable* in_block(const Variable* here, int rank) {
-  const auto* address = reinterpret_cast<const unsigned char*>(here);
-  Block& other = cluster->blocks[rank];
-  const ptrdiff_t of_variable = address - current->block->shared, of_dynamic = address - current->block->dynamic;
-  unsigned char* there =
-      of_variable >= 0 && of_variable < kSharedBytes ? other.shared + of_variable : other.dynamic + of_dynamic;
-  return reinterpret_cast<Variable*>(there);
+  const ptrdiff_t place = reinterpret_cast<const unsigned char*>(here) - current->block->shared;
+  return reinterpret_cast<Variable*>(cluster->blocks[rank].shared + place);
 }
 
-// ---- launches
-// --------------------------------------------------------------------------------------------------------
+// ---- launches -------------------------------------------------------------------------------------------------------
 
 struct Configuration {
   dim3 grid;
@@ -224,7 +218,6 @@ inline void launch(const Configuration& with, std::function<void()> kernel) {
       block.warps.resize(warps);
       const auto address = reinterpret_cast<uintptr_t>(memory[rank].get());
       block.shared = reinterpret_cast<unsigned char*>((address + 127) / 128 * 128);
-      block.dynamic = block.shared + kSharedBytes;
       for (unsigned t = 0; t < with.threads; t++) {
         block.warps[t / kLanes].gate.expected++;
         Thread& thread = *threads[rank * with.threads + t];
