@@ -1,6 +1,6 @@
 """Distillation losses: divergences of a student's probabilities from a teacher's."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from jax.typing import ArrayLike
 
@@ -192,9 +192,8 @@ def jensen_shannon(
         normalizer=normalizer,
         axis_name=axis_name,
     )
-    checked = _teacher.checked("student_logits", student_logits, "teacher_logits", teacher_logits, target_type, **given)
-    divergence = Divergence("jensen_shannon", formulas.js_terms, target_type == "logits")
-    return _divergence.value(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
+    _, operands = _jensen_shannon(student_logits, teacher_logits, beta, target_type, **given)
+    return _divergence.value(*operands)
 
 
 @watched(_debug.divergence)
@@ -231,11 +230,21 @@ def d_jensen_shannon(
         normalizer=normalizer,
         axis_name=axis_name,
     )
+    checked, operands = _jensen_shannon(student_logits, teacher_logits, beta, target_type, **given)
+    return checked.like_logits(_divergence.gradient(*operands))
+
+
+def _jensen_shannon(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    beta: ArrayLike,
+    target_type: TargetType,
+    **given: Unpack[_teacher.Arguments],
+) -> tuple[_teacher.Operands, tuple[Any, ...]]:
+    """What was checked, and the divergence with all that its value and its gradient are of."""
     checked = _teacher.checked("student_logits", student_logits, "teacher_logits", teacher_logits, target_type, **given)
     divergence = Divergence("jensen_shannon", formulas.js_terms, target_type == "logits")
-    return checked.like_logits(
-        _divergence.gradient(divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
-    )
+    return checked, (divergence, *checked.all, _teacher.beta_array(beta, checked.scale.dtype))
 
 
 def _of_some_classes(

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss import formulas
 from jaxloss._arrays import Array, inlined
 from jaxloss._checks import arguments
 from jaxloss._checks.arrays import array, axis_moved, of_dtype, real_dtype
 from jaxloss._checks.parameters import choice
-from jaxloss._partitioning.meshes import mesh_of
+from jaxloss._rows.sparse_entries import at_classes
 from jaxloss._types import Remainder
 
 REMAINDERS = get_args(Remainder)
@@ -93,10 +92,7 @@ def share(indices: Array, given: Array, class_weights: Array | None, spread: boo
     width = class_weights.shape[0]
     here = indices - jax.lax.axis_index(axes) * width if axes else indices
     inside = (here >= 0) & (here < width)
-    if mesh_of([indices, class_weights]).explicit_axes:  # a gather would have to be told how its result is split
-        is_entry = formulas.one_hot(here, width)
-        weights = jnp.sum(jnp.where(is_entry, class_weights, 0), -1)
-    else:
-        weights = class_weights[jnp.where(inside, here, 0)]
+    of_rows = jax.lax.expand_dims(class_weights, range(here.ndim - 1))
+    weights = at_classes(of_rows, here, inside)
     total = jnp.sum(jnp.where(inside, given * weights, 0), -1)
     return jax.lax.psum(total, axes) if axes else total

@@ -80,11 +80,7 @@ class Entries:
         return jax.lax.psum(jnp.where(self.here, of_entries, 0), self.axes)
 
     def _taken(self, of_classes: Array) -> Array:
-        """The numbers `[..., V]` of the entries' classes, of any class for those that are not here."""
-        if mesh_of([of_classes]).explicit_axes:  # a gather would have to be told what becomes of split classes
-            is_entry = formulas.one_hot(self.indices, self.width)
-            return jnp.sum(jnp.where(is_entry, of_classes[..., None, :], 0), -1)
-        return jnp.take_along_axis(of_classes, jnp.where(self.here, self.indices, 0), -1)
+        return at_classes(of_classes, self.indices, self.here)
 
     # ---- the target: one number for each listed class, and one for all others ------------------------------------
 
@@ -271,6 +267,14 @@ class Entries:
     def dense(self) -> Operands:
         """Operands of a cross entropy with these targets."""
         return Operands(self.x, self.dense_targets, self.row_weight, tuple(self.options.values()))
+
+
+def at_classes(of_classes: Array, indices: Array, here: Array) -> Array:
+    """The numbers `[..., V]` of the classes with these indices `[..., K]`, of any class for those that are not here."""
+    if mesh_of([of_classes, indices]).explicit_axes:  # a gather would have to be told how its result is split
+        is_entry = formulas.one_hot(indices, of_classes.shape[-1])
+        return jnp.sum(jnp.where(is_entry, of_classes[..., None, :], 0), -1)
+    return jnp.take_along_axis(of_classes, jnp.where(here, indices, 0), -1)
 
 
 def times_logarithm(target: Array) -> Array:
