@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -28,6 +29,16 @@ DIST, BUILD = Path("dist"), Path("build/wheel")
 ARM = "aarch64"
 ZIG = Path(ziglang.__path__[0], "zig")
 """A C++ compiler for other processors, and a linker against any glibc."""
+
+# An editable installation of this checkout would be found first.
+LOADED = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "Scikit" not in type(finder).__name__]
+sys.path.insert(0, sys.argv[1])
+import jaxloss
+assert jaxloss.__file__.startswith(sys.argv[1]), jaxloss.__file__
+print(jaxloss.backends())
+"""
 
 
 def main() -> None:
@@ -44,7 +55,7 @@ def main() -> None:
     source = source_distribution()
     wheel = build(source, machine, cuda)
     print(f"{wheel}: {wheel.stat().st_size / 1e6:.2f} MB, sha256 {sha256(wheel)}")
-    check(wheel)
+    check(wheel, machine)
     if asked.twice:
         first = sha256(wheel)
         if sha256(build(source, machine, cuda)) != first:
@@ -101,8 +112,8 @@ def build(source: Path, machine: str, cuda: str | None) -> Path:
     return wheel
 
 
-def check(wheel: Path) -> None:
-    """What an index asks of a wheel, and what this project does."""
+def check(wheel: Path, machine: str) -> None:
+    """What an index asks of a wheel, and what this project does; and that it loads, where it is for this processor."""
     size = wheel.stat().st_size
     if size > MOST_MEGABYTES * 1e6:
         sys.exit(f"error: {wheel} has {size / 1e6:.1f} MB: at most {MOST_MEGABYTES} are wanted")
@@ -113,6 +124,11 @@ def check(wheel: Path) -> None:
         sys.exit(f"error: {wheel} holds {held}: expected the library alone beside Python")
     tool("twine", "check", "--strict", str(wheel))
     tool("check_wheel_contents", str(wheel))
+    if machine == platform.machine():
+        with tempfile.TemporaryDirectory() as folder:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder)
+            subprocess.run([sys.executable, "-I", "-c", LOADED, folder], check=True)
 
 
 def run_under_emulator() -> None:

@@ -32,7 +32,8 @@ def fault(path: pathlib.Path) -> str | None:
             table = file.read(segment_bytes * segment_count)
             for begin in range(0, len(table), segment_bytes):
                 offset, of_file = struct.unpack_from("<Q16xQ", table, begin + 8)
-                wanted = max(wanted, offset + of_file)
+                if of_file:  # linkers give an empty one, such as of variables of threads that are 0, any offset
+                    wanted = max(wanted, offset + of_file)
         if wanted > size:
             return f"it is cut off: {size} bytes of {wanted}"
     return None

@@ -6,6 +6,7 @@ import pathlib
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tomllib
@@ -151,6 +152,21 @@ def test_a_library_that_is_cut_off_is_one_clear_error(copied_package, share):
     assert message.startswith("ImportError: ")
     for word in ("libjaxloss.so", "is cut off", f"{int(share * len(whole))} bytes of ", "pip install"):
         assert word in message
+
+
+def test_a_segment_without_bytes_may_begin_behind_the_end(copied_package):
+    library = copied_package / "libjaxloss.so"
+    of_file = bytearray(library.read_bytes())
+    (segments,) = struct.unpack_from("<Q", of_file, 32)
+    size, count = struct.unpack_from("<HH", of_file, 54)
+    stack = 0x6474E551  # says how the stack is mapped, and has no bytes
+    headers = [segments + size * i for i in range(count)]
+    (header,) = [at for at in headers if struct.unpack_from("<I", of_file, at)[0] == stack]
+    assert struct.unpack_from("<Q", of_file, header + 32) == (0,)
+    struct.pack_into("<Q", of_file, header + 8, len(of_file) + 4096)
+    library.write_bytes(of_file)
+    ran = forks.run(IMPORT_COPY, path=copied_package.parent)
+    assert ran.stdout.strip() == str(copied_package / "__init__.py"), ran.stderr
 
 
 def test_a_library_of_another_processor_is_one_clear_error(copied_package):
