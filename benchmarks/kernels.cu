@@ -260,7 +260,7 @@ void measure(const char* type, int64_t row_count, int64_t classes, const Memory&
   }
 }
 
-// With options: as chosen, and by the threads that read a row twice.
+// With options, beside the same without them.
 template <class Logit>
 void measure_options(const char* type, int64_t row_count, int64_t classes, const Memory& memory) {
   const auto set = [&](const char* options, auto with) {
@@ -281,9 +281,23 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
       rows.ceiling = 16.1f;
       with(rows);
       const int64_t bytes = row_count * classes * sizeof(Logit);
+      if (once) {
+        require(launch(nullptr, rows), name);
+        require(cudaDeviceSynchronize(), name);
+        continue;
+      }
+      CrossEntropyRows<Logit, ClassIndices> plain{};
+      plain.logits = rows.logits;
+      plain.target.index = memory.index;
+      plain.row_weight = memory.weight;
+      plain.loss = memory.loss;
+      plain.gradient = rows.gradient;
+      plain.rows = plain.rows_per_weight = row_count;
+      plain.classes = classes;
+      plain.ceiling = INFINITY;
       std::vector<Program> programs = {with_gradient ? negation_of(memory, bytes) : read_of(memory, bytes)};
-      programs.push_back({"as chosen", [=] { return launch(nullptr, rows); }});
-      programs.push_back({"teams", [=] { return launch_teams(nullptr, rows); }});
+      programs.push_back({"with", [=] { return launch(nullptr, rows); }});
+      programs.push_back({"without", [=] { return launch(nullptr, plain); }});
       compare(name, with_gradient ? "value_and_grad" : "value", programs, 1,
               static_cast<double>(bytes) * (with_gradient ? 2 : 1), 0);
     }

@@ -3,7 +3,7 @@
 import dataclasses
 
 from benchmarks.loss_programs import STEPS
-from benchmarks.loss_table import Goal, Work
+from benchmarks.loss_table import Work
 from benchmarks.timing import ratio, timing
 
 TEMPORARY_BYTES_A_ROW, TEMPORARY_BYTES = 16, 2**20
@@ -53,9 +53,9 @@ def misses(row: dict) -> list[str]:
     name = f"{row['loss']} {row['target']} {row['dtype']} {row['shape']}"
     lines = []
     for what, goal in row.get("goals", {}).items():
-        for whom, most in (("limit", goal["of_limit"]), ("xla", goal["of_xla"])):
+        for whom, most in _compared(goal):
             ratio = row["ratio"][what].get(whom)
-            if most is not None and ratio is not None and ratio > most:
+            if ratio is not None and ratio > most:
                 lines.append(f"{name} {what}: {ratio:.3f} of {_called(whom)}, goal ≤ {most:.3g}")
     allowed = TEMPORARY_BYTES_A_ROW * row["shape"][0] + TEMPORARY_BYTES
     if row.get("temporary_bytes") is not None and row["temporary_bytes"] > allowed:
@@ -63,13 +63,19 @@ def misses(row: dict) -> list[str]:
     return lines
 
 
+def _compared(goal: dict[str, float | None]) -> list[tuple[str, float]]:
+    """With whom, and the most that a ratio to its time may be."""
+    of = {"limit": "of_limit", "xla": "of_xla", "torch.compile": "of_torch", "Liger": "of_torch"}
+    return [(whom, most) for whom, name in of.items() if (most := goal.get(name)) is not None]
+
+
 def _called(whom: str) -> str:
-    return "the limit's time" if whom == "limit" else "XLA's time"
+    return {"limit": "the limit's time", "xla": "XLA's time"}.get(whom, f"{whom}'s time")
 
 
 HEADING = (
     f"{'':17}{'jaxloss ms':>11}{'spread':>8}{'/ limit':>9}{'/ XLA':>8}"
-    f"{'XLA / limit':>13}{'torch / limit':>15}{'goal':>26}"
+    f"{'XLA / limit':>13}{'torch / limit':>15}{'Liger / limit':>15}{'goal':>26}"
 )
 
 
@@ -99,15 +105,16 @@ def lines(row: dict) -> list[str]:
             return f"{ratios[whom]:.3f}" if whom in ratios else "–"
 
         wanted, missed = [], False
-        for whom, most in zip(("limit", "xla"), Goal(**row["goals"][what]), strict=True):
-            if most is not None:
+        for whom, most in _compared(row["goals"][what]):
+            if whom in ratios:
                 wanted.append(f"≤ {most:.3g} {whom}")
-                missed |= ratios.get(whom, 0) > most
+                missed |= ratios[whom] > most
         verdict = "" if not wanted else "  MISSED" if missed else "  met"
         label = what if what != "step" else f"step of {STEPS}"
         text.append(
             f"  {label:15}{time:11.4f}{row['spread']['jaxloss'][what]:8.1%}{of('limit'):>9}{of('xla'):>8}"
-            f"{of_limit('xla'):>13}{of_limit('torch.compile'):>15}{', '.join(wanted):>26}{verdict}"
+            f"{of_limit('xla'):>13}{of_limit('torch.compile'):>15}{of_limit('Liger'):>15}"
+            f"{', '.join(wanted):>26}{verdict}"
         )
     return text
 
@@ -115,7 +122,12 @@ def lines(row: dict) -> list[str]:
 def summary(rows: list[dict], left_out: list[Work]) -> str:
     """The last lines of a run: how many goals were met, which were not, and what was not measured at all."""
     measured = [row for row in rows if "error" not in row]
-    counted = sum(most is not None for row in measured for goal in row["goals"].values() for most in goal.values())
+    counted = sum(
+        whom in row["ratio"][what]
+        for row in measured
+        for what, goal in row["goals"].items()
+        for whom, _ in _compared(goal)
+    )
     missed = [line for row in measured for line in misses(row)]
     text = [f"goals: {counted} of time, and temporaries of {len(measured)} rows; missed: {len(missed) or 'none'}"]
     text += [f"missed: {line}" for line in missed]

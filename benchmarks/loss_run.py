@@ -42,7 +42,9 @@ def _measured(compiled: loss_programs.Compiled, chosen: argparse.Namespace) -> d
     torch_error = None
     if chosen.torch and work.part == "table":
         try:
-            programs |= loss_programs.torch_programs(work, operands)
+            from benchmarks import loss_torch
+
+            programs |= loss_torch.programs(work, operands)
         except Exception as error:  # a peer that fails takes nobody with it
             torch_error = f"{type(error).__name__}: {error}"[:300]
     limit = None

@@ -8,10 +8,14 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Goal(NamedTuple):
-    """The most that a time may be, as a ratio to the memory's limit and to XLA's time; None where that is no goal."""
+    """The most that a time may be, as a ratio to the memory's limit, XLA's time and that of each program of torch.
+
+    None where that is no goal.
+    """
 
     of_limit: float | None = None
     of_xla: float | None = None
+    of_torch: float | None = None
 
 
 NEVER_BEHIND = 1.03  # of XLA's time: two medians of one program differ by as much
@@ -141,6 +145,8 @@ def portable_table() -> list[Work]:
 
 # ---- options -------------------------------------------------------------------------------------------------------
 
+OF_TORCH = 1 / 1.7  # of value and gradient
+
 # The goals of value and gradient by option: of 16 bits, of float32, and of rows of so few classes that lanes hold them.
 OF_OPTIONS = {
     "z_loss": (1.05, 1.03, 1.10),
@@ -162,7 +168,7 @@ def option_row(option: str, dtype: str, shape, value: Goal, value_and_grad: Goal
 def _gpu_options(option: str, dtype: str, shape) -> Work:
     place = 2 if shape[1] == 1000 else dtype == "float32"
     value = Goal(1.10 if option == "statistics" else None, 1 / 1.9)
-    return option_row(option, dtype, shape, value, Goal(OF_OPTIONS[option][place], 1 / 1.9))
+    return option_row(option, dtype, shape, value, Goal(OF_OPTIONS[option][place], 1 / 1.9, OF_TORCH))
 
 
 def _cpu_options(option: str, dtype: str, shape) -> Work:
@@ -199,17 +205,19 @@ OPTIONS_TABLE = {
 
 
 def _entropy(dtype: str, shape, faster: float) -> Work:
-    goals = {"value": Goal(None, 1 / faster), "grad": Goal(1.10 if faster > 1 else None, 1 / faster)}
+    goals = {"value": Goal(None, 1 / faster), "grad": Goal(1.10 if faster > 1 else None, 1 / faster, OF_TORCH)}
     return Work("entropy", "labels", dtype, shape, goals)
 
 
 def _policy(dtype: str, shape, faster: float) -> Work:
     """A read for the value, and a read and a write for the gradient, whose cotangents are known only then."""
-    return Work("policy", "labels", dtype, shape, {"value_and_grad": Goal(1.65 if faster > 1 else None, 1 / faster)})
+    return Work(
+        "policy", "labels", dtype, shape, {"value_and_grad": Goal(1.65 if faster > 1 else None, 1 / faster, OF_TORCH)}
+    )
 
 
 def _divergence(loss: str, dtype: str, shape, of_limit: float | None, faster: float) -> Work:
-    goals = {"value": Goal(None, 1 / faster), "value_and_grad": Goal(of_limit, 1 / faster)}
+    goals = {"value": Goal(None, 1 / faster), "value_and_grad": Goal(of_limit, 1 / faster, OF_TORCH)}
     return Work(loss, "teacher", dtype, shape, goals)
 
 

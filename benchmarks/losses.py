@@ -1,4 +1,4 @@
-"""The losses against XLA's own, against torch.compile's and against the memory's limit, measured in the same process.
+"""The losses against XLA's own, torch.compile's, Liger's and the memory's limit, measured in the same process.
 
 Run it with `python -m benchmarks.losses`; `--help` lists the options. It prints a table with each goal, and as its last
 lines the goals that were missed, and writes JSON, with `--sweep` two plots too. README.md beside this says how to read
@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--divergences", action="store_true", help="instead of the table: divergences from a teacher, and the entropy"
     )
-    parser.add_argument("--torch", action="store_true", help="torch.compile too, for the table (10 – 20 s a row)")
+    parser.add_argument("--torch", action="store_true", help="torch.compile and Liger too (10 – 20 s a row)")
     parser.add_argument("--quick", action="store_true", help="1/64 of the rows and short loops: to try the script")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no row after so long")
     parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1), help="that compile")

@@ -157,6 +157,10 @@ struct CrossEntropyOptions {
   int32_t *predicted = nullptr, *rank = nullptr;             // [rows] or null
 
   JAXLOSS_INLINE Real weight_of(int64_t row) const { return row_weight.of(row); }
+  JAXLOSS_INLINE int64_t classes_of(int64_t row) const {
+    const int64_t count = num_classes.given() ? num_classes.of(row) : classes;
+    return count < 0 ? 0 : count > classes ? classes : count;
+  }
 
   // Takes the options one after the other, in the order of the table in `jaxloss/_spec.py`, by which a call has a bit
   // for each.

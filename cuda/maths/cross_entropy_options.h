@@ -52,7 +52,7 @@ struct RowObjective {
 
   template <class Logit, class Target>
   JAXLOSS_INLINE RowObjective(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t row)
-      : classes(rows.num_classes.given() ? rows.num_classes.of(row) : rows.classes),
+      : classes(rows.classes_of(row)),
         capped(rows.softcap.given()),
         moves_label(rows.margin.given()),
         softcap(rows.softcap.of(row)),
@@ -69,7 +69,6 @@ struct RowObjective {
         label{-1, -1},
         share{0, 0},
         valid(true) {
-    classes = classes < 0 ? 0 : classes > rows.classes ? rows.classes : classes;
     if constexpr (std::is_same_v<Target, ClassIndices>) {
       const Real mix = rows.mix.of(row);
       set_label(0, rows.target.index[row], mix);

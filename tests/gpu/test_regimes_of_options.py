@@ -129,12 +129,13 @@ def test_statistics(names, shape, dtype):
     ((_, beside), gradient), (losses, stats) = run(given)
     exact, size = exactly(x, labels, options, 1e-7)
     expected = {name: exact[name] for name in ("nll", "entropy")} | {"lse": exact["maximum"] + exact["log_sum"]}
-    for name, value in expected.items():
-        check(getattr(stats, name), np.where(where, value, 0), 1 + size, name)
-    if not {"softcap", "temperature"} & set(options):  # with these, a rounding may make different logits equal
-        for name in ("predicted", "rank"):
-            np.testing.assert_array_equal(np.asarray(getattr(stats, name))[where], exact[name][where], name)
-    for name in ("nll", "entropy", "lse", "predicted", "rank"):
+    for of in (stats, beside):
+        for name, value in expected.items():
+            check(getattr(of, name), np.where(where, value, 0), 1 + size, name)
+        if not {"softcap", "temperature"} & set(options):  # with these, a rounding may make different logits equal
+            for name in ("predicted", "rank"):
+                np.testing.assert_array_equal(np.asarray(getattr(of, name))[where], exact[name][where], name)
+    for name in ("predicted", "rank"):
         np.testing.assert_array_equal(getattr(stats, name), getattr(beside, name), name)
     check(losses, np.where(where, exact["losses"], 0), 1 + size, "losses")
     check_gradient(gradient, np.where(where[:, None], exact["gradient"], 0), size, labels)

@@ -38,20 +38,20 @@ struct Barrier {
                  : "memory");
   }
 
-  // Until phase number `phase` has ended; the phase before it has.
+  // Until phase number `phase` has ended; the phase before it has. What came for it, from another block too, lies in
+  // this block's shared memory: no wider order is asked for, which would drop what the caches hold of the logits.
   __device__ __forceinline__ void wait(int phase) {
     while (!ended(phase)) {
     }
   }
 
  private:
-  // What is sent from another block of the cluster is to be seen too.
   __device__ __forceinline__ bool ended(int phase) {
     uint32_t yes;
     asm volatile(
         "{\n"
         ".reg .pred yes;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 yes, [%1], %2;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 yes, [%1], %2;\n"
         "selp.u32 %0, 1, 0, yes;\n"
         "}"
         : "=r"(yes)
@@ -102,7 +102,15 @@ __device__ __forceinline__ int cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return static_cast<int>(size);
 }
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+// Which cluster of the grid this one is.
+__device__ __forceinline__ int64_t cluster_number() {
+  uint32_t number;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(number));
+  return number;
+}
+// Others see, once they have waited, barriers that were initialised before `fence_barrier_initialization`, and nothing
+// else for sure: to wait until all that a thread has written can be seen would take as long as a load.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
 // Where another block of the cluster has what this one has at `pointer`.

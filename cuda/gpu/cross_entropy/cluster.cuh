@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
   if (threadIdx.x == 0) exchange.initialize();
   cluster_arrive();
 
-  const int64_t row = blockIdx.x / cluster_size(), offset = row * rows.classes;
+  const int64_t row = cluster_number(), offset = row * rows.classes;
   const float weight = rows.weight_of(row);
   const int index = rows.target.index[row];
   const bool wanted = !is_masked(weight), valid = index >= 0 && index < rows.classes;

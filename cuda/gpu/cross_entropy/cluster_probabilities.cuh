@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiproce
   }
   cluster_arrive();
 
-  const int64_t row = blockIdx.x / cluster_size(), offset = row * rows.classes;
+  const int64_t row = cluster_number(), offset = row * rows.classes;
   const bool writes = threadIdx.x == 0 && cluster_rank() == 0;
   const float weight = rows.weight_of(row);
   const Logit* logits = rows.logits + offset;

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kDivergenceLimits.threads, kDivergenceBlocks)
     sums.initialize();
   }
   cluster_arrive();
-  const int64_t row = blockIdx.x / cluster_size(), offset = row * rows.classes;
+  const int64_t row = cluster_number(), offset = row * rows.classes;
   const float weight = rows.row_weight.of(row);
   const int64_t classes = is_masked(weight) ? 0 : rows.classes;
   const int threads = static_cast<int>(blockDim.x), held = (slice_steps + threads - 1) / threads;

@@ -91,7 +91,6 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
   constexpr int step = kPerVector<Logit>;
   const Scores<Kind::capped> scores(objective);
   const Smoothing<Kind> smoothing(objective);
-  const bool smooths = Kind::dense && smoothing.smooth != 0;
   const int label = labels.first;
   const float label_logit = labels.first_logit;
   // The label's is then a logit that adds nothing to a sum: −∞ of logits that are their scores.
@@ -163,6 +162,8 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
     for_reach<Kind::capped>(reach, [&](auto within) {
       held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
         float x[step], exponent[step], term[step];
+        [[maybe_unused]] float target[step];
+        if constexpr (Kind::weighted) smoothing.targets(i, target);  // first, for they come from far
         packed.numbers(x);
 #pragma unroll
         for (int j = 0; j < step; j++) {
@@ -189,13 +190,10 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
           for (int j = 0; j < step; j++) parts[j % 4] += term[j];
         }
         if constexpr (Kind::dense) {
-          if (!Kind::weighted || !smoothing.weights) {
+          if constexpr (Kind::weighted) {
+            step_targets += sum_of(target);
+          } else {
             step_targets += step * smoothing.smooth;
-          } else if (smooths) {
-            float target[step];
-            smoothing.targets(i, target);
-#pragma unroll
-            for (int j = 0; j < step; j++) step_targets += target[j];
           }
         }
       });
@@ -332,30 +330,24 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       float simple_losses[2] = {};
       for_reach<Kind::capped>(reach, [&](auto within) {
         held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
-          float x[step], loss[step], slope[step];
+          float x[step], loss[step], slope[step], target[step];
+          if constexpr (Kind::weighted) smoothing.targets(i, target);
           packed.numbers(x);
 #pragma unroll
           for (int j = 0; j < step; j++) {
             const float exponent = scores.template exponent<Logit>(within, x[j], merge.factor, largest_power, slope[j]);
             if (Kind::dense) loss[j] = exponent;
             x[j] = power_of_two(exponent) * scale_of_simple;
-            if (Kind::dense && !(Kind::weighted && smoothing.weights)) x[j] -= smooth_of_logits;
-            if (Kind::capped && !(Kind::weighted && smooths && smoothing.weights)) x[j] *= slope[j];
+            if (Kind::dense) x[j] -= Kind::weighted ? target[j] * to_logits : smooth_of_logits;
+            if (Kind::capped) x[j] *= slope[j];
           }
           if (Kind::dense && smooths) {
 #pragma unroll
             for (int j = 0; j < step; j++) loss[j] = fminf(fmaf(loss[j], -of_exponent, log_sum_off), ceiling);
-            if (!Kind::weighted || !smoothing.weights) {
 #pragma unroll
-              for (int j = 0; j < step; j++) simple_losses[j % 2] += loss[j];
-            } else {
-              float target[step];
-              smoothing.targets(i, target);
-#pragma unroll
-              for (int j = 0; j < step; j++) {
-                losses[j % 2] = fmaf(target[j], loss[j], losses[j % 2]);
-                x[j] = fmaf(-target[j], to_logits, x[j]) * slope[j];
-              }
+            for (int j = 0; j < step; j++) {
+              float& sum = Kind::weighted ? losses[j % 2] : simple_losses[j % 2];
+              sum = Kind::weighted ? fmaf(target[j], loss[j], sum) : sum + loss[j];
             }
           }
           if (has_gradient) store<Logit, Team::caching>(gradient + i, x);

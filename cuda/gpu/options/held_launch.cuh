@@ -35,11 +35,11 @@ __global__ void __launch_bounds__(kLanesThreads, kManyNumbers<Kind> ? 4 : 6)
   const int64_t row = exists ? own : 0;
   const float weight = rows.weight_of(row);
   const bool wanted = exists && !is_masked(weight);
-  const RowObjective<float> objective(rows, row);
-  const int64_t classes = wanted ? objective.classes : 0;
+  const int64_t classes = wanted ? rows.classes_of(row) : 0;
   const LanesOfRow team{lanes, static_cast<int>(threadIdx.x) & (lanes - 1)};
   Held<Logit> held = held_by_lanes(rows.logits + row * rows.classes, classes, slots, lanes);
   held.load();
+  const RowObjective<float> objective(rows, row);
   work_on_held_row<Kind, purpose>(rows, objective, row, weight, exists, held, team);
 }
 
@@ -85,12 +85,12 @@ __global__ void __launch_bounds__(kHeldThreads<Kind>, kHeldBlocks<Kind>)
     if constexpr (Kind::dense) losses.initialize();
   }
   cluster_arrive();
-  const int64_t row = blockIdx.x / cluster_size();
+  const int64_t row = cluster_number();
   const float weight = rows.weight_of(row);
-  const RowObjective<float> objective(rows, row);
-  const int64_t classes = is_masked(weight) ? 0 : objective.classes;
+  const int64_t classes = is_masked(weight) ? 0 : rows.classes_of(row);
   Held<Logit> held = held_by_cluster(rows.logits + row * rows.classes, classes, slots, slice_steps);
   held.load();
+  const RowObjective<float> objective(rows, row);
   work_on_held_row<Kind, purpose>(rows, objective, row, weight, true, held,
                                   ClusterOfRow<SumsOf<Kind>, float>{exchange, losses});
 #endif

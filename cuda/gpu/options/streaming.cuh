@@ -7,14 +7,16 @@
 
 namespace jaxloss::gpu {
 
-// Threads of a block, blocks of a multiprocessor, and steps in flight in a thread: registers limit these.
-constexpr int kOptionThreads = 256;
+// Threads of a block: few, for what a thread does once a row is as much as 50 to 150 classes. How many there are to be
+// on a multiprocessor, and steps in flight in a thread: registers limit these.
+template <class Kind>
+constexpr int kOptionThreads = kPlainOptions<Kind> ? 128 : 64;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 template <class Kind>
-constexpr int kOptionBlocks = Kind::detailed ? 2 : 4;
+constexpr int kOptionBlocks = (Kind::detailed ? 512 : 1024) / kOptionThreads<Kind>;
 #else
 template <class Kind>
-constexpr int kOptionBlocks = Kind::detailed ? 3 : 4;
+constexpr int kOptionBlocks = (Kind::detailed ? 768 : 1024) / kOptionThreads<Kind>;
 #endif
 template <class Kind>
 constexpr int kOptionSteps = Kind::detailed ? (Kind::capped ? 2 : 3) : 4;
@@ -167,7 +169,9 @@ class RunningScores {
     if (!(largest > largest_ || is_first)) return;
     const float higher = scores_.of(largest), power = higher * factor_;
     const float off = fabsf(power) < kLargestPower ? scores_.exponent_of_score(higher, factor_, power) : 0.0f;
-    const float difference = (max_ - higher) * factor_ + (off - off_), ratio = power_of_two(difference);
+    // As a power of 2 this is 0 long before it is infinite, which times 0 would be NaN.
+    const float difference = fmaxf((max_ - higher) * factor_ + (off - off_), -1024.0f);
+    const float ratio = power_of_two(difference);
     if constexpr (Kind::detailed) {
       if (left_out_) {
         sum_.add(power_of_two(off_));
@@ -213,10 +217,10 @@ class RunningScores {
 
 // Block b takes rows b, b + gridDim.x, …
 template <class Kind, class Logit>
-__global__ void __launch_bounds__(kOptionThreads, kOptionBlocks<Kind>)
+__global__ void __launch_bounds__(kOptionThreads<Kind>, kOptionBlocks<Kind>)
     cross_entropy_options_streaming(CrossEntropyOptionRows<Logit, ClassIndices> rows) {
   static_assert(!Kind::dense);
-  constexpr int threads = kOptionThreads, step = kPerVector<Logit>, apart = threads * step;
+  constexpr int threads = kOptionThreads<Kind>, step = kPerVector<Logit>, apart = threads * step;
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     if (is_masked(rows.weight_of(row))) {
       if (threadIdx.x == 0) write_results(rows, RowTeam{1, 0}, row, results_of_masked_row(rows));
@@ -262,7 +266,7 @@ __global__ void __launch_bounds__(kOptionThreads, kOptionBlocks<Kind>)
 // Rows that lanes of a warp hold are as fast there, and few rows would leave multiprocessors idle.
 template <class Logit>
 bool good_for_streaming(const CrossEntropyOptionRows<Logit, ClassIndices>& rows, const Device& device) {
-  return !lanes_shape(rows, kLanesVectors) && rows.rows >= device.multiprocessors;
+  return !lanes_shape(rows, kLanesVectors) && rows.rows >= 4 * device.multiprocessors;
 }
 
 // cudaErrorNotSupported of rows that it is not for: with a gradient, or a target of many classes.
@@ -271,8 +275,9 @@ cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyOptionRows<L
   if (rows.gradient || rows.known_max || rows.label_smoothing.given()) return cudaErrorNotSupported;
   const auto of_kind = [&](auto kind) {
     const int64_t blocks = rows.rows < 0x7fffffff ? rows.rows : 0x7fffffff;
-    cross_entropy_options_streaming<decltype(kind), Logit>
-        <<<static_cast<unsigned>(blocks), kOptionThreads, 0, stream>>>(rows);
+    using Kind = decltype(kind);
+    cross_entropy_options_streaming<Kind, Logit>
+        <<<static_cast<unsigned>(blocks), kOptionThreads<Kind>, 0, stream>>>(rows);
     return cudaGetLastError();
   };
   if (rows.softcap.given()) {

@@ -54,6 +54,7 @@ inline void wait_for_copies() {}
 
 inline int cluster_rank() { return emulator::current->block->rank; }
 inline int cluster_size() { return static_cast<int>(emulator::cluster->blocks.size()); }
+inline int64_t cluster_number() { return blockIdx.x / cluster_size(); }
 inline void cluster_arrive() { emulator::current->arrived_at_cluster = emulator::arrive(emulator::cluster->gate); }
 inline void cluster_wait() {
   while (emulator::cluster->gate.generation == emulator::current->arrived_at_cluster) emulator::yield();
