@@ -10,7 +10,7 @@ from jaxloss._arrays import Array, inlined
 from jaxloss._checks import arguments
 from jaxloss._checks.arrays import array, axis_moved, of_dtype, real_dtype
 from jaxloss._checks.parameters import choice
-from jaxloss._rows.sparse_entries import at_classes
+from jaxloss._rows.few_classes import class_weights_at
 from jaxloss._types import Remainder
 
 REMAINDERS = get_args(Remainder)
@@ -92,7 +92,6 @@ def share(indices: Array, given: Array, class_weights: Array | None, spread: boo
     width = class_weights.shape[0]
     here = indices - jax.lax.axis_index(axes) * width if axes else indices
     inside = (here >= 0) & (here < width)
-    of_rows = jax.lax.expand_dims(class_weights, range(here.ndim - 1))
-    weights = at_classes(of_rows, here, inside)
+    weights = class_weights_at(class_weights, here, inside)
     total = jnp.sum(jnp.where(inside, given * weights, 0), -1)
     return jax.lax.psum(total, axes) if axes else total

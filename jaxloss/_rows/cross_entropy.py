@@ -14,7 +14,8 @@ from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_gra
 from jaxloss._autodiff.tangents import BOUNDED, row_dot, tangent_of, totals, varying_like
 from jaxloss._ffi import cross_entropy as calls
 from jaxloss._rows import long_rows
-from jaxloss._rows.vocab_parallel import known_gradient, local_shard, vocab_parallel, whole_targets, with_z_loss
+from jaxloss._rows.labels import BESIDE_A_LABEL, whole_targets, with_z_loss
+from jaxloss._rows.vocab_parallel import known_gradient, local_shard, vocab_parallel
 from jaxloss._rows.weights import Examples, row_weight
 from jaxloss._spec import OPTIONS, Objective, options_that_change
 
@@ -177,7 +178,11 @@ class CrossEntropy(RowLoss):
         maximum, log_sum, *_ = stats
         logits, target, row_weight, *parameters = local_shard(self.objective, axes, *operands.flat)
         on_axes, options = self.on(axes).objective, self.objective.options(parameters)
-        of_rows = (maximum, log_sum, *whole_targets(on_axes, on_axes.axes, logits, target, options))
+        if not on_axes.axes and formulas.only(options, *BESIDE_A_LABEL):
+            # A kernel that finds a row's statistics anew knows what its target sums to, and what of that is a label's.
+            alone = CrossEntropy(dataclasses.replace(on_axes, details=False))
+            return alone.forward(Outputs.VALUE_AND_GRAD, operands)[-1]
+        of_rows = (maximum, log_sum, whole_targets(on_axes, on_axes.axes, logits, target, options))
         return known_gradient(on_axes, options, logits, target, row_weight, *of_rows)
 
     def stats_vjp(
@@ -229,12 +234,20 @@ def _z_derivative(objective: Objective, operands: Operands, stats: Sequence[Arra
     """The derivative of the losses with respect to the scaled logits."""
     (logits, target, _, parameters), (maximum, log_sum, *_) = operands, stats
     options = objective.options(parameters)
-    valid, total = whole_targets(objective, objective.axes, logits, target, options)
-    total = with_z_loss(total, options, maximum, log_sum)
+    totals = whole_targets(objective, objective.axes, logits, target, options)
+    total = with_z_loss(totals.total, options, maximum, log_sum)
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
-    z = formulas.scaled_logits(logits, target, options)
-    difference = formulas.softmax_minus_target(z, maximum, log_sum, total, targets)
-    return jnp.where(valid[..., None], difference, 0)
+    z, beyond = formulas.scaled_logits(logits, target, options), None
+    if not totals.of_labels or formulas.only(options, *BESIDE_A_LABEL):
+        beyond = with_z_loss(_without_largest(objective, z, maximum, targets), options, maximum, log_sum)
+    difference = formulas.softmax_minus_target(z, maximum, log_sum, total, targets, beyond)
+    return jnp.where(totals.valid[..., None], difference, 0)
+
+
+def _without_largest(objective: Objective, z: Array, maximum: Array, targets: Array) -> Array:
+    """What the targets of a row sum to without that of the largest logit, as no difference of sums."""
+    summed = jnp.sum(jnp.where(z == maximum[..., None], 0, targets), -1)
+    return jax.lax.psum(summed, objective.axes) if objective.axes else summed
 
 
 def _softmax(objective: Objective, operands: Operands, stats: Sequence[Array]) -> Array:
@@ -354,7 +367,7 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
     for of, along_tangents in ((given_nll, given_tangents), (nll_where_targeted(of_targets(named)), weighing_tangents)):
         b_tangent = _along(of_targets, named, along_tangents)
         if b_tangent is not None:
-            valid, _ = whole_targets(objective, objective.axes, logits, target, options)
+            valid = whole_targets(objective, objective.axes, logits, target, options).valid
             of_targets_tangents.append((of, jnp.where(valid[..., None], b_tangent, 0)))
     a_tangent = _along(of_given, named, given_tangents)
 
@@ -374,14 +387,15 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
         return losses_tangent, None, log_sum_tangent
 
     entropy, entropy_tangent = details[1], None
-    valid, _ = whole_targets(objective, objective.axes, logits, target, options)
+    valid = whole_targets(objective, objective.axes, logits, target, options).valid
     terms = []
     if z_tangent is not None:
         of_entropy = -softmax * _less_surprise(z, softmax, maximum, log_sum, entropy)
         entropy_tangent = summed((of_entropy, z_tangent))
         given = formulas.given_targets(logits, target, options)
         total = varying_like(losses, given.sum(-1))
-        of_nll = formulas.softmax_minus_target(z, maximum, log_sum, total, given)
+        beyond = _without_largest(objective, z, maximum, given) if "second_label" in options else None
+        of_nll = formulas.softmax_minus_target(z, maximum, log_sum, total, given, beyond)
         terms.append((jnp.where(valid[..., None], of_nll, 0), z_tangent))
     if a_tangent is not None:
         terms.append((given_nll, jnp.where(valid[..., None], a_tangent, 0)))

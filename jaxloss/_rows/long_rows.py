@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxloss import formulas
 from jaxloss._arrays import Array, along, sizes_known, without_masked
 from jaxloss._ffi import cross_entropy as calls
-from jaxloss._rows.vocab_parallel import known_gradient, logits_at
+from jaxloss._rows.labels import Totals, logits_at
+from jaxloss._rows.vocab_parallel import known_gradient
 from jaxloss._spec import STATS, Objective
 
 FEW_ROWS = 256
@@ -61,6 +62,6 @@ def results(
         zip(("losses", *STATS), without_masked(row_weight, (losses, maximum, log_sum)), strict=True)
     )
     if "gradient" in names:
-        known = (maximum, log_sum, valid, jnp.ones_like(maximum))
+        known = (maximum, log_sum, Totals(valid, (), jnp.ones_like(maximum)))
         of_rows["gradient"] = known_gradient(objective, {}, logits, labels, row_weight, *known)
     return tuple(of_rows[name] for name in names)

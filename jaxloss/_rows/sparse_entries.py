@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import formulas
-from jaxloss._arrays import MASKED, Array, along, is_masked, sizes_known, weighted
+from jaxloss._arrays import MASKED, Array, along, is_masked, weighted
 from jaxloss._autodiff.row_loss import Operands
-from jaxloss._partitioning.meshes import mesh_of
-from jaxloss._rows.vocab_parallel import with_z_loss
+from jaxloss._rows.few_classes import at_classes, class_weights_at, written
+from jaxloss._rows.labels import z_loss_total
 
 if TYPE_CHECKING:
     from jaxloss._rows.sparse import SparseCrossEntropy
@@ -29,6 +29,7 @@ class Entries:
         here: whether an entry's class is one of this device's, `[rows..., K]`; and so of all others.
         known: whether it is a class.
         first: whether no earlier entry is of the same class.
+        index: of its class, among all of the row's.
         given: the probability of its class, that of all entries of the class.
         valid: whether all entries of a row are of classes, or of probability 0.
     """
@@ -47,6 +48,7 @@ class Entries:
         given = jnp.where(self.known, given, 0)
         begin = self.width * jax.lax.axis_index(self.axes) if self.axes else 0
         index = self._whole(self.indices + begin)
+        self.index = index
         same = (index[..., :, None] == index[..., None, :]) & self.known[..., :, None] & self.known[..., None, :]
         entry, other = (jax.lax.broadcasted_iota(jnp.int32, same.shape, same.ndim - axis) for axis in (2, 1))
         self.first = self.known & ~(same & (other < entry)).any(-1)
@@ -56,7 +58,7 @@ class Entries:
     @functools.cached_property
     def x_of_entries(self) -> Array:
         """The logits of the entries, of any class for those that are not here."""
-        return self._taken(self.x)
+        return at_classes(self.x, self.indices, self.here)
 
     @functools.cached_property
     def z(self) -> Array:
@@ -69,18 +71,14 @@ class Entries:
         """The probability of each entry's class times the weight of the class."""
         if "class_weights" not in self.options:
             return self.given
-        weights = self.options["class_weights"]
-        of_rows = jax.lax.expand_dims(weights, range(weights.ndim - 1, self.x.ndim - 1))
-        return self.given * self._whole(self._taken(of_rows)).astype(self.given.dtype)
+        weights = class_weights_at(self.options["class_weights"], self.indices, self.here)
+        return self.given * self._whole(weights).astype(self.given.dtype)
 
     def _whole(self, of_entries: Array) -> Array:
         """Numbers of entries from the devices that have their classes."""
         if not self.axes:
             return of_entries
         return jax.lax.psum(jnp.where(self.here, of_entries, 0), self.axes)
-
-    def _taken(self, of_classes: Array) -> Array:
-        return at_classes(of_classes, self.indices, self.here)
 
     # ---- the target: one number for each listed class, and one for all others ------------------------------------
 
@@ -237,18 +235,33 @@ class Entries:
 
     def listed_written(self, gradient: Array, nll: Array, stats: Sequence[Array]) -> Array:
         """The gradient of the loss of labels with that of the listed classes written into it."""
-        total = self.total
-        if stats:
-            total = with_z_loss(total, self.options, *stats)
-        total = total[..., None]
-        # As `softmax_minus_target` has it: near 1, a probability is 1 less what it lacks.
-        of_largest = total * jnp.expm1(-nll) + (total - self.target)
-        derivative = jnp.where(nll < math.log(2), of_largest, total * jnp.exp(-nll) - self.target)
+        total, others = self.total[..., None], self._of_other_classes
+        if stats and "z_loss" in self.options:
+            of_z = z_loss_total(self.options, *stats)[..., None]
+            total, others = total + of_z, others + of_z
+        derivative = formulas.label_derivative(nll, total, self.target, others)
         derivative = derivative * formulas.logit_slopes(self.x_of_entries, self.options)
         weight = along(self.row_weight, self.valid)
-        values = weighted(jnp.where(self.valid, weight, 0), derivative).astype(gradient.dtype)
-        index = jnp.where(self.here, self.indices, self.width)  # what is no class here is not written
-        return _written(gradient, index, values)
+        values = weighted(jnp.where(self.valid, weight, 0), derivative)
+        return written(gradient, self.indices, self.here, values)
+
+    @property
+    def _of_other_classes(self) -> Array:
+        """What the target of a row sums to without that of each entry's class: of the largest one, by a sum of others.
+
+        It may be all of the target but for little, which the difference from the total would lose.
+        """
+        targets = jnp.where(self.first, self.target, 0)
+        largest = jnp.argmax(jnp.abs(targets), -1, keepdims=True)
+        is_largest = self.known & (self.index == jnp.take_along_axis(self.index, largest, -1))
+        listed = jnp.sum(targets, -1, keepdims=True)
+        others = jnp.where(
+            is_largest, jnp.sum(jnp.where(is_largest, 0, targets), -1, keepdims=True), listed - self.target
+        )
+        if self.loss.flat:
+            unlisted = self._others + self._masked_listed - self._masked_classes
+            others = others + (self.of_others * unlisted)[..., None]
+        return others
 
     # ---- as probabilities of all classes, for derivatives of derivatives -----------------------------------------
 
@@ -269,38 +282,5 @@ class Entries:
         return Operands(self.x, self.dense_targets, self.row_weight, tuple(self.options.values()))
 
 
-def at_classes(of_classes: Array, indices: Array, here: Array) -> Array:
-    """The numbers `[..., V]` of the classes with these indices `[..., K]`, of any class for those that are not here."""
-    if mesh_of([of_classes, indices]).explicit_axes:  # a gather would have to be told how its result is split
-        is_entry = formulas.one_hot(indices, of_classes.shape[-1])
-        return jnp.sum(jnp.where(is_entry, of_classes[..., None, :], 0), -1)
-    return jnp.take_along_axis(of_classes, jnp.where(here, indices, 0), -1)
-
-
 def times_logarithm(target: Array) -> Array:
     return target * jnp.log(jnp.where(target > 0, target, 1))
-
-
-def _written(array: Array, index: Array, values: Array) -> Array:
-    """The array with values at these indices of its last axis, in place; an index beyond it is not written."""
-    if array.dtype.itemsize > 2:
-        return _scattered(array, index, values)
-    return jax.lax.platform_dependent(array, index, values, cpu=_scattered_as_integers, default=_scattered)
-
-
-def _scattered_as_integers(array: Array, index: Array, values: Array) -> Array:
-    """The same of 16-bit floats: XLA's scatter on a CPU would widen the array, all of it."""
-    array_bits, value_bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (array, values))
-    return jax.lax.bitcast_convert_type(_scattered(array_bits, index, value_bits), array.dtype)
-
-
-def _scattered(array: Array, index: Array, values: Array) -> Array:
-    rows, width = math.prod(array.shape[:-1]), array.shape[-1]
-    if sizes_known(array) and array.size <= jnp.iinfo(jnp.int32).max:
-        # Along one axis a CPU writes faster.
-        place = width * jnp.arange(rows, dtype=jnp.int32)[:, None] + index.reshape(rows, -1)
-        place = jnp.where(index.reshape(rows, -1) < width, place, array.size)
-        return array.reshape(-1).at[place.ravel()].set(values.ravel(), mode="drop").reshape(array.shape)
-    place, index = jnp.arange(rows)[:, None], index.reshape(rows, -1)
-    written = array.reshape(rows, width).at[place, index].set(values.reshape(rows, -1), mode="drop")
-    return written.reshape(array.shape)

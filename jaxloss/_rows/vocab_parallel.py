@@ -9,9 +9,19 @@ import jax.numpy as jnp
 from jaxloss import formulas
 from jaxloss._arrays import Array, along, is_masked
 from jaxloss._ffi import cross_entropy as calls
+from jaxloss._rows.labels import (
+    BESIDE_A_LABEL,
+    WEIGHTS,
+    Totals,
+    label_logits,
+    labels_and_shares,
+    logits_at,
+    parts_of_totals,
+    totals_of,
+    with_label_gradients,
+    with_z_loss,
+)
 from jaxloss._spec import STATS, Objective, options_that_change
-
-WEIGHTS, OF_LOGITS = options_that_change("weights"), options_that_change("logits", "label")
 
 
 def local_shard(
@@ -55,20 +65,16 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
     statistics, local = _local_statistics(objective, logits, target, row_weight, options)
     maximum = jax.lax.pmax(statistics["maximum"], axes)
     add_up = functools.partial(jax.lax.psum, axis_name=axes)
-    labels = _labels(target, options)
+    labels = labels_and_shares(target, options)
     rest, leading = formulas.sums_of_slice(maximum, statistics["maximum"], jnp.expm1(statistics["log_sum"]))
     summed = {"rest": rest, "leading": leading}
     for place, (label, _) in enumerate(labels):
         z, here = logits_at(logits, label, options, is_label=True)
-        summed |= {f"logit {place}": jnp.where(here, z - maximum, 0), f"known {place}": here.astype(maximum.dtype)}
-    if not labels or formulas.only(options, *WEIGHTS):
-        summed["targets"] = formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1]))
+        summed[f"logit {place}"] = jnp.where(here, z - maximum, 0)
+    summed |= parts_of_totals(objective, logits, target, options)
     summed = dict(zip(summed, add_up(tuple(summed.values())), strict=True))
     log_sum = formulas.log_of_sums(summed["rest"], summed["leading"])
-    total = summed.get("targets", jnp.ones_like(maximum))
-    valid = jnp.ones(maximum.shape, bool)
-    for place in range(len(labels)):
-        valid = valid & (summed[f"known {place}"] > 0)
+    totals = totals_of(logits, target, options, summed)
     results = {"maximum": maximum, "log_sum": log_sum}
 
     def nll_of_labels(clip: float) -> Array:
@@ -85,7 +91,7 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
     if "z_loss" in options:
         lse, z_loss = maximum + log_sum, along(options["z_loss"], maximum)
         losses = losses + jnp.where(z_loss == 0, 0, z_loss * lse * lse)
-    counted = valid & formulas.has_softmax(log_sum)
+    counted = totals.valid & formulas.has_softmax(log_sum)
     results["losses"] = jnp.where(counted, losses, jnp.nan)
 
     if objective.details:
@@ -109,31 +115,32 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
     of_masked_row = {"predicted": -1, "rank": objective.classes_of(logits.shape[-1])}
     results = {name: jnp.where(out, of_masked_row.get(name, 0), result) for name, result in results.items()}
     if "gradient" in names:
-        of_rows = (results["maximum"], results["log_sum"], valid, total)
+        of_rows = (results["maximum"], results["log_sum"], totals)
         results["gradient"] = known_gradient(objective, options, logits, target, row_weight, *of_rows)
     return tuple(results[name] for name in names)
 
 
-def known_gradient(objective, options, logits, target, row_weight, maximum, log_sum, valid, total) -> Array:
+def known_gradient(objective, options, logits, target, row_weight, maximum, log_sum, totals: Totals) -> Array:
     """The gradient of rows, or of a slice of each, of which the statistics and `whole_targets` are known."""
     if not objective.parameters:
-        total = jnp.where(valid, total, 0)
+        total = jnp.where(totals.valid, totals.total, 0)
         return calls.cross_entropy_grad(
             logits, target, row_weight, maximum, log_sum, total, in_place=objective.in_place
         )
-    total = with_z_loss(total, options, maximum, log_sum)
-    return calls.cross_entropy_with_options_grad(
-        *(logits, target, jnp.where(valid, along(row_weight, maximum), 0), options, maximum, log_sum, total),
+    of_labels = label_logits(logits, target, options) if formulas.only(options, *BESIDE_A_LABEL) else []
+    if of_labels and objective.in_place:  # read before they are written over
+        logits, of_labels = jax.lax.optimization_barrier((logits, of_labels))
+    weight = jnp.where(totals.valid, along(row_weight, maximum), 0)
+    total = with_z_loss(totals.total, options, maximum, log_sum)
+    gradient = calls.cross_entropy_with_options_grad(
+        *(logits, target, weight, options, maximum, log_sum, total),
         classes=objective.classes_of(logits.shape[-1]),
         in_place=objective.in_place,
     )
-
-
-def with_z_loss(total: Array, options, maximum: Array, log_sum: Array) -> Array:
-    """What the softmax is multiplied by in the derivative, from what the target of each row sums to."""
-    if "z_loss" not in options:
-        return total
-    return total + 2 * along(options["z_loss"], maximum) * (maximum + log_sum)
+    if not of_labels:
+        return gradient
+    of_rows = (weight, maximum, log_sum, totals)
+    return with_label_gradients(objective, options, gradient, of_labels, target, *of_rows)
 
 
 def _local_statistics(objective: Objective, logits, target, row_weight, options):
@@ -153,45 +160,12 @@ def _local_statistics(objective: Objective, logits, target, row_weight, options)
     return {name: named[name] for name in STATS}, named
 
 
-def whole_targets(objective: Objective, axes, logits, target, options) -> tuple[Array, Array]:
-    """Whether each row's labels are classes, and what the target of the whole row sums to."""
-    add_up = functools.partial(jax.lax.psum, axis_name=axes) if axes else lambda x: x
-    labels = [target] if jnp.issubdtype(target.dtype, jnp.integer) else []
-    if "second_label" in options:
-        labels.append(options["second_label"])
-    valid = jnp.ones(logits.shape[:-1], bool)
-    for label in labels:
-        here = formulas.valid_rows(logits, label, formulas.only(options, "num_classes"))
-        valid = valid & (add_up(here.astype(jnp.int32)) > 0 if axes else here)
-    if labels and not formulas.only(options, *WEIGHTS):
-        return valid, jnp.ones(valid.shape, formulas.real(logits).dtype)  # without going along the classes
-    return valid, add_up(formulas.target_totals(logits, target, options, objective.classes_of(logits.shape[-1])))
-
-
-def _labels(target, options) -> list[tuple[Array, Array | float]]:
-    """The class indices of each row, with their shares of the target; none if the target is probabilities."""
-    if not jnp.issubdtype(target.dtype, jnp.integer):
-        return []
-    if "second_label" not in options:
-        return [(target, 1.0)]
-    mix = along(options["mix"], target)
-    return [(target, mix), (options["second_label"], 1 - mix)]
-
-
 def _slice_losses(objective: Objective, logits, target, options, maximum, log_sum) -> Array:
     """What the classes of a slice add to the losses of their rows, of which each may be a target."""
     z_minus_maximum = formulas.scaled_logits(logits, target, options) - maximum[..., None]
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
     nll = formulas.nll(z_minus_maximum, log_sum[..., None], objective.clip)
     return jnp.sum(jnp.where(targets == 0, 0, targets * nll), -1)
-
-
-def logits_at(logits, index, options, *, is_label: bool) -> tuple[Array, Array]:
-    """The scaled logit of one class of each row, as a label's or as others', and whether it is one of these classes."""
-    here = formulas.valid_rows(logits, index, formulas.only(options, "num_classes"))
-    at_index = jnp.take_along_axis(logits, jnp.where(here, index, 0)[..., None], -1)
-    label = jnp.zeros_like(index) if is_label else None
-    return formulas.scaled_logits(at_index, label, formulas.only(options, *OF_LOGITS))[..., 0], here
 
 
 def _slice_entropy(log_share: Array, entropy: Array) -> Array:

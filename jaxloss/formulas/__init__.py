@@ -34,6 +34,7 @@ from jaxloss.formulas.categorical import (
     given_targets,
     has_softmax,
     in_range,
+    label_derivative,
     label_ranks,
     log_of_sums,
     logit_slopes,

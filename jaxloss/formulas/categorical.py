@@ -284,6 +284,17 @@ def softmax_minus_target(
     return with_derivatives_of(difference, difference + largest * (of_largest - difference))
 
 
+def label_derivative(nll: Array, total: Array, target: Array, others: Array) -> Array:
+    r"""$T t_i - b_i$ of classes whose $-\log t_i$ is known, with a `total` $T$, from `others`, $T - b_i$.
+
+    As $T (t_i - 1) + (T - b_i)$, in which nothing cancels of a class that is nearly certain. Where $t_i$ is less than a
+    half, and most of $T$ is not $b_i$, the two would be what cancels.
+    """
+    exact = total * jnp.expm1(-nll) + others
+    from_zero = (nll > math.log(2)) & (jnp.abs(2 * target) < jnp.abs(total))
+    return jnp.where(from_zero, total * jnp.exp(-nll) - target, exact)
+
+
 def has_softmax(log_sum: Array) -> Array:
     """Whether a row has one: its loss is NaN where it has none, also where no class is a target."""
     return ~jnp.isnan(log_sum)
