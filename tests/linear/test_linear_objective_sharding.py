@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloss
 import meshes
+import tolerance
 from linear_oracle import sample
 from modules import exchanged, of_size
 from quickly import jit_quickly
@@ -69,9 +70,9 @@ def placed(mesh, placement, classes):
     return labels, mask, tuple(put)
 
 
-def assert_same(actual, expected):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-3))
+def assert_same(actual, expected, operations=tolerance.OPERATIONS):
+    """Within so many operations, by the largest number of each array; either errs."""
+    tolerance.assert_trees_close(actual, expected, operations=2 * operations, terms=S * T * WIDTH)
 
 
 CASES = [
@@ -118,7 +119,7 @@ def test_second_order(axis_type):
     with jax.set_mesh(mesh):
         given = placed(mesh, "both", NARROW)
         tangents = tuple(jax.device_put(x, operand.sharding) for x, operand in zip(tangents, given[2], strict=True))
-        assert_same(jit_quickly(along_gradient)(*given, tangents), expected)
+        assert_same(jit_quickly(along_gradient)(*given, tangents), expected, tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
 
 def test_in_shard_map():

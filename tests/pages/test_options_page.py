@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxloss
+import tolerance
 from jaxloss._spec import OPTIONS
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -73,9 +74,13 @@ def test_pictures_are_what_the_script_draws(tmp_path):
         dark, light = (series(DOCS / "images" / "options" / f"{name}_{theme}.svg") for theme in ("dark", "light"))
         kept, found = in_place(light), in_place(series(tmp_path / "drawn.svg"))
         assert list(dark) == list(kept) == list(found)
+        # Either errs like a loss, of the range of them, and by the last of six digits that are written, of a width or height.
+        error = 2 * tolerance.OPERATIONS * tolerance.epsilon(np.float32) + 2e-6 / np.ptp(
+            np.concatenate([*light.values()]), 0
+        )
         for one in kept:
             np.testing.assert_array_equal(dark[one], light[one])
-            np.testing.assert_allclose(found[one], kept[one], atol=2e-3, err_msg=name)
+            tolerance.assert_within(found[one], kept[one], error, f"{name}, {one}")
 
 
 PICTURE = re.compile(

@@ -7,6 +7,7 @@ factor that counts operations.
 
 import math
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -80,6 +81,18 @@ def assert_close(
     stored = np.asarray(actual).dtype
     error = bound(expected, magnitude, computed=computed, stored=stored, operations=operations, terms=terms)
     assert_within(actual, expected, error, what)
+
+
+def assert_trees_close(actual, expected, *, computed=None, operations=OPERATIONS, terms=1, magnitude=0.0) -> None:
+    """The same of every array of a tree, computed in `arithmetic` of its type unless another is given; integers are equal."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, ours), exact in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        what, ours = f"result{jax.tree_util.keystr(path)}", np.asarray(ours)
+        if np.issubdtype(ours.dtype, np.integer):
+            np.testing.assert_array_equal(ours, exact, what)
+            continue
+        options = {"operations": operations, "terms": terms, "magnitude": magnitude}
+        assert_close(ours, exact, what, computed=computed or arithmetic(ours.dtype), **options)
 
 
 def assert_ulps(actual, expected, ulps: float, what: str = "the result") -> None:
