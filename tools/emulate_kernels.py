@@ -14,7 +14,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build/emulator"
@@ -98,15 +100,17 @@ def write(to: Path, text: str) -> None:
         to.write_text(text)
 
 
-def translate() -> None:
+def translate(build: Path = BUILD, changed: Mapping[Path, str] = MappingProxyType({})) -> None:
+    """Into `build`; `changed`: what files of the checkout hold instead of what they do."""
     replaced = {path.relative_to(EMULATOR) for path in EMULATOR.rglob("*.cuh")}
     for source in [*ROOT.glob("cuda/**/*.cu*"), *ROOT.glob("cuda/**/*.h"), *ROOT.glob("tests/gpu/*.cu*")]:
         folder = ROOT / "cuda" if source.is_relative_to(ROOT / "cuda") else ROOT / "tests/gpu"
         path = source.relative_to(folder)
         if path.parts[0] != "cpu" and path not in replaced:
-            write(BUILD / "source" / path, with_shared_memory(with_launches(source.read_text())))
+            text = changed.get(source) or source.read_text()
+            write(build / "source" / path, with_shared_memory(with_launches(text)))
     for path in replaced:
-        write(BUILD / "source" / path, (EMULATOR / path).read_text())
+        write(build / "source" / path, (EMULATOR / path).read_text())
 
 
 def cuda_headers() -> Path:
@@ -117,11 +121,11 @@ def cuda_headers() -> Path:
     raise SystemExit(f"no cuda_fp16.h in {toolkit}: install CUDA's toolkit, or set CUDA_HOME to where it is")
 
 
-def compile_all(jobs: int) -> Path:
+def compile_all(jobs: int, build: Path = BUILD) -> Path:
     """The program; only what has changed is compiled again."""
     rules = ["-f", str(EMULATOR / "Makefile"), f"CUDA_HEADERS={cuda_headers()}"]
-    subprocess.run(["make", "--silent", "-C", str(BUILD), f"-j{jobs}", *rules], check=True)
-    return BUILD / "kernels_check"
+    subprocess.run(["make", "--silent", "-C", str(build), f"-j{jobs}", *rules], check=True)
+    return build / "kernels_check"
 
 
 def main() -> None:

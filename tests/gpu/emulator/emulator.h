@@ -4,8 +4,8 @@
 //
 // It is for faults of logic, without a GPU. Warps' exchanges, barriers, clusters and copies have the meaning of the
 // programming guide; what the hardware's instructions round differs in the last bits, and nothing is timed. Shared
-// memory begins as NaN; a copy of a thread's own is made when it is waited for, not before; and where no thread could
-// go on, the run ends with the place of one of them.
+// memory begins as NaN; a copy is made when it is waited for, not before; and where no thread could go on, or one ends
+// that has not waited for its cluster, the run ends with the place of one of them.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -68,6 +68,9 @@ struct Block {
 struct Copy {
   void* to;
   const void* from;
+  size_t bytes;
+
+  void make() const { std::memcpy(to, from, bytes); }
 };
 
 struct Thread {
@@ -76,8 +79,9 @@ struct Thread {
   Block* block;
   Index index;
   int arrived_at_cluster = 0;
-  bool ended = false;
-  std::vector<Copy> copies;
+  bool waits_for_cluster = false, ended = false;
+  std::vector<Copy> copies;                          // to shared memory, of its own
+  std::vector<std::vector<Copy>> groups_to_global;  // of the copy engine; the last group is not closed
 };
 
 struct Cluster {
@@ -91,6 +95,7 @@ inline ucontext_t scheduler;
 inline Index block_size, grid_size;
 inline uint64_t progress = 0;
 inline std::function<void()> body;
+inline std::multimap<const void*, Copy> coming;  // of the copy engine to shared memory, by the barrier that is told
 
 inline void yield() { swapcontext(&current->context, &scheduler); }
 inline void open(Gate& gate) {
@@ -176,6 +181,7 @@ inline Configuration configuration(dim3 grid, dim3 threads, size_t dynamic_bytes
 
 inline void run_thread() {
   body();
+  if (current->waits_for_cluster) fail("a thread has arrived at its cluster's barrier and does not wait");
   current->ended = true;
   progress++;
   leave(warp().gate);
@@ -204,6 +210,7 @@ inline void launch(const Configuration& with, std::function<void()> kernel) {
   memory.clear();
   for (unsigned i = 0; i < with.cluster; i++) memory.push_back(std::make_unique<unsigned char[]>(bytes));
   for (unsigned first = 0; first < grid_blocks; first += with.cluster) {
+    coming.clear();
     Cluster blocks;
     cluster = &blocks;
     blocks.gate.expected = static_cast<int>(all);
@@ -223,8 +230,9 @@ inline void launch(const Configuration& with, std::function<void()> kernel) {
         Thread& thread = *threads[rank * with.threads + t];
         thread.block = &block;
         thread.index = {t};
-        thread.ended = false;
+        thread.ended = thread.waits_for_cluster = false;
         thread.copies.clear();
+        thread.groups_to_global.assign(1, {});
         getcontext(&thread.context);
         thread.context.uc_stack.ss_sp = thread.stack.get();
         thread.context.uc_stack.ss_size = stack_bytes;

@@ -5,9 +5,9 @@
 
 namespace jaxloss::gpu {
 
-inline void copy_own(void* to, const void* from) { emulator::current->copies.push_back({to, from}); }
+inline void copy_own(void* to, const void* from) { emulator::current->copies.push_back({to, from, 16}); }
 inline void wait_for_own_copies() {
-  for (const auto& [to, from] : emulator::current->copies) std::memcpy(to, from, 16);
+  for (const emulator::Copy& copy : emulator::current->copies) copy.make();
   emulator::current->copies.clear();
 }
 
@@ -27,8 +27,17 @@ struct Barrier {
     bytes -= static_cast<int>(arrived);
     end_phase();
   }
-  void wait(int phase) const {
-    while (ended_phases % 2 == phase % 2) emulator::yield();
+  void wait(int phase) {
+    while (ended_phases % 2 == phase % 2) {
+      const auto copy = emulator::coming.find(this);
+      if (copy == emulator::coming.end()) {
+        emulator::yield();
+        continue;
+      }
+      copy->second.make();
+      complete(copy->second.bytes);
+      emulator::coming.erase(copy);
+    }
   }
 
  private:
@@ -43,20 +52,30 @@ struct Barrier {
 inline void fence_barrier_initialization() {}
 inline void fence_before_copy() {}
 inline void copy_to_shared(void* to, const void* from, uint32_t bytes, Barrier& barrier) {
-  std::memcpy(to, from, bytes);
-  barrier.complete(bytes);
+  emulator::coming.insert({&barrier, {to, from, bytes}});
 }
-inline void copy_to_global(void* to, const void* from, uint32_t bytes) { std::memcpy(to, from, bytes); }
-inline void close_copy_group() {}
-template <int most_recent>
-void wait_for_reads_of_copies() {}
-inline void wait_for_copies() {}
+inline void copy_to_global(void* to, const void* from, uint32_t bytes) {
+  emulator::current->groups_to_global.back().push_back({to, from, bytes});
+}
+inline void close_copy_group() { emulator::current->groups_to_global.emplace_back(); }
+template <size_t most_recent>
+void wait_for_reads_of_copies() {
+  auto& groups = emulator::current->groups_to_global;
+  for (; groups.size() > most_recent + 1; groups.erase(groups.begin())) {
+    for (const emulator::Copy& copy : groups.front()) copy.make();
+  }
+}
+inline void wait_for_copies() { wait_for_reads_of_copies<0>(); }
 
 inline int cluster_rank() { return emulator::current->block->rank; }
 inline int cluster_size() { return static_cast<int>(emulator::cluster->blocks.size()); }
 inline int64_t cluster_number() { return blockIdx.x / cluster_size(); }
-inline void cluster_arrive() { emulator::current->arrived_at_cluster = emulator::arrive(emulator::cluster->gate); }
+inline void cluster_arrive() {
+  emulator::current->waits_for_cluster = true;
+  emulator::current->arrived_at_cluster = emulator::arrive(emulator::cluster->gate);
+}
 inline void cluster_wait() {
+  emulator::current->waits_for_cluster = false;
   while (emulator::cluster->gate.generation == emulator::current->arrived_at_cluster) emulator::yield();
 }
 
