@@ -13,7 +13,7 @@ sources = $(shell find benchmarks cuda tests -name '*.h' -o -name '*.c' -o -name
 # A file's tests share programs: one process runs them all.
 pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo example test check test-all trust mutants test-gpu test-all-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks lab docs look cuda emulate-gpu wheel try-wheel try-adding-a-loss clean
+.PHONY: help demo example test check test-all trust trust-gpu mutants test-gpu test-all-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks lab docs look cuda emulate-gpu wheel try-wheel try-adding-a-loss clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -46,6 +46,9 @@ test-all: ## what `make test` leaves out: the rest of the products but the large
 trust: ## campaigns that look for faults, an hour and more; ARGS=--quick for seconds of each, as CI; ARGS="--only fuzz --minutes 60"
 	@tools/environment test
 	$(python) -W ignore -m trust $(ARGS)
+
+trust-gpu: ## those about a device on a GPU, in five minutes, with the active environment's own jax; ARGS="--minutes 10 --output DIR"
+	$(or $(PYTHON),python3) -W ignore -m trust --platform gpu $(ARGS)
 
 mutants: ## faults, one after the other, that the tests must see: ARGS="--only binary" for some, two hours for all
 	@tools/environment test

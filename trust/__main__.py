@@ -3,6 +3,7 @@
 python -m trust                                   every campaign in its long form, an hour and more
 python -m trust --quick                           each for seconds: what CI runs; keeps nothing
 python -m trust --only fuzz --minutes 60 --seed 7
+python -m trust --platform gpu --minutes 5        those about a device, on a GPU
 """
 
 import argparse
@@ -10,27 +11,34 @@ import importlib
 import os
 import sys
 
-# Before jax is imported: campaigns are about the CPU.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-from trust import campaign
+from trust import names
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trust", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the short form, of which nothing is kept")
-    parser.add_argument("--only", action="append", choices=campaign.CAMPAIGNS, help="this campaign; may be repeated")
-    parser.add_argument("--minutes", type=float, default=30, help="of the differential fuzz, in the long form")
+    parser.add_argument("--only", action="append", choices=names.ALL, help="this campaign; may be repeated")
+    parser.add_argument("--platform", choices=names.CAMPAIGNS, default="cpu", help="what calls run on")
+    parser.add_argument("--minutes", type=float, help="of the differential fuzz; on a GPU, of all. Default: 30, or 5")
     parser.add_argument("--share", type=float, default=1.0, help="so much of the long form, the fuzz apart: 0.25, 10")
     parser.add_argument("--seed", type=int, default=0, help="another one draws other calls")
+    parser.add_argument("--output", help="where to write the JSON; default: benchmarks/results")
     asked = parser.parse_args()
-    effort = campaign.Effort(quick=asked.quick, seed=asked.seed, minutes=asked.minutes, share=asked.share)
+    # Before JAX is imported: where calls run, and on a GPU that this process leaves memory to its children.
+    os.environ.setdefault("JAX_PLATFORMS", {"cpu": "cpu", "gpu": "cuda,cpu"}[asked.platform])
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    campaign = importlib.import_module("trust.campaign")
+
+    minutes = asked.minutes or {"cpu": 30.0, "gpu": 5.0}[asked.platform]
+    effort = campaign.Effort(
+        quick=asked.quick, seed=asked.seed, minutes=minutes, share=asked.share, platform=asked.platform
+    )
     found = 0
-    for name in asked.only or campaign.CAMPAIGNS:
+    for name in asked.only or names.CAMPAIGNS[asked.platform]:
         parts = campaign.measured(name, importlib.import_module(f"trust.{name}").run, effort)
         found += sum(len(part["finds"]) for part in parts)
         if not asked.quick:
-            print(f"kept in {campaign.write(parts)}", flush=True)
+            print(f"kept in {campaign.write(parts, asked.platform, asked.output)}", flush=True)
     if found:
         sys.exit(f"error: {found} found")
 

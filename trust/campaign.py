@@ -8,12 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from benchmarks import record
-from trust import ROOT
+from trust import ROOT, names
 
 BUILD = ROOT / "build" / "trust"
 """Programs, finds and what a campaign continues from."""
-
-NAME = "trust_cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +21,24 @@ class Effort:
     Attributes:
         quick: the short form.
         seed: of everything random.
-        minutes: of the differential fuzz.
+        minutes: of the differential fuzz; on a GPU, of all campaigns.
         share: of the counts of the other campaigns' long form.
+        platform: that calls run on.
     """
 
     quick: bool
     seed: int
     minutes: float
     share: float = 1.0
+    platform: str = "cpu"
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.platform == "gpu"
+
+    def seconds(self, share: float) -> float:
+        """On a GPU this share of the minutes, after which a part ends with the counts that it has; else no limit."""
+        return 60 * self.minutes * share if self.on_gpu else float("inf")
 
     def count(self, long: int, quick: int) -> int:
         """How many, of what the long form and the short form have so many of."""
@@ -80,14 +88,24 @@ def measured(name: str, campaign: Campaign, effort: Effort) -> list[dict]:
     return parts
 
 
-def write(parts: list[dict]) -> pathlib.Path:
+def write(parts: list[dict], platform: str, directory: str | None = None) -> pathlib.Path:
     """Keeps the parts, and of campaigns that were not run what there was."""
-    path = record.RESULTS / f"{NAME}.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))["measurements"] if path.exists() else []
     run = {part["campaign"] for part in parts}
-    together = parts + [part for part in kept if part["campaign"] not in run]
-    return record.write(NAME, sorted(together, key=lambda part: CAMPAIGNS.index(part["campaign"])))
+    return kept_with(parts, f"trust_{platform}", lambda part: part["campaign"] not in run, directory)
 
 
-CAMPAIGNS = ("sanitizers", "handlers", "fuzz", "repeatability", "lifetime")
-"""Their names, which are those of their modules, in the order of the page."""
+def kept_with(
+    parts: list[dict], name: str, stays: Callable[[dict], bool], directory: str | None = None
+) -> pathlib.Path:
+    """Writes the parts to that file, with those of what is kept that stay; `directory` is looked into first."""
+    kept = [
+        json.loads(path.read_text(encoding="utf-8"))["measurements"]
+        for folder in (directory, record.RESULTS)
+        if folder and (path := pathlib.Path(folder) / f"{name}.json").exists()
+    ]
+    together = parts + [part for part in (kept[0] if kept else []) if stays(part)]
+
+    def place(part: dict) -> int:
+        return names.ALL.index(part["campaign"]) if part["campaign"] in names.ALL else len(names.ALL)
+
+    return record.write(name, sorted(together, key=place), directory)

@@ -9,7 +9,6 @@ benchmarks/results/trust_gpu.json.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import re
@@ -18,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from benchmarks import record
 from trust import ROOT, campaign
 from trust.campaign import BUILD, Effort, Part
 
@@ -31,7 +29,6 @@ SECONDS = 900
 
 ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard")
 CASES = re.compile(r"^PASS .*: (\d+) cases", re.MULTILINE)
-NAME = "trust_gpu"
 
 
 def main() -> None:
@@ -93,10 +90,8 @@ def watched(program: pathlib.Path, tool: str, part: str, all_sizes: bool) -> Par
 
 def write(parts: list[dict]) -> pathlib.Path:
     """Keeps them in place of those of the same tools and parts of the program."""
-    path = record.RESULTS / f"{NAME}.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))["measurements"] if path.exists() else []
     run = {part["tried"] for part in parts}
-    return record.write(NAME, parts + [part for part in kept if part["tried"] not in run])
+    return campaign.kept_with(parts, "trust_gpu", lambda part: part["tried"] not in run)
 
 
 if __name__ == "__main__":

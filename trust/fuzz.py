@@ -5,6 +5,7 @@ minutes; the next one with the same seed and the same code goes on where it stop
 """
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,61 +16,97 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from trust import ROOT, configurations, draws, finds, programs
+from trust import ROOT, finds, programs
+from trust.calls import TRANSFORMS, Configuration, Drawn
 from trust.campaign import BUILD, Effort, Part
 
-DRAWS = 150
-"""Of a configuration; eager calls take as long as hundreds of compiled ones."""
+CHUNK = 32
+"""So many calls have the same options and the same kind of numbers, and the oracle looks at them at once."""
 
-EAGER_DRAWS = 3
+NUMBERS, LEAST, MOST = 250_000, 5 * CHUNK, 20 * CHUNK
+"""A program is called so often that its predictions have as many numbers together, within these two; of none, once a
+chunk."""
+
+EAGER_CALLS = 8
+"""They take as long as hundreds of compiled ones."""
+
 QUICK_SECONDS = 40
+GPU_SHARE = 0.5
+"""Of the minutes on a GPU. A program takes seconds to compile there: each is called more often, and few are eager."""
+
+CALLS_ON_GPU, EAGER_ON_GPU = 5, 8
 MOST_FINDS = 20
 """After so many, there is enough to mend."""
 
 
 def run(effort: Effort) -> Iterator[Part]:
     state = _State.of(effort)
-    start, seconds = time.monotonic(), QUICK_SECONDS if effort.quick else 60 * effort.minutes
+    whole = effort.seconds(GPU_SHARE) if effort.on_gpu else 60 * effort.minutes
+    start, seconds = time.monotonic(), QUICK_SECONDS if effort.quick else whole
     found, first = [], state.next
     while time.monotonic() - start < seconds and len(found) < MOST_FINDS:
-        configuration = configurations.configuration(effort.seed, state.next)
-        if state.next % configurations.BLOCK == 0:
+        configuration = programs.configuration(effort.seed, state.next)
+        if effort.on_gpu and configuration.transform == "eager" and state.next % EAGER_ON_GPU:
+            configuration = dataclasses.replace(configuration, transform="jit")
+        if state.next % programs.BLOCK == 0:
             jax.clear_caches()
-        configurations.on_path(configuration.by_formula)
+        programs.on_path(configuration.by_formula)
         with jax.enable_x64(configuration.of_64_bits):
             found += _finds_of(configuration, effort, state)
         state.next += 1
         state.keep()
     yield Part(
         "random calls of every loss against float64, by transform",
-        {**{f"under {name}": state.counts[name] for name in configurations.TRANSFORMS}, "programs": state.next},
+        {**{f"under {name}": state.counts[name] for name in TRANSFORMS}, "programs": state.next},
         found,
         note=f"configurations {first} to {state.next - 1} in this run, the others in earlier ones" if first else "",
     )
 
 
-def _finds_of(configuration: configurations.Configuration, effort: Effort, state: "_State") -> list[str]:
+def calls_of(configuration: Configuration, effort: Effort) -> int:
+    """How often a configuration is called."""
+    if configuration.transform == "eager":
+        return EAGER_CALLS
+    if effort.quick or configuration.size == 0:
+        return CHUNK
+    return (CALLS_ON_GPU if effort.on_gpu else 1) * int(np.clip(NUMBERS // configuration.size, LEAST, MOST))
+
+
+def _finds_of(configuration: Configuration, effort: Effort, state: "_State") -> list[str]:
     """At most one find of this configuration, with its program in a file."""
     rng = np.random.default_rng((effort.seed, state.next, 1))
-    count = EAGER_DRAWS if configuration.transform == "eager" else DRAWS // 5 if effort.quick else DRAWS
-    drawn = [draws.drawn(configuration, rng) for _ in range(count - count % programs.BATCH)]
-    try:
-        run_it = programs.program(configuration)
-        size = programs.BATCH if configuration.transform == "vmap" else len(drawn)
-        results = []
-        for i in range(0, len(drawn), size):
-            results += programs.found(run_it, configuration, drawn[i : i + size])
-    except Exception:
-        return [_kept(configuration, drawn[0], [traceback.format_exc()], state)]
-    state.counts[configuration.transform] += len(drawn)
-    for draw, result in zip(drawn, results, strict=True):
-        if errors := finds.errors(configuration, draw, result):
-            smaller, of_smaller, still = finds.smaller(configuration, draw)
-            return [_kept(smaller, of_smaller, still or errors, state)]
+    together = programs.BATCH if configuration.transform == "vmap" else 1
+    left = calls_of(configuration, effort)
+    run_it = programs.program(configuration)
+    while left > 0:
+        drawn = [configuration.drawn(rng, min(left, CHUNK)) for _ in range(together)]
+        try:
+            results = programs.found(run_it, configuration, drawn)
+            wrong = [finds.errors(configuration, *pair) for pair in zip(drawn, results, strict=True)]
+        except Exception:
+            return [_kept(configuration, drawn[0].of(0), [traceback.format_exc()], state)]
+        left -= together * len(drawn[0])
+        state.counts[configuration.transform] += together * len(drawn[0])
+        for draw, errors in zip(drawn, wrong, strict=True):
+            if errors:
+                i, said = min(errors.items())
+                return [_minimised(configuration, drawn, draw.of(i), i, said, state)]
     return []
 
 
-def _kept(configuration, draw, errors: list[str], state: "_State") -> str:
+def _minimised(configuration: Configuration, drawn: list[Drawn], alone: Drawn, i: int, errors, state) -> str:
+    """The find as a call that goes wrong alone, or with the others of its batch."""
+    simplest, smallest, still = finds.smaller(configuration, alone)
+    if still:
+        return _kept(simplest, smallest, still, state)
+    if configuration.transform == "vmap":
+        parts = [(draw.operands, draw.tangents, draw.cotangent) for draw in drawn]
+        operands, tangents, cotangent = jax.tree.map(lambda *leaves: np.stack([x[i] for x in leaves]), *parts)
+        alone = Drawn(alone.pattern, operands, tangents, cotangent)
+    return _kept(configuration, alone, errors, state)
+
+
+def _kept(configuration: Configuration, draw: Drawn, errors: list[str], state: "_State") -> str:
     path = BUILD / "finds" / f"fuzz_{state.seed}_{state.next}.py"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(finds.as_program(configuration, draw, errors))
@@ -86,7 +123,8 @@ class _State:
     @classmethod
     def of(cls, effort: Effort) -> "_State":
         """That of the last run of this seed and this code; of the short form always the beginning."""
-        state = cls(effort.seed, None if effort.quick else BUILD / f"fuzz_{effort.seed}.json")
+        path = BUILD / f"fuzz_{effort.platform}_{effort.seed}.json"
+        state = cls(effort.seed, None if effort.quick else path)
         if state._path and state._path.exists():
             kept = json.loads(state._path.read_text())
             if kept["code"] == _code():

@@ -30,10 +30,10 @@ def run(effort: Effort) -> Iterator[Part]:
     yield _calls_in_a_loop(effort.count(1_000_000, 20_000))
     yield _eager_calls(effort.count(20_000, 300))
     yield _compiles(effort.count(2_000, 12))
-    yield _threads(effort.count(200, 5))
+    yield threads_at_once(effort.count(200, 5))
     yield _children("fork", effort.count(20, 2))
     yield _children("spawn", effort.count(10, 1))
-    yield _exits(effort.count(50, 2))
+    yield exits(effort.count(50, 2))
 
 
 def resident() -> int:
@@ -42,7 +42,7 @@ def resident() -> int:
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _watched(what: str, unit: str, count: int, step, size: int) -> Part:
+def watched(what: str, unit: str, count: int, step, size: int) -> Part:
     """`count` calls, `size` at a time, and by how much the process grew after the first fifth of them."""
     done, early = 0, None
     while done < count:
@@ -71,7 +71,7 @@ def _calls_in_a_loop(count: int) -> Part:
         for program, x, a in programs:
             program(x, a).block_until_ready()
 
-    return _watched("memory over calls of kernels in compiled loops", "calls", count, step, size * len(programs))
+    return watched("memory over calls of kernels in compiled loops", "calls", count, step, size * len(programs))
 
 
 def _eager_calls(count: int) -> Part:
@@ -81,7 +81,7 @@ def _eager_calls(count: int) -> Part:
         for case, x, a in cases:
             jax.block_until_ready(jax.value_and_grad(case.loss)(x, a))
 
-    return _watched("memory over eager values and gradients", "calls", count, step, len(cases))
+    return watched("memory over eager values and gradients", "calls", count, step, len(cases))
 
 
 def _compiles(count: int) -> Part:
@@ -93,10 +93,10 @@ def _compiles(count: int) -> Part:
         jax.clear_caches()
         jax.block_until_ready(jax.jit(jax.value_and_grad(case.loss))(x, a))
 
-    return _watched("memory over compilations with jax.clear_caches()", "compilations", count, step, 1)
+    return watched("memory over compilations with jax.clear_caches()", "compilations", count, step, 1)
 
 
-def _threads(rounds: int) -> Part:
+def threads_at_once(rounds: int) -> Part:
     """Threads of Python that call at once, each another loss or shape, with `jit` and without."""
     calls = []
     for i in range(THREADS):
@@ -175,7 +175,7 @@ EXIT = """
 """
 
 
-def _exits(count: int) -> Part:
+def exits(count: int) -> Part:
     """Programs that end while calls are in flight: by their last line, and by an interrupt."""
     finds = []
     for i in range(count):

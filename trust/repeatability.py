@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import jax
@@ -25,10 +26,9 @@ PROCESSORS = (1, 2, 4)
 
 def run(effort: Effort) -> Iterator[Part]:
     call.FALLBACK_SIZE = 0
-    runs = effort.count(RUNS, QUICK_RUNS)
-    yield _runs(runs)
-    yield _eager_and_jitted()
-    yield _processes(effort.count(10, 2))
+    yield _runs(effort.count(RUNS, QUICK_RUNS), effort.seconds(0.1))
+    yield _eager_and_jitted(effort.seconds(0.1))
+    yield _processes(effort.count(2 if effort.on_gpu else 10, 2), on_gpu=effort.on_gpu)
 
 
 def _calls():
@@ -47,17 +47,19 @@ def bits(results) -> str:
     return total.hexdigest()
 
 
-def _runs(runs: int) -> Part:
-    finds, count = [], 0
-    for case, function, (x, a) in _calls():
-        step = jax.jit(function)
+def _runs(runs: int, seconds: float) -> Part:
+    finds, count, start = [], 0, time.monotonic()
+    for case, function, operands in _calls():
+        if time.monotonic() - start > seconds:
+            break
+        step, (x, a) = jax.jit(function), map(jnp.asarray, operands)
         first = step(x, a)
         same = jax.jit(_same_bits)
         different = sum(not same(step(x, a), first) for _ in range(runs))
-        count += runs
+        count += 1
         if different:
             finds.append(f"{case} {x.shape}: {different} of {runs} runs have other bits")
-    return Part("value and gradient again and again", {"runs": count}, finds)
+    return Part("value and gradient again and again", {"programs": count, "runs of each": runs}, finds)
 
 
 def _same_bits(results, others):
@@ -70,11 +72,13 @@ def _same_bits(results, others):
     return jnp.stack([(words(p) == words(q)).all() for p, q in pairs]).all()
 
 
-def _eager_and_jitted() -> Part:
+def _eager_and_jitted(seconds: float) -> Part:
     """The gradient alone: what XLA adds up in a jitted value it may add up in another order."""
-    finds, count = [], 0
+    finds, count, start = [], 0, time.monotonic()
     for case in losses.CASES:
         for shape in SHAPES:
+            if time.monotonic() - start > seconds:
+                break
             x, a = map(jnp.asarray, case.sample(shape))
             eager, jitted = case.loss.gradient(x, a), jax.jit(case.loss.gradient)(x, a)
             count += 1
@@ -83,11 +87,11 @@ def _eager_and_jitted() -> Part:
     return Part("gradients, eager and jitted", {"pairs": count}, finds)
 
 
-def _processes(times: int) -> Part:
-    """Value and gradient in processes that see so many processors, which is how many threads XLA then takes."""
+def _processes(times: int, on_gpu: bool = False) -> Part:
+    """Value and gradient in processes that see so many processors, as many as XLA then takes threads on a CPU."""
     available = sorted(os.sched_getaffinity(0))
     finds, seen = [], {}
-    counts = [count for count in PROCESSORS if count <= len(available)]
+    counts = [len(available)] if on_gpu else [count for count in PROCESSORS if count <= len(available)]
     for count in counts:
         for _ in range(times):
             command = [

@@ -65,6 +65,8 @@ def table(name: str, arguments: list[str]) -> tuple[pathlib.Path, list[str]]:
     if name == "mended":
         return MENDED, markdown(mended(tomllib.loads(MENDED.read_text(encoding="utf-8"))))
     path = RESULTS / f"{arguments[0]}.json"
+    if not path.exists():
+        return path, [f"Nothing of this has run yet: `benchmarks/results/{path.name}` is not there."]
     kept = json.loads(path.read_text(encoding="utf-8"))
     if name == "mutants":
         lines = markdown(mutants(kept))

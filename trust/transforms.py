@@ -43,4 +43,4 @@ def hvp(loss, operands, tangents, cotangent):
 
 
 OF_TRANSFORM = {"eager": grad, "jit": value, "grad": grad, "vmap": grad, "jvp": jvp, "hvp": hvp}
-"""What is asked of a call under each of `configurations.TRANSFORMS`."""
+"""What is asked of a call under each of `calls.TRANSFORMS`."""

@@ -1,5 +1,7 @@
 """The campaigns of `make trust` see faults, and docs/trust.md says what there is of them."""
 
+import dataclasses
+import functools
 import importlib
 import json
 import pathlib
@@ -11,22 +13,35 @@ import numpy as np
 import pytest
 
 import jaxloss
+import linear_oracle
 import oracles
 from jaxloss._ffi import call, library
-from trust import campaign, configurations, draws, finds, fuzz, handler_oracle, mutations, tables
+from trust import (
+    campaign,
+    configurations,
+    device,
+    finds,
+    fuzz,
+    handler_oracle,
+    lifetime,
+    mutations,
+    names,
+    programs,
+    tables,
+)
+from trust.linear_losses import LinearConfiguration
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.cpu_only
 
 
-def configuration_of(name: str, transform: str) -> configurations.Configuration:
-    """The first one of that loss and transform."""
+def configuration_of(name: str, transform: str) -> programs.Configuration:
+    """The first one of that function and transform, of float32 and more than one number."""
     for number in range(10_000):
-        found = configurations.configuration(0, number)
-        if (found.case.loss.name, found.transform, found.dtype) == (name, transform, "float32") and np.prod(
-            found.shape
-        ) > 1:
+        found = programs.configuration(0, number)
+        types = {found.dtype, getattr(found, "kernel_dtype", "float32")}
+        if (found.function, found.transform, types) == (name, transform, {"float32"}) and np.prod(found.shape) > 1:
             return found
     raise AssertionError(f"none of {name}")
 
@@ -37,59 +52,146 @@ def kept_path(retraced, monkeypatch):
     monkeypatch.setattr(call, "FALLBACK_SIZE", call.FALLBACK_SIZE)
 
 
-@pytest.mark.parametrize("transform", ["grad", "hvp"])
-def test_the_fuzz_sees_a_wrong_number_and_shows_it(transform, kept_path, monkeypatch, tmp_path, capfd):
+QUICK = campaign.Effort(quick=True, seed=0, minutes=0)
+SEEN = [("mse", "grad"), ("mse", "hvp"), ("linear_cross_entropy", "grad"), ("entropy", "jit")]
+
+
+@pytest.mark.parametrize(("function", "transform"), SEEN)
+def test_the_fuzz_sees_a_wrong_number_and_shows_it(function, transform, kept_path, monkeypatch, tmp_path, capfd):
     """One in a thousand is wrong: the find is a program that runs, of as little as it takes."""
-    configuration = configuration_of("mse", transform)
-    effort = campaign.Effort(quick=True, seed=0, minutes=0)
+    configuration = configuration_of(function, transform)
     monkeypatch.setattr(fuzz, "BUILD", tmp_path)
     monkeypatch.setattr(fuzz, "ROOT", tmp_path)
-    assert fuzz._finds_of(configuration, effort, fuzz._State.of(effort)) == []
-    right = jaxloss.mse
-    monkeypatch.setattr(jaxloss, "mse", lambda x, a, **options: right(x, a, **options) * np.float32(1.001))
-    (found,) = fuzz._finds_of(configuration, effort, fuzz._State.of(effort))
+    state = fuzz._State.of(QUICK)
+    assert fuzz._finds_of(configuration, QUICK, state) == []
+    assert state.counts[transform] == fuzz.calls_of(configuration, QUICK) > 1
+    right = getattr(jaxloss, function)
+    monkeypatch.setattr(jaxloss, function, lambda *arrays, **options: right(*arrays, **options) * np.float32(1.001))
+    (found,) = fuzz._finds_of(configuration, QUICK, fuzz._State.of(QUICK))
     assert "expected" in found
     (program,) = tmp_path.glob("finds/*.py")
     assert program.read_text().startswith("# ")
     exec(compile(program.read_text(), str(program), "exec"), {})
-    assert "gradient of x" in capfd.readouterr().out
+    assert "gradient of x" in capfd.readouterr().out or transform == "jit"
+
+
+def test_the_fuzz_sees_one_wrong_call_of_many(kept_path, monkeypatch, tmp_path):
+    """One whose arrays are not like the others': under `vmap` it is found in its batch, too."""
+    monkeypatch.setattr(fuzz, "BUILD", tmp_path)
+    monkeypatch.setattr(fuzz, "ROOT", tmp_path)
+    right = jaxloss.mse
+    wrong = lambda x, a, **options: right(x, a, **options) * jax.numpy.where(x.ravel()[0] > 4, 1.01, 1)  # noqa: E731
+    monkeypatch.setattr(jaxloss, "mse", wrong)
+    (found,) = fuzz._finds_of(configuration_of("mse", "vmap"), QUICK, fuzz._State.of(QUICK))
+    assert "expected" in found
+
+
+def test_calls_of_one_batch_are_shown_together(kept_path):
+    """A find that is only one beside others keeps them."""
+    configuration = configuration_of("mse", "vmap")
+    text = finds.as_program(configuration, configuration.drawn(np.random.default_rng(0), 3), ["wrong"])
+    assert "jax.jit(jax.vmap(" in text
+    exec(compile(text, "find", "exec"), {})
 
 
 def test_configurations_follow_from_their_number():
-    again = [str(configurations.configuration(3, number)) for number in range(20)]
-    assert again == [str(configurations.configuration(3, number)) for number in range(20)]
+    again = [str(programs.configuration(3, number)) for number in range(20)]
+    assert again == [str(programs.configuration(3, number)) for number in range(20)]
     assert len(set(again)) == 20
-    drawn = [draws.drawn(configurations.configuration(3, 1), np.random.default_rng(1)) for _ in range(2)]
+    drawn = [programs.configuration(3, 1).drawn(np.random.default_rng(1), 4) for _ in range(2)]
     jax.tree.map(np.testing.assert_array_equal, *(d.operands for d in drawn))
+    assert not (drawn[0].operands["x"][0] == drawn[0].operands["x"][1]).all()
 
 
 def test_every_loss_is_drawn():
-    names = {configurations.configuration(0, number).case.loss.name for number in range(300)}
-    public = {
-        name for name in jaxloss.__all__ if not name.startswith(("d_", "linear")) and f"d_{name}" in jaxloss.__all__
-    }
-    assert names == public
+    drawn = {programs.configuration(0, number).function for number in range(600)}
+    public = {name for name in jaxloss.__all__ if callable(getattr(jaxloss, name)) and f"d_{name}" in jaxloss.__all__}
+    of_rows = {"log_prob", "entropy", "categorical_cross_entropy_with_stats"}
+    linear = {name for name in jaxloss.__all__ if name.startswith("linear_")}
+    assert drawn == public | of_rows | linear
+
+
+def test_many_calls_at_once_are_as_each_alone():
+    """The stacked oracle, against the suite's own of one call after the other."""
+    compared, rng = 0, np.random.default_rng(0)
+    for number in range(400):
+        configuration = programs.configuration(1, number)
+        if isinstance(configuration, LinearConfiguration) or not 0 < configuration.size < 200:
+            continue
+        draw = configuration.drawn(rng, 3)
+        together = configuration.exact(draw)
+        for i in range(3):
+            alone = one_by_one(configuration, draw.of(i))
+            pairs = [(together.value, alone.value), (together.gradients["x"], alone.of_prediction)]
+            given = {"weights": alone.of_weights, "normalizer": alone.of_normalizer}
+            pairs += [(together.gradients[name], of_it) for name, of_it in given.items() if of_it is not None]
+            for of_all, exact in pairs:
+                for part, expected in zip(of_all, exact, strict=True):
+                    np.testing.assert_allclose(part[i], expected, rtol=1e-12, err_msg=str(configuration))
+            compared += 1
+    assert compared > 400
+
+
+def one_by_one(configuration: configurations.LossConfiguration, draw) -> oracles.Expected:
+    """The oracle's results of the one call of a draw."""
+    given, static = {name: x[0] for name, x in draw.operands.items()}, configuration.static
+    options = {name: given[name].astype(np.float64)[()] for name in configuration.numbers}
+    options |= {"num_classes": static["num_classes"]} if "num_classes" in static else {}
+    has_clip = configuration.case.loss.has_clip and not configuration.subject.unreduced
+    with np.errstate(all="ignore"):
+        return oracles.reduced(
+            functools.partial(configuration.subject.elements, **options),
+            given["x"],
+            given.get("a", np.zeros(configuration.units, np.int64)),
+            by_rows=configuration.case.loss.by_rows,
+            axis=configuration.axis,
+            clip=static.get("clip", 1e-7) if has_clip else None,
+            ignore_index=static.get("ignore_index"),
+            reduction=configuration.reduction,
+            cotangent=draw.cotangent[0],
+            **{name: given[name] for name in ("where", "weights", "normalizer") if name in given},
+        )
+
+
+def test_whole_logits_are_as_the_linear_oracle_has_them():
+    """The fuzz's oracle of linear losses, against the suite's."""
+    configuration = dataclasses.replace(
+        configuration_of("linear_cross_entropy", "grad"),
+        shape=(7, 3),
+        classes=5,
+        with_bias=True,
+        numbers=(),
+        shapes={"where": (7,)},
+        with_normalizer=False,
+        static={"reduction": "sum", "kernel_axis": -1, "chunk_size": None},
+    )
+    draw = configuration.drawn(np.random.default_rng(3), 2)
+    found = configuration.exact(draw)
+    for i in range(2):
+        given = {name: x[i] for name, x in draw.operands.items()}
+        sample = linear_oracle.Sample(given["x"], given["kernel"], given["labels"], given["bias"])
+        expected = linear_oracle.expected(sample, draw.cotangent[i], given["where"])
+        np.testing.assert_allclose(found.value[0][i], expected.losses[0].sum(), rtol=1e-12)
+        for name, of in (("x", "hidden"), ("kernel", "kernel"), ("bias", "bias")):
+            np.testing.assert_allclose(found.gradients[name][0][i], getattr(expected, f"of_{of}")[0], atol=1e-12)
 
 
 def test_a_find_is_made_small(kept_path, monkeypatch):
     """Of many rows and options, one row and no option are left where any of them goes wrong."""
-    configuration = configurations.Configuration(
-        subject=next(subject for subject in configurations.SUBJECTS if subject.case.loss.name == "mse"),
+    configuration = dataclasses.replace(
+        configuration_of("mse", "jit"),
         shape=(8, 3),
-        axis=-1,
-        dtype="float32",
         target_dtype=None,
         static={"reduction": "none"},
         numbers=(),
         shapes={"where": (8,)},
         with_normalizer=False,
-        transform="jit",
         by_formula=False,
     )
     monkeypatch.setattr(jaxloss, "mse", lambda x, a, **options: 2 * abs(x - a) + 1)
-    smaller, draw, errors = finds.smaller(configuration, draws.drawn(configuration, np.random.default_rng(0)))
+    smaller, draw, errors = finds.smaller(configuration, configuration.drawn(np.random.default_rng(0), 1))
     assert errors
-    assert smaller.shape == draw.operands["x"].shape == (1, 3)
+    assert smaller.shape == draw.operands["x"].shape[1:] == (1, 3)
     assert not smaller.shapes
 
 
@@ -112,31 +214,63 @@ def test_mutations_change_calls():
     assert changed > 250
 
 
+def test_memory_that_grows_and_processes_that_go_wrong_are_seen(monkeypatch):
+    sizes = iter([10, 10 + 2 * lifetime.FLAT])
+    monkeypatch.setattr(device, "in_use", lambda: next(sizes))
+    part = device.watched("calls", "calls", 5, 60, lambda: 1)
+    assert part.counts == {"calls": 5}
+    assert len(part.finds) == 1
+    right = {"errors": ["RESOURCE_EXHAUSTED: Out of memory"], "left": 0, "first": [2.0, 1.0], "second": [2.0, 1.0]}
+    assert list(device.faults_of_fraction({**right, "exact": 2.0})) == []
+    for wrong in ({"errors": [""]}, {"errors": ["other"]}, {"left": 2**30}, {"second": [2.0, 0.5]}, {"exact": 3.0}):
+        assert len(list(device.faults_of_fraction({"exact": 2.0, **right, **wrong}))) == 1
+
+
+def test_parts_of_other_campaigns_stay(monkeypatch, tmp_path):
+    """Of a platform's file those that ran are written anew, where they are asked to be, and the tools' are behind them."""
+    monkeypatch.setattr(campaign.record, "RESULTS", tmp_path / "kept")
+
+    def written(names, directory=None, count=1):
+        path = campaign.write([{"campaign": name, "count": count} for name in names], "gpu", directory)
+        return [(part["campaign"], part["count"]) for part in json.loads(path.read_text())["measurements"]]
+
+    written(["memcheck", "device", "fuzz"])
+    assert written(["fuzz"], str(tmp_path / "out"), 2) == [("fuzz", 2), ("device", 1), ("memcheck", 1)]
+    assert written(["device"], str(tmp_path / "out"), 3) == [("fuzz", 2), ("device", 3), ("memcheck", 1)]
+
+
 def test_the_page_names_every_campaign():
-    for name in campaign.CAMPAIGNS:
+    for name in names.ALL:
         assert f"\n| {name} | " in PAGE
         assert callable(importlib.import_module(f"trust.{name}").run)
 
 
-@pytest.mark.parametrize("name", ["trust_cpu", "mutants"])
+OF_PAGE = {"trust_cpu": "campaigns", "trust_gpu": "campaigns", "mutants": "mutants", "cuda_mutants": "mutants"}
+
+
+@pytest.mark.parametrize("name", OF_PAGE)
 def test_tables_say_what_the_files_do(name):
-    kept = json.loads((tables.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    _, lines = tables.table("mutants" if name == "mutants" else "campaigns", [name])
-    assert f"{{{'mutants' if name == 'mutants' else 'campaigns'}}} {name}" in PAGE
+    path, lines = tables.table(OF_PAGE[name], [name])
+    assert f"{{{OF_PAGE[name]}}} {name}" in PAGE
     text = "\n".join(lines)
-    if name == "mutants":
+    if not path.exists():
+        assert f"`benchmarks/results/{name}.json` is not there" in text
+        return
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if OF_PAGE[name] == "mutants":
         assert all(file in text for file in kept["counts"])
-    else:
-        assert {part["campaign"] for part in kept["measurements"]} == set(campaign.CAMPAIGNS)
-        for part in kept["measurements"]:
-            assert part["tried"] in text
-            assert part["commit"][:12] in text
-            assert not part["commit"].endswith("with changes")
+        return
+    known = names.CAMPAIGNS[name.removeprefix("trust_")]
+    assert set(known) <= {part["campaign"] for part in kept["measurements"]}
+    for part in kept["measurements"]:
+        assert part["tried"] in text
+        assert part["commit"][:12] in text
+        assert not part["commit"].endswith("with changes")
 
 
 def test_what_was_found_is_held_by_a_test_or_has_a_reason():
     for find in tomllib.loads(tables.MENDED.read_text(encoding="utf-8"))["finds"]:
-        assert find["campaign"] in campaign.CAMPAIGNS
+        assert find["campaign"] in names.ALL
         assert ("test" in find) != ("reason" in find)
         if "test" in find:
             file, _, test = find["test"].partition("::")

@@ -30,7 +30,7 @@ def epsilon(dtype) -> float:
     return float(ml_dtypes.finfo(dtype).eps)
 
 
-def bound(expected, magnitude, *, computed, stored, operations=OPERATIONS, terms=1) -> np.ndarray:
+def bound(expected, magnitude, *, computed, stored, operations=OPERATIONS, terms=1, largest=None) -> np.ndarray:
     """The largest error of a result.
 
     Args:
@@ -40,6 +40,8 @@ def bound(expected, magnitude, *, computed, stored, operations=OPERATIONS, terms
         stored: the type of the result.
         operations: how many epsilons the operations may cost.
         terms: how many numbers were added up: roundings of a sum have random signs, so their error grows by the square root.
+        largest: the largest magnitude of what each result was made with, where that is not the largest of all: of results
+            of many calls, beside each other, that of its call.
     """
     finfo = ml_dtypes.finfo(stored)
     rounding = 0
@@ -49,21 +51,28 @@ def bound(expected, magnitude, *, computed, stored, operations=OPERATIONS, terms
     # What is below the smallest normal number is flushed to zero: a result, or the exponential of an element, which is 1 for
     # the largest of a row and is multiplied like it. float16 keeps such numbers, with that spacing.
     smallest = float(ml_dtypes.finfo(computed).smallest_normal)
-    least = smallest * max(1.0, float(magnitude.max(initial=0))) + float(finfo.smallest_subnormal)
+    largest = magnitude.max(initial=0) if largest is None else largest
+    least = smallest * np.maximum(1.0, largest) + float(finfo.smallest_subnormal)
     return (operations + math.sqrt(terms)) * epsilon(computed) * magnitude + rounding + least
+
+
+def are_within(actual, expected, largest_error) -> np.ndarray:
+    """Of each number, whether it is as `assert_within` asks."""
+    beyond = np.where(expected < 0, -np.inf, np.inf)
+    too_large = np.abs(expected) + largest_error > float(ml_dtypes.finfo(actual.dtype).max)
+    actual = actual.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        good = (np.abs(actual - expected) <= largest_error) | (actual == expected)
+    return good | (np.isnan(actual) & np.isnan(expected)) | (too_large & (actual == beyond))
 
 
 def assert_within(actual, expected, largest_error, what: str) -> None:
     """That `actual` is `expected`, NaN where that is NaN and the same infinity where it is infinite or too large to hold."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, f"{what} has shape {actual.shape}: expected {expected.shape}"
-    beyond = np.where(expected < 0, -np.inf, np.inf)
-    too_large = np.abs(expected) + largest_error > float(ml_dtypes.finfo(actual.dtype).max)
-    actual = actual.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        good = (np.abs(actual - expected) <= largest_error) | (actual == expected)
-    good |= (np.isnan(actual) & np.isnan(expected)) | (too_large & (actual == beyond))
+    good = np.asarray(are_within(actual, expected, largest_error))
     if not good.all():
+        actual = actual.astype(np.float64)
         wrong = tuple(int(i) for i in np.argwhere(~good)[0]) if good.ndim else ()
         error = np.broadcast_to(largest_error, expected.shape)[wrong]
         raise AssertionError(
