@@ -120,20 +120,19 @@ def compiled(mutant: CudaMutant) -> bool:
 
 
 def failing_part(parts: tuple[str, ...]) -> str:
-    """The first of these parts that does not pass, and how; empty if all do."""
+    """The first of these parts that does not pass, and what it says first; empty if all do."""
     environment = {**os.environ, "JAXLOSS_CHECK_SIZES": "few"}
     for part in parts:
-        try:
-            ran = subprocess.run(
-                [BUILD / "kernels_check", part], env=environment, capture_output=True, text=True, timeout=SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return f"{part}: does not end"
-        if ran.returncode < 0 and "FAIL emulator" not in ran.stdout:
-            return f"{part}: crashes"
-        if ran.returncode:
-            said = [line for line in ran.stdout.splitlines() if line.startswith("FAIL")]
-            return f"{part}: {said[0] if said else f'status {ran.returncode}'}"
+        command = ["timeout", str(SECONDS), "stdbuf", "-oL", str(BUILD / "kernels_check"), part]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = next((line.strip() for line in process.stdout if line.startswith("FAIL")), "")
+            if said:  # the cases behind it say nothing more
+                process.terminate()
+        if said:
+            return f"{part}: {said}"
+        if process.returncode:
+            return f"{part}: {'does not end' if process.returncode == 124 else f'status {process.returncode}'}"
     return ""
 
 
@@ -187,10 +186,16 @@ def check_without_a_mutant(left: list[CudaMutant], jobs: int) -> None:
     emulate_kernels.translate(BUILD)
     if subprocess.run(rules("objects", f"-j{jobs}", "kernels_check")).returncode:
         sys.exit("the kernels of the checkout themselves do not compile")
-    parts = tuple(dict.fromkeys(part for mutant in left for part in mutant.parts))
-    if by := failing_part(parts):
-        sys.exit(f"without a mutant: {by}")
-    print(f"without a mutant: {', '.join(parts)} pass", flush=True)
+    sources = [path for path in (BUILD / "source").rglob("*") if path.is_file()]
+    subject, passed = mutate.digest(*sources, emulate_kernels.EMULATOR / "emulator.h"), BUILD / "passed.json"
+    before = json.loads(passed.read_text()) if passed.exists() else {}
+    for part in dict.fromkeys(part for mutant in left for part in mutant.parts):
+        if before.get(part) != subject:
+            if by := failing_part((part,)):
+                sys.exit(f"without a mutant: {by}")
+            before[part] = subject
+            passed.write_text(json.dumps(before, indent=1))
+            print(f"without a mutant: {part} passes", flush=True)
 
 
 def found_before() -> dict:

@@ -23,8 +23,8 @@ from trust.campaign import BUILD, Effort, Part
 CHUNK = 32
 """So many calls have the same options and the same kind of numbers, and the oracle looks at them at once."""
 
-NUMBERS, LEAST, MOST = 250_000, 5 * CHUNK, 20 * CHUNK
-"""A program is called so often that its predictions have as many numbers together, within these two; of none, once a
+NUMBERS, LEAST, MOST = 500_000, 10 * CHUNK, 40 * CHUNK
+"""A program is called so often that its predictions have as many numbers together, within these two; of none, one
 chunk."""
 
 EAGER_CALLS = 8
@@ -34,7 +34,7 @@ QUICK_SECONDS = 40
 GPU_SHARE = 0.5
 """Of the minutes on a GPU. A program takes seconds to compile there: each is called more often, and few are eager."""
 
-CALLS_ON_GPU, EAGER_ON_GPU = 5, 8
+CALLS_ON_GPU, EAGER_ON_GPU = 2, 8
 MOST_FINDS = 20
 """After so many, there is enough to mend."""
 
