@@ -121,7 +121,7 @@ def compiled(mutant: CudaMutant) -> bool:
 
 def failing_part(parts: tuple[str, ...]) -> str:
     """The first of these parts that does not pass, and what it says first; empty if all do."""
-    environment = {**os.environ, "JAXLOSS_CHECK_SIZES": "few"}
+    environment = {**os.environ, "JAXLOSS_CHECK_SIZES": "few", "JAXLOSS_CHECK_TYPES": "float"}
     for part in parts:
         command = ["timeout", str(SECONDS), "stdbuf", "-oL", str(BUILD / "kernels_check"), part]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:

@@ -31,7 +31,7 @@ EAGER_CALLS = 8
 """They take as long as hundreds of compiled ones."""
 
 QUICK_SECONDS = 40
-GPU_SHARE = 0.5
+GPU_SHARE = 0.4
 """Of the minutes on a GPU. A program takes seconds to compile there: each is called more often, and few are eager."""
 
 CALLS_ON_GPU, EAGER_ON_GPU = 2, 8

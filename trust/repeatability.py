@@ -26,7 +26,7 @@ PROCESSORS = (1, 2, 4)
 
 def run(effort: Effort) -> Iterator[Part]:
     call.FALLBACK_SIZE = 0
-    yield _runs(effort.count(RUNS, QUICK_RUNS), effort.seconds(0.1))
+    yield _runs(effort.count(RUNS, QUICK_RUNS), effort.seconds(0.15))
     yield _eager_and_jitted(effort.seconds(0.1))
     yield _processes(effort.count(2 if effort.on_gpu else 10, 2), on_gpu=effort.on_gpu)
 

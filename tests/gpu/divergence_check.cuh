@@ -201,6 +201,7 @@ DivergenceCase<Logit, Stored> make_divergence(int64_t rows, int64_t classes, int
 
 template <class Divergence, class Logit, class Stored, bool of_logits>
 void check_divergence(Buffers& buffers) {
+  if (!is_checked<Logit>()) return;
   using Real = Accumulator<Logit>;
   using Teacher = std::conditional_t<of_logits, TeacherLogits<Stored>, ClassProbabilities<Stored>>;
   Report report(std::string(Divergence::name) + " " + Traits<Logit>::name +

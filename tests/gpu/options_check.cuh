@@ -89,6 +89,7 @@ uint64_t option_cases = 0;  // of all types, so that each has other sets of opti
 // `regime` is streaming where held rows are not to be used: then fewer cases are run.
 template <class Logit, class Target, bool by_index>
 void check_options(Buffers& buffers, const std::string& regime) {
+  if (!is_checked<Logit>()) return;
   Report report(std::string("cross entropy with options ") + Traits<Logit>::name + "/" +
                 (by_index ? "indices" : Traits<Target>::name) + " " + regime);
   OptionBuffers more;
