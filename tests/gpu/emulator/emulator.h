@@ -80,7 +80,7 @@ struct Thread {
   Index index;
   int arrived_at_cluster = 0;
   bool waits_for_cluster = false, ended = false;
-  std::vector<Copy> copies;                          // to shared memory, of its own
+  std::vector<Copy> copies;                         // to shared memory, of its own
   std::vector<std::vector<Copy>> groups_to_global;  // of the copy engine; the last group is not closed
 };
 
