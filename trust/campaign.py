@@ -67,6 +67,7 @@ Campaign = Callable[[Effort], Iterator[Part]]
 
 def measured(name: str, campaign: Campaign, effort: Effort) -> list[dict]:
     """The parts of a campaign as they are kept."""
+    commit = record.circumstances()["commit"]  # before what runs meanwhile writes its results
     parts, start = [], time.monotonic()
     for part in campaign(effort):
         seconds = time.monotonic() - start
@@ -81,7 +82,7 @@ def measured(name: str, campaign: Campaign, effort: Effort) -> list[dict]:
                 "seed": effort.seed,
                 "seconds": round(seconds, 1),
                 "date": datetime.date.today().isoformat(),
-                "commit": record.circumstances()["commit"],
+                "commit": commit,
             }
         )
         start = time.monotonic()
