@@ -112,10 +112,11 @@ def poly_loss_cross_entropy(
 
     Source: Z. Leng et al., *PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions* (2022).
     """
-    floating("labels", labels)
-    rows = _checked(logits, labels, axis, where)
+    # Both terms have gradients, of which the sum is rounded to an operand's type, and not each.
+    of_labels = wide(floating("labels", labels))
+    rows = _checked(wide(floating("logits", logits)), of_labels, axis, where)
     losses, scale = _cross_entropy(rows), wide(number("epsilon", epsilon))
-    x, a = wide(masked(rows, finite=True)), wide(rows.labels)
+    x, a = masked(rows, finite=True), rows.labels
     if rows.included is not None:
         a = jnp.where(rows.included, a, 0)
     if rows.where is not None:

@@ -10,6 +10,7 @@ import pytest
 import jaxloss
 from modules import of_size
 from quickly import jit_quickly
+from tolerance import assert_trees_near as assert_near
 
 N, WIDTH = 37, 5
 RNG = np.random.default_rng(0)
@@ -52,14 +53,6 @@ def exactly(function, *operands):
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), operands)
         return jax.tree.map(np.asarray, jit_quickly(function)(*wide))
-
-
-def assert_near(actual, expected, of_largest=1e-5):
-    """Every array within this share of its largest number."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=0, atol=of_largest * np.abs(b).max(initial=0))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from jax import export
 import distillation_formula
 import jaxloss
 from distillation_formula import KINDS, loss_of
-from test_linear_objective import assert_near
+from tolerance import assert_trees_near as assert_near
 
 TOKENS, WIDTH, TEACHER_WIDTH, CLASSES = (2, 5), 4, 6, 13
 RNG = np.random.default_rng(0)
@@ -116,9 +116,11 @@ def test_types(kind, dtype, teacher_dtype, share, expected):
         value, gradients = jax.jit(jax.value_and_grad(lambda o: scale * loss(o)))(operands)
         assert value.dtype == ("float64" if wide else "float32")
         assert {name: gradients[name].dtype for name in operands} == {name: x.dtype for name, x in operands.items()}
-        assert_near(value / scale, expected[kind, True][0], share)
+        assert_near(value / scale, expected[kind, True][0], of_largest=share)
         for name in ("hidden", "kernel", "bias"):
-            assert_near(np.asarray(gradients[name], np.float64) / scale, expected[kind, True][1][name], share)
+            assert_near(
+                np.asarray(gradients[name], np.float64) / scale, expected[kind, True][1][name], of_largest=share
+            )
 
 
 def along(function):

@@ -1,5 +1,7 @@
 """Linear cross entropy of some classes of each token: as that of whole logits, in the products and memory of labels."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxloss
 import meshes
+import tolerance
 from linear_oracle import sample
 from modules import exchanged, of_size
 from quickly import jit_quickly
@@ -44,10 +47,7 @@ def whole(hidden, kernel, bias, target=LISTED, **options):
     return jaxloss.categorical_cross_entropy(hidden @ kernel + bias, target, **{"clip": None, **options})
 
 
-def assert_near(actual, expected, of_largest=5e-6):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=of_largest * np.abs(b).max())
+assert_near = functools.partial(tolerance.assert_trees_near, of_largest=5e-6)
 
 
 def programs(loss, options):
@@ -76,7 +76,7 @@ def programs(loss, options):
 )
 def test_as_of_whole_logits(name):
     actual, expected = (jit_quickly(programs(loss, OPTIONS[name]))(*OPERANDS) for loss in (ours, whole))
-    assert_near(actual, expected, 2e-5)
+    assert_near(actual, expected, of_largest=2e-5)
 
 
 def test_shift():
@@ -150,7 +150,7 @@ def test_placements(placement, axis_type):
         ]
         module = run(ours).lower(*given).compile()
         results = module(*given)
-    assert_near(results, expected, 2e-5)
+    assert_near(results, expected, of_largest=2e-5)
     if placement == "fsdp" and mesh.shape["d"] > 1:
         assert exchanged(module)["all-gather", 8 * 16] >= 1
 

@@ -1,5 +1,6 @@
 """Targets of some classes of each row and their probabilities, against the same as probabilities of all classes in float64."""
 
+import functools
 import math
 import re
 
@@ -67,10 +68,7 @@ def exactly(function, *operands):
         return jax.tree.map(np.asarray, jit_quickly(function)(*wide))
 
 
-def assert_near(actual, expected, of_largest=2e-6):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=0, atol=of_largest * np.abs(b).max(initial=0))
+assert_near = functools.partial(tolerance.assert_trees_near, of_largest=2e-6)
 
 
 CASES = {
@@ -130,7 +128,7 @@ def test_value_and_gradients(case):
             for (value, (dx, dq)), rows, along in (results[:3], results[3:])
         ]
 
-    assert_near(of_classes(actual), of_classes(expected), 5e-6)
+    assert_near(of_classes(actual), of_classes(expected), of_largest=5e-6)
     gradient = actual[0][1][0]
     assert (np.asarray(gradient)[3] == 0).all() == ("label_smoothing" not in options and "z_loss" not in options)
 
@@ -175,7 +173,7 @@ def test_divergence(remainder):
 
     # What is not listed is unmasked here.
     expected = exactly(run(exact), x, shares)
-    assert_near(actual, expected, 5e-6)
+    assert_near(actual, expected, of_largest=5e-6)
     gradient = jaxloss.d_kl_divergence(x, (indices, shares), remainder=remainder)
     assert_near(gradient, expected[0][1][0])
 
@@ -313,7 +311,7 @@ def test_log_prob_of_some_classes():
     def ours(x):
         return jaxloss.log_prob(x, ids, where=where, temperature=1.5)
 
-    assert_near(jit_quickly(run(ours))(x), exactly(run(exact), x), 5e-6)
+    assert_near(jit_quickly(run(ours))(x), exactly(run(exact), x), of_largest=5e-6)
     found = np.asarray(ours(x))
     assert (np.isnan(found) == (~known & where[:, None])).all()
     assert (found[7] == 0).all()

@@ -13,8 +13,12 @@ def custom_call_targets(compiled) -> list[str]:
 
 def operations(compiled) -> list[tuple[str, list[int]]]:
     """Every operation that is not inside a fusion, with the sizes of its results."""
+    return [(each.operation, [size for _, size in each.results]) for each in _instructions(compiled)]
+
+
+def _instructions(compiled) -> list[exchanges.Instruction]:
     return [
-        (instruction.operation, [size for _, size in instruction.results])
+        instruction
         for name, instructions in exchanges.computations(compiled.as_text())[0].items()
         if not name.startswith(("fused", "wrapped"))
         for instruction in instructions
@@ -22,9 +26,14 @@ def operations(compiled) -> list[tuple[str, list[int]]]:
 
 
 def of_size(compiled, size: int) -> list[str]:
-    """The operations that write an array of at least that size."""
+    """The operations that write an array of at least that size; what cuBLAS works in is bytes, and is none."""
     views = ("parameter", "get-tuple-element", "tuple", "bitcast", "call")
-    return [name for name, sizes in operations(compiled) if name not in views and max(sizes, default=0) >= size]
+    return [
+        instruction.operation
+        for instruction in _instructions(compiled)
+        if instruction.operation not in views
+        and any(count >= size for of_type, count in instruction.results if of_type != "s8")
+    ]
 
 
 def collectives(compiled) -> list[tuple[str, int]]:

@@ -104,6 +104,14 @@ def assert_trees_close(actual, expected, *, computed=None, operations=OPERATIONS
         assert_close(ours, exact, what, computed=computed or arithmetic(ours.dtype), **options)
 
 
+def assert_trees_near(actual, expected, of_largest: float = 1e-5) -> None:
+    """That every array of a tree is within a share of its largest number, and of 1e-3 where that is smaller."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for ours, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        ours, exact = np.asarray(ours, np.float64), np.asarray(exact, np.float64)
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=of_largest * max(np.abs(exact).max(initial=0), 1e-3))
+
+
 def assert_ulps(actual, expected, ulps: float, what: str = "the result") -> None:
     """That each number is so many units in its own last place from the expected one, or less; NaN and infinite as it.
 
