@@ -36,15 +36,19 @@ def _shape(shape: list[int]) -> str:
 
 def losses(rows: list[dict], what: str) -> Rows:
     """Of large arrays: times, and what they are compared with."""
-    yield "loss", "type", "shape", "jaxloss, ms", "XLA, ms", "memory limit, ms", "jaxloss / limit", "XLA / jaxloss"
+    rows = [row for row in rows if row["part"] in ("table", "portable") and what in row["ms"]["jaxloss"]]
+    torch = [who for who in ("torch.compile", "Liger") if any(who in row["ms"] for row in rows)]
+    yield (
+        *("loss", "type", "shape", "jaxloss, ms", "XLA, ms", *(f"{who}, ms" for who in torch)),
+        *("memory limit, ms", "jaxloss / limit", "XLA / jaxloss"),
+    )
     for row in rows:
-        if row["part"] in ("table", "portable") and what in row["ms"]["jaxloss"]:
-            ours, limit, xla = (row["ms"].get(who, {}).get(what) for who in ("jaxloss", "limit", "xla"))
-            ratio = row["ratio"][what]
-            yield (
-                *(_loss(row), row["dtype"], _shape(row["shape"]), ours, xla or "", limit),
-                *(ratio["limit"], 1 / ratio["xla"] if "xla" in ratio else ""),
-            )
+        times = [row["ms"].get(who, {}).get(what, "") for who in ("jaxloss", "xla", *torch, "limit")]
+        ratio = row["ratio"][what]
+        yield (
+            *(_loss(row), row["dtype"], _shape(row["shape"]), *times),
+            *(ratio["limit"], 1 / ratio["xla"] if "xla" in ratio else ""),
+        )
 
 
 def calls(rows: list[dict]) -> Rows:
