@@ -67,7 +67,10 @@ def _options_by_xla(x, a, *, z_loss=0, temperature=1, label_smoothing=0, class_w
     if temperature != 1:
         x = x / temperature
     lse = jax.nn.logsumexp(x, axis=-1)
-    losses = lse - jnp.take_along_axis(x, a[:, None], axis=-1)[:, 0]
+    if len(a) > MANY_ROWS:
+        losses = lse - (jax.nn.one_hot(a, x.shape[-1]) * x).sum(axis=-1)
+    else:
+        losses = lse - jnp.take_along_axis(x, a[:, None], axis=-1)[:, 0]
     smoothed = 0
     if label_smoothing:
         losses = (1 - label_smoothing) * losses

@@ -278,6 +278,16 @@ def sweep(platform: str) -> Iterator[Work]:
                 yield _swept(platform, dtype, (rows, classes), "bytes")
 
 
+def options_sweep(platform: str) -> Iterator[Work]:
+    """The same of cross entropy with a z-loss, over classes."""
+    for dtype in ("bfloat16", "float32"):
+        for classes in CLASSES:
+            shape = SWEPT_BYTES[platform] // ITEM_BYTES[dtype] // classes, classes
+            goal = Goal(1.12 if platform == "gpu" else None, NEVER_BEHIND)
+            goals = {"value": Goal(None, NEVER_BEHIND), "value_and_grad": goal}
+            yield Work("categorical with z_loss", "labels", dtype, shape, goals, "classes")
+
+
 def _swept(platform: str, dtype: str, shape: tuple[int, int], part: str) -> Work:
     if platform == "cpu":
         return cpu_row("categorical", "labels", dtype, shape, part)

@@ -36,10 +36,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--draw", type=pathlib.Path, metavar="FILE", help="only draw the plots of an earlier --sweep")
     parser.add_argument("--output", help="where to write; default: benchmarks/results")
     chosen = parser.parse_args()
-    tables = chosen.sweep, chosen.portable, chosen.options, chosen.divergences
+    tables = chosen.sweep and not chosen.options, chosen.portable, chosen.options, chosen.divergences
     if sum(tables) > 1 or (chosen.sweep and chosen.torch):
         parser.error(
-            "--sweep, --portable, --options and --divergences exclude each other, and --sweep goes without --torch"
+            "--portable, --options and --divergences exclude each other; --sweep goes with --options, not with --torch"
         )
     if chosen.platform:
         os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[chosen.platform]
@@ -77,7 +77,9 @@ def main() -> None:
     platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
     if chosen.portable and platform == "cpu":
         raise SystemExit("--portable is about a GPU's kernels: there is no GPU here")
-    if chosen.sweep:
+    if chosen.sweep and chosen.options:
+        name, works = "losses_options_sweep", list(loss_table.options_sweep(platform))
+    elif chosen.sweep:
         name, works = "losses_sweep", list(loss_table.sweep(platform))
     elif chosen.portable:
         name, works = "losses_portable", loss_table.portable_table()

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 COLOURS = {"jaxloss": "#1b5faa", "xla": "#e0831a"}
-NAMES = {"jaxloss": "jaxloss", "xla": "XLA (optax)"}
+NAMES = {"jaxloss": "jaxloss", "xla": "XLA"}
 WHAT = {"value": "value", "value_and_grad": "value and gradient"}
 
 
@@ -80,7 +80,8 @@ def _by_classes(rows: list[dict], device: str):
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
     size = _short(max(row["bytes"] for row in rows))
-    figure.suptitle(f"Cross entropy of {size}B of logits with labels, {device}", x=0.01, ha="left")
+    loss = rows[0]["loss"].replace("categorical", "Cross entropy").replace("_", "-")
+    figure.suptitle(f"{loss} of {size}B of logits with labels, {device}", x=0.01, ha="left")
     return figure
 
 

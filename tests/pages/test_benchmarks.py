@@ -66,10 +66,11 @@ def test_goals_missed():
 
 def test_rows_of_the_sweep_are_of_the_same_bytes():
     for platform in ("cpu", "gpu"):
-        rows = [work for work in loss_table.sweep(platform) if work.part == "classes"]
-        sizes = [work.prediction_bytes for work in rows]
-        assert {work.shape[1] for work in rows} >= {2, 257, 50257, 100003, 151936, 262144}
-        assert min(sizes) > 0.98 * max(sizes) > 0
+        for sweep in (loss_table.sweep(platform), loss_table.options_sweep(platform)):
+            rows = [work for work in sweep if work.part == "classes"]
+            sizes = [work.prediction_bytes for work in rows]
+            assert {work.shape[1] for work in rows} >= {2, 257, 50257, 100003, 151936, 262144}
+            assert min(sizes) > 0.98 * max(sizes) > 0
 
 
 def of_contender(who, ratio, temporary=10**9, **row):
