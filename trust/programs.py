@@ -186,9 +186,10 @@ def _bound(configuration: Configuration, check: Check) -> tuple[np.ndarray, np.n
     bound = tolerance.bound(
         *(exactly, size), computed=computed, stored=actual.dtype, operations=operations, terms=terms, largest=largest
     )
-    # Exponentials, and terms of a sum, are flushed to zero below the smallest normal number; factors are made of them.
+    # Exponentials, and terms of a sum, are flushed to zero below the smallest normal number; factors are made of them,
+    # and of their logarithms.
     smallest = max(float(ml_dtypes.finfo(dtype).smallest_normal) for dtype in {computed, _flushed(actual.dtype)})
-    bound = bound + smallest * (128 * np.maximum(1.0, largest) + terms)
+    bound = bound + smallest * (max(128, -2 * np.log(smallest)) * np.maximum(1.0, largest) + terms)
     if what.startswith("gradient"):  # which may be beyond the end before it is multiplied by a cotangent below 1
         beyond = (np.sign(actual) == np.sign(exactly)) & (4 * abs(exactly) > float(ml_dtypes.finfo(actual.dtype).max))
         exactly = np.where(np.isinf(actual) & beyond, actual.astype(np.float64), exactly)
