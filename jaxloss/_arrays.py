@@ -15,6 +15,7 @@ import numpy as np
 Array = jax.Array
 Formula = Callable[..., Array]
 Function = TypeVar("Function", bound=Callable[..., Any])
+Tree = TypeVar("Tree")
 
 MASKED = -0.0
 """The weight of a masked row: an ordinary weight of 0 still wants its row's loss, for its own gradient."""
@@ -28,6 +29,20 @@ def inlined(static_argnums: int | tuple[int, ...] = ()) -> Callable[[Function], 
 def is_masked(row_weight: Array) -> Array:
     """Whether each row is masked."""
     return (row_weight == 0) & jnp.signbit(row_weight)
+
+
+def as_stored(operands: Tree) -> Tree:
+    """The arrays of a tree, those of 16 bits as a kernel reads them: for formulas beside what a kernel has given.
+
+    A compiler may take numbers that it has rounded to 16 bits, the logits of a product, as they were before in a
+    formula, to which the maximum of their row and the sum relative to it then do not belong.
+    """
+
+    def stored(x):
+        is_narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2
+        return jax.lax.optimization_barrier(x) if is_narrow else x
+
+    return jax.tree.map(stored, operands)
 
 
 def along(row_values: Array, x: Array) -> Array:

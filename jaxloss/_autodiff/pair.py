@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxloss._arrays import Array, along, is_masked, manual_axes, varying, weighted
+from jaxloss._arrays import Array, along, as_stored, is_masked, manual_axes, varying, weighted
 from jaxloss._autodiff.tangents import (
     contracted,
     counted,
@@ -169,7 +169,7 @@ def weighted_sum(loss: Loss, with_stats: bool = False) -> Callable[..., tuple[Ar
         return total, *rest[1:]
 
     def tangent(primals, tangents) -> Any:
-        operands, tangents = of_each_device(loss, primals[0], jax.tree.map(or_none, *tangents))
+        operands, tangents = of_each_device(loss, as_stored(primals[0]), jax.tree.map(or_none, *tangents))
         row_weight, weight_tangent = operands.row_weight, tangents.row_weight
         wrt = tuple(name for name in loss.wrt if getattr(tangents, name) is not None)
         tangents = tangents._replace(row_weight=None)

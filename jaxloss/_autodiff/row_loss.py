@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxloss._arrays import MASKED, Array, along, is_masked, weighted
+from jaxloss._arrays import MASKED, Array, along, as_stored, is_masked, weighted
 from jaxloss._autodiff.pair import Loss
 from jaxloss._autodiff.row_product import Formulas, Gradient, row_products
 from jaxloss._autodiff.tangents import contracted, counted, or_none, varying_like, with_derivative_of, zero_tangent
@@ -198,6 +198,7 @@ class RowLoss(Loss):
 
         Else by a plain formula, which XLA fuses into one pass over `x`.
         """
+        operands = as_stored(operands)
         losses, *stats = value_and_stats(self)(operands)
         if not jax.tree.leaves(tangents):
             return losses, stats, jnp.zeros_like(losses), list(map(zero_tangent, stats))
@@ -306,7 +307,7 @@ def value_and_stats(loss: RowLoss) -> Op:
         return loss.run(Outputs.VALUE_AND_STATS, operands)
 
     def tangent(primals, tangents) -> Any:
-        (operands,), tangents = primals, jax.tree.map(or_none, *tangents)._replace(row_weight=None)
+        (operands,), tangents = as_stored(primals), jax.tree.map(or_none, *tangents)._replace(row_weight=None)
         results = losses, *stats = value_and_stats(operands)
         return results, loss.tangents(~is_masked(operands.row_weight), operands, losses, stats, tangents)
 
@@ -325,6 +326,7 @@ def value_and_grad(loss: RowLoss) -> Op:
     """From operands to `Outputs.VALUE_AND_GRAD`."""
 
     def formula(operands):
+        operands = as_stored(operands)
         losses, *stats = value_and_stats(loss)(operands)
         gradient = _gradient(loss, operands, stats).astype(operands.x.dtype)
         return (losses, *stats, gradient) if loss.gives_stats_with_gradient else (losses, gradient)
@@ -337,6 +339,7 @@ def total_and_grad(loss: RowLoss) -> Op:
     """From operands to `Outputs.TOTAL_AND_GRAD`."""
 
     def formula(operands):
+        operands = as_stored(operands)
         losses, *stats = value_and_stats(loss)(operands)
         total = contracted(operands.row_weight, losses)
         return total, _gradient(loss, operands, stats).astype(operands.x.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxloss import formulas
-from jaxloss._arrays import Array, along
+from jaxloss._arrays import Array, along, as_stored
 from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss
 from jaxloss._autodiff.tangents import BOUNDED
 from jaxloss._rows.cross_entropy import CrossEntropy
@@ -46,6 +46,7 @@ class Distillation(RowLoss):
         return self.divergence.row_rank(outputs, operands)
 
     def forward(self, outputs: Outputs, operands: Operands) -> tuple[Array, ...]:
+        operands = as_stored(operands)
         each = Outputs.VALUE if outputs is Outputs.VALUE else Outputs.VALUE_AND_STATS
         of_teacher, of_labels = _separated(operands)
         soft, *soft_stats = self.divergence.forward(each, of_teacher)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import formulas
-from jaxloss._arrays import Array, along, inlined, is_masked, promoted
+from jaxloss._arrays import Array, along, as_stored, inlined, is_masked, promoted
 from jaxloss._autodiff.pair import weighted_rows, weighted_sum
 from jaxloss._autodiff.row_loss import Operands, Outputs, RowLoss, value_and_grad
 from jaxloss._autodiff.tangents import BOUNDED, row_dot, tangent_of, varying_like
@@ -103,6 +103,7 @@ class ReverseKL(Divergence):
     def forward(self, outputs: Outputs, operands: Operands) -> tuple[Array, ...]:
         if self.axes:
             return self._by_formula(outputs, (), operands)
+        operands = as_stored(operands)
         # The kernel's second operand has the first one's type, if that is not one of 16 bits.
         student = operands.x.astype(promoted(operands.x.dtype, operands.target.dtype))
         swapped = operands._replace(x=operands.target, target=student)

@@ -340,3 +340,32 @@ def test_export_with_a_symbolic_number_of_tokens():
     for count in (3, 8, 10):
         operands = [given[name][:count] for name in names]
         assert_near(exported.call(*operands), jax.jit(run)(*operands))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_large_logits_of_16_bits(direction, dtype):
+    """The gradient's formula takes the logits that the kernel took, not those that XLA rounded for it.
+
+    Between two of 16 bits near 60 a softmax grows by e^0.25; it is then no distribution of the row's.
+    """
+    rng, tokens, width, classes = np.random.default_rng(1), 4, 16, 64
+    hidden, teacher_hidden = (jnp.asarray(20 * rng.standard_normal((tokens, width)), dtype) for _ in range(2))
+    kernel, teacher_kernel = (jnp.asarray(rng.standard_normal((width, classes)) / 2, dtype) for _ in range(2))
+
+    def loss(hidden):
+        return jaxloss.linear_kl_divergence(hidden, kernel, teacher_hidden, teacher_kernel, direction=direction)
+
+    def log_softmax(hidden, kernel):
+        logits = np.asarray(hidden @ kernel, np.float64)  # rounded, for it is an array of its own
+        logits = logits - logits.max(-1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    log_p, log_q = log_softmax(hidden, kernel), log_softmax(teacher_hidden, teacher_kernel)
+    p, q = np.exp(log_p), np.exp(log_q)
+    above = log_p - log_q - (p * (log_p - log_q)).sum(-1, keepdims=True)
+    exact = ((p - q) if direction == "forward" else p * above) / tokens @ np.asarray(kernel, np.float64).T
+    share = 16 * float(jnp.finfo(dtype).eps)
+    assert_near(jax.jit(jax.grad(loss))(hidden), exact, share)
+    along = jax.jit(lambda x: jax.jvp(loss, (x,), (jnp.ones_like(x),))[1])(hidden)
+    np.testing.assert_allclose(along, exact.sum(), rtol=0, atol=share * np.abs(exact).sum())
