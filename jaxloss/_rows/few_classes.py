@@ -29,11 +29,20 @@ def written(array: Array, indices: Array, here: Array, values: Array) -> Array:
     index, values = jnp.where(here, indices, array.shape[-1]), values.astype(array.dtype)
     if array.dtype.itemsize > 2:
         return _scattered(array, index, values)
-    return jax.lax.platform_dependent(array, index, values, cpu=_scattered_as_integers, default=_scattered)
+    on_cpu = _selected if index.shape[-1] <= 2 else _scattered_as_integers
+    return jax.lax.platform_dependent(array, index, values, cpu=on_cpu, default=_scattered)
+
+
+def _selected(array: Array, index: Array, values: Array) -> Array:
+    """The same of 16-bit floats: XLA's scatter on a CPU would widen the array, all of it, or need it twice."""
+    for place in range(index.shape[-1]):
+        is_class = formulas.one_hot(index[..., place], array.shape[-1])
+        array = jnp.where(is_class, values[..., place, None], array)
+    return array
 
 
 def _scattered_as_integers(array: Array, index: Array, values: Array) -> Array:
-    """The same of 16-bit floats: XLA's scatter on a CPU would widen the array, all of it."""
+    """The same of many classes, of which each would be one more comparison of all."""
     array_bits, value_bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (array, values))
     return jax.lax.bitcast_convert_type(_scattered(array_bits, index, value_bits), array.dtype)
 

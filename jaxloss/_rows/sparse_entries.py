@@ -186,10 +186,10 @@ class Entries:
         if "z_loss" in options:
             options["z_loss"] = along(options["z_loss"], self.weight) / self.weight
         parameters = tuple(options[name] for name in self.loss.base().objective.parameters)
-        x = self.x
-        if self.loss.flat and self.objective.in_place:  # read before it is written over
-            x, _ = jax.lax.optimization_barrier((x, self._masked_classes))
-        return Operands(x, self.label, row_weight, parameters)
+        if self.loss.flat and self.objective.in_place:
+            # Counted before the gradient takes the place of the logits: a kernel waits for what it is given.
+            row_weight = jnp.where(self._masked_classes < 0, jnp.nan, row_weight)
+        return Operands(self.x, self.label, row_weight, parameters)
 
     def nll(self, of_label: Array | None, stats: Sequence[Array]) -> Array:
         """The unclipped losses of the listed classes, from that of the label or from statistics of rows."""

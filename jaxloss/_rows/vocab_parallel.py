@@ -127,10 +127,13 @@ def known_gradient(objective, options, logits, target, row_weight, maximum, log_
         return calls.cross_entropy_grad(
             logits, target, row_weight, maximum, log_sum, total, in_place=objective.in_place
         )
-    of_labels = label_logits(logits, target, options) if formulas.only(options, *BESIDE_A_LABEL) else []
-    if of_labels and objective.in_place:  # read before they are written over
-        logits, of_labels = jax.lax.optimization_barrier((logits, of_labels))
     weight = jnp.where(totals.valid, along(row_weight, maximum), 0)
+    of_labels = label_logits(logits, target, options) if formulas.only(options, *BESIDE_A_LABEL) else []
+    if objective.in_place:
+        # They have to be read before the gradient takes the place of the logits: a kernel waits for what it is given.
+        # Of a row with a NaN all is NaN, and a compiler does not know that.
+        for x in of_labels:
+            log_sum = jnp.where(jnp.isnan(x[..., 0]), jnp.nan, log_sum)
     total = with_z_loss(totals.total, options, maximum, log_sum)
     gradient = calls.cross_entropy_with_options_grad(
         *(logits, target, weight, options, maximum, log_sum, total),

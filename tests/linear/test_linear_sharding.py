@@ -279,3 +279,29 @@ def test_chunks_smaller_than_the_mesh_in_second_order():
         "a second derivative",
         operations=tolerance.OPERATIONS_OF_HIGHER_ORDER,
     )
+
+
+@pytest.mark.cpu_only
+def test_labels_are_read_before_the_gradient_takes_the_place_of_logits():
+    """With a z-loss the gradient at labels is made apart; the logits of a chunk are not copied for that."""
+    mesh = meshes.mesh(axes=("v",))
+    tokens, chunk, classes = 64, 32, 4096
+
+    def temporary(**options):
+        def loss(hidden, kernel, labels):
+            return jaxloss.linear_cross_entropy(hidden, kernel, labels, chunk_size=chunk, **options)
+
+        with jax.set_mesh(mesh):
+            given = [
+                jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+                for shape, dtype, spec in (
+                    ((tokens, WIDTH), np.float32, P()),
+                    ((WIDTH, classes), np.float32, P(None, "v")),
+                    ((tokens,), np.int32, P()),
+                )
+            ]
+            compiled = jit_quickly(jax.value_and_grad(loss, (0, 1))).lower(*given).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    of_rows = 64 * tokens * 4  # some numbers of each token
+    assert temporary(z_loss=1e-4) <= temporary() + of_rows < temporary() + chunk * classes // mesh.shape["v"] * 4

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import extended_precision
 import jaxloss
 import meshes
+import tolerance
 from tolerance import ulp_errors
 
 CLASSES, ROWS = 38, np.arange(120)
@@ -132,3 +133,19 @@ def test_classes_on_two_devices(name):
     run = on_two_devices(tuple(OPTIONS[name]))
     for kind, gradients in run(X, np.eye(CLASSES, dtype=np.float32)[LABELS], OPTIONS[name]).items():
         assert_right(gradients, kind, **OPTIONS[name])
+
+
+@pytest.mark.several_devices
+@pytest.mark.skipif(meshes.count() == 0, reason="jax has fewer devices than a mesh needs")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits_on_two_devices(dtype):
+    """They are written among the others in another way, and rounded once."""
+    x, of_label = X.astype(dtype), np.eye(CLASSES, dtype=dtype)[LABELS]
+    options = OPTIONS["both"]
+    run = on_two_devices(tuple(options))
+    found, wide = run(x, of_label, options), run(x.astype(np.float32), of_label.astype(np.float32), options)
+    for kind, gradients in found.items():
+        for way in ("reduced", "unreduced"):
+            exact = np.asarray(wide[kind][way], np.float64)
+            error = tolerance.bound(exact, np.abs(exact), computed=np.float32, stored=dtype)
+            tolerance.assert_within(gradients[way], exact, error, f"{kind}, {way}")
