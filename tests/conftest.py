@@ -29,7 +29,7 @@ import pytest  # noqa: E402
 import losses  # noqa: E402
 import meshes  # noqa: E402
 import selection  # noqa: E402
-from jaxloss._ffi import call  # noqa: E402
+from jaxloss._ffi import call, library  # noqa: E402
 from jaxloss._rows import cross_entropy  # noqa: E402
 
 # Small arrays are to test kernels. What the formula does in their place is test_formulas.py's.
@@ -55,7 +55,8 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("suite")
 
 
-PATHS = {"kernel": 0, "formula": 2**31}
+PATHS = {"kernel": library.PLATFORMS, "formula": ()}
+"""The platforms that have kernels."""
 
 
 taken = "kernel"
@@ -66,7 +67,7 @@ def take(name: str) -> None:
     """Programs that took another are forgotten."""
     global taken
     if name != taken:
-        call.FALLBACK_SIZE, taken = PATHS[name], name
+        library.PLATFORMS, taken = PATHS[name], name
         jax.clear_caches()
 
 
@@ -78,7 +79,7 @@ def path_of_module(request):
 
 @pytest.fixture
 def path(path_of_module):
-    """Whether kernels are called, or the formulas that stand in for them where elements are few, as in small tests they are."""
+    """Whether kernels are called, or the formulas that stand in for them: where there are none, or elements are few."""
     take(path_of_module)
     return path_of_module
 

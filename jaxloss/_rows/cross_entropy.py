@@ -205,7 +205,7 @@ class CrossEntropy(RowLoss):
         softmax = _softmax(self.objective, operands, stats)
         entropy = stats[self.objective.stats.index("entropy")]
         options = self.objective.options(operands.parameters)
-        z = formulas.scaled_logits(operands.x, operands.target, options)
+        z = formulas.with_maximum(formulas.scaled_logits(operands.x, operands.target, options), maximum, options)
         of_entropy = -softmax * _less_surprise(z, softmax, maximum, log_sum, entropy)
         of_nll = (_z_derivative(self.objective, operands, stats),) if self._nll_is_unclipped_loss else ()
         slopes = formulas.logit_slopes(operands.x, options)
@@ -237,7 +237,7 @@ def _z_derivative(objective: Objective, operands: Operands, stats: Sequence[Arra
     totals = whole_targets(objective, objective.axes, logits, target, options)
     total = with_z_loss(totals.total, options, maximum, log_sum)
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
-    z, beyond = formulas.scaled_logits(logits, target, options), None
+    z, beyond = formulas.with_maximum(formulas.scaled_logits(logits, target, options), maximum, options), None
     if not totals.of_labels or formulas.only(options, *BESIDE_A_LABEL):
         beyond = with_z_loss(_without_largest(objective, z, maximum, targets), options, maximum, log_sum)
     difference = formulas.softmax_minus_target(z, maximum, log_sum, total, targets, beyond)
@@ -252,7 +252,8 @@ def _without_largest(objective: Objective, z: Array, maximum: Array, targets: Ar
 
 def _softmax(objective: Objective, operands: Operands, stats: Sequence[Array]) -> Array:
     maximum, log_sum, *_ = stats
-    z = formulas.scaled_logits(operands.x, operands.target, objective.options(operands.parameters))
+    options = objective.options(operands.parameters)
+    z = formulas.with_maximum(formulas.scaled_logits(operands.x, operands.target, options), maximum, options)
     return formulas.softmax_of(z, maximum, log_sum)
 
 
@@ -283,7 +284,8 @@ def d_scaled_logits(
     softmax = _softmax(objective, operands, stats)
     factor = jnp.zeros_like(maximum)[..., None] if of_lse is None else of_lse[..., None]
     if of_entropy is not None:
-        z = formulas.scaled_logits(operands.x, operands.target, objective.options(operands.parameters))
+        options = objective.options(operands.parameters)
+        z = formulas.with_maximum(formulas.scaled_logits(operands.x, operands.target, options), maximum, options)
         factor = factor - of_entropy[..., None] * _less_surprise(z, softmax, maximum, log_sum, details[0])
     return gradient + softmax * factor
 
@@ -343,7 +345,7 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
         tangent = functools.reduce(jnp.add, [row_dot(a, b, rank) for a, b in terms], jnp.zeros_like(losses))
         return varying_like(losses, tangent)
 
-    z = of_z(named)
+    z = formulas.with_maximum(of_z(named), maximum, options)
     z_tangent = _along(of_z, named, {"logits": named_tangents["logits"]})
     # A masked class moves with no parameter.
     unmasked = {**named, "logits": jnp.where(jnp.isneginf(z), 0, logits)}

@@ -151,7 +151,7 @@ def with_label_gradients(
                 own, others = own + jnp.where(same, of_other, 0), others + jnp.where(same, 0, of_other)
         others = with_z_loss(others, options, maximum, log_sum)
         total = with_z_loss(totals.total, options, maximum, log_sum)
-        nll = log_sum[..., None] - (z - maximum[..., None])
+        nll = log_sum[..., None] - (formulas.with_maximum(z, maximum, options) - maximum[..., None])
         derivative = formulas.label_derivative(nll, total[..., None], own[..., None], others[..., None])
         slopes = formulas.logit_slopes(x, formulas.only(options, "softcap", "temperature"))
         derivatives.append(weighted(row_weight, derivative * slopes))

@@ -97,6 +97,7 @@ class SparseCrossEntropy(RowLoss):
         if given_tangent is not None:
             # Not by the rule of the other: in the loss, which is linear in the target, 0 · Inf is 0.
             z = formulas.scaled_logits(operands.x, None, entries.options)
+            z = formulas.with_maximum(z, maximum, entries.options)
             nll = log_sum[..., None] - (z - maximum[..., None])
             nll = jnp.where((entries.dense_targets == 0) & (jnp.isinf(nll) | self.divergence), 0, nll)
 

@@ -173,7 +173,9 @@ class Entries:
     @property
     def less_than_label(self) -> Array:
         """By how much the logits of the listed classes are less than the label's."""
-        return jnp.where(self.masked, jnp.inf, self._of_label(self.z)[..., None] - self.z)
+        of_label = self._of_label(self.z)
+        z = formulas.with_maximum(self.z, of_label, self.options)
+        return jnp.where(self.masked, jnp.inf, of_label[..., None] - z)
 
     @functools.cached_property
     def of_label(self) -> Operands:
@@ -194,8 +196,9 @@ class Entries:
     def nll(self, of_label: Array | None, stats: Sequence[Array]) -> Array:
         """The unclipped losses of the listed classes, from that of the label or from statistics of rows."""
         if stats:
-            maximum, log_sum = (of_rows[..., None] for of_rows in stats)
-            return log_sum - (self.z - maximum)
+            maximum, log_sum = stats
+            z = formulas.with_maximum(self.z, maximum, self.options)
+            return log_sum[..., None] - (z - maximum[..., None])
         assert of_label is not None
         return of_label[..., None] + self.less_than_label
 
@@ -210,8 +213,7 @@ class Entries:
         target = self.target
         if self.loss.asks_for_stats:
             # That of the label has the z-loss, and of each unmasked class what those that are not listed are given.
-            maximum, log_sum = stats
-            label_nll = clipped(log_sum - (self._of_label(self.z) - maximum))
+            label_nll = clipped(self._of_label(nll))
             share = self.weight - self.of_others * self._classes
             losses = self.weight * of_label - formulas.product(share, label_nll)
             losses = jnp.where(jnp.isposinf(label_nll), jnp.inf, losses)

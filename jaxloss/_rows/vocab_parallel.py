@@ -70,6 +70,7 @@ def vocab_parallel(objective, axes, names, logits, target, row_weight, *paramete
     summed = {"rest": rest, "leading": leading}
     for place, (label, _) in enumerate(labels):
         z, here = logits_at(logits, label, options, is_label=True)
+        z = formulas.with_maximum(z[..., None], maximum, options)[..., 0]
         summed[f"logit {place}"] = jnp.where(here, z - maximum, 0)
     summed |= parts_of_totals(objective, logits, target, options)
     summed = dict(zip(summed, add_up(tuple(summed.values())), strict=True))
@@ -165,9 +166,9 @@ def _local_statistics(objective: Objective, logits, target, row_weight, options)
 
 def _slice_losses(objective: Objective, logits, target, options, maximum, log_sum) -> Array:
     """What the classes of a slice add to the losses of their rows, of which each may be a target."""
-    z_minus_maximum = formulas.scaled_logits(logits, target, options) - maximum[..., None]
+    z = formulas.with_maximum(formulas.scaled_logits(logits, target, options), maximum, options)
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
-    nll = formulas.nll(z_minus_maximum, log_sum[..., None], objective.clip)
+    nll = formulas.nll(z - maximum[..., None], log_sum[..., None], objective.clip)
     return jnp.sum(jnp.where(targets == 0, 0, targets * nll), -1)
 
 

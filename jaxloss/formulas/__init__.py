@@ -51,6 +51,7 @@ from jaxloss.formulas.categorical import (
     target_totals,
     tempered_softmax_sums,
     valid_rows,
+    with_maximum,
 )
 from jaxloss.formulas.contrastive import d_sigmoid_contrastive, sigmoid_contrastive
 from jaxloss.formulas.distillation import (

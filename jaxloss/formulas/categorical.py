@@ -92,6 +92,19 @@ def scaled_logits(logits: Array, target: Array | None, options: Options) -> Arra
     return z if counted is True else jnp.where(counted, z, -jnp.inf)
 
 
+def with_maximum(z: Array, maximum: Array, options: Options) -> Array:
+    """The scaled logits `[..., V]`, the `maximum` of their row where they differ from it by their rounding alone.
+
+    A kernel that gave the maximum may have rounded it in another way, and a compiler makes a quotient or a product anew
+    where it is used, in a difference without rounding it. Of a class that leads, that would be all of the loss.
+    """
+    if not only(options, "softcap", "margin", "temperature"):
+        return z
+    rounding = jnp.minimum(8 * jnp.finfo(z.dtype).eps * jnp.abs(maximum), 0.25)[..., None]
+    is_maximum = jnp.abs(z - maximum[..., None]) <= rounding
+    return with_derivatives_of(z, jnp.where(is_maximum, maximum[..., None], z))
+
+
 @jax.custom_jvp
 def capped(x: Array, cap: Array) -> Array:
     r"""$s \tanh(x / s)$. Its derivatives are right relative to themselves, however small, and at an infinite $x$."""
@@ -221,6 +234,7 @@ def cross_entropy_results(
     z, valid = scaled_logits(logits, target, options), valid_rows(logits, target, options)
     a, b = given_targets(logits, target, options), class_targets(logits, target, options, classes)
     maximum, log_sum = softmax_stats(z)
+    z = with_maximum(z, maximum, options)
     lse, z_minus_maximum = maximum + log_sum, z - maximum[..., None]
     losses = jnp.sum(product(b, nll(z_minus_maximum, log_sum[..., None], clip)), axis=-1)
     total, beyond = jnp.sum(b, axis=-1), jnp.sum(jnp.where(z == maximum[..., None], 0, b), axis=-1)
@@ -259,6 +273,7 @@ def d_cross_entropy_with_options(
     `total` is what the softmax is multiplied by, `beyond` that without the target of the largest logit.
     """
     z, b = scaled_logits(logits, target, options), class_targets(logits, target, options, classes)
+    z = with_maximum(z, maximum, options)
     return softmax_minus_target(z, maximum, log_sum, total, b, beyond) * logit_slopes(logits, options)
 
 
@@ -272,15 +287,15 @@ def softmax_minus_target(
 ) -> Array:
     r"""$T t_i - b_i$ of rows whose `softmax_stats` are known, with $t = \mathrm{softmax}(z)$ and a `total` $T$.
 
-    Of a logit with more than half of the softmax as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near 1, $T t_i - b_i$
-    would lose the digits. `beyond`, $T - b_i$ of that logit, is right where it is small beside both, if it is known.
+    Of a logit that has 0.6 of the softmax, which no other can be near, as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near
+    1, $T t_i - b_i$ would lose the digits. `beyond`, $T - b_i$ of that logit, is right where it is small beside both.
     """
     softmax = softmax_of(z, maximum, log_sum)
     difference = softmax * total[..., None] - target
     others = total[..., None] - target if beyond is None else beyond[..., None]
     of_largest = (total * jnp.expm1(-log_sum))[..., None] + others
     # No choice between the two, whose shardings may differ where shardings are part of the types.
-    largest = ((z == maximum[..., None]) & (log_sum < math.log(2))[..., None]).astype(difference.dtype)
+    largest = ((z == maximum[..., None]) & (log_sum < -math.log(0.6))[..., None]).astype(difference.dtype)
     return with_derivatives_of(difference, difference + largest * (of_largest - difference))
 
 
@@ -347,7 +362,10 @@ def tempered_softmax_sums(logits: Array, scale: float | Array) -> tuple[Array, A
     """
     x = real(logits)
     maximum = jax.lax.stop_gradient(jnp.max(x, axis=-1, initial=jnp.finfo(x.dtype).min))
-    exponentials, largest = jnp.exp((x - maximum[..., None]) * scale), x == maximum[..., None]
+    difference, largest = x - maximum[..., None], x == maximum[..., None]
+    # Of a quotient, which a compiler makes anew without rounding it, the difference from itself may be another.
+    exactly = jnp.where(largest & jnp.isfinite(maximum)[..., None], 0, difference)
+    exponentials = jnp.exp(with_derivatives_of(difference, exactly) * scale)
     others, count = _summed_together(jnp.where(largest, exponentials - 1, exponentials), largest.astype(x.dtype))
     return maximum, with_derivatives_of(jnp.sum(exponentials, axis=-1), others + (count - 1))
 

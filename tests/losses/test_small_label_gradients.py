@@ -26,6 +26,8 @@ OPTIONS = {
     "class weights": {"class_weights": OF_EVEN_CLASSES},
     "class weights and z-loss": {"class_weights": OF_EVEN_CLASSES, "z_loss": np.float32(1e-4)},
     "no option": {"z_loss": np.float32(0)},
+    "temperature": {"temperature": np.float32(0.7), "z_loss": np.float32(1e-6)},
+    "softcap": {"softcap": np.float32(90), "label_smoothing": np.float32(1e-6)},
 }
 SHARE = np.float32(1 - 2**-20)
 """Of the first of two labels."""
@@ -45,9 +47,14 @@ X, LABELS, OTHERS = sample()
 TARGETS = {"labels": LABELS, "mixed": (LABELS, OTHERS, SHARE)}
 
 
-def exact(kind, z_loss=0.0, label_smoothing=0.0, class_weights=None):
+def exact(kind, z_loss=0.0, label_smoothing=0.0, class_weights=None, temperature=1.0, softcap=None):
     """The labels' gradients, and the larger of the two numbers that each is the difference of."""
-    s, wide = extended_precision.Softmax(extended_precision.extended(X)), np.longdouble
+    wide, z = np.longdouble, extended_precision.extended(X)
+    slopes = np.ones_like(z) / wide(temperature)
+    if softcap is not None:
+        slopes, z = slopes / np.cosh(z / softcap) ** 2, softcap * np.tanh(z / wide(softcap))
+    z = z / wide(temperature)
+    s = extended_precision.Softmax(z)
     weights = np.ones(CLASSES, wide) if class_weights is None else class_weights.astype(wide)
     smooth, hard = wide(label_smoothing) * weights / CLASSES, 1 - wide(label_smoothing)
     own, others = hard * weights[LABELS], smooth.sum() - smooth[LABELS]
@@ -56,17 +63,20 @@ def exact(kind, z_loss=0.0, label_smoothing=0.0, class_weights=None):
         own = wide(SHARE) * own + np.where(same, of_other, 0)
         others = others + np.where(same, 0, of_other)
     p, missing = s.probability[ROWS, LABELS], s.missing[ROWS, LABELS]
-    others = others + 2 * wide(z_loss) * (X.max(1).astype(wide) + s.log_sum)
+    others = others + 2 * wide(z_loss) * (z.max(1) + s.log_sum)
     total = others + own + smooth[LABELS]
     in_parts = np.maximum(np.abs(total * missing), np.abs(others))
     of_nothing = np.maximum(np.abs(p * total), smooth[LABELS])
-    return others - total * missing, np.where(own == 0, of_nothing, in_parts)
+    slopes = slopes[ROWS, LABELS]
+    return (others - total * missing) * slopes, np.where(own == 0, of_nothing, in_parts) * slopes
 
 
 def assert_right(found, kind, **options):
     gradients, scale = exact(kind, **options)
     below = X.max(1) - np.minimum(X[ROWS, LABELS], np.median(X, 1))
     bound = 16 + (1 if jax.default_backend() == "cpu" else 2) * below.astype(float)
+    if {"temperature", "softcap"} & set(options):  # by which all logits are rounded
+        bound = bound + 16 * np.abs(X).max(1)
     for way, gradient in found.items():
         assert (ulp_errors(gradient, gradients, np.maximum(scale, 1e-37)) <= bound).all(), (kind, way)
 
