@@ -287,7 +287,7 @@ def softmax_minus_target(
 ) -> Array:
     r"""$T t_i - b_i$ of rows whose `softmax_stats` are known, with $t = \mathrm{softmax}(z)$ and a `total` $T$.
 
-    Of a logit that has 0.6 of the softmax, which no other can be near, as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near
+    Of a logit that has 0.6 of the softmax, which no other is near, as $T (t_i - 1) + (T - b_i)$: where $t_i$ is near
     1, $T t_i - b_i$ would lose the digits. `beyond`, $T - b_i$ of that logit, is right where it is small beside both.
     """
     softmax = softmax_of(z, maximum, log_sum)

@@ -308,9 +308,11 @@ def test_a_student_without_classes_has_no_divergence(name, path):
         jax.grad(lambda x: of(x, "none").sum())(x),
         derivative(x, y, target_type="logits", reduction="sum"),
     )
+    # Of two uniform distributions; a formula leaves what the sum of five rounded probabilities lacks of 1.
+    least = 2.0**-24 if path == "formula" else 0
     for rows in (of(x, "none")[:, None], *gradients):
         np.testing.assert_array_equal(np.isnan(rows).all(1), [False, True, False])
-        np.testing.assert_array_equal(np.asarray(rows)[[0, 2]], 0)  # of two uniform distributions
+        assert (np.abs(np.asarray(rows)[[0, 2]]) <= least).all()
 
 
 @pytest.mark.parametrize("infinite", [-1, 1])

@@ -139,11 +139,11 @@ def test_log_prob_and_entropy(classes, path):
 def test_gradients_of_entropies_and_of_losses_with_them(classes, weights, path):
     """In units of the larger of the numbers that a derivative is the difference of.
 
-    Where two logits lead alike, a GPU is off by what the rounding of an exponent leaves of that difference.
+    Where two logits lead alike, a GPU and a formula are off by what the rounding of an exponent leaves of that difference.
     """
     x, labels = confident_rows(classes, jnp.float32)
     of_loss, of_entropy = weights
-    least = 2.0**-24 if jax.default_backend() == "gpu" else 0
+    least = 2.0**-24 if jax.default_backend() == "gpu" or path == "formula" else 0
 
     def of(x):
         losses, stats = jaxloss.categorical_cross_entropy_with_stats(x, labels, clip=None, reduction="none")
@@ -157,7 +157,8 @@ def test_gradients_of_entropies_and_of_losses_with_them(classes, weights, path):
     )
     of_each = [of] if of_loss else [of, lambda x: jaxloss.entropy(x).sum()]
     for function in of_each:
-        assert (ulp_errors(jax.jit(jax.grad(function))(x), expected, scale) <= allowed(x, labels)[:, None]).all()
+        errors = ulp_errors(jax.jit(jax.grad(function))(x), expected, scale)
+        assert (errors <= allowed(x, labels, 24 if path == "formula" else 16)[:, None]).all()
 
 
 @pytest.mark.parametrize("name", ["plain", "statistics"])
