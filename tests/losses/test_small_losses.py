@@ -1,5 +1,7 @@
 """Cross entropies of confident rows: losses, gradients and entropies are right relative to themselves, however small."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +182,29 @@ def test_split_classes(name):
     assert_right(jax.tree.leaves(results)[0], gradient, x, labels, ulps=16)
     if name == "statistics":
         assert (ulp_errors(results[1], references(x, labels)[2]) <= allowed(x, labels, 16)).all()
+
+
+@pytest.mark.parametrize("name", ["temperature", "softcap"])
+def test_of_logits_that_are_scaled_in_two_places(name):
+    """By a kernel, whose maximum it is, and by XLA, of classes that are listed or on other devices: each rounds them."""
+    x, labels = confident_rows(64, jnp.float32)
+    options = {"temperature": {"temperature": np.float32(1.3)}, "softcap": {"softcap": np.float32(100)}}[name]
+    z = extended_precision.extended(x)
+    z = z / options["temperature"] if name == "temperature" else 100 * np.tanh(z / 100)
+    exact = extended_precision.cross_entropy_of_labels(extended_precision.Softmax(z), labels)[0]
+    mesh = jax.sharding.Mesh(np.array(meshes.available()[:2]), ("model",))
+
+    def losses(x, target, **where):
+        return jaxloss.categorical_cross_entropy(x, target, clip=None, reduction="none", **options, **where)
+
+    def of_slice(x):
+        return losses(x, labels, axis_name="model")
+
+    of_split = jax.shard_map(of_slice, mesh=mesh, in_specs=P(None, "model"), out_specs=P())
+    of_listed = functools.partial(losses, target=(labels[:, None], np.ones((len(x), 1), np.float32)))
+    limit = allowed(x, labels) + 16 * np.abs(x).max(1)
+    for function in (of_split, of_listed, functools.partial(losses, target=labels)):
+        assert (ulp_errors(jax.jit(function)(x), exact) <= limit).all()
 
 
 def test_a_long_row(monkeypatch):
