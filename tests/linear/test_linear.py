@@ -121,6 +121,17 @@ def test_tokens_left_out_are_not_seen(chunk):
     assert (np.asarray(results[1][0])[~kept] == 0).all()
 
 
+def test_many_chunks_of_which_some_are_left_out():
+    """They keep their order: the last one, which overlaps the one before, has zeros where the results of that are to be."""
+    s, keep = sample((103,), WIDTH, CLASSES), np.arange(103) // 3 % 5 != 2
+    exact = expected(s, 1 / keep.sum(), keep, with_bias=False)
+    losses, size = exact.losses
+    out = jaxloss.linear_cross_entropy(s.hidden, s.kernel, s.labels, where=keep, reduction="none", chunk_size=3)
+    check(out, (losses, size), "losses")
+    results = differentiated(s, where=keep, chunk_size=3, with_bias=False)
+    check_all(s, results, exact, (losses.sum() / keep.sum(), size.sum() / keep.sum()), "many chunks")
+
+
 def test_chunks_that_are_left_out_take_no_work(monkeypatch):
     plans, worked = [], []
     value, of_chunk = autodiff.value, local.Work.row_operands

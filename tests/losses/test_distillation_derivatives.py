@@ -110,6 +110,37 @@ def test_second_derivatives_of_equal_distributions():
         tolerance.assert_close(hessian, factor * fisher, "a Hessian", operations=tolerance.OPERATIONS_OF_HIGHER_ORDER)
 
 
+@cells
+def test_second_derivatives_beside_classes_without_probability(kind, target_type):
+    """They are what they are where the probability is next to nothing: the teacher's, the student's, or both."""
+    x, a = sample((3, 6), target_type, scale=1)
+    if target_type == "probabilities":
+        a = a + np.float32(0.05)
+    of_teacher, of_student = np.zeros((2, 3, 6), bool)
+    of_teacher[:, :2] = of_student[1:, 1] = True
+    of_student[2, 3] = kind == "js"  # the other divergence is infinite there
+    v, _ = sample((3, 6), "logits", seed=1, scale=1)
+    weights, scalars = np.array([1, 2, 0.5], np.float32), (np.float32(1.5), np.float32(0.4))
+    tangents = v, np.float32(0.3), np.float32(0.2)
+
+    def transform(f, operands, tangents):
+        x, a, *scalars = operands
+        of = jax.grad(lambda x, *scalars: f(x, a, weights, *scalars), (0, 1, 2))
+        return jax.jvp(of, (x, *scalars), tangents)
+
+    nothing, little = (-np.inf, -300.0) if target_type == "logits" else (0.0, np.exp(-300.0))
+    masked = np.where(of_student, np.float32(-np.inf), x), np.where(of_teacher, np.float32(nothing), a)
+    nearly = np.where(of_student, -300, np.float64(x)), np.where(of_teacher, little, np.float64(a))
+    actual = jit_quickly(functools.partial(transform, ours(kind, target_type, "mean")))((*masked, *scalars), tangents)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(np.float64, ((*nearly, *scalars), tangents))
+        expected = jit_quickly(functools.partial(transform, plainly(kind, target_type)))(*exact)
+        expected = jax.tree.map(np.asarray, expected)
+    for result, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        operations = tolerance.OPERATIONS_OF_HIGHER_ORDER
+        tolerance.assert_close(result, exact, "a derivative", operations=operations, terms=18, magnitude=1)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @cells
 def test_a_scan_saves_nothing_wider_than_its_logits(kind, target_type, reduction):
