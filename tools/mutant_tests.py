@@ -1,7 +1,8 @@
 """A plugin of pytest's for tools/mutate.py: puts tests in order, says which one is running, and ends one that does not.
 
-Its settings are environment variables: JAXLOSS_FIRST_TESTS, names of tests, a line each, which go first; and
-JAXLOSS_RUNNING_TEST, a file for the name of the running test, which gets an end of line when the test has ended.
+Its settings are environment variables: JAXLOSS_ONLY_TESTS, names of tests, a line each, which alone are run, or nothing
+for all; and JAXLOSS_RUNNING_TEST, a file for the name of the running test, which gets an end of line when the test has
+ended.
 """
 
 import faulthandler
@@ -13,14 +14,15 @@ import pytest
 SECONDS = 180
 """Of one test, after which it is taken to be endless, and the process ends."""
 
-FIRST = os.environ["JAXLOSS_FIRST_TESTS"].splitlines()
+ONLY = os.environ["JAXLOSS_ONLY_TESTS"].splitlines()
 RUNNING = pathlib.Path(os.environ["JAXLOSS_RUNNING_TEST"])
 
 
 @pytest.hookimpl(trylast=True)  # after `-m` has picked, and after fixtures of modules have put theirs together
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Some cells of each test go before all the others, for a fault that one cell does not see another test does."""
-    items.sort(key=lambda item: (item.nodeid not in FIRST, item.get_closest_marker("each") is None))
+    items[:] = [item for item in items if not ONLY or item.nodeid in ONLY]
+    items.sort(key=lambda item: item.get_closest_marker("each") is None)
 
 
 @pytest.hookimpl(wrapper=True)

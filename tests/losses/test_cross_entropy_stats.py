@@ -101,8 +101,10 @@ def test_equal_logits_are_ranked_in_order():
                 np.testing.assert_array_equal(ranks, rank[:, label])
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @settings
-def test_derivatives_of_each_and_of_all_with_the_loss(setting):
+def test_derivatives_of_each_and_of_all_with_the_loss(setting, reduction):
+    """In both reductions: what a tangent adds to rows is an operation of its own, whose transpose is a kernel."""
     options = SETTINGS[setting]
     x, labels = sample()
     v = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
@@ -115,11 +117,11 @@ def test_derivatives_of_each_and_of_all_with_the_loss(setting):
 
     def ours(name, x, temperature):
         loss, stats = jaxloss.categorical_cross_entropy_with_stats(
-            x, labels, clip=None, temperature=temperature, **rest
+            x, labels, clip=None, temperature=temperature, reduction=reduction, **rest
         )
         if name != "all":
             return of_one(name, stats._asdict())
-        return loss + sum(of_one(each, stats._asdict()) for each in weights)
+        return loss.mean() + sum(of_one(each, stats._asdict()) for each in weights)
 
     def exact(name, x, temperature):
         stats = exact_stats(x, labels, temperature=temperature, **rest)
