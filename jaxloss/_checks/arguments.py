@@ -37,6 +37,8 @@ def class_indices(name: str, labels: Array, row_rank: int, axis: int = -1) -> Ar
         hint = ""
         if not jnp.issubdtype(labels.dtype, jnp.complexfloating) and labels.ndim == row_rank:
             hint = f"; write {name}.astype(int) if these are class indices"
+        elif jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == row_rank + 1 and labels.shape[-1] == 1:
+            hint = f"; write {name}[..., 0].astype(int) if these are class indices"
         elif not jnp.issubdtype(labels.dtype, jnp.complexfloating) and labels.ndim == row_rank + 1:
             hint = f"; write {name}.argmax({integer('axis', axis)}) if it is one-hot"
         raise TypeError(f"{name} has dtype {labels.dtype}: expected an integer type, of class indices{hint}")
@@ -190,7 +192,10 @@ def _class_shape_hint(name: str, target: Array, rows: tuple[int, ...], shape: tu
     if not jnp.issubdtype(target.dtype, jnp.integer):
         if target.shape == (*rows, shape[axis]):
             return f"; write jnp.moveaxis({name}, -1, {axis}) if its classes are last"
-        return f"; write {name}.astype(int) if these are class indices" if target.shape == rows else ""
+        if target.shape in (rows, (*rows, 1)):
+            column = "[..., 0]" if target.shape != rows else ""
+            return f"; write {name}{column}.astype(int) if these are class indices"
+        return ""
     if target.shape == shape:
         elements = ", or call binary_cross_entropy if each logit is an example" if len(shape) == 1 else ""
         return f"; write {name}.argmax({axis}) if it is one-hot{elements}"

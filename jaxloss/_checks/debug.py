@@ -165,14 +165,14 @@ class _Watch:
         largest = jax.lax.pmax(largest, axes) if axes else largest
         self.add(f"the largest of {what}", largest, "a finite number", np.isfinite, "row")
 
-    def distributions(self, what: str, x, axis: int, axes: tuple[str, ...]) -> None:
-        """Probabilities."""
+    def distributions(self, what: str, x, axis: int, axes: tuple[str, ...], if_logits: str) -> None:
+        """Probabilities; `if_logits` says what to do where they are logits, most of which are negative somewhere."""
         x = jax.lax.stop_gradient(x)
         least, total = jnp.min(x, axis, initial=jnp.inf), jnp.sum(x, axis, dtype=jnp.promote_types(x.dtype, "float32"))
         if axes:
             least, total = jax.lax.pmin(least, axes), jax.lax.psum(total, axes)
         tolerance = _SUM_TOLERANCE + float(jnp.finfo(x.dtype).eps if jnp.issubdtype(x.dtype, jnp.floating) else 0)
-        self.add(f"the least of {what}", least, "a number of at least 0", lambda x: x >= 0, "row")
+        self.add(f"the least of {what}", least, f"a number of at least 0; {if_logits}", lambda x: x >= 0, "row")
         self.add(f"the sum of {what}", total, "1", lambda x: abs(x - 1) <= tolerance, "row")
 
     def emit(self, function: str, axis: int | None) -> None:
@@ -277,7 +277,7 @@ def categorical(given: dict[str, Any], watch: _Watch) -> int:
         if jnp.issubdtype(x.dtype, jnp.integer):
             watch.labels(name, x, width, ignored)
         else:
-            watch.distributions(name, x, axis, axes)
+            watch.distributions(name, x, axis, axes, f"if these are logits, are logits and {name} swapped?")
     if isinstance(target, tuple) and not sparse:
         watch.add("the share of target", array("share", target[2]), FROM_0_TO_1.words, FROM_0_TO_1.contains)
     watch.rows("logits", logits, axis, axes)
@@ -296,7 +296,8 @@ def divergence(given: dict[str, Any], watch: _Watch) -> int:
     elif _sparse.is_sparse(given[teacher]):
         watch.listed(teacher, given[teacher], logits.shape[axis] * (jax.lax.axis_size(axes) if axes else 1), axis)
     else:
-        watch.distributions(teacher, array(teacher, given[teacher]), axis, axes)
+        if_logits = "write target_type='logits' if these are logits"
+        watch.distributions(teacher, array(teacher, given[teacher]), axis, axes, if_logits)
     watch.options(given)
     return axis
 

@@ -62,6 +62,18 @@ WRONG = [  # function, operands, what the message holds
     ("d_gaussian_nll", (Z, A, np.float32([[1], [1], [-1]])), {}, ["variance of element 2, 0 is -1.0", "(3 more)"]),
     ("mse", (Z, A), {"normalizer": np.float32(0)}, ["normalizer is 0.0", "other than 0"]),
     ("kl_divergence", (Z, A * 2), {}, ["sum of target of row 0 is 2.0", "(2 more)"]),
+    (
+        "kl_divergence",
+        (Z, but(A, (1, 0), -1)),
+        {},
+        ["target of row 1 is -1.0", "at least 0; write target_type='logits'"],
+    ),
+    (
+        "categorical_cross_entropy",
+        (A, but(A, (1, 0), -1)),
+        {},
+        ["target of row 1 is -1.0", "logits and target swapped?"],
+    ),
     ("jensen_shannon", (Z, but(Z, (1, 0), NAN)), {}, ["largest of teacher_logits of row 1 is nan"]),
     ("linear_cross_entropy", (HIDDEN, KERNEL, but(LABELS, 1, 4)), {}, ["labels of row 1 is 4"]),
     ("linear_cross_entropy", (HIDDEN, KERNEL, but(LABELS, 1, 4)), {"shift": 1}, ["labels of row 0 is 4"]),
