@@ -17,6 +17,7 @@ pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^# Variables: /\nVariables: /p' $(MAKEFILE_LIST)
 
 demo: ## train three models on real data with losses from jaxloss, and draw the pictures
 	@tools/environment demo

@@ -55,8 +55,8 @@ def _arguments() -> argparse.Namespace:
 def _kernels() -> str:
     device, held = jax.devices()[0], jaxloss.backends()
     if device.platform == "cpu":
-        runs = "the CPU kernels"
-    elif device.platform in ("gpu", "cuda") and held.cuda:
+        return f"running on the CPU kernels ({held.cpu})"
+    if device.platform in ("gpu", "cuda") and held.cuda:
         runs = "the CUDA kernels"
     else:
         runs = "the plain formulas, for this platform has no kernels in this build"
