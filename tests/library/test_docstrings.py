@@ -75,7 +75,7 @@ def test_sections(name):
     expected = ["", "Args", "Returns", "Raises"]
     expected += [">>>"] if name not in WITHOUT_EXAMPLE else []
     expected += ["Source"] if name not in WITHOUT_SOURCE else []
-    assert list(found) == expected
+    assert list(found) == expected, f"the docstring of {name} has other parts than expected; >>> is an example"
     assert found["Returns"].startswith("Returns:\n    ")
     assert found["Returns"].endswith(".\n")
     errors = [error for error, _ in entries(found["Raises"])]
