@@ -28,8 +28,9 @@ import pytest  # noqa: E402
 
 import losses  # noqa: E402
 import meshes  # noqa: E402
+import paths  # noqa: E402
 import selection  # noqa: E402
-from jaxloss._ffi import call, library  # noqa: E402
+from jaxloss._ffi import call  # noqa: E402
 from jaxloss._rows import cross_entropy  # noqa: E402
 
 # Small arrays are to test kernels. What the formula does in their place is test_formulas.py's.
@@ -55,23 +56,7 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("suite")
 
 
-PATHS = {"kernel": library.PLATFORMS, "formula": ()}
-"""The platforms that have kernels."""
-
-
-taken = "kernel"
-"""Which of these is taken now, in this process."""
-
-
-def take(name: str) -> None:
-    """Programs that took another are forgotten."""
-    global taken
-    if name != taken:
-        library.PLATFORMS, taken = PATHS[name], name
-        jax.clear_caches()
-
-
-@pytest.fixture(scope="module", params=PATHS)
+@pytest.fixture(scope="module", params=paths.PATHS)
 def path_of_module(request):
     """By which the tests of a module are put in order."""
     return request.param
@@ -80,15 +65,21 @@ def path_of_module(request):
 @pytest.fixture
 def path(path_of_module):
     """Whether kernels are called, or the formulas that stand in for them: where there are none, or elements are few."""
-    take(path_of_module)
+    paths.take(path_of_module)
     return path_of_module
+
+
+@pytest.fixture
+def without_kernels():
+    """Formulas are called."""
+    paths.take("formula")
 
 
 @pytest.fixture(autouse=True)
 def kernels(request):
-    """Those that do not ask for a path take kernels, also where another test of their module took formulas."""
-    if "path" not in request.fixturenames:
-        take("kernel")
+    """Those that do not ask for a path take kernels, also where another test of their process took formulas."""
+    if not {"path", "without_kernels"} & set(request.fixturenames):
+        paths.take("kernel")
 
 
 CATEGORICAL = losses.Case(losses.CATEGORICAL, "indices")

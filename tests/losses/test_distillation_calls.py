@@ -8,7 +8,7 @@ import pytest
 
 from divergences import CELLS, FORMULAS, KINDS, assert_agrees, cells, check, everything, expected_of, numbers, sample
 from modules import custom_call_targets, of_size
-from test_formulas import no_kernels
+from paths import no_kernels
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
 

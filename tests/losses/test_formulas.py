@@ -1,6 +1,5 @@
 """The plain formulas: right by the same oracle, and with the same results as the kernels wherever they stand in for them."""
 
-import contextlib
 import math
 
 import jax
@@ -10,7 +9,7 @@ import pytest
 import tolerance
 from agreement import assert_agrees
 from jaxloss import formulas
-from jaxloss._ffi import elementwise, library
+from jaxloss._ffi import elementwise
 from losses import CASES, ELEMENTWISE, FLOATS, MATRIX, REDUCTIONS
 from modules import custom_call_targets
 from quickly import jit_quickly
@@ -87,25 +86,6 @@ def test_rows_have_any_number_of_axes(function):
     found = np.asarray(function(x, a))
     for row in np.ndindex(2, 3):
         tolerance.assert_close(found[row], function(x[row], a[row]), function.__name__, terms=5)
-
-
-@contextlib.contextmanager
-def no_kernels():
-    """As in a build that has none for this platform: `lax.platform_dependent` takes the formula."""
-    platforms = library.PLATFORMS
-    jax.clear_caches()
-    library.PLATFORMS = ()
-    try:
-        yield
-    finally:
-        library.PLATFORMS = platforms
-        jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def without_kernels():
-    with no_kernels():
-        yield
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
