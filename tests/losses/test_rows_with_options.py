@@ -173,6 +173,57 @@ def test_where_the_largest_logit_is(width):
     assert_right(x, labels, margin=-6.0, label_smoothing=0.1)
 
 
+@pytest.mark.parametrize("has_labels", [True, False])
+@pytest.mark.parametrize("width", [9, 65, 300])
+def test_statistics_and_their_gradients(width, has_labels):
+    """Of losses, log-sum-exps and entropies together; some rows are sure of a class, of their label or of another."""
+    x, labels = sample(width)
+    x[::3, 1] += 20
+    labels[::6] = 1
+    target = labels if has_labels else np.random.default_rng(2).dirichlet(np.ones(width), ROWS).astype(np.float32)
+    of_lse, of_entropy = np.cos(np.arange(ROWS)).astype(np.float32), np.linspace(-1, 2, ROWS, dtype=np.float32)
+
+    def of(x):
+        losses, stats = jaxloss.categorical_cross_entropy_with_stats(
+            x, target, temperature=0.7, clip=None, reduction="none"
+        )
+        return (losses + of_lse * stats.lse + of_entropy * stats.entropy).sum(), stats.nll
+
+    gradient, nll = jit_quickly(jax.grad(of, has_aux=True))(x)
+    z = x.astype(np.float64) / 0.7
+    log_p = z - z.max(1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
+    p = np.exp(log_p)
+    b = np.eye(width)[labels] if has_labels else target.astype(np.float64)
+    error = 16 * np.finfo(np.float32).eps * (b * (np.abs(log_p) + np.abs(z))).sum(1)
+    tolerance.assert_within(nll, -(b * log_p).sum(1), error, "losses without a clip")
+    factor = b.sum(1) + of_lse
+    surprise = log_p - (p * log_p).sum(1, keepdims=True)
+    expected = (factor[:, None] * p - b - of_entropy[:, None] * p * surprise) / 0.7
+    terms = (np.abs(factor)[:, None] * p + b + np.abs(of_entropy)[:, None] * p * (np.abs(log_p) + 3)) / 0.7
+    tolerance.assert_within(gradient, expected, 64 * np.finfo(np.float32).eps * terms, "gradients")
+
+
+@pytest.mark.parametrize("width", [9, 300])
+def test_masked_rows(width):
+    """They may hold anything, and have the results that say so."""
+    x, labels = sample(width)
+    where = np.arange(ROWS) % 3 != 1
+    x[~where] = np.nan
+
+    def of(x):
+        losses, stats = jaxloss.categorical_cross_entropy_with_stats(x, labels, where=where, z_loss=0.1)
+        return losses + (stats.entropy + stats.nll + stats.lse).sum(), stats
+
+    gradient, stats = jit_quickly(jax.grad(of, has_aux=True))(x)
+    of_masked = {name: np.asarray(stat)[~where] for name, stat in stats._asdict().items()}
+    np.testing.assert_array_equal(of_masked.pop("predicted"), -1)
+    np.testing.assert_array_equal(of_masked.pop("rank"), width)
+    for name, numbers in of_masked.items():
+        np.testing.assert_array_equal(numbers, 0, name)
+    assert ((np.asarray(gradient) == 0).all(1) == ~where).all()
+
+
 @pytest.mark.parametrize("counted", [1, 5, 31, 33, 129])
 @pytest.mark.parametrize("name", ["label_smoothing", "softcap", "all"])
 def test_fewer_classes_than_columns(name, counted):

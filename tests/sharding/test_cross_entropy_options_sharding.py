@@ -1,5 +1,7 @@
 """The options of cross entropy that are arrays of classes or count them, where devices share the classes and the rows."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,27 @@ def test_classes_that_the_caller_has_split(kind):
             np.testing.assert_array_equal(ours, alone)
         else:
             tolerance.assert_close(ours, alone, kind, terms=x.size, magnitude=1.0)
+
+
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+def test_long_slices_of_classes(kind):
+    """Of more classes than a CPU's kernels take many rows at once of."""
+    mesh = meshes.mesh(axes=("v",))
+    classes = 300 * mesh.shape["v"]
+    rng = np.random.default_rng(3)
+    x = (3 * rng.normal(size=(5, classes))).astype(np.float32)
+    target = rng.integers(0, classes, 5) if kind == "indices" else (rng.random(x.shape) / classes).astype(np.float32)
+
+    def gradient(x, target, **options):
+        return jax.grad(
+            lambda x: jaxloss.categorical_cross_entropy(x, target, label_smoothing=0.1, z_loss=0.02, **options)
+        )(x)
+
+    specs = (P(None, "v"), P(None) if kind == "indices" else P(None, "v"))
+    of_slices = functools.partial(gradient, axis_name="v")
+    ours = jit_quickly(jax.shard_map(of_slices, mesh=mesh, in_specs=specs, out_specs=P(None, "v")))(x, target)
+    alone = jit_quickly(gradient)(x, target)  # a program of its own, or its logits would be split too
+    tolerance.assert_close(ours, alone, kind, terms=classes, magnitude=0.2)
 
 
 @pytest.mark.parametrize("margin", ["scalar", "rows"])
