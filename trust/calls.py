@@ -4,8 +4,8 @@ import abc
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -104,9 +104,13 @@ class Configuration(abc.ABC):
     def exact(self, draw: Drawn, x: np.ndarray | None = None) -> Exact:
         """The oracle's results of these calls; with `x` in place of their first operand."""
 
+    @property
     @abc.abstractmethod
-    def halves(self, draw: Drawn) -> Iterator[tuple["Configuration", Drawn]]:
-        """The same with fewer examples."""
+    def examples(self) -> int:
+        """How many examples operands begin with, which may be fewer; 0 if not."""
+
+    of_examples: ClassVar[tuple[str, ...]]
+    """The operands that have an entry for each of them."""
 
     @abc.abstractmethod
     def is_held(self, what: str, draw: Drawn) -> bool:
@@ -149,6 +153,23 @@ class Configuration(abc.ABC):
         exec(self.source, namespace)
         return namespace["loss"]
 
+    def halves(self, draw: Drawn) -> Iterator[tuple["Configuration", Drawn]]:
+        """The same with fewer examples."""
+        count = self.examples
+        if count < 2:
+            return
+        for half in (slice(0, count // 2), slice(count // 2, count)):
+
+            def cut(name, x, half=half):
+                return x[:, half] if name in self.of_examples and x.ndim > 1 and x.shape[1] == count else x
+
+            operands = {name: cut(name, x) for name, x in draw.operands.items()}
+            tangents = {name: cut(name, x) for name, x in draw.tangents.items()}
+            cotangent = draw.cotangent[:, half] if draw.cotangent.ndim > 1 else draw.cotangent
+            shapes = {name: operands[name].shape[1:] for name in self.shapes}
+            fewer = dataclasses.replace(self, shape=operands["x"].shape[1:], shapes=shapes)
+            yield fewer, Drawn(draw.pattern, operands, tangents, cotangent)
+
     def simpler(self, draw: Drawn) -> Iterator[tuple["Configuration", Drawn]]:
         """Calls with an option less, or fewer examples."""
         for name in self.numbers:
@@ -165,6 +186,18 @@ class Configuration(abc.ABC):
                 fewer = {other: x for other, x in self.static.items() if other != name}
                 yield dataclasses.replace(self, static=fewer), draw
         yield from self.halves(draw)
+
+
+def choices(rng: np.random.Generator) -> tuple[Callable[[float], bool], Callable[[Sequence], Any]]:
+    """Whether something of so much probability is so, and one of some values."""
+
+    def chance(share: float) -> bool:
+        return bool(rng.random() < share)
+
+    def pick(values: Sequence) -> Any:
+        return values[rng.integers(len(values))]
+
+    return chance, pick
 
 
 def spacing(dtype) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -116,6 +116,8 @@ class LossConfiguration(Configuration):
         axis: of the classes.
         target_dtype: of the target, None for that of its kind.
     """
+
+    of_examples: ClassVar = ("x", "a", *MULTIPLIERS)
 
     subject: Subject
     axis: int
@@ -260,34 +262,15 @@ class LossConfiguration(Configuration):
             return draw.pattern in ("ordinary", "tiny", "ties", *wide) and draw.pattern not in beyond
         return what != "hessian along" or draw.pattern == "ordinary"
 
-    def halves(self, draw: Drawn) -> Iterator[tuple[Configuration, Drawn]]:
-        count = self.shape[0] if self.shape else 0
+    @property
+    def examples(self) -> int:
         of_classes = self.case.loss.by_rows and self.axis % max(1, len(self.shape)) == 0
-        if count < 2 or of_classes:
-            return
-        for half in (slice(0, count // 2), slice(count // 2, count)):
-
-            def cut(name, x, half=half):
-                spread = name in ("x", "a", *MULTIPLIERS)
-                return x[:, half] if spread and x.ndim > 1 and x.shape[1] == count else x
-
-            operands = {name: cut(name, x) for name, x in draw.operands.items()}
-            tangents = {name: cut(name, x) for name, x in draw.tangents.items()}
-            cotangent = draw.cotangent[:, half] if draw.cotangent.ndim > 1 else draw.cotangent
-            shapes = {name: operands[name].shape[1:] for name in self.shapes}
-            fewer = dataclasses.replace(self, shape=operands["x"].shape[1:], shapes=shapes)
-            yield fewer, Drawn(draw.pattern, operands, tangents, cotangent)
+        return self.shape[0] if self.shape and not of_classes else 0
 
 
 def of_losses(rng: np.random.Generator, by_formula: bool) -> LossConfiguration:
     """A random one."""
-
-    def chance(share: float) -> bool:
-        return bool(rng.random() < share)
-
-    def pick(values):
-        return values[rng.integers(len(values))]
-
+    chance, pick = calls.choices(rng)
     subject = pick(SUBJECTS)
     by_rows, kind = subject.case.loss.by_rows, subject.case.target
     axis = -1

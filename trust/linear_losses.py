@@ -6,7 +6,8 @@ gradient is a matrix product. A logit errs like the sum that made it, and its ro
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +118,8 @@ class LinearConfiguration(Configuration):
         with_bias: there is one, of float32 or what is wider; and the teacher has one.
         teacher_features: of the teacher's hidden states.
     """
+
+    of_examples: ClassVar = ("x", "labels", "where", "weights", "data", "teacher_hidden")
 
     subject: Subject
     classes: int
@@ -282,22 +285,9 @@ class LinearConfiguration(Configuration):
         narrow = self.computed.itemsize == 2
         return what != "hessian along" or (draw.pattern == "ordinary" and not narrow)
 
-    def halves(self, draw: Drawn) -> Iterator[tuple[Configuration, Drawn]]:
-        count = self.tokens[0]
-        if count < 2:
-            return
-        spread = ("x", "labels", "where", "weights", "data", "teacher_hidden")
-        for half in (slice(0, count // 2), slice(count // 2, count)):
-
-            def cut(name, x, half=half):
-                return x[:, half] if name in spread and x.ndim > 1 and x.shape[1] == count else x
-
-            operands = {name: cut(name, x) for name, x in draw.operands.items()}
-            tangents = {name: cut(name, x) for name, x in draw.tangents.items()}
-            cotangent = draw.cotangent[:, half] if draw.cotangent.ndim > 1 else draw.cotangent
-            shapes = {name: operands[name].shape[1:] for name in self.shapes}
-            fewer = dataclasses.replace(self, shape=operands["x"].shape[1:], shapes=shapes)
-            yield fewer, Drawn(draw.pattern, operands, tangents, cotangent)
+    @property
+    def examples(self) -> int:
+        return self.tokens[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,13 +353,7 @@ def _with_data(rest: Exact, of_rows, options, logits, labels, data, where) -> Ex
 
 def of_linear(rng: np.random.Generator, by_formula: bool) -> LinearConfiguration:
     """A random one."""
-
-    def chance(share: float) -> bool:
-        return bool(rng.random() < share)
-
-    def pick(values):
-        return values[rng.integers(len(values))]
-
+    chance, pick = calls.choices(rng)
     subject = pick(SUBJECTS)
     tokens, features, classes = pick(TOKENS), pick(FEATURES), pick(CLASSES)
     dtype = pick(losses.FLOATS)

@@ -12,7 +12,7 @@ from jaxloss._partitioning.meshes import mesh_of
 
 def at_classes(of_classes: Array, indices: Array, here: Array) -> Array:
     """The numbers `[..., V]` of the classes with these indices `[..., K]`, of any class for those that are not here."""
-    if mesh_of([of_classes, indices]).explicit_axes:  # a gather would have to be told how its result is split
+    if mesh_of([of_classes, indices]).explicit_axes:  # a gather would need its output sharding
         is_entry = formulas.one_hot(indices, of_classes.shape[-1])
         return jnp.sum(jnp.where(is_entry, of_classes[..., None, :], 0), -1)
     return jnp.take_along_axis(of_classes, jnp.where(here, indices, 0), -1)

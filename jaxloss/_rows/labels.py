@@ -130,7 +130,7 @@ def with_label_gradients(
 ) -> Array:
     """The gradient `[rows..., V]` with that at the classes of labels written anew, from their `label_logits`.
 
-    Kernels that are told what a target sums to do not know how little of that is not the label's own.
+    Kernels that take the sum of a target do not have what of it is not the label's own, which may be little.
     """
     dtype, classes = maximum.dtype, objective.classes_of(gradient.shape[-1])
     labels = [label for label, _ in labels_and_shares(target, options)]

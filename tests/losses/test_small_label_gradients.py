@@ -87,14 +87,14 @@ def at_labels(x, of_label, options, **others):
     def losses(x, target, reduction="none"):
         return jaxloss.categorical_cross_entropy(x, target, reduction=reduction, **options, **others)
 
-    return {
-        kind: {
-            "reduced": (jax.grad(lambda x: losses(x, target, "sum"))(x) * of_label).sum(1),  # noqa: B023
-            "unreduced": (jax.grad(lambda x: losses(x, target).sum())(x) * of_label).sum(1),  # noqa: B023
-            "forward": jax.jvp(lambda x: losses(x, target), (x,), (of_label,))[1],  # noqa: B023
+    def of(target):
+        return {
+            "reduced": (jax.grad(lambda x: losses(x, target, "sum"))(x) * of_label).sum(1),
+            "unreduced": (jax.grad(lambda x: losses(x, target).sum())(x) * of_label).sum(1),
+            "forward": jax.jvp(lambda x: losses(x, target), (x,), (of_label,))[1],
         }
-        for kind, target in TARGETS.items()
-    }
+
+    return {kind: of(target) for kind, target in TARGETS.items()}
 
 
 @functools.lru_cache

@@ -78,14 +78,14 @@ def gradients(x, of_first, given, options, **others):
             x, (INDICES, given), remainder=remainder, reduction=reduction, **options, **others
         )
 
-    return {
-        remainder: (
-            jax.grad(lambda x: losses(x, remainder, "sum"))(x),  # noqa: B023
-            jax.grad(lambda x: losses(x, remainder).sum())(x),  # noqa: B023
-            jax.jvp(lambda x: losses(x, remainder), (x,), (of_first,))[1],  # noqa: B023
+    def of(remainder):
+        return (
+            jax.grad(lambda x: losses(x, remainder, "sum"))(x),
+            jax.grad(lambda x: losses(x, remainder).sum())(x),
+            jax.jvp(lambda x: losses(x, remainder), (x,), (of_first,))[1],
         )
-        for remainder in remainders(options)
-    }
+
+    return {remainder: of(remainder) for remainder in remainders(options)}
 
 
 def assert_right(found, name, given):

@@ -1,5 +1,7 @@
 """Targets of some classes of each row on meshes: rows and classes split, by XLA, by the types, and by the caller."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxloss
 import meshes
+import tolerance
 from meshes import AXIS_TYPES
 from modules import exchanged
 from quickly import jit_quickly
@@ -60,9 +63,7 @@ def second_order(x, indices, shares, **where):
     return jax.jvp(jax.grad(loss), (x,), (jnp.where(jnp.isneginf(x), 0, x),))[1]
 
 
-def assert_near(actual, expected):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6 * np.abs(b).max())
+assert_near = functools.partial(tolerance.assert_trees_near, of_largest=5e-6)
 
 
 @pytest.fixture(scope="module")

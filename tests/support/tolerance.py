@@ -104,12 +104,12 @@ def assert_trees_close(actual, expected, *, computed=None, operations=OPERATIONS
         assert_close(ours, exact, what, computed=computed or arithmetic(ours.dtype), **options)
 
 
-def assert_trees_near(actual, expected, of_largest: float = 1e-5) -> None:
-    """That every array of a tree is within a share of its largest number, and of 1e-3 where that is smaller."""
+def assert_trees_near(actual, expected, of_largest: float = 1e-5, *, least: float = 0.0) -> None:
+    """That every array of a tree is within a share of its largest number, or of `least` where that is smaller."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for ours, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         ours, exact = np.asarray(ours, np.float64), np.asarray(exact, np.float64)
-        np.testing.assert_allclose(ours, exact, rtol=0, atol=of_largest * max(np.abs(exact).max(initial=0), 1e-3))
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=of_largest * max(np.abs(exact).max(initial=0), least))
 
 
 def assert_ulps(actual, expected, ulps: float, what: str = "the result") -> None:

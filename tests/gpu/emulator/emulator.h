@@ -95,7 +95,7 @@ inline ucontext_t scheduler;
 inline Index block_size, grid_size;
 inline uint64_t progress = 0;
 inline std::function<void()> body;
-inline std::multimap<const void*, Copy> coming;  // of the copy engine to shared memory, by the barrier that is told
+inline std::multimap<const void*, Copy> coming;  // bulk copies to shared memory, by the barrier that counts their bytes
 
 inline void yield() { swapcontext(&current->context, &scheduler); }
 inline void open(Gate& gate) {
