@@ -107,10 +107,11 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
   double loss, total;
   if constexpr (Divergence::total_is_of_teacher) {
     total = -teacher.sum(classes);
+    const Real without_p = teacher.normalised ? Real(0) : static_cast<Real>(total);
     loss = sum_over_steps<Logit>(classes, [&](int64_t i, int64_t count) JAXLOSS_IN_LOOP {
       Value p, value, of_student;
       terms(i, count, p, value, of_student);
-      if (wants_gradient) store_gradient(i, count, p, of_student, static_cast<Real>(total));
+      if (wants_gradient) store_gradient(i, count, p, of_student, without_p);
       return value;
     });
   } else {

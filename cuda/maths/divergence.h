@@ -93,7 +93,8 @@ constexpr double kClose = sizeof(Real) == 8 ? 1.0 / 512 : 1.0 / 8;
 struct KullbackLeibler {
   static constexpr const char* name = "kl_divergence";
   static constexpr int parameter_count = 0;
-  // Whether Σ φ′ is −Σ q, so that it is known before the student is.
+  // Whether Σ φ′ is known before the student is: −Σ q of probabilities. Of a teacher that is given as logits φ′ is p − q,
+  // for p more in it changes no derivative, and its sum is 0. (The statistic of the row is −1, that of −q.)
   static constexpr bool total_is_of_teacher = true;
 
   template <class Real>
@@ -105,9 +106,10 @@ struct KullbackLeibler {
     template <bool normalised, class Functions, class Value>
     JAXLOSS_INLINE void operator()(std::bool_constant<normalised>, Functions, Value d, Value p, Value q, Value& value,
                                    Value& of_student) const {
-      of_student = -q;
       value = -weighted(q, d);
-      if constexpr (normalised) {
+      if constexpr (!normalised) {
+        of_student = -q;
+      } else {
         // p and q are as exact as their logarithms. For float, the coefficients are those whose error up to `close`,
         // relative to (e^d − 1 − d) / d², is least, 8e-7; for double they are Taylor's.
         constexpr bool is_float = sizeof(Real) == 4;
@@ -117,7 +119,10 @@ struct KullbackLeibler {
         series = series * d + Value(is_float ? 0x1.555708p-5 : 1.0 / 24);
         series = series * d + Value(is_float ? 0x1.55534ep-3 : 1.0 / 6);
         series = series * d + Value(is_float ? 0x1.fffffep-2 : 0.5);
-        value = select(absolute(d) < Value(close), q * (d * d) * series, (p - q) + value);
+        const auto is_close = absolute(d) < Value(close);
+        const Value second_order = q * (d * d) * series;
+        of_student = select(is_close, q * d + second_order, p - q);
+        value = select(is_close, second_order, (p - q) + value);
       }
     }
   };

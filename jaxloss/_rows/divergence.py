@@ -230,7 +230,9 @@ def _tangents(divergence: Divergence, operands: Operands, losses: Array, stats: 
     # Of the student's logits by the derivative itself: its transpose is then one pass over them.
     of_student = None
     if student_tangent is not None:
-        derivative = terms(log_p, teacher, *parameters)[1] - jnp.exp(log_p) * total[..., None]
+        derivative = formulas.d_divergence_of_tempered(
+            divergence.terms, logits, target, (maximum, log_sum, *of_teacher), total, scale, *parameters
+        )
         of_student = row_dot(derivative, student_tangent, rank)
     losses_tangent = sum_of(of_student, summed_tangent(0, None))
     total_tangent = summed_tangent(1, log_p_tangent(student_tangent, student_sum_tangent))

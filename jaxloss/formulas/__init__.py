@@ -57,6 +57,7 @@ from jaxloss.formulas.contrastive import d_sigmoid_contrastive, sigmoid_contrast
 from jaxloss.formulas.distillation import (
     above_maximum,
     d_divergence,
+    d_divergence_of_tempered,
     d_jensen_shannon,
     d_kl_divergence,
     divergence_stats,

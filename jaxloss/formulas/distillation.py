@@ -154,7 +154,7 @@ def log_ratios(
     maxima: tuple[Array, Array],
     shift: Array,
     scale: float | Array,
-    of_masked: Array,
+    of_masked: Array | float,
 ) -> Array:
     r"""$\log(p / q)$ of a teacher's logits, right relative to itself up to what is the same for all classes of a row.
 
@@ -223,9 +223,35 @@ def d_divergence(
 
     $\varphi' = p \partial\varphi/\partial p$; `total` is its sum.
     """
+    return scale * d_divergence_of_tempered(terms, logits, target, stats, total, scale, *parameters)
+
+
+def d_divergence_of_tempered(
+    terms: Callable[..., tuple[Array, Array]],
+    logits: Array,
+    target: Array,
+    stats: Sequence[Array],
+    total: Array,
+    scale: float | Array,
+    *parameters: float | Array,
+) -> Array:
+    """The same with respect to the logits times the scale."""
     of_student = divergence_terms(terms, logits, target, stats, scale, *parameters)[1]
-    softmax = jnp.exp(log_probabilities(logits, stats[0], stats[1], scale))
-    return scale * (of_student - softmax * total[..., None])
+    maximum, log_sum, *of_teacher = stats
+    p = jnp.exp(log_probabilities(logits, maximum, log_sum, scale))
+    derivative = of_student - p * total[..., None]
+    if terms is kl_terms and of_teacher:
+        return _p_minus_q(derivative, logits, target, stats, scale)
+    return derivative
+
+
+def _p_minus_q(difference: Array, logits: Array, target: Array, stats: Sequence[Array], scale: float | Array) -> Array:
+    """The difference of both distributions; where they are close, right relative to itself and not to them."""
+    maximum, log_sum, teacher_maximum, teacher_log_sum = stats
+    shift = log_sums_ratio(jnp.expm1(log_sum), jnp.expm1(teacher_log_sum))
+    ratio = log_ratios(logits, target, (maximum, teacher_maximum), shift, scale, jnp.inf)
+    q = jnp.exp(log_probabilities(target, teacher_maximum, teacher_log_sum, scale))
+    return with_derivatives_of(difference, jnp.where(jnp.abs(ratio) < 1 / 2, q * jnp.expm1(ratio), difference))
 
 
 def kl_terms(log_p: Array, log_q: Array, q: Array) -> tuple[Array, Array]:

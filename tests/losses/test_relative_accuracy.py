@@ -291,6 +291,25 @@ def test_divergences_of_small_16_bit_logits(dtype, largest, beta, path):
     assert_divergences_are_exact(x.astype(dtype), y.astype(dtype), beta)
 
 
+@pytest.mark.parametrize("classes", [5, 300, 3000])
+@pytest.mark.parametrize("lead", [3, 12, 25])
+def test_gradients_where_student_and_teacher_are_as_sure(classes, lead, path):
+    """That of their common leader is as small as what the others have: not the rounding of two numbers near 1."""
+    random = np.random.default_rng(17)
+    x, y = random.normal(0, 1, (2, 8, classes)).astype(np.float32)
+    x[:, 1] += lead
+    y[:, 1] += lead
+    student, teacher = (extended_precision.Softmax(extended_precision.extended(z)) for z in (x, y))
+    expected = extended_precision.kl_divergence(student, teacher)[1]
+    units = np.maximum(student.probability, teacher.probability)
+    units[:, 1] = np.maximum(student.rest, teacher.rest)
+    found = jax.grad(lambda x: jaxloss.kl_divergence(x, y, target_type="logits", reduction="sum"))(x)
+    by_formula = formulas.d_kl_divergence(x, y, target_type="logits")
+    for gradient in (found, by_formula):
+        error = np.abs(np.asarray(gradient) - expected) / (units * np.finfo(np.float32).eps)
+        assert error.max() <= 16 + 2 * (lead + np.log(classes))
+
+
 @pytest.mark.parametrize("name", ["kl", "jensen_shannon"])
 def test_a_student_without_classes_has_no_divergence(name, path):
     """Nor a gradient: both are NaN, of its row alone, whichever way they are asked for."""

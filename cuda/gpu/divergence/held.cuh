@@ -129,8 +129,10 @@ __device__ __forceinline__ void divergence_of_held_row(
   const bool has_gradient = rows.gradient && wanted && weight != 0;
   const float factor = scale * weight;
   Logit* gradient = has_gradient ? rows.gradient + row * rows.classes : nullptr;
-  DivergenceSums sums{0, total_is_known ? -1.0f : 0.0f};
-  const auto gradient_of = [&](float p, float derivative) { return (derivative - p * sums.total) * factor; };
+  DivergenceSums sums{0, 0};
+  const auto gradient_of = [&](float p, float derivative) {
+    return (total_is_known ? derivative : derivative - p * sums.total) * factor;
+  };
   // Leaves p in y and φ′ in x, or the gradient.
   const auto visit = [&](auto& x, auto& y, auto adds, auto makes_gradient) {
     constexpr int count = std::extent_v<std::remove_reference_t<decltype(x)>>;

@@ -182,7 +182,9 @@ __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergenc
                                                           teacher_softmax);
   // Not `weighted`: a weight of 0 takes out a derivative that is infinite, and leaves no −0.
   const auto gradient_of = [&](Real p, Real derivative) {
-    return weight == 0 ? Real(0) : (derivative - p * total) * factor;
+    if (weight == 0) return Real(0);
+    if constexpr (Divergence::total_is_of_teacher && of_logits) return derivative * factor;
+    return (derivative - p * total) * factor;
   };
 
   CompensatedSum<Real> losses, sum;
