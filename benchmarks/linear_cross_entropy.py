@@ -353,8 +353,13 @@ def swept(works: list[Work], timed_up_to: int) -> list[dict]:
 GPU = [Work(8192, 4096, 128256), Work(32768, 2560, 128256)]
 CPU = [Work(2048, 256, 8192, "float32")]
 QUICK = [Work(256, 32, 512, "float32")]
-ODD = {Work(16384, 2048, 50257): 1.06, Work(4096, 1024, 32001): 1.10}
-"""With how many times the products' time they may take."""
+ODD = {
+    Work(16384, 2048, 50257): 1.06,
+    Work(4096, 1024, 32001): 1.10,
+    Work(16384, 2048, 50264): None,
+    Work(4096, 1024, 32008): None,
+}
+"""With how many times the products' time they may take; and as many classes as the products have, for comparison."""
 ODD_QUICK = {Work(256, 32, 509, "float32"): 100.0}
 LARGE = {Work(8192, 4096, 128256): 1.07, Work(8192, 4096, 151936): 1.05, Work(20000, 3072, 151936): None}
 """The same of large vocabularies; None where none is set."""
