@@ -1,8 +1,8 @@
 """Linear cross entropy with options: jaxloss against its matrix products, whole logits and a checkpointed scan.
 
 Run it with `python -m benchmarks.linear_options [--only WORD] [--who WORD] [--budget SECONDS] [--quick]
-[--output DIRECTORY]`. Writes `linear_options_PLATFORM.json`, and fails if a goal is missed. The limit and memory are those
-of `benchmarks.linear_cross_entropy`, in turn with each contender: the three products of value and gradients.
+[--output DIRECTORY]`. Writes `linear_options_PLATFORM.json`, and fails if a goal is missed. The limit and memory are
+those of `benchmarks.linear_cross_entropy`, in turn with each contender.
 """
 
 import dataclasses
