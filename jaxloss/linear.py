@@ -65,7 +65,7 @@ def linear_cross_entropy(
     The options are those of `categorical_cross_entropy`, in the same pass. Logits and their gradients have the type
     that `hidden @ kernel` has, so two 16-bit operands keep the products on tensor cores; `logits_dtype` makes the
     logits alone more exact. On NVIDIA GPUs the kernel is copied where 16-bit products of its widths would be slow: a
-    device then works on multiples of 8 features and classes, and the copy's padding has no part in any result.
+    device then works on multiples of 8 or 64 features and classes, and the copy's padding has no part in any result.
 
     Args:
         hidden: $h$, `[..., D]`; <dtypes>.

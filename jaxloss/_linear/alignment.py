@@ -1,4 +1,4 @@
-"""Widths that tensor cores take: features and classes padded to a multiple of 8 while a device works.
+"""Widths that tensor cores take: features and classes of another than a multiple of 8, padded while a device works.
 
 A product of 16-bit operands runs at full speed if the rows of all three of its matrices begin at multiples of 16 bytes.
 These rows are of `D` features or of `V` classes, and each of the two is the row of a matrix, however the kernel lies:
@@ -27,6 +27,13 @@ from jaxloss._linear.split import Roles, Split
 
 MULTIPLE = 8
 """Of 16-bit numbers: 16 bytes."""
+
+FASTEST = 64
+"""The same for products that are faster still. At N, D, V = 16384, 2048, 50257 value and gradients take 1.13 times the
+products at 50264 on an H200 if classes are padded to a multiple of 8, and 1.08 to one of 64."""
+
+MOST_PADDING = 0.02
+"""Of a width, to reach the latter."""
 
 FEWEST_TOKENS = 512
 """The copy of the kernel and the slice of its gradient move 4 bytes a number each, at 4.3 TB/s on an H200. At N, D, V =
@@ -84,10 +91,16 @@ def where_faster(plan: Plan, of_device: Callable[[Plan], Callable[..., tuple[Arr
     return work
 
 
+def padding(size: int) -> int:
+    """By how much such a width is padded: not at all if it is a multiple of 8."""
+    to_fastest = -size % FASTEST
+    return to_fastest if size % MULTIPLE and to_fastest <= MOST_PADDING * size else -size % MULTIPLE
+
+
 def padded(array: Array, roles: Roles) -> Array:
-    """The array with zeros after its features and classes, up to the next multiple."""
+    """The array with zeros after its features and classes, where these are no multiple."""
     missing = [
-        -size % MULTIPLE if role in ROLES and isinstance(size, int) else 0
+        padding(size) if role in ROLES and isinstance(size, int) else 0
         for role, size in zip(roles, array.shape, strict=True)
     ]
     return jnp.pad(array, [(0, count) for count in missing]) if any(missing) else array

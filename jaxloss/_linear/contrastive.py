@@ -46,6 +46,12 @@ class ContrastiveWork(Work):
         assert self.bias is not None
         self.scale, self.offset = self.bias
 
+    @property
+    def memory_of_token(self) -> tuple[int, int, int, int]:
+        """The products and the gradient of the logits, which exist at once, take what logits take elsewhere."""
+        classes, itemsize, memory, fewest = super().memory_of_token
+        return classes, 2 * itemsize, memory, fewest
+
     def biased_logits(self, hidden: Array, weight: Array) -> Array:
         return self._logits_of(self.logits(hidden))
 

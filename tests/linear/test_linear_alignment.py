@@ -139,6 +139,11 @@ def test_products_on_a_gpu_have_aligned_widths(program, widths, kernel_axis):
         assert features_and_classes <= {136, 1008}
 
 
+def test_padding_is_to_a_multiple_of_64_where_that_is_little():
+    widths = {50257: 50304, 50264: 50264, 32001: 32064, 4099: 4160, 2001: 2008, 135: 136, 136: 136}
+    assert {width: width + alignment.padding(width) for width in widths} == widths
+
+
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_cpu_compiles_what_it_compiles_without(program, monkeypatch):
