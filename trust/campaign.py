@@ -54,12 +54,14 @@ class Part:
         counts: how often, by what is counted.
         finds: what is wrong, one text each.
         note: what a reader has to know of the figures.
+        seconds: how long it took, where others ran beside it.
     """
 
     tried: str
     counts: dict[str, int]
     finds: list[str] = dataclasses.field(default_factory=list)
     note: str = ""
+    seconds: float | None = None
 
 
 Campaign = Callable[[Effort], Iterator[Part]]
@@ -70,7 +72,7 @@ def measured(name: str, campaign: Campaign, effort: Effort) -> list[dict]:
     commit = record.circumstances()["commit"]  # before what runs meanwhile writes its results
     parts, start = [], time.monotonic()
     for part in campaign(effort):
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - start if part.seconds is None else part.seconds
         counts = ", ".join(f"{count:,} {what}" for what, count in part.counts.items())
         print(f"{name}: {part.tried}: {counts}; {len(part.finds)} found, {seconds:.0f} s", flush=True)
         for find in part.finds:

@@ -9,12 +9,14 @@ benchmarks/results/trust_gpu.json.
 """
 
 import argparse
+import concurrent.futures
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 from trust import ROOT, campaign
@@ -35,20 +37,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trust.compute_sanitizer")
     parser.add_argument("--tool", action="append", choices=TOOLS, help="this one; may be repeated")
     parser.add_argument("--part", action="append", choices=PARTS, help="this part of the program; may be repeated")
+    parser.add_argument("--program", type=pathlib.Path, help="tests/gpu/kernels_check.cu, compiled before")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="so many parts at once")
     parser.add_argument("--all-sizes", action="store_true", help="those of the program itself, which take hours")
+    parser.add_argument("--output", help="where to write the JSON; default: benchmarks/results")
     asked = parser.parse_args()
-    program = build()
-    found = []
-    for tool in asked.tool or TOOLS:
+    program = asked.program.resolve() if asked.program else build()
+    effort, found = Effort(quick=not asked.all_sizes, seed=0, minutes=0), []
+    with concurrent.futures.ThreadPoolExecutor(asked.jobs) as pool:
+        runs = {
+            tool: [pool.submit(watched, program, tool, part, asked.all_sizes) for part in asked.part or PARTS]
+            for tool in asked.tool or TOOLS
+        }
+        for tool, parts in runs.items():
 
-        def parts(effort: Effort, tool=tool) -> Iterator[Part]:
-            del effort
-            for part in asked.part or PARTS:
-                yield watched(program, tool, part, asked.all_sizes)
+            def as_they_end(effort: Effort, parts=parts) -> Iterator[Part]:
+                del effort
+                yield from (part.result() for part in parts)
 
-        effort = Effort(quick=not asked.all_sizes, seed=0, minutes=0)
-        found += campaign.measured(tool, parts, effort)
-    print(f"kept in {write(found)}")
+            found += campaign.measured(tool, as_they_end, effort)
+    print(f"kept in {write(found, asked.output)}")
     if count := sum(len(part["finds"]) for part in found):
         sys.exit(f"error: {count} found")
 
@@ -75,7 +83,7 @@ def watched(program: pathlib.Path, tool: str, part: str, all_sizes: bool) -> Par
     command = [sanitizer, "--tool", tool, "--error-exitcode", "7", str(program), part]
     environment = {**os.environ, "JAXLOSS_CHECK_SIZES": "all" if all_sizes else "few"}
     limit = None if all_sizes else SECONDS
-    tried = f"{tool} of the kernels: {part}"
+    tried, start = f"{tool} of the kernels: {part}", time.monotonic()
     try:
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -85,13 +93,14 @@ def watched(program: pathlib.Path, tool: str, part: str, all_sizes: bool) -> Par
     errors = sum(int(number) for pair in ERRORS.findall(said) for number in pair if number)
     # Without a summary the tool itself failed: that is no success.
     clean = ran.returncode == 0 and ERRORS.search(said) and errors == 0 and cases > 0
-    return Part(tried, {"cases": cases}, [] if clean else [f"{' '.join(command)}: {errors} errors\n{said[-4000:]}"])
+    finds = [] if clean else [f"{' '.join(command)}: {errors} errors\n{said[-4000:]}"]
+    return Part(tried, {"cases": cases}, finds, seconds=time.monotonic() - start)
 
 
-def write(parts: list[dict]) -> pathlib.Path:
+def write(parts: list[dict], directory: str | None) -> pathlib.Path:
     """Keeps them in place of those of the same tools and parts of the program."""
     run = {part["tried"] for part in parts}
-    return campaign.kept_with(parts, "trust_gpu", lambda part: part["tried"] not in run)
+    return campaign.kept_with(parts, "trust_gpu", lambda part: part["tried"] not in run, directory)
 
 
 if __name__ == "__main__":
