@@ -20,7 +20,12 @@ def arguments() -> argparse.Namespace:
     """Of the command line; sets what the environment must hold before jax is imported."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platform", choices=("cpu", "gpu"), help="where to run; default: what jax chooses")
-    parser.add_argument("--only", default="", help="measure only rows that contain this, such as 'bfloat16 [8192'")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="measure only rows that contain this, such as 'bfloat16 [8192'; may be repeated",
+    )
     parser.add_argument("--sweep", action="store_true", help="instead of the table: over classes, rows and bytes")
     parser.add_argument(
         "--portable", action="store_true", help="instead of the table: its rows by the kernel for GPUs without clusters"
@@ -88,9 +93,9 @@ def main() -> None:
     elif chosen.divergences:
         name, works = "losses_divergences", loss_table.DIVERGENCES_TABLE[platform]
     else:
-        name, works = "losses", loss_table.table(platform)
+        name, works = "losses_torch" if chosen.torch else "losses", loss_table.table(platform)
     name += "_quick" if chosen.quick else ""
-    works = [work for work in works if chosen.only in str(work)]
+    works = [work for work in works if not chosen.only or any(words in str(work) for words in chosen.only)]
     if chosen.quick:
         works = [loss_table.smaller(work) for work in works]
     print(record.circumstances())
@@ -101,7 +106,7 @@ def main() -> None:
         print("\n".join(loss_report.lines(row)), flush=True)
         path = record.write(f"{name}_{platform}", rows, chosen.output)  # each time: a run may be cut off
     if not rows:
-        raise SystemExit(f"no row was measured: none contains {chosen.only!r}, or there was no time")
+        raise SystemExit(f"no row was measured: none contains {' or '.join(chosen.only)!r}, or there was no time")
     if chosen.sweep:
         draw(path)
     print(f"{path}; {time.monotonic() - start:.0f} s")

@@ -211,16 +211,16 @@ def main() -> None:
     call.FALLBACK_SIZE = 0  # kernels, where the formula might take so few
     platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
     circumstances = record.circumstances()
-    rows = []
+    rows, whole = [], not (chosen.rows or any(chosen.only))
+    kept = f"worst_cases_{'' if whole else 'some_'}{platform}"
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for name in worst_case_losses.LOSSES:
             if name.startswith(tuple(chosen.only)):
                 for dtype in DTYPES:
                     rows.append(measure(name, dtype, chosen.rows or ROWS, pool, 1 if platform == "cpu" else 2))
                     print(f"{name} {dtype}", *beyond(rows[-1]), sep="\n  ", flush=True)
-    whole = not (chosen.rows or any(chosen.only))
-    print(section(rows, circumstances))
-    print(record.write(f"worst_cases_{'' if whole else 'some_'}{platform}", rows, chosen.output))
+                    path = record.write(kept, rows, chosen.output)  # each time: a run may be cut off
+    print(section(rows, circumstances), path, sep="\n")
     if whole and not chosen.output:
         write_page(rows, circumstances)
         print(PAGE)
