@@ -84,11 +84,15 @@ __device__ __forceinline__ TemperedPair parts_of_held(const Held<Logit>& student
       part.others += sum;
       return;
     }
+    // Of a vector first: terms that are nearly alike are rounded alike, and their sum drifts by as many roundings.
+    float others[2] = {}, largest = 0;
 #pragma unroll
     for (int j = 0; j < count; j++) {
-      part.others += x[j] == part.max ? 0.0f : term[j];
-      part.largest += x[j] == part.max ? 1.0f : 0.0f;
+      others[j % 2] += x[j] == part.max ? 0.0f : term[j];
+      largest += x[j] == part.max ? 1.0f : 0.0f;
     }
+    part.others += others[0] + others[1];
+    part.largest += largest;
   };
   student.for_vectors_beside(teacher, [&](auto& of_student, auto& of_teacher, int) {
     float x[step], y[step];
