@@ -2,8 +2,8 @@
 
 Run it with `python -m benchmarks.worst_cases [--platform cpu|gpu] [--rows N] [--only LOSS …] [--output DIRECTORY]`. It
 draws rows that search for trouble (`worst_case_rows.py`), writes `worst_cases_PLATFORM.json` with the row behind every
-number, and, unless `--rows`, `--only` or `--output` is given, the platform's section of docs/accuracy.md; `--page-from
-FILE` writes it from a file that another machine wrote. **The last lines are the results beyond their stated bound**
+number, and, unless `--rows` or `--output` is given, the platform's section of docs/accuracy.md; `--page-from FILE` writes
+it from a file that another machine wrote. With `--only`, what was measured of other losses stays. **The last lines are the results beyond their stated bound**
 (`worst_case_losses.py`). Extended precision is that of x86: 64 bits.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.accuracy import DTYPES, PAGE, measured_with, spacing, with_section
 
+RESULTS = pathlib.Path(__file__).with_name("results")
 ROWS = 1_000_000
 BATCH = 2**21  # elements at most
 PART = 2**17  # elements of which references are computed at once, so that they stay in the cache
@@ -160,7 +161,7 @@ def section(rows: list[dict], circumstances: dict) -> str:
         if missed
         else "All are in bounds."
     )
-    text = f"""{measured_with(circumstances)}
+    text = f"""{measured_with(circumstances)}{_other_commits(rows, circumstances)}
 {min(row["rows"] for row in rows):,} rows of each loss and type. {verdict}
 
 Errors are the worst, in ulp of the result itself: jaxloss / XLA, and where jaxloss has it. Shares are of the bound,
@@ -177,6 +178,25 @@ jaxloss's worst ones.
     return text
 
 
+def _other_commits(rows: list[dict], circumstances: dict) -> str:
+    """Of losses that were measured before the others."""
+    of_commit: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if (commit := row.get("commit", circumstances["commit"])) != circumstances["commit"]:
+            of_commit.setdefault(commit, {})[row["loss"]] = None
+    return "".join(f" At commit {commit[:12]}: {', '.join(names)}." for commit, names in of_commit.items())
+
+
+def _kept(platform: str, others_than: tuple[str, ...]) -> list[dict]:
+    """What was measured of other losses, with its commit."""
+    path = RESULTS / f"worst_cases_{platform}.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    rows = (row for row in found["measurements"] if not row["loss"].startswith(others_than))
+    return [{"commit": found["commit"], **row} for row in rows]
+
+
 def write_page(rows: list[dict], circumstances: dict) -> None:
     platform = "cpu" if circumstances["platform"] == "cpu" else "gpu"
     text = section(rows, circumstances)
@@ -190,7 +210,11 @@ def main() -> None:
     parser.add_argument("--platform", choices=("cpu", "gpu"), help="where to run; default: what jax chooses")
     parser.add_argument("--rows", type=int, help=f"of each loss and type; default: {ROWS}")
     parser.add_argument(
-        "--only", metavar="LOSS", nargs="+", default=[""], help="losses whose name begins with one of these"
+        "--only",
+        metavar="LOSS",
+        nargs="+",
+        default=[""],
+        help="losses whose name begins with one of these; what was measured of others stays",
     )
     parser.add_argument("--page-from", metavar="FILE", type=pathlib.Path, help="only write the section of such a JSON")
     parser.add_argument("--output", help="where to write the JSON, and leave the page; default: benchmarks/results")
@@ -211,17 +235,22 @@ def main() -> None:
     call.FALLBACK_SIZE = 0  # kernels, where the formula might take so few
     platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
     circumstances = record.circumstances()
-    rows, whole = [], not (chosen.rows or any(chosen.only))
-    kept = f"worst_cases_{'' if whole else 'some_'}{platform}"
+    some = "some_" if chosen.rows else ""
+    rows = [] if some else _kept(platform, tuple(chosen.only))
+    place = {name: i for i, name in enumerate(worst_case_losses.LOSSES)}
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for name in worst_case_losses.LOSSES:
             if name.startswith(tuple(chosen.only)):
                 for dtype in DTYPES:
-                    rows.append(measure(name, dtype, chosen.rows or ROWS, pool, 1 if platform == "cpu" else 2))
-                    print(f"{name} {dtype}", *beyond(rows[-1]), sep="\n  ", flush=True)
-                    path = record.write(kept, rows, chosen.output)  # each time: a run may be cut off
+                    found = measure(name, dtype, chosen.rows or ROWS, pool, 1 if platform == "cpu" else 2)
+                    print(f"{name} {dtype}", *beyond(found), sep="\n  ", flush=True)
+                    rows = sorted(
+                        [*rows, found | {"commit": circumstances["commit"]}], key=lambda row: place[row["loss"]]
+                    )
+                    # Each time: a run may be cut off.
+                    path = record.write(f"worst_cases_{some}{platform}", rows, chosen.output)
     print(section(rows, circumstances), path, sep="\n")
-    if whole and not chosen.output:
+    if not (some or chosen.output):
         write_page(rows, circumstances)
         print(PAGE)
     missed = [line for row in rows for line in beyond(row)]
