@@ -2,9 +2,9 @@
 
 Run it with `python -m benchmarks.worst_cases [--platform cpu|gpu] [--rows N] [--only LOSS …] [--output DIRECTORY]`. It
 draws rows that search for trouble (`worst_case_rows.py`), writes `worst_cases_PLATFORM.json` with the row behind every
-number, and, unless `--rows` or `--output` is given, the platform's section of docs/accuracy.md; `--page-from FILE` writes
-it from a file that another machine wrote. With `--only`, what was measured of other losses stays. **The last lines are the results beyond their stated bound**
-(`worst_case_losses.py`). Extended precision is that of x86: 64 bits.
+number, and, unless `--rows` or `--output` is given, the platform's section of docs/accuracy.md; `--page-from FILE`
+writes it from a file that another machine wrote. With `--only`, what was measured of other losses stays. **The last
+lines are the results beyond their stated bound** (`worst_case_losses.py`). Extended precision is that of x86: 64 bits.
 """
 
 import argparse
