@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import pathlib
 import re
 import tomllib
@@ -23,6 +24,7 @@ from trust import (
     finds,
     fuzz,
     handler_oracle,
+    jobs,
     lifetime,
     mutations,
     names,
@@ -226,6 +228,42 @@ def test_memory_that_grows_and_processes_that_go_wrong_are_seen(monkeypatch):
         assert len(list(device.faults_of_fraction({"exact": 2.0, **right, **wrong}))) == 1
 
 
+def counted(tried: str, finds: int = 0) -> jobs.Part:
+    return jobs.Part(tried, {"calls": 2}, ["wrong"] * finds)
+
+
+def test_jobs_run_in_processes_and_their_shares_are_added_up(capfd):
+    """Those that are to be alone come last, a process that dies is a find, and what it said before stays."""
+    share, alone = functools.partial(counted, "calls of a share", 1), functools.partial(counted, "alone")
+    first = campaign.Campaign([share, functools.partial(os._exit, 3), share], [alone])
+    second = campaign.Campaign([functools.partial(divmod, 1, 0)])
+    effort = dataclasses.replace(QUICK, quick=False)
+    kept = list(campaign.measured({"device": first, "fuzz": second}, effort, 2))
+    (undone,), (added, died, last) = kept
+    assert [added["tried"], added["counts"], added["finds"]] == ["calls of a share", {"calls": 4}, ["wrong"] * 2]
+    assert (died["campaign"], last["tried"]) == ("device", "alone")
+    assert "ended with status 3" in died["finds"][0]
+    assert "ZeroDivisionError" in undone["finds"][0]
+    assert capfd.readouterr().out.splitlines()[-1].startswith("device: alone: 2 calls; 0 found")
+
+
+def test_the_fuzz_makes_its_calls_in_shares(kept_path, monkeypatch, tmp_path):
+    """Shares have all configurations between them; one that has made its calls makes no more, and says how many."""
+    monkeypatch.setattr(fuzz, "BUILD", tmp_path)
+    monkeypatch.setattr(fuzz, "CHUNK", 2)
+    monkeypatch.setattr(fuzz, "calls_of", lambda configuration, effort: 3)
+    monkeypatch.setattr(programs, "configuration", lambda seed, number, made=programs.configuration: made(0, 1))
+    effort = dataclasses.replace(QUICK, quick=False, minutes=1)
+    states = [fuzz._State.of(effort, place, 3) for place in range(3)]
+    assert [state.next for state in states] == [0, 1, 2]
+    part = fuzz._share(effort, 1, 3, 7)
+    assert part.counts["calls"] >= 7
+    assert fuzz._State.of(effort, 1, 3).next == 1 + 3 * part.counts["programs"]
+    again = fuzz._share(effort, 1, 3, 7)
+    assert again.counts == part.counts
+    assert "earlier run" in again.note
+
+
 def test_parts_of_other_campaigns_stay(monkeypatch, tmp_path):
     """Of a platform's file those that ran are written anew, where they are asked to be, and the tools' are behind them."""
     monkeypatch.setattr(campaign.record, "RESULTS", tmp_path / "kept")
@@ -242,7 +280,7 @@ def test_parts_of_other_campaigns_stay(monkeypatch, tmp_path):
 def test_the_page_names_every_campaign():
     for name in names.ALL:
         assert f"\n| {name} | " in PAGE
-        assert callable(importlib.import_module(f"trust.{name}").run)
+        assert callable(importlib.import_module(f"trust.{name}").campaign)
 
 
 OF_PAGE = {"trust_cpu": "campaigns", "trust_gpu": "campaigns", "mutants": "mutants", "cuda_mutants": "mutants"}
