@@ -97,8 +97,9 @@ def _finds_of(configuration: Configuration, effort: Effort, state: "_State") -> 
         try:
             results = programs.found(run_it, configuration, drawn)
             wrong = [finds.errors(configuration, *pair) for pair in zip(drawn, results, strict=True)]
-        except Exception:
-            return [_kept(configuration, drawn[0].of(0), [traceback.format_exc()], state)]
+        except Exception as error:
+            said = f"{traceback.format_exc()}\n{type(error).__name__}: {error}"
+            return [_kept(configuration, drawn[0].of(0), [said], state)]
         left -= together * len(drawn[0])
         state.counts[configuration.transform] += together * len(drawn[0])
         for draw, errors in zip(drawn, wrong, strict=True):

@@ -20,18 +20,21 @@ from jaxloss._ffi import call, library
 from trust import (
     campaign,
     configurations,
+    contrastive,
     device,
     finds,
     fuzz,
     handler_oracle,
     jobs,
     lifetime,
+    listed_targets,
     mutations,
     names,
+    preferences,
     programs,
     tables,
 )
-from trust.linear_losses import LinearConfiguration
+from trust.drop_ins import DROP_INS
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
@@ -56,6 +59,7 @@ def kept_path(retraced, monkeypatch):
 
 QUICK = campaign.Effort(quick=True, seed=0, minutes=0)
 SEEN = [("mse", "grad"), ("mse", "hvp"), ("linear_cross_entropy", "grad"), ("entropy", "jit")]
+SEEN += [("sigmoid_contrastive", "grad"), ("optax.l2_loss", "grad")]
 
 
 @pytest.mark.parametrize(("function", "transform"), SEEN)
@@ -67,8 +71,10 @@ def test_the_fuzz_sees_a_wrong_number_and_shows_it(function, transform, kept_pat
     state = fuzz._State.of(QUICK)
     assert fuzz._finds_of(configuration, QUICK, state) == []
     assert state.counts[transform] == fuzz.calls_of(configuration, QUICK) > 1
-    right = getattr(jaxloss, function)
-    monkeypatch.setattr(jaxloss, function, lambda *arrays, **options: right(*arrays, **options) * np.float32(1.001))
+    *module, name = function.split(".")
+    home = getattr(jaxloss, module[0]) if module else jaxloss
+    right = getattr(home, name)
+    monkeypatch.setattr(home, name, lambda *arrays, **options: right(*arrays, **options) * np.float32(1.001))
     (found,) = fuzz._finds_of(configuration, QUICK, fuzz._State.of(QUICK))
     assert "expected" in found
     (program,) = tmp_path.glob("finds/*.py")
@@ -110,15 +116,53 @@ def test_every_loss_is_drawn():
     public = {name for name in jaxloss.__all__ if callable(getattr(jaxloss, name)) and f"d_{name}" in jaxloss.__all__}
     of_rows = {"log_prob", "entropy", "categorical_cross_entropy_with_stats"}
     linear = {name for name in jaxloss.__all__ if name.startswith("linear_")}
-    assert drawn == public | of_rows | linear
+    drop_ins = {name for name in drawn if name.startswith("optax.")}
+    assert drawn == public | of_rows | linear | {"sigmoid_contrastive"} | drop_ins
+    assert len(drop_ins) == len(DROP_INS)
+
+
+def _clips(configuration) -> bool:
+    """Whether values are clipped, and their gradients not."""
+    loss = getattr(configuration, "case", None)
+    return bool(loss and loss.loss.has_clip and configuration.static.get("clip", 1e-7))
+
+
+OF_A_KIND = [
+    (listed_targets.of_few_classes, "a"),
+    (preferences.of_preferences, "data"),
+    (contrastive.of_pairs, "scale"),
+]
+
+
+@pytest.mark.parametrize(("made", "operand"), OF_A_KIND)
+def test_each_oracle_says_what_differences_of_values_do(made, operand):
+    """Of what only these calls have: the gradients of shares of classes, of what a reference says, and of a scale."""
+    rng, compared = np.random.default_rng(4), 0
+    while compared < 40:
+        configuration = made(rng, False)
+        draw = dataclasses.replace(configuration.drawn(rng, 2), cotangent=np.ones(2, np.float32))
+        if draw.pattern not in ("ordinary", "tiny") or operand not in draw.operands or _clips(configuration):
+            continue
+        x, step = draw.operands[operand].astype(np.float64), 1e-5
+        along = rng.standard_normal(x.shape) * (abs(x) if operand == "a" else 1)
+
+        def value(sign, configuration=configuration, draw=draw, x=x, along=along, step=step):
+            operands = {**draw.operands, operand: x + sign * step * along}
+            value = configuration.exact(dataclasses.replace(draw, operands=operands)).value[0]
+            return value.reshape(2, -1).sum(1)
+
+        own = tuple(range(1, x.ndim))
+        gradient = (configuration.exact(draw).gradients[operand][0] * along).sum(own)
+        np.testing.assert_allclose((value(1) - value(-1)) / (2 * step), gradient, rtol=1e-5, atol=1e-6)
+        compared += 1
 
 
 def test_many_calls_at_once_are_as_each_alone():
     """The stacked oracle, against the suite's own of one call after the other."""
     compared, rng = 0, np.random.default_rng(0)
-    for number in range(400):
+    for number in range(500):
         configuration = programs.configuration(1, number)
-        if isinstance(configuration, LinearConfiguration) or not 0 < configuration.size < 200:
+        if type(configuration) is not configurations.LossConfiguration or not 0 < configuration.size < 200:
             continue
         draw = configuration.drawn(rng, 3)
         together = configuration.exact(draw)
