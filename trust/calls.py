@@ -134,9 +134,14 @@ class Configuration(abc.ABC):
         return np.dtype(self.dtype) if self.dtype in ("bfloat16", "float16") else self.computed
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """What the function is given by its place, as it is written."""
+        return tuple(f"operands[{name!r}]" for name in self.arguments)
+
+    @property
     def source(self) -> str:
         """The call, as a function of operands by name."""
-        places = [f"operands[{name!r}]" for name in self.arguments]
+        places = list(self.places)
         before = inspect.getsource(self.objective) if self.objective else ""
         if self.objective:
             places.insert(3, self.objective.__name__)
@@ -281,3 +286,15 @@ def patterned(pattern: str, rng: np.random.Generator, x: np.ndarray, dtype: str,
         case "ends":
             return np.where(rng.random(x.shape) < 0.3, rng.choice([most, -most, most / 2], x.shape), x)
     raise ValueError(pattern)
+
+
+def scaled(pattern: str, rng: np.random.Generator, x: np.ndarray, dtype: str) -> np.ndarray:
+    """The factors of a product as the pattern makes them, in their type: all of them larger or smaller, or rounded."""
+    match pattern:
+        case "wide":
+            x = x * 10 ** rng.uniform(0, 0.5 if dtype == "float16" else 1.5)
+        case "tiny":
+            x = x * 10 ** rng.uniform(-3, -1)
+        case "ties":
+            x = np.round(x)
+    return x.astype(dtype)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +34,7 @@ class Subject:
         accessor: what is taken of its result.
         unreduced: it is one number a row, and takes no weights.
         has_target: it takes one.
+        bare: besides operands it takes the axis of the classes, and no mask.
     """
 
     case: losses.Case
@@ -45,6 +46,7 @@ class Subject:
     accessor: str = ""
     unreduced: bool = False
     has_target: bool = True
+    bare: bool = False
 
 
 def _subjects() -> Iterator[Subject]:
@@ -150,8 +152,13 @@ class LossConfiguration(Configuration):
 
     def __str__(self) -> str:
         options = {**self.static, **dict.fromkeys(self.numbers, "…"), **self.shapes}
-        of = f"{self.function}{self.accessor}-{self.case.target}"
+        of = f"{self.function}{self.accessor}-{self.kind}"
         return f"{self.transform} of {of} {self.dtype}{list(self.shape)} {options}"
+
+    @property
+    def kind(self) -> str:
+        """Of the target."""
+        return self.case.target
 
     @property
     def units(self) -> tuple[int, ...]:
@@ -182,7 +189,9 @@ class LossConfiguration(Configuration):
             a = np.where(rng.random(a.shape) < 0.5, x, a)
         if case.target == "probabilities":
             a = np.where(rng.random(a.shape) < 0.2, rng.choice([0.0, 1.0], a.shape), a)
-        if case.target == "indices" and rng.random() < 0.3:
+        # Of a NaN beside a label that is no class, a statistic's second derivative is NaN with a softcap: mended.toml.
+        broken = pattern == "special" and self.accessor.startswith("[1]") and "softcap" in self.numbers
+        if case.target == "indices" and not self.subject.bare and not broken and rng.random() < 0.3:
             strangers = rng.choice([-1, self.classes, 100, -128], a.shape)
             a = np.where(rng.random(a.shape) < 0.2, strangers, a)
         if case.loss is losses.POISSON:  # so that no rate is beyond the end of float16
@@ -268,10 +277,10 @@ class LossConfiguration(Configuration):
         return self.shape[0] if self.shape and not of_classes else 0
 
 
-def of_losses(rng: np.random.Generator, by_formula: bool) -> LossConfiguration:
+def of_losses(rng: np.random.Generator, by_formula: bool, subjects: Sequence[Subject] = SUBJECTS) -> LossConfiguration:
     """A random one."""
     chance, pick = calls.choices(rng)
-    subject = pick(SUBJECTS)
+    subject = pick(subjects)
     by_rows, kind = subject.case.loss.by_rows, subject.case.target
     axis = -1
     while True:
@@ -295,15 +304,16 @@ def of_losses(rng: np.random.Generator, by_formula: bool) -> LossConfiguration:
         static["axis"] = axis
     if subject.case.loss.has_clip and not subject.unreduced and chance(0.6):
         static["clip"] = pick((None, 1e-3, 1e-6))
-    if kind in ("indices", "integers") and subject.function not in ("log_prob", "entropy") and chance(0.3):
+    ignores = subject.function not in ("log_prob", "entropy") and not subject.bare
+    if kind in ("indices", "integers") and ignores and chance(0.3):
         static["ignore_index"] = pick((-1, 0, 1))
-    if subject.case.loss is losses.CATEGORICAL and shape[axis] > 2 and chance(0.15):
+    if subject.case.loss is losses.CATEGORICAL and not subject.bare and shape[axis] > 2 and chance(0.15):
         static["num_classes"] = int(rng.integers(1, shape[axis]))
     numbers = [*subject.required, *(name for name in subject.optional if chance(0.3))]
     if not shape and "class_weights" in numbers:
         numbers.remove("class_weights")
     examples = tuple(size for i, size in enumerate(shape) if i != axis % len(shape)) if by_rows else shape[:1]
-    multipliers = ("where",) if subject.unreduced else MULTIPLIERS
+    multipliers = () if subject.bare else ("where",) if subject.unreduced else MULTIPLIERS
     shapes = {name: _of_examples(rng, shape, axis, examples, by_rows) for name in multipliers if chance(0.35)}
     return LossConfiguration(
         function=subject.function or subject.case.loss.name,

@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,9 @@ import numpy as np
 
 import jaxloss
 import losses
-from jaxloss._ffi import call
 from trust import ROOT, lifetime
-from trust.campaign import Effort, Part
+from trust.campaign import Campaign, Effort, by_kernels
+from trust.jobs import Part
 
 FLAT = 2**20
 """Bytes by which a device's memory may grow: constants of programs that are compiled meanwhile."""
@@ -30,15 +31,17 @@ TOKENS, FEATURES = 4096, 256
 """Of the linear cross entropy whose memory is to be too small for all logits, and not for those of a sixteenth."""
 
 
-def run(effort: Effort) -> Iterator[Part]:
-    call.FALLBACK_SIZE = 0
-    yield _calls(effort.count(100_000, 2_000), effort.seconds(0.08))
-    yield _compilations(effort.count(300, 6), effort.seconds(0.1))
-    yield lifetime.threads_at_once(effort.count(100, 3))
-    yield _devices(effort.count(100, 3))
-    yield lifetime.exits(effort.count(2, 1))
-    yield _out_of_memory(effort.count(3, 1))
-    yield _small_fraction()
+def campaign(effort: Effort) -> Campaign:
+    """Those that need most of the device's memory, or a part that is theirs, run alone."""
+    together = (
+        (_calls, effort.count(100_000, 2_000), effort.seconds(0.3)),
+        (_compilations, effort.count(300, 6), effort.seconds(0.3)),
+        (lifetime.threads_at_once, effort.count(100, 3)),
+        (_devices, effort.count(100, 3)),
+        (lifetime.exits, effort.count(2, 1)),
+    )
+    alone = ((_out_of_memory, effort.count(3, 1)), (_small_fraction,))
+    return Campaign(*([partial(by_kernels, *job) for job in jobs] for jobs in (together, alone)))
 
 
 def in_use() -> int:

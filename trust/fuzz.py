@@ -1,7 +1,8 @@
 """Differential fuzz: public calls at random, against the oracles of the tests in float64, under JAX's transforms.
 
-A campaign of a seed is a sequence of configurations, each compiled once and run with many arrays. It stops after some
-minutes; the next one with the same seed and the same code goes on where it stopped, and their counts are added up.
+A campaign of a seed is a sequence of configurations, each compiled once and run with many arrays; shares of it
+run side by side, each of some of the configurations. One that stops before it has made its calls goes on in the next
+run of the same seed and code, and the counts are added up.
 """
 
 import collections
@@ -9,16 +10,22 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 import time
 import traceback
-from collections.abc import Iterator
+from functools import partial
 
 import jax
 import numpy as np
 
 from trust import ROOT, finds, programs
 from trust.calls import TRANSFORMS, Configuration, Drawn
-from trust.campaign import BUILD, Effort, Part
+from trust.campaign import BUILD, Campaign, Effort
+from trust.jobs import Part
+
+CALLS, CALLS_OF_GPU = 1_000_000, 100_000
+SHARES = 8
+"""Not as many as there are processors, so that a seed's calls are the same on any machine."""
 
 CHUNK = 32
 """So many calls have the same options and the same kind of numbers, and the oracle looks at them at once."""
@@ -30,36 +37,43 @@ chunk."""
 EAGER_CALLS = 8
 """They take as long as hundreds of compiled ones."""
 
-QUICK_SECONDS = 40
-GPU_SHARE = 0.4
+QUICK_SECONDS = 30
+GPU_SHARE = 0.6
 """Of the minutes on a GPU. A program takes seconds to compile there: each is called more often, and few are eager."""
 
 CALLS_ON_GPU, EAGER_ON_GPU = 2, 8
-MOST_FINDS = 20
-"""After so many, there is enough to mend."""
+MOST_FINDS = 10
+"""After so many of a share, there is enough to mend."""
 
 
-def run(effort: Effort) -> Iterator[Part]:
-    state = _State.of(effort)
+def campaign(effort: Effort) -> Campaign:
+    """The short form has one share, which ends after some seconds."""
+    shares = 1 if effort.quick else SHARES
+    calls = -(-effort.count(CALLS_OF_GPU if effort.on_gpu else CALLS, CALLS) // shares)
+    return Campaign([partial(_share, effort, place, shares, calls) for place in range(shares)])
+
+
+def _share(effort: Effort, place: int, shares: int, calls: int) -> Part:
+    """So many calls of the configurations of that place in each so many."""
+    state = _State.of(effort, place, shares)
     whole = effort.seconds(GPU_SHARE) if effort.on_gpu else 60 * effort.minutes
     start, seconds = time.monotonic(), QUICK_SECONDS if effort.quick else whole
-    found, first = [], state.next
-    while time.monotonic() - start < seconds and len(found) < MOST_FINDS:
+    found, before = [], state.programs
+    while state.calls < calls and time.monotonic() - start < seconds and len(found) < MOST_FINDS:
         configuration = programs.configuration(effort.seed, state.next)
         if effort.on_gpu and configuration.transform == "eager" and state.next % EAGER_ON_GPU:
             configuration = dataclasses.replace(configuration, transform="jit")
-        if state.next % programs.BLOCK == 0:
-            jax.clear_caches()
         programs.on_path(configuration.by_formula)
         with jax.enable_x64(configuration.of_64_bits):
             found += _finds_of(configuration, effort, state)
-        state.next += 1
+        state.next += shares
         state.keep()
-    yield Part(
+    counts = {"calls": state.calls, **{f"under {name}": state.counts[name] for name in TRANSFORMS}}
+    return Part(
         "random calls of every loss against float64, by transform",
-        {**{f"under {name}": state.counts[name] for name in TRANSFORMS}, "programs": state.next},
+        {**counts, "programs": state.programs},
         found,
-        note=f"configurations {first} to {state.next - 1} in this run, the others in earlier ones" if first else "",
+        note="some of them in an earlier run of the same code" if before else "",
     )
 
 
@@ -83,8 +97,9 @@ def _finds_of(configuration: Configuration, effort: Effort, state: "_State") -> 
         try:
             results = programs.found(run_it, configuration, drawn)
             wrong = [finds.errors(configuration, *pair) for pair in zip(drawn, results, strict=True)]
-        except Exception:
-            return [_kept(configuration, drawn[0].of(0), [traceback.format_exc()], state)]
+        except Exception as error:
+            said = f"{traceback.format_exc()}\n{type(error).__name__}: {error}"
+            return [_kept(configuration, drawn[0].of(0), [said], state)]
         left -= together * len(drawn[0])
         state.counts[configuration.transform] += together * len(drawn[0])
         for draw, errors in zip(drawn, wrong, strict=True):
@@ -114,17 +129,25 @@ def _kept(configuration: Configuration, draw: Drawn, errors: list[str], state: "
 
 
 class _State:
-    """Where the campaign of a seed is, and how many calls it has compared."""
+    """Where a share of the campaign of a seed is, and how many calls it has compared."""
 
-    def __init__(self, seed: int, path) -> None:
-        self.seed, self._path = seed, path
-        self.next, self.counts = 0, collections.Counter()
+    def __init__(self, seed: int, place: int, shares: int, path: pathlib.Path | None) -> None:
+        self.seed, self._place, self._shares, self._path = seed, place, shares, path
+        self.next, self.counts = place, collections.Counter()
+
+    @property
+    def calls(self) -> int:
+        return self.counts.total()
+
+    @property
+    def programs(self) -> int:
+        return (self.next - self._place) // self._shares
 
     @classmethod
-    def of(cls, effort: Effort) -> "_State":
+    def of(cls, effort: Effort, place: int = 0, shares: int = 1) -> "_State":
         """That of the last run of this seed and this code; of the short form always the beginning."""
-        path = BUILD / f"fuzz_{effort.platform}_{effort.seed}.json"
-        state = cls(effort.seed, None if effort.quick else path)
+        path = BUILD / f"fuzz_{effort.platform}_{effort.seed}_{place}_of_{shares}.json"
+        state = cls(effort.seed, place, shares, None if effort.quick else path)
         if state._path and state._path.exists():
             kept = json.loads(state._path.read_text())
             if kept["code"] == _code():

@@ -8,24 +8,28 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from trust import ROOT, hosted, mutations
-from trust.campaign import BUILD, Effort, Part
+from trust.campaign import BUILD, Campaign, Effort
+from trust.jobs import Part
 
-CALLS, QUICK_CALLS = 120_000, 4_000
+CALLS, QUICK_CALLS = 100_000, 4_000
 INVALID_ARGUMENT = 3
 MOST_FINDS = 20
 
 
-def run(effort: Effort) -> Iterator[Part]:
-    library = hosted.build()
-    calls, place = effort.count(CALLS, QUICK_CALLS), BUILD / "handlers_at"
+def campaign(effort: Effort) -> Campaign:
+    return Campaign([partial(_mutated, effort.seed, effort.count(CALLS, QUICK_CALLS))])
+
+
+def _mutated(seed: int, calls: int) -> Part:
+    library, place = hosted.build(), BUILD / "handlers_at"
     worker = [sys.executable, "-W", "ignore", "-m", "trust.handlers"]
     ran = subprocess.run(
-        [*worker, str(library), str(effort.seed), str(calls), str(place)],
+        [*worker, str(library), str(seed), str(calls), str(place)],
         cwd=ROOT,
         env=hosted.environment(),
         capture_output=True,
@@ -34,12 +38,11 @@ def run(effort: Effort) -> Iterator[Part]:
     )
     if ran.returncode:
         number = int(place.read_text() or 0)
-        call = _call(effort.seed, number)
-        yield Part("calls of handlers until the process ended", {"calls": number}, [f"{call}:\n{ran.stderr[-6000:]}"])
-        return
+        call = _call(seed, number)
+        return Part("calls of handlers until the process ended", {"calls": number}, [f"{call}:\n{ran.stderr[-6000:]}"])
     found = json.loads(ran.stdout.splitlines()[-1])
     counts = {name: found[name] for name in ("calls", "refused", "taken", "compared")}
-    yield Part(
+    return Part(
         "mutated calls of every handler, under AddressSanitizer and UndefinedBehaviorSanitizer",
         counts,
         found["finds"],

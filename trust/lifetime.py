@@ -9,31 +9,33 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import losses
-from jaxloss._ffi import call
 from trust import ROOT
-from trust.campaign import Effort, Part
+from trust.campaign import Campaign, Effort, by_kernels
+from trust.jobs import Part
 
 THREADS = 16
 FLAT = 24 * 2**20
 """Bytes by which a process may grow between the first fifth of a part and its end: what allocators keep."""
 
 
-def run(effort: Effort) -> Iterator[Part]:
-    call.FALLBACK_SIZE = 0
-    yield _calls_in_a_loop(effort.count(1_000_000, 20_000))
-    yield _eager_calls(effort.count(20_000, 300))
-    yield _compiles(effort.count(2_000, 12))
-    yield threads_at_once(effort.count(200, 5))
-    yield _children("fork", effort.count(20, 2))
-    yield _children("spawn", effort.count(10, 1))
-    yield exits(effort.count(50, 2))
+def campaign(effort: Effort) -> Campaign:
+    jobs = (
+        (_calls_in_a_loop, effort.count(1_000_000, 20_000)),
+        (_eager_calls, effort.count(20_000, 300)),
+        (_compiles, effort.count(2_000, 12)),
+        (threads_at_once, effort.count(200, 5)),
+        (_children, "fork", effort.count(20, 2)),
+        (_children, "spawn", effort.count(10, 1)),
+        (exits, effort.count(50, 2)),
+    )
+    return Campaign([partial(by_kernels, *job) for job in jobs])
 
 
 def resident() -> int:
@@ -86,14 +88,14 @@ def _eager_calls(count: int) -> Part:
 
 def _compiles(count: int) -> Part:
     """Programs that are traced and compiled anew, and forgotten."""
-    case = losses.CASES[2]
-    x, a = case.sample((8, 16))
+    samples = [(case, *case.sample((8, 16))) for case in losses.CASES]
 
     def step():
-        jax.clear_caches()
-        jax.block_until_ready(jax.jit(jax.value_and_grad(case.loss))(x, a))
+        for case, x, a in samples:
+            jax.clear_caches()
+            jax.block_until_ready(jax.jit(jax.value_and_grad(case.loss))(x, a))
 
-    return watched("memory over compilations with jax.clear_caches()", "compilations", count, step, 1)
+    return watched("memory over compilations with jax.clear_caches()", "compilations", count, step, len(samples))
 
 
 def threads_at_once(rounds: int) -> Part:

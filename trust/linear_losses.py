@@ -146,7 +146,7 @@ class LinearConfiguration(Configuration):
 
     @property
     def rounded_to(self) -> np.dtype:
-        types = (self.dtype, self.kernel_dtype, "float32" if self.with_bias else "float64")
+        types = (self.dtype, self.kernel_dtype, "float32" if self.with_bias or "data" in self.arguments else "float64")
         return max((jnp.dtype(name) for name in types), key=calls.spacing)
 
     @property
@@ -161,6 +161,21 @@ class LinearConfiguration(Configuration):
         options = {**self.static, **dict.fromkeys(self.numbers, "…"), **self.shapes, "bias": self.with_bias}
         types = f"{self.dtype}{list(self.shape)} {self.kernel_dtype}[{self.classes} classes]"
         return f"{self.transform} of {self.function}{self.accessor} {types} {options}"
+
+    @property
+    def is_objective(self) -> bool:
+        """Whether it is a function of all tokens, which a function that is given makes."""
+        return bool(self.objective)
+
+    def with_objective(
+        self, rest: Exact, of_label: Callable[..., Exact], given: dict[str, np.ndarray], off: np.ndarray, cotangent
+    ) -> Exact:
+        """The objective, from what the subject says of it and the oracle of log-probabilities.
+
+        `off` is what those of each token are off by, for an error of the logits.
+        """
+        del cotangent
+        return _with_data(rest, of_label, given["data"], off.shape)
 
     @property
     def _class_axis(self) -> int:
@@ -180,11 +195,11 @@ class LinearConfiguration(Configuration):
                 operands[name] = rng.standard_normal((count, self.classes)).astype(np.float32)
         if self.subject.takes_labels:
             labels = rng.integers(0, self.classes, (count, *self.tokens))
-            if not self.objective and rng.random() < 0.3:
+            if not self.is_objective and rng.random() < 0.3:
                 strangers = rng.choice([-1, self.classes, 100, -128], labels.shape)
                 labels = np.where(rng.random(labels.shape) < 0.2, strangers, labels)
             operands["labels"] = labels.astype(np.int32)
-        if self.objective:
+        if "data" in self.arguments:
             operands["data"] = rng.standard_normal((count, *self.tokens[:-1])).astype(np.float32)
         for name in self.numbers:
             operands[name] = calls.repeated(OPTIONS[name](rng, self.classes), count)
@@ -194,27 +209,17 @@ class LinearConfiguration(Configuration):
             for name in {"x", "teacher_hidden"} & set(operands):
                 operands[name] = np.where(keep, operands[name], np.asarray(np.nan, operands[name].dtype))
         moved = ("x", "kernel", "bias", "data", "weights", "normalizer")
-        units = self.tokens if self._reduction == "none" and not self.objective else ()
+        units = self.tokens if self._reduction == "none" and not self.is_objective else ()
         return calls.drawn(rng, pattern, operands, moved, units)
 
     def _states(self, rng, count: int, pattern: str, features: int) -> np.ndarray:
-        return self._numbers(rng, (count, *self.tokens, features), pattern, 1.5, self.dtype)
+        x = 1.5 * rng.standard_normal((count, *self.tokens, features))
+        return calls.scaled(pattern, rng, x, self.dtype)
 
     def _kernel(self, rng, count: int, pattern: str, features: int) -> np.ndarray:
-        kernel = self._numbers(rng, (count, features, self.classes), pattern, 1 / np.sqrt(features), self.kernel_dtype)
+        kernel = rng.standard_normal((count, features, self.classes)) / np.sqrt(features)
+        kernel = calls.scaled(pattern, rng, kernel, self.kernel_dtype)
         return kernel if self._class_axis else np.ascontiguousarray(np.moveaxis(kernel, 1, 2))
-
-    @staticmethod
-    def _numbers(rng, shape, pattern: str, scale: float, dtype: str) -> np.ndarray:
-        x = scale * rng.standard_normal(shape)
-        match pattern:
-            case "wide":
-                x = x * 10 ** rng.uniform(0, 0.5 if dtype == "float16" else 1.5)
-            case "tiny":
-                x = x * 10 ** rng.uniform(-3, -1)
-            case "ties":
-                x = np.round(x)
-        return x.astype(dtype)
 
     @property
     def _reduction(self) -> str:
@@ -238,15 +243,19 @@ class LinearConfiguration(Configuration):
             reduced,
             by_rows=True,
             clip=self.static.get("clip"),
-            reduction="sum" if self.objective else self._reduction,
+            reduction="sum" if self.is_objective else self._reduction,
             where=where,
             ignore_index=self.static.get("ignore_index"),
             cotangent=draw.cotangent,
         )
         multipliers = {name: given[name] for name in ("weights", "normalizer") if name in given}
         of_logits = of_rows(functools.partial(self.subject.elements, **options), student.logits, target, **multipliers)
-        if self.objective:
-            of_logits = _with_data(of_logits, of_rows, options, student.logits, target, given["data"], where)
+        if self.is_objective:
+            of_label = functools.partial(of_rows, functools.partial(statistics.log_prob, **options))
+            of_label = functools.partial(of_label, student.logits, target)
+            of_logits = self.with_objective(
+                of_logits, of_label, given, steepness * student.largest[..., 0], draw.cotangent
+            )
         # What the logits are off by, of student and teacher.
         off = student.largest if teacher is None else student.largest + teacher.largest
         derivative, size = of_logits.gradients["x"]
@@ -336,11 +345,9 @@ class _Product:
         return found
 
 
-def _with_data(rest: Exact, of_rows, options, logits, labels, data, where) -> Exact:
+def _with_data(rest: Exact, of_label: Callable[..., Exact], data: np.ndarray, shape: tuple[int, ...]) -> Exact:
     """The objective: with the log-probabilities, times the data of their sequence."""
-    of_label = functools.partial(statistics.log_prob, **options)
-    weights = np.broadcast_to(data[..., None], labels.shape)
-    multiplied = of_rows(of_label, logits, labels, weights=weights)
+    multiplied = of_label(weights=np.broadcast_to(data[..., None], shape))
     of_token = multiplied.gradients["weights"]
 
     def added(first, second):

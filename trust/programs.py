@@ -12,8 +12,12 @@ import tolerance
 from jaxloss._ffi import call
 from trust.calls import Configuration, Drawn, spacing
 from trust.configurations import of_losses
+from trust.contrastive import of_pairs
+from trust.drop_ins import of_drop_ins
 from trust.exact import Pair
 from trust.linear_losses import of_linear
+from trust.listed_targets import of_few_classes
+from trust.preferences import of_preferences
 from trust.transforms import OF_TRANSFORM
 
 BATCH = 5
@@ -22,8 +26,9 @@ BATCH = 5
 BLOCK = 32
 """So many configurations one after the other take the same path: at a change of it, what was traced is forgotten."""
 
-OF_LINEAR = 0.25
-"""The share of the linear losses."""
+MAKERS = (of_losses, of_drop_ins, of_few_classes, of_pairs, of_linear, of_preferences)
+SHARES = (0.53, 0.05, 0.1, 0.03, 0.25, 0.04)
+"""Of the configurations."""
 
 DEFAULT_FALLBACK = call.FALLBACK_SIZE
 
@@ -31,7 +36,7 @@ DEFAULT_FALLBACK = call.FALLBACK_SIZE
 def configuration(seed: int, number: int) -> Configuration:
     """The one of that number, which follows from it and the seed alone."""
     rng = np.random.default_rng((seed, number))
-    make = of_linear if rng.random() < OF_LINEAR else of_losses
+    make = MAKERS[rng.choice(len(MAKERS), p=SHARES)]
     return make(rng, number // BLOCK % 4 == 3)
 
 

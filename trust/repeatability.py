@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ import numpy as np
 import losses
 from jaxloss._ffi import call
 from trust import ROOT
-from trust.campaign import Effort, Part
+from trust.campaign import Campaign, Effort, by_kernels
+from trust.jobs import Part
 
 RUNS, QUICK_RUNS = 1000, 50
 SHAPES = ((2000, 37), (16, 20_011))
@@ -24,11 +25,14 @@ SHAPES = ((2000, 37), (16, 20_011))
 PROCESSORS = (1, 2, 4)
 
 
-def run(effort: Effort) -> Iterator[Part]:
-    call.FALLBACK_SIZE = 0
-    yield _runs(effort.count(RUNS, QUICK_RUNS), effort.seconds(0.15))
-    yield _eager_and_jitted(effort.seconds(0.1))
-    yield _processes(effort.count(2 if effort.on_gpu else 10, 2), on_gpu=effort.on_gpu)
+def campaign(effort: Effort) -> Campaign:
+    return Campaign(
+        [
+            partial(by_kernels, _processes, effort.count(2 if effort.on_gpu else 10, 2), effort.on_gpu),
+            partial(by_kernels, _runs, effort.count(RUNS, QUICK_RUNS), effort.seconds(0.15)),
+            partial(by_kernels, _eager_and_jitted, effort.seconds(0.1)),
+        ]
+    )
 
 
 def _calls():

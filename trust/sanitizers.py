@@ -4,13 +4,16 @@ import os
 import pathlib
 import re
 import subprocess
-from collections.abc import Iterator
+from functools import partial
 
 import instruction_sets
 from trust import hosted
-from trust.campaign import BUILD, Effort, Part
+from trust.campaign import BUILD, Campaign, Effort
+from trust.jobs import Part
 
 RUNS, QUICK_RUNS = 100_000, 10_000
+"""Of all instruction sets together."""
+
 OF_THREADS, QUICK_OF_THREADS = 20_000, 1_000
 ADDRESS = "AddressSanitizer and UndefinedBehaviorSanitizer"
 THREAD = "ThreadSanitizer"
@@ -20,14 +23,15 @@ FLAGS = {
 }
 
 
-def run(effort: Effort) -> Iterator[Part]:
+def campaign(effort: Effort) -> Campaign:
     has = [name for name in ("baseline", "avx2", "avx512") if instruction_sets.processor_has(name)]
     sets = has[-1:] if effort.quick else has
-    for name in sets:
-        runs = effort.count(RUNS, QUICK_RUNS)
-        yield _tried(f"kernels of {name}, random types, sizes, values and alignments", ADDRESS, name, effort.seed, runs)
+    runs = -(-effort.count(RUNS, QUICK_RUNS) // len(sets))
+    numbers = "random types, sizes, values and alignments"
+    of_sets = [partial(_tried, f"kernels of {name}, {numbers}", ADDRESS, name, effort.seed, runs) for name in sets]
     runs = effort.count(OF_THREADS, QUICK_OF_THREADS)
-    yield _tried("kernels on four threads by the library's own loop over rows", THREAD, sets[-1], effort.seed, runs)
+    loop = "kernels on four threads by the library's own loop over rows"
+    return Campaign([*of_sets, partial(_tried, loop, THREAD, sets[-1], effort.seed, runs)])
 
 
 def _tried(what: str, sanitizer: str, name: str, seed: int, runs: int) -> Part:

@@ -129,7 +129,7 @@ class SparseCrossEntropy(RowLoss):
         return CrossEntropy(
             dataclasses.replace(
                 self.objective,
-                clip=self.objective.clip if self.flat else 0.0,
+                clip=self.objective.clip if self.asks_for_stats else 0.0,
                 parameters=tuple(name for name in OPTIONS if name in names),
                 details=details,
             )

@@ -65,7 +65,7 @@ def sigmoid_focal_loss(
     alpha = None if alpha is None else wide(number("alpha", alpha))
     broadcast(logits=x, labels=a, gamma=gamma, alpha=alpha)
     finite, a = _finite(wide(x)), wide(a)
-    loss = _cross_entropy(finite, a) * jnp.exp(gamma * _log_miss(finite, a))
+    loss = _cross_entropy(finite, a) * _power_of_miss(finite, a, gamma)
     if alpha is not None:
         loss = (alpha * a + (1 - alpha) * (1 - a)) * loss
     infinite = jax.lax.stop_gradient(jnp.where(jnp.isinf(x) & (loss > 0), jnp.inf, 0))
@@ -155,7 +155,7 @@ _sparse_plus = with_derivatives(jax.nn.sparse_plus, jax.nn.sparse_sigmoid)
 
 
 def _finite_value(x: Array) -> Array:
-    return jnp.clip(x, -_LARGE, _LARGE)
+    return jnp.where(jnp.isinf(x), jnp.copysign(_LARGE, x), x)
 
 
 _finite = with_derivatives(_finite_value, jnp.ones_like)
@@ -178,3 +178,24 @@ def _log_miss_by_label(x: Array, a: Array) -> Array:
 
 # log(1 − p_t), as the logarithm of a sum of which no part underflows before it is taken.
 _log_miss = with_derivatives(_log_miss_value, _log_miss_by_logit, _log_miss_by_label)
+
+
+def _power_value(x: Array, a: Array, gamma: Array) -> Array:
+    return jnp.exp(gamma * _log_miss(x, a))
+
+
+def _power_by_logit(x: Array, a: Array, gamma: Array) -> Array:
+    sides = jax.nn.log_sigmoid(x) + jax.nn.log_sigmoid(-x)
+    return gamma * (1 - 2 * a) * jnp.exp(sides + (gamma - 1) * _log_miss(x, a))
+
+
+def _power_by_label(x: Array, a: Array, gamma: Array) -> Array:
+    return -gamma * jnp.tanh(0.5 * x) * jnp.exp((gamma - 1) * _log_miss(x, a))
+
+
+def _power_by_gamma(x: Array, a: Array, gamma: Array) -> Array:
+    return _log_miss(x, a) * _power_of_miss(x, a, gamma)
+
+
+# (1 − p_t)^γ, whose derivatives are one exponential each: of two, one may be 0 and the other infinite.
+_power_of_miss = with_derivatives(_power_value, _power_by_logit, _power_by_label, _power_by_gamma)

@@ -133,6 +133,21 @@ def test_value_and_gradients(case):
     assert (np.asarray(gradient)[3] == 0).all() == ("label_smoothing" not in options and "z_loss" not in options)
 
 
+@pytest.mark.parametrize("options", [{"z_loss": 0.01}, {"z_loss": 0.01, "label_smoothing": 0.1}, {"temperature": 0.5}])
+def test_the_clip_beside_other_options(options):
+    """Of improbable classes, as of a target of all classes."""
+    x = np.zeros((2, CLASSES), np.float32)
+    x[:, 3], x[:, 5] = 30, -30
+    indices, shares = np.array([[5, 7], [3, 5]]), np.array([[0.25, 0.5], [0.5, 0.25]], np.float32)
+    of_all = np.zeros_like(x)
+    np.put_along_axis(of_all, indices, shares, 1)
+    ours, expected = (
+        jaxloss.categorical_cross_entropy(x, target, reduction="none", **options)
+        for target in ((indices, shares), of_all)
+    )
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("remainder", REMAINDERS)
 @pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 2**-8), ("float16", 2**-10)])
 def test_16_bits(dtype, share, remainder):

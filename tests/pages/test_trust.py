@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import pathlib
 import re
 import tomllib
@@ -19,17 +20,21 @@ from jaxloss._ffi import call, library
 from trust import (
     campaign,
     configurations,
+    contrastive,
     device,
     finds,
     fuzz,
     handler_oracle,
+    jobs,
     lifetime,
+    listed_targets,
     mutations,
     names,
+    preferences,
     programs,
     tables,
 )
-from trust.linear_losses import LinearConfiguration
+from trust.drop_ins import DROP_INS
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
@@ -54,6 +59,7 @@ def kept_path(retraced, monkeypatch):
 
 QUICK = campaign.Effort(quick=True, seed=0, minutes=0)
 SEEN = [("mse", "grad"), ("mse", "hvp"), ("linear_cross_entropy", "grad"), ("entropy", "jit")]
+SEEN += [("sigmoid_contrastive", "grad"), ("optax.l2_loss", "grad")]
 
 
 @pytest.mark.parametrize(("function", "transform"), SEEN)
@@ -65,8 +71,10 @@ def test_the_fuzz_sees_a_wrong_number_and_shows_it(function, transform, kept_pat
     state = fuzz._State.of(QUICK)
     assert fuzz._finds_of(configuration, QUICK, state) == []
     assert state.counts[transform] == fuzz.calls_of(configuration, QUICK) > 1
-    right = getattr(jaxloss, function)
-    monkeypatch.setattr(jaxloss, function, lambda *arrays, **options: right(*arrays, **options) * np.float32(1.001))
+    *module, name = function.split(".")
+    home = getattr(jaxloss, module[0]) if module else jaxloss
+    right = getattr(home, name)
+    monkeypatch.setattr(home, name, lambda *arrays, **options: right(*arrays, **options) * np.float32(1.001))
     (found,) = fuzz._finds_of(configuration, QUICK, fuzz._State.of(QUICK))
     assert "expected" in found
     (program,) = tmp_path.glob("finds/*.py")
@@ -108,15 +116,53 @@ def test_every_loss_is_drawn():
     public = {name for name in jaxloss.__all__ if callable(getattr(jaxloss, name)) and f"d_{name}" in jaxloss.__all__}
     of_rows = {"log_prob", "entropy", "categorical_cross_entropy_with_stats"}
     linear = {name for name in jaxloss.__all__ if name.startswith("linear_")}
-    assert drawn == public | of_rows | linear
+    drop_ins = {name for name in drawn if name.startswith("optax.")}
+    assert drawn == public | of_rows | linear | {"sigmoid_contrastive"} | drop_ins
+    assert len(drop_ins) == len(DROP_INS)
+
+
+def _clips(configuration) -> bool:
+    """Whether values are clipped, and their gradients not."""
+    loss = getattr(configuration, "case", None)
+    return bool(loss and loss.loss.has_clip and configuration.static.get("clip", 1e-7))
+
+
+OF_A_KIND = [
+    (listed_targets.of_few_classes, "a"),
+    (preferences.of_preferences, "data"),
+    (contrastive.of_pairs, "scale"),
+]
+
+
+@pytest.mark.parametrize(("made", "operand"), OF_A_KIND)
+def test_each_oracle_says_what_differences_of_values_do(made, operand):
+    """Of what only these calls have: the gradients of shares of classes, of what a reference says, and of a scale."""
+    rng, compared = np.random.default_rng(4), 0
+    while compared < 40:
+        configuration = made(rng, False)
+        draw = dataclasses.replace(configuration.drawn(rng, 2), cotangent=np.ones(2, np.float32))
+        if draw.pattern not in ("ordinary", "tiny") or operand not in draw.operands or _clips(configuration):
+            continue
+        x, step = draw.operands[operand].astype(np.float64), 1e-5
+        along = rng.standard_normal(x.shape) * (abs(x) if operand == "a" else 1)
+
+        def value(sign, configuration=configuration, draw=draw, x=x, along=along, step=step):
+            operands = {**draw.operands, operand: x + sign * step * along}
+            value = configuration.exact(dataclasses.replace(draw, operands=operands)).value[0]
+            return value.reshape(2, -1).sum(1)
+
+        own = tuple(range(1, x.ndim))
+        gradient = (configuration.exact(draw).gradients[operand][0] * along).sum(own)
+        np.testing.assert_allclose((value(1) - value(-1)) / (2 * step), gradient, rtol=1e-5, atol=1e-6)
+        compared += 1
 
 
 def test_many_calls_at_once_are_as_each_alone():
     """The stacked oracle, against the suite's own of one call after the other."""
     compared, rng = 0, np.random.default_rng(0)
-    for number in range(400):
+    for number in range(500):
         configuration = programs.configuration(1, number)
-        if isinstance(configuration, LinearConfiguration) or not 0 < configuration.size < 200:
+        if type(configuration) is not configurations.LossConfiguration or not 0 < configuration.size < 200:
             continue
         draw = configuration.drawn(rng, 3)
         together = configuration.exact(draw)
@@ -226,6 +272,42 @@ def test_memory_that_grows_and_processes_that_go_wrong_are_seen(monkeypatch):
         assert len(list(device.faults_of_fraction({"exact": 2.0, **right, **wrong}))) == 1
 
 
+def counted(tried: str, finds: int = 0) -> jobs.Part:
+    return jobs.Part(tried, {"calls": 2}, ["wrong"] * finds)
+
+
+def test_jobs_run_in_processes_and_their_shares_are_added_up(capfd):
+    """Those that are to be alone come last, a process that dies is a find, and what it said before stays."""
+    share, alone = functools.partial(counted, "calls of a share", 1), functools.partial(counted, "alone")
+    first = campaign.Campaign([share, functools.partial(os._exit, 3), share], [alone])
+    second = campaign.Campaign([functools.partial(divmod, 1, 0)])
+    effort = dataclasses.replace(QUICK, quick=False)
+    kept = list(campaign.measured({"device": first, "fuzz": second}, effort, 2))
+    (undone,), (added, died, last) = kept
+    assert [added["tried"], added["counts"], added["finds"]] == ["calls of a share", {"calls": 4}, ["wrong"] * 2]
+    assert (died["campaign"], last["tried"]) == ("device", "alone")
+    assert "ended with status 3" in died["finds"][0]
+    assert "ZeroDivisionError" in undone["finds"][0]
+    assert capfd.readouterr().out.splitlines()[-1].startswith("device: alone: 2 calls; 0 found")
+
+
+def test_the_fuzz_makes_its_calls_in_shares(kept_path, monkeypatch, tmp_path):
+    """Shares have all configurations between them; one that has made its calls makes no more, and says how many."""
+    monkeypatch.setattr(fuzz, "BUILD", tmp_path)
+    monkeypatch.setattr(fuzz, "CHUNK", 2)
+    monkeypatch.setattr(fuzz, "calls_of", lambda configuration, effort: 3)
+    monkeypatch.setattr(programs, "configuration", lambda seed, number, made=programs.configuration: made(0, 1))
+    effort = dataclasses.replace(QUICK, quick=False, minutes=1)
+    states = [fuzz._State.of(effort, place, 3) for place in range(3)]
+    assert [state.next for state in states] == [0, 1, 2]
+    part = fuzz._share(effort, 1, 3, 7)
+    assert part.counts["calls"] >= 7
+    assert fuzz._State.of(effort, 1, 3).next == 1 + 3 * part.counts["programs"]
+    again = fuzz._share(effort, 1, 3, 7)
+    assert again.counts == part.counts
+    assert "earlier run" in again.note
+
+
 def test_parts_of_other_campaigns_stay(monkeypatch, tmp_path):
     """Of a platform's file those that ran are written anew, where they are asked to be, and the tools' are behind them."""
     monkeypatch.setattr(campaign.record, "RESULTS", tmp_path / "kept")
@@ -242,7 +324,7 @@ def test_parts_of_other_campaigns_stay(monkeypatch, tmp_path):
 def test_the_page_names_every_campaign():
     for name in names.ALL:
         assert f"\n| {name} | " in PAGE
-        assert callable(importlib.import_module(f"trust.{name}").run)
+        assert callable(importlib.import_module(f"trust.{name}").campaign)
 
 
 OF_PAGE = {"trust_cpu": "campaigns", "trust_gpu": "campaigns", "mutants": "mutants", "cuda_mutants": "mutants"}
