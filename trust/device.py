@@ -20,9 +20,9 @@ import numpy as np
 
 import jaxloss
 import losses
-from trust import ROOT, lifetime
+from trust import lifetime
 from trust.campaign import Campaign, Effort, by_kernels
-from trust.jobs import Part
+from trust.jobs import Part, environment
 
 FLAT = 2**20
 """Bytes by which a device's memory may grow: constants of programs that are compiled meanwhile."""
@@ -190,10 +190,9 @@ def _small_fraction() -> Part:
         return Part(tried, {"calls": 0}, note="JAX tells no limit of this device's memory")
     of_device = statistics["bytes_limit"] / float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
     fraction = 3 * 2**30 / of_device
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{fraction:.4f}"}
-    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"
+    variables = environment(XLA_PYTHON_CLIENT_MEM_FRACTION=f"{fraction:.4f}", XLA_PYTHON_CLIENT_PREALLOCATE="true")
     code = textwrap.dedent(FRACTION.format(tokens=TOKENS, features=FEATURES, chunk=TOKENS // 16))
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    ran = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
     if ran.returncode:
         return Part(tried, {"calls": 0}, [f"status {ran.returncode}:\n{ran.stderr[-3000:]}"])
     said = json.loads(ran.stdout.splitlines()[-1])

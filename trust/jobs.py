@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
+from trust import ROOT
+
 
 @dataclasses.dataclass
 class Part:
@@ -84,6 +86,12 @@ def _work(group: Sequence[Job], connection: Connection) -> None:
             part = Part("what could not be tried", {"jobs": 1}, [f"{job}:\n{traceback.format_exc()}"])
         part.seconds, part.cpu_seconds = time.monotonic() - start, _cpu_seconds() - cpu
         connection.send(part)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a Python program that is to find what this one has found, and this checkout."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
 
 
 def _cpu_seconds() -> float:

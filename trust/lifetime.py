@@ -18,7 +18,7 @@ import numpy as np
 import losses
 from trust import ROOT
 from trust.campaign import Campaign, Effort, by_kernels
-from trust.jobs import Part
+from trust.jobs import Part, environment
 
 THREADS = 16
 FLAT = 24 * 2**20
@@ -156,9 +156,9 @@ def _children(method: str, count: int) -> Part:
     path = pathlib.Path(ROOT / "build" / "trust" / f"{method}.py")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(textwrap.dedent(CHILDREN.format(method=method, count=count)))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    variables = environment()
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore", str(path)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", str(path)], env=variables, capture_output=True, text=True, check=False
     )
     finds = [f"{method}: status {ran.returncode}:\n{ran.stderr[-3000:]}"] if ran.returncode else []
     return Part(f"children by {method} of a process that has imported jaxloss", {"children": count}, finds)
@@ -183,9 +183,9 @@ def exits(count: int) -> Part:
     for i in range(count):
         interrupted = i % 2
         code = textwrap.dedent(EXIT) + ("import time; time.sleep(60)\n" if interrupted else "")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        variables = environment()
         process = subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
         process.stdout.readline()

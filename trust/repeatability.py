@@ -16,13 +16,15 @@ import losses
 from jaxloss._ffi import call
 from trust import ROOT
 from trust.campaign import Campaign, Effort, by_kernels
-from trust.jobs import Part
+from trust.jobs import Part, environment
 
 RUNS, QUICK_RUNS = 1000, 50
 SHAPES = ((2000, 37), (16, 20_011))
 """Of many short rows and of few long ones: shared out over threads in groups of rows, and row by row."""
 
 PROCESSORS = (1, 2, 4)
+UNMEASURED = "--xla_gpu_autotune_level=0"
+"""XLA's flag under which it does not choose by measurement."""
 
 
 def campaign(effort: Effort) -> Campaign:
@@ -92,10 +94,14 @@ def _eager_and_jitted(seconds: float) -> Part:
 
 
 def _processes(times: int, on_gpu: bool = False) -> Part:
-    """Value and gradient in processes that see so many processors, as many as XLA then takes threads on a CPU."""
+    """Value and gradient in processes that see so many processors, as many as XLA then takes threads on a CPU.
+
+    On a GPU XLA measures, as it compiles, how to sum the losses of rows: in each process it may choose another order.
+    """
     available = sorted(os.sched_getaffinity(0))
     finds, seen = [], {}
     counts = [len(available)] if on_gpu else [count for count in PROCESSORS if count <= len(available)]
+    variables = environment(XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {UNMEASURED}".strip()) if on_gpu else None
     for count in counts:
         for _ in range(times):
             command = [
@@ -106,7 +112,7 @@ def _processes(times: int, on_gpu: bool = False) -> Part:
                 "-m",
                 "trust.repeatability",
             ]
-            ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            ran = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
             if ran.returncode:
                 finds.append(f"{' '.join(command)}:\n{ran.stderr[-3000:]}")
                 continue
@@ -114,6 +120,7 @@ def _processes(times: int, on_gpu: bool = False) -> Part:
                 if seen.setdefault(name, digest) != digest:
                     finds.append(f"{name}: other bits on {count} processors")
     note = f"on {', '.join(map(str, counts))} processors: this machine has {len(available)}"
+    note += f"; with {UNMEASURED}" if on_gpu else ""
     return Part("value and gradient in processes of their own", {"processes": times * len(counts)}, finds, note)
 
 
