@@ -108,4 +108,33 @@ struct Columns {
   }
 };
 
+// Fewer rows than lanes, copied to where there is room for as many: so a row gives the same bits wherever it stands.
+template <class Number, int64_t a_row = 1>
+struct Padded {
+  Number numbers[kLanes * a_row] = {};
+
+  JAXLOSS_INLINE Number* filled(const Number* from, int64_t count) {
+    std::memcpy(numbers, from, count * sizeof(Number));
+    return numbers;
+  }
+  JAXLOSS_INLINE void give_back(Number* to, int64_t count) const { std::memcpy(to, numbers, count * sizeof(Number)); }
+};
+
+// Of `count` rows, turned; where there are fewer than lanes, from a copy with room for as many.
+template <int64_t kMost, class Stored>
+__attribute__((noinline)) void load_columns(Columns<kMost>& columns, const Stored* from, int64_t count,
+                                            int64_t classes) {
+  if (count == kLanes) return columns.load(from, classes);
+  Padded<Stored, kMost> padded;
+  columns.load(padded.filled(from, count * classes), classes);
+}
+template <int64_t kMost, class Stored>
+__attribute__((noinline)) void store_columns(const Columns<kMost>& columns, Stored* to, int64_t count,
+                                             int64_t classes) {
+  if (count == kLanes) return columns.store(to, classes);
+  Padded<Stored, kMost> padded;
+  columns.store(padded.numbers, classes);
+  padded.give_back(to, count * classes);
+}
+
 }  // namespace jaxloss::JAXLOSS_ISA
