@@ -62,3 +62,12 @@ def test_numbers_of_rows(kind, target_type, together):
         expected, _ = expected_of(kind, target_type, x[i], a[i], **of_numbers)
         assert_exact(losses[i], expected.value, f"losses of group {i}", width)
         assert_exact(gradients[i], expected.of_prediction, f"gradients of group {i}", width)
+
+
+def test_the_gradient_of_close_distributions_sums_to_nothing():
+    """But for what the two sums of exponentials are off by, up to 2 units each: not for the rounding of their logarithms."""
+    random = np.random.default_rng(3)
+    y = (1e-3 * random.normal(0, 1, (512, 100))).astype(np.float32)
+    x = (y + 2e-6 * random.normal(0, 1, y.shape)).astype(np.float32)
+    gradient = KINDS["kl"][1](x, y, target_type="logits", reduction="none")
+    assert np.abs(np.asarray(gradient, np.float64).sum(1)).max() <= 2 * np.finfo(np.float32).eps
