@@ -197,18 +197,6 @@ __attribute__((noinline)) void narrow_rows(const CrossEntropyGradientRows<Logit,
   narrow_gradient(columns, target, classes, exponential(-log_sum), target_sum, of_label - log_sum, log_sum, weight,
                   rows.gradient + row * classes);
 }
-
-// Fewer rows than lanes, copied to where there is room for as many: so a row gives the same bits wherever it stands.
-template <class Number, int64_t a_row = 1>
-struct Padded {
-  Number numbers[kLanes * a_row] = {};
-
-  JAXLOSS_INLINE Number* filled(const Number* from, int64_t count) {
-    std::memcpy(numbers, from, count * sizeof(Number));
-    return numbers;
-  }
-  JAXLOSS_INLINE void give_back(Number* to, int64_t count) const { std::memcpy(to, numbers, count * sizeof(Number)); }
-};
 template <class Target>
 struct PaddedTarget;
 template <>

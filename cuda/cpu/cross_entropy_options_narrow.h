@@ -303,21 +303,6 @@ __attribute__((noinline)) void narrow_option_rows(const CrossEntropyOptions<floa
   NarrowOptions<by_index>(rows, index, wants_gradient, row, count, columns).run();
 }
 
-// Of `count` rows, turned; where there are fewer than lanes, from a copy with room for as many.
-template <class Stored>
-__attribute__((noinline)) void load_columns(ClassColumns& columns, const Stored* from, int64_t count, int64_t classes) {
-  if (count == kLanes) return columns.load(from, classes);
-  Padded<Stored, kNarrow> padded;
-  columns.load(padded.filled(from, count * classes), classes);
-}
-template <class Stored>
-__attribute__((noinline)) void store_columns(const ClassColumns& columns, Stored* to, int64_t count, int64_t classes) {
-  if (count == kLanes) return columns.store(to, classes);
-  Padded<Stored, kNarrow> padded;
-  columns.store(padded.numbers, classes);
-  padded.give_back(to, count * classes);
-}
-
 // The rows [begin, end), if they can be done so; returns the first that is not done.
 template <class Logit, class Target>
 JAXLOSS_INLINE int64_t all_narrow_option_rows(const CrossEntropyOptionRows<Logit, Target>& rows, int64_t begin,

@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "cpu/cross_entropy.h"
+#include "cpu/divergence_narrow.h"
 #include "cpu/steps.h"
 #include "maths/divergence.h"
 #include "rows.h"
@@ -144,7 +145,7 @@ JAXLOSS_INLINE void divergence_row(const DivergenceRows<Divergence, Logit, Teach
 // Rows [begin, end).
 template <class Divergence, class Logit, class Teacher>
 void divergence_rows(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; row++) {
+  for (int64_t row = all_narrow_divergence_rows(rows, begin, end); row < end; row++) {
     if (!is_masked(rows.row_weight.of(row))) {
       divergence_row(rows, row);
       continue;

@@ -190,6 +190,26 @@ struct WideSum {
     return reduced<kLanes / 4>(numbers, [](double a, double b) JAXLOSS_IN_LOOP { return a + b; });
   }
 };
+// Sums of vectors in doubles, a lane a sum.
+struct LaneSums {
+  using Doubles = double __attribute__((vector_size(VECTOR_BYTES)));
+  using Floats = float __attribute__((vector_size(VECTOR_BYTES / 2)));
+  static constexpr int kHalves = 2 * kRegisters;
+  Doubles lanes[kHalves] = {};
+
+  JAXLOSS_INLINE void add(const Vector& x) {
+    Floats halves[kHalves];
+    std::memcpy(halves, &x, sizeof(x));
+    for (int k = 0; k < kHalves; k++) lanes[k] = lanes[k] + __builtin_convertvector(halves[k], Doubles);
+  }
+  JAXLOSS_INLINE Vector rounded() const {
+    Floats halves[kHalves];
+    for (int k = 0; k < kHalves; k++) halves[k] = __builtin_convertvector(lanes[k], Floats);
+    Vector result;
+    std::memcpy(&result, halves, sizeof(result));
+    return result;
+  }
+};
 JAXLOSS_INLINE float max_of_lanes(const Vector& x) {
   float numbers[kLanes];
   std::memcpy(numbers, &x, sizeof(x));

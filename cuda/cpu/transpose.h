@@ -42,15 +42,36 @@ JAXLOSS_INLINE void transpose(FloatRegister (&square)[kRegisterLanes]) {
   }
 }
 
+// The last of rows that are shorter than a register: a register that begins with one goes beyond the end of them all,
+// so it goes here instead, where there is room.
+template <class Stored>
+struct LastShortRows {
+  const Stored* end;
+  Stored numbers[2 * kRegisterLanes] = {};
+
+  JAXLOSS_INLINE LastShortRows(const Stored* rows, int64_t width) : end(rows + kLanes * width) {
+    std::memcpy(numbers, end - kRegisterLanes, kRegisterLanes * sizeof(Stored));
+  }
+  template <class Pointer>
+  JAXLOSS_INLINE Pointer place_of(Pointer row) {
+    return end - row < kRegisterLanes ? numbers + (kRegisterLanes - (end - row)) : row;
+  }
+  JAXLOSS_INLINE void give_back(Stored* rows, int64_t width) const {
+    const int64_t count = (kRegisterLanes - 1) / width * width;
+    std::memcpy(rows + kLanes * width - count, numbers + kRegisterLanes - count, count * sizeof(Stored));
+  }
+};
+
 // `kLanes` rows of at most `kMost` elements, which lie one after the other in memory. (Calls: a copy of these functions
 // in each kernel would be most of what is compiled.)
 template <int64_t kMost>
 struct Columns {
+  static_assert(kMost >= kRegisterLanes);
   Vector column[kMost];
 
   template <class Stored>
   __attribute__((noinline)) void load(const Stored* rows, int64_t width) {
-    if (width < kRegisterLanes) return load_few(rows, width);
+    if (width < kRegisterLanes) return load_short(rows, width);
     for (int k = 0; k < kRegisters; k++) {
       const Stored* from = rows + k * kRegisterLanes * width;
       for_each_square(width, [&](int64_t first) JAXLOSS_IN_LOOP {
@@ -64,7 +85,7 @@ struct Columns {
 
   template <class Stored>
   __attribute__((noinline)) void store(Stored* rows, int64_t width) const {
-    if (width < kRegisterLanes) return store_few(rows, width);
+    if (width < kRegisterLanes) return store_short(rows, width);
     for (int k = 0; k < kRegisters; k++) {
       Stored* to = rows + k * kRegisterLanes * width;
       for_each_square(width, [&](int64_t first) JAXLOSS_IN_LOOP {
@@ -85,27 +106,60 @@ struct Columns {
     }
   }
 
-  // Rows shorter than a register.
+  // A register takes in of the next rows what it has room for: columns that are not asked for.
   template <class Stored>
-  JAXLOSS_INLINE void load_few(const Stored* rows, int64_t width) {
-    float flat[kRegisterLanes * kLanes];
-    for (int64_t j = 0; j < width; j++) Step<float>::store(flat + j * kLanes, Step<Stored>::load(rows + j * kLanes));
-    for (int64_t j = 0; j < width; j++) {
-      float numbers[kLanes];
-      for (int64_t i = 0; i < kLanes; i++) numbers[i] = flat[i * width + j];
-      column[j] = Step<float>::load(numbers);
+  JAXLOSS_INLINE void load_short(const Stored* rows, int64_t width) {
+    LastShortRows<Stored> last(rows, width);
+    for (int k = 0; k < kRegisters; k++) {
+      const Stored* from = rows + k * kRegisterLanes * width;
+      FloatRegister square[kRegisterLanes];
+      for (int i = 0; i < kRegisterLanes; i++) square[i] = load_register(last.place_of(from + i * width));
+      transpose(square);
+      for (int i = 0; i < kRegisterLanes; i++) column[i].registers[k] = square[i];
     }
   }
+  // What a register writes beyond its row, the next rows write over.
   template <class Stored>
-  JAXLOSS_INLINE void store_few(Stored* rows, int64_t width) const {
-    float flat[kRegisterLanes * kLanes];
-    for (int64_t j = 0; j < width; j++) {
-      float numbers[kLanes];
-      Step<float>::store(numbers, column[j]);
-      for (int64_t i = 0; i < kLanes; i++) flat[i * width + j] = numbers[i];
+  JAXLOSS_INLINE void store_short(Stored* rows, int64_t width) const {
+    LastShortRows<Stored> last(rows, width);
+    for (int k = 0; k < kRegisters; k++) {
+      Stored* to = rows + k * kRegisterLanes * width;
+      FloatRegister square[kRegisterLanes];
+      for (int i = 0; i < kRegisterLanes; i++) square[i] = i < width ? column[i].registers[k] : FloatRegister{};
+      transpose(square);
+      for (int i = 0; i < kRegisterLanes; i++) store_register(last.place_of(to + i * width), square[i]);
     }
-    for (int64_t j = 0; j < width; j++) Step<Stored>::store(rows + j * kLanes, Step<float>::load(flat + j * kLanes));
+    last.give_back(rows, width);
   }
 };
+
+// Fewer rows than lanes, copied to where there is room for as many: so a row gives the same bits wherever it stands.
+template <class Number, int64_t a_row = 1>
+struct Padded {
+  Number numbers[kLanes * a_row] = {};
+
+  JAXLOSS_INLINE Number* filled(const Number* from, int64_t count) {
+    std::memcpy(numbers, from, count * sizeof(Number));
+    return numbers;
+  }
+  JAXLOSS_INLINE void give_back(Number* to, int64_t count) const { std::memcpy(to, numbers, count * sizeof(Number)); }
+};
+
+// Of `count` rows, turned; where there are fewer than lanes, from a copy with room for as many.
+template <int64_t kMost, class Stored>
+__attribute__((noinline)) void load_columns(Columns<kMost>& columns, const Stored* from, int64_t count,
+                                            int64_t classes) {
+  if (count == kLanes) return columns.load(from, classes);
+  Padded<Stored, kMost> padded;
+  columns.load(padded.filled(from, count * classes), classes);
+}
+template <int64_t kMost, class Stored>
+__attribute__((noinline)) void store_columns(const Columns<kMost>& columns, Stored* to, int64_t count,
+                                             int64_t classes) {
+  if (count == kLanes) return columns.store(to, classes);
+  Padded<Stored, kMost> padded;
+  columns.store(padded.numbers, classes);
+  padded.give_back(to, count * classes);
+}
 
 }  // namespace jaxloss::JAXLOSS_ISA

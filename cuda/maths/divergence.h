@@ -93,8 +93,8 @@ constexpr double kClose = sizeof(Real) == 8 ? 1.0 / 512 : 1.0 / 8;
 struct KullbackLeibler {
   static constexpr const char* name = "kl_divergence";
   static constexpr int parameter_count = 0;
-  // Whether Σ φ′ is known before the student is: −Σ q of probabilities. Of a teacher that is given as logits φ′ is p − q,
-  // for p more in it changes no derivative, and its sum is 0. (The statistic of the row is −1, that of −q.)
+  // Whether Σ φ′ is known before the student is: −Σ q of probabilities. Of a teacher that is given as logits φ′ is p −
+  // q, for p more in it changes no derivative, and its sum is 0. (The statistic of the row is −1, that of −q.)
   static constexpr bool total_is_of_teacher = true;
 
   template <class Real>
@@ -112,7 +112,7 @@ struct KullbackLeibler {
       } else {
         // p and q are as exact as their logarithms. For float, the coefficients are those whose error up to `close`,
         // relative to (e^d − 1 − d) / d², is least, 8e-7; for double they are Taylor's.
-        constexpr bool is_float = sizeof(Real) == 4;
+        constexpr bool is_float = sizeof(Real) != 8;
         constexpr double close = is_float ? 0.5 : kClose<Real>;
         Value series(is_float ? 0x1.6cc3a8p-10 : 1.0 / 720);
         series = series * d + Value(is_float ? 0x1.1319d0p-7 : 1.0 / 120);
@@ -141,14 +141,14 @@ struct JensenShannon {
 
     // With a = 1 − β and u = e^d − 1, φ / q = a (1 + u) log(1 + u) − (1 + a u) log(1 + a u), of which both linear terms
     // are a u. The series of the rest is a β u² (1/2 − (1 + a) u/6 + (1 + a + a²) u²/12 − … u³/20 + … u⁴/30 …).
-    JAXLOSS_INLINE explicit OfRow(Real beta_) : beta(beta_), rest(1 - beta_) {
-      const Real both = beta * rest, two = 1 + rest, three = 1 + rest * two, four = 1 + rest * three,
-                 five = 1 + rest * four;
-      of_close[0] = both / 2;
-      of_close[1] = -both * two / 6;
-      of_close[2] = both * three / 12;
-      of_close[3] = -both * four / 20;
-      of_close[4] = both * five / 30;
+    JAXLOSS_INLINE explicit OfRow(Real beta_) : beta(beta_), rest(Real(1) - beta_) {
+      const Real one(1), both = beta * rest, two = one + rest, three = one + rest * two, four = one + rest * three,
+                         five = one + rest * four;
+      of_close[0] = both / Real(2);
+      of_close[1] = -both * two / Real(6);
+      of_close[2] = both * three / Real(12);
+      of_close[3] = -both * four / Real(20);
+      of_close[4] = both * five / Real(30);
     }
 
     template <class Normalised, class Functions, class Value>
