@@ -1,4 +1,4 @@
-"""What `make test` leaves to `make test-all`, and what `make check` runs: chosen by parameters alone, so the same in every run.
+"""What `make test` leaves to `make test-all`, what `make check` runs, and CI on the newest jax: the same in every run.
 
 Of a test of three parameters or more, `make test` runs so many cells that every two values of two parameters are together in
 one of them; of some tests, every third or fourth cell of each row and column of their table. Two products are whole for a loss
@@ -7,6 +7,7 @@ whose code the others share.
 
 import collections
 import itertools
+import zlib
 
 import pytest
 
@@ -125,6 +126,16 @@ SMOKE = {
 }
 """Of each of these tests `make check` runs three cells of those of `make test`: the first, the last and one between."""
 
+EVERY_KIND = {
+    "test_axis_name::test_agrees_with_the_formula",
+    "test_sharding::test_placements",
+    "test_transforms::test_jitted",
+}
+"""On the newest jax every transform and every placement of these is tried: they are what another version may change."""
+
+WITHOUT_JAX = {"test_sanitizers"}
+"""Files about C++ alone, on which another jax has no say."""
+
 
 def of_test(item) -> str:
     return f"{item.path.stem}::{item.originalname}"
@@ -219,9 +230,15 @@ def mark(items) -> None:
                 item.add_marker(pytest.mark.slow if place in both else pytest.mark.rest)
         if not chosen:
             continue
-        places, (file, test) = sorted(chosen), name.split("::test_")
-        few = {places[0], places[len(places) // 2], places[-1]}
+        places = [place for place in sorted(chosen) if not of_name[place].get_closest_marker("slow")] or sorted(chosen)
+        file, test = name.split("::test_")
+        few = {0, len(places) // 2, len(places) - 1} if test in SMOKE.get(file, "").split() else set()
         for place in few:
-            of_name[place].add_marker(pytest.mark.each)
-            if test in SMOKE.get(file, "").split():
-                of_name[place].add_marker(pytest.mark.smoke)
+            of_name[places[place]].add_marker(pytest.mark.smoke)
+        if file not in WITHOUT_JAX:
+            # Another place in each test, so that of the losses, types and options that tests share each is in some of them.
+            each = few | {zlib.crc32(name.encode()) % len(places)}
+            if name in EVERY_KIND:
+                each = with_every_kind([cells[place] for place in places], each)
+            for place in each:
+                of_name[places[place]].add_marker(pytest.mark.each)
