@@ -24,8 +24,8 @@ HEAD = """# What the losses compose with
 
 This page is written by `tests/composition.py` from the tables that the tests run. Every cell of them is a test: the result
 agrees with the plain formula under the same transform in float64, to a tolerance derived from the type. The suite runs on the
-oldest and the newest supported jax in CI; its transforms run on a GPU too (`make test-gpu`), and the main ones of its
-placements on two GPUs or more (`make test-multi-gpu`).
+oldest supported jax in CI, and a part of it that has every transform and placement on the newest; its transforms run on a GPU
+too (`make test-gpu`), and the main ones of its placements on two GPUs or more (`make test-multi-gpu`).
 
 A dot is a tested cell, with the reductions `mean` and `none`; of the founding losses (the first {founding} columns) with `sum`
 too. Linear cross entropy is differentiated with respect to the hidden states there; its other tests take both operands.
