@@ -11,6 +11,7 @@ from jax import export
 import distillation_formula
 import jaxloss
 from distillation_formula import KINDS, loss_of
+from quickly import jit_quickly
 from tolerance import assert_trees_near
 
 assert_near = functools.partial(assert_trees_near, least=1e-3)
@@ -65,7 +66,9 @@ def exact(kind, with_labels):
 def in_float64(function, operands):
     """What the function gives of operands that are widened."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, jax.jit(function)(jax.tree.map(lambda x: np.asarray(x, np.float64), operands)))
+        return jax.tree.map(
+            np.asarray, jit_quickly(function)(jax.tree.map(lambda x: np.asarray(x, np.float64), operands))
+        )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import jaxloss
 import tolerance
 from distillation_formula import rows
 from linear_oracle import sample
-from quickly import QUICKLY
+from quickly import jit_quickly
 from test_transforms import SHAPE, of_each
 from transforms import HIGHER_ORDER, TRANSFORMS, Operands
 
@@ -84,13 +84,13 @@ LOSSES = {
 def test_agrees_with_the_formula(name, what):
     ours, formula = LOSSES[what]
 
-    def run(loss, operands, **how):
-        return jax.jit(lambda o: of_each(TRANSFORMS[name], loss, ("mean", "none"), o), **how)(operands)
+    def run(loss, operands):
+        return jit_quickly(lambda o: of_each(TRANSFORMS[name], loss, ("mean", "none"), o))(operands)
 
     actual = run(ours, OPERANDS)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         exact = jax.tree.map(lambda t: t if t.dtype.kind == "i" else t.astype(np.float64), OPERANDS)
-        expected = jax.tree.map(np.asarray, run(formula, exact, compiler_options=QUICKLY))
+        expected = jax.tree.map(np.asarray, run(formula, exact))
     # The logits are sums too, of as many terms as the hidden states are wide.
     operations = tolerance.OPERATIONS_OF_HIGHER_ORDER if name in HIGHER_ORDER else 2 * tolerance.OPERATIONS
     for result, ideal in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
