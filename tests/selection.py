@@ -51,7 +51,7 @@ DIAGONALS = {
     "test_mesh_axis_types::test_placements": (4, 2),
     "test_optax::test_any_call": (2, 1),
     "test_options::test_where_and_weights_of_every_shape": (5, 1),
-    "test_public_calls_on_meshes::test_results_are_those_of_one_device": (12, 1),
+    "test_public_calls_on_meshes::test_results_are_those_of_one_device": (12, 2),
     "test_recipes::test_mistakes_are_found": (2, 1),
     "test_regression::test_shapes": (2, 1),
     "test_regression::test_types": (2, 1),
@@ -80,8 +80,9 @@ DIAGONALS = {
     "test_values::test_widths_around_those_of_vectors": (3, 1),
 }
 """Of these tests `make test` runs one cell of so many, along the diagonals of their tables, or pairs like of the others if
-None; and `make test-all` makes that one of the second number, and every pair. What then is left of large products has the
-marker `rest`, which no command runs that is not told so: `make test-all ARGS="-m rest"`."""
+None; and `make test-all` makes that one of the second number, and every pair of values of a test of three parameters or more.
+What then is left of large products has the marker `rest`, which no command runs that is not told so: `make test-all
+ARGS="-m rest"`."""
 
 KINDS = 13
 """A parameter of at most so many values is one of kinds, as types, losses and options are: each is in some cell of a diagonal."""
@@ -213,7 +214,10 @@ def in_make_test(name: str, items, cells: list[dict[str, str]]) -> set[int]:
 def in_make_test_all(name: str, cells: list[dict[str, str]]) -> set[int]:
     """The places of the cells that `make test` and `make test-all` run together."""
     _, one_of = DIAGONALS.get(name, (None, 1))
-    return set(range(len(cells))) if one_of == 1 else diagonal(cells, one_of) | pairs(cells)
+    if one_of == 1:
+        return set(range(len(cells)))
+    chosen = with_every_kind(cells, diagonal(cells, one_of))
+    return chosen | pairs(cells) if max(map(len, cells)) >= 3 else chosen
 
 
 def mark(items) -> None:

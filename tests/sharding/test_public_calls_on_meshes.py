@@ -54,7 +54,7 @@ def expected(name: str):
 @pytest.mark.parametrize("kind", ["explicit", "mixed"])
 @pytest.mark.parametrize("name", IDS)
 def test_results_are_those_of_one_device(name, kind):
-    mixed = [(EXPLICIT, AUTO), (AUTO, EXPLICIT)][IDS.index(name) % 2]
+    mixed = [(EXPLICIT, AUTO), (AUTO, EXPLICIT)][IDS.index(name) // 2 % 2]  # CI runs every other call with mixed axes
     mesh = meshes.mesh_of_types((EXPLICIT, EXPLICIT) if kind == "explicit" else mixed)
     operands = {key: placed(mesh, x) for key, x in CALLS[IDS.index(name)].operands.items()}
     actual = program(name)(operands)
