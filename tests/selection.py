@@ -134,8 +134,11 @@ EVERY_KIND = {
 }
 """On the newest jax every transform and every placement of these is tried: they are what another version may change."""
 
-WITHOUT_JAX = {"test_sanitizers"}
-"""Files about C++ alone, on which another jax has no say."""
+OF_KERNELS = {
+    "test_rows_with_options::test_every_instruction_set",
+    "test_sanitizers::test_kernels_stay_inside_their_arrays",
+}
+"""Long tests about C++ alone, in which another jax changes nothing."""
 
 
 def of_test(item) -> str:
@@ -239,7 +242,7 @@ def mark(items) -> None:
         few = {0, len(places) // 2, len(places) - 1} if test in SMOKE.get(file, "").split() else set()
         for place in few:
             of_name[places[place]].add_marker(pytest.mark.smoke)
-        if file not in WITHOUT_JAX:
+        if name not in OF_KERNELS:
             # Another place in each test, so that of the losses, types and options that tests share each is in some of them.
             each = few | {zlib.crc32(name.encode()) % len(places)}
             if name in EVERY_KIND:
