@@ -231,7 +231,7 @@ def _kl_of_logits(x, y, base_2) -> Exact:
     losses, gradient = exact.kl_divergence(s, teacher)
     scale = np.maximum(s.probability, teacher.probability)
     scale = np.minimum(scale, 2 * np.maximum(s.missing, teacher.missing))  # of a class that both are sure of
-    of_exponents = TWICE * base_2 * (s.nll + teacher.nll)
+    of_exponents = TWICE * base_2 * sum(row.class_below + row.log_sum[:, None] for row in (s, teacher))
     return Exact(losses, gradient, _divergence_bound(losses), s.gradient_bound(scale, of_exponents))
 
 
