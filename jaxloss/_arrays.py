@@ -31,6 +31,11 @@ def is_masked(row_weight: Array) -> Array:
     return (row_weight == 0) & jnp.signbit(row_weight)
 
 
+def unmasked(row_weight: Array) -> Array:
+    """The weights, of which a zero is not `MASKED`, whatever its sign was; its derivative stays 1."""
+    return row_weight - jax.lax.stop_gradient(jnp.where(is_masked(row_weight), row_weight, 0))
+
+
 def as_stored(operands: Tree) -> Tree:
     """The arrays of a tree, those of 16 bits as a kernel reads them: for formulas beside what a kernel has given.
 

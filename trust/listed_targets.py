@@ -64,6 +64,11 @@ class FewClasses(LossConfiguration):
                 of_rest = [(others * part).sum(-1, keepdims=True) / count for part in of_classes]
                 of_named = [of_named[0] - of_rest[0], of_named[1] + of_rest[1]]
             gradients = {**found.gradients, "a": self._gathered(draw, (of_named[0], of_named[1]))}
+        if "z_loss" not in self.numbers:
+            # Beside a target of nothing, only the classes that are listed tell that there is no softmax: mended.toml.
+            nothing = ~np.any(of_all * draw.operands.get("class_weights", 1.0), axis=-1, keepdims=True) & others
+            value, size = found.gradients["x"]
+            gradients["x"] = np.where(np.moveaxis(nothing, -1, self._class_axis) & np.isnan(value), 0, value), size
         return dataclasses.replace(found, gradients=gradients)
 
     def _pattern(self, rng: np.random.Generator) -> str:

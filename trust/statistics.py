@@ -25,7 +25,7 @@ def _softmax(x, a, softcap=None, temperature=1.0, margin=0.0, num_classes=None):
     log_sum = np.log(np.exp(z - maximum).sum(-1, keepdims=True))
     log_t = z - maximum - log_sum
     rounded = softcap or (
-        np.where(np.isfinite(x), abs(x), 0).max(-1, keepdims=True, initial=0) if temperature != 1 else 0
+        np.where(np.isfinite(x), abs(x), 0).max(-1, keepdims=True, initial=0) if temperature != 1 or margin else 0
     )
     size = 1 + abs(log_sum) + np.where(np.isinf(z), 0, abs(z - maximum)) + (rounded + abs(margin)) / temperature
     return np.exp(log_t), log_t, maximum + log_sum, slope, counted, size / min(1.0, temperature)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxloss import formulas
-from jaxloss._arrays import MASKED, Array, along, is_masked, weighted
+from jaxloss._arrays import MASKED, Array, along, is_masked, unmasked, weighted
 from jaxloss._autodiff.row_loss import Operands
 from jaxloss._rows.few_classes import at_classes, class_weights_at, written
 from jaxloss._rows.labels import z_loss_total
@@ -181,7 +181,7 @@ class Entries:
     def of_label(self) -> Operands:
         """Operands of the loss of the label of each row."""
         row_weight = along(self.row_weight, self.weight)
-        row_weight = jnp.where(is_masked(row_weight) | ~self.valid, MASKED, row_weight * self.weight)
+        row_weight = jnp.where(is_masked(row_weight) | ~self.valid, MASKED, unmasked(row_weight * self.weight))
         options = {name: option for name, option in self.options.items() if name != "class_weights"}
         if self.loss.flat:
             options["label_smoothing"] = self.of_others * self._classes / self.weight

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxloss._arrays import MASKED, Array, is_masked
+from jaxloss._arrays import MASKED, Array, unmasked
 
 
 @functools.partial(
@@ -157,10 +157,10 @@ def row_weight(
     if examples.reduction == "mean":
         by_weights = examples.by_weights
         n = (_weight_sum if by_weights else _count)(examples, where, weights, shape, example_rank, dtype)
-        weight = weight * inverse(n)
-    # A zero that is not `MASKED`, whatever its sign was; its derivative stays 1.
-    weight = weight - jax.lax.stop_gradient(jnp.where(is_masked(weight), weight, 0))
-    weight = along_rows(weight, shape[:rank])
+        share = inverse(n)
+        # What weighs 0 has no part in the derivative with respect to n either, whatever its loss is.
+        weight = weight * jnp.where(weight == 0, jax.lax.stop_gradient(share), share)
+    weight = along_rows(unmasked(weight), shape[:rank])
     return weight if where is None else jnp.where(along_rows(where, shape[:rank]), weight, MASKED)
 
 

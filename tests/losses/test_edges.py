@@ -49,6 +49,21 @@ def test_one_class(case):
     assert (gradient == 0).all()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_normalizer_does_not_see_what_weighs_nothing(case):
+    """Nor does the loss: a row that is NaN is out of both. The derivative of its weight is its loss."""
+    x, a = case.sample((4, 3))
+    x = np.where(np.arange(12).reshape(4, 3) == 7, np.nan, x)
+    weights = jnp.array([1.0, 2.0, 0.0, 3.0])
+
+    def loss(weights, normalizer):
+        return case.loss(x, a, weights=weights, normalizer=normalizer)
+
+    value, (of_weights, of_normalizer) = jax.value_and_grad(loss, (0, 1))(weights, jnp.float32(2))
+    np.testing.assert_allclose(of_normalizer, -value / 2, rtol=1e-6)
+    np.testing.assert_array_equal(np.isnan(of_weights), [False, False, True, False])
+
+
 LABELS_OUT_OF_RANGE = [
     ("int32", -1),
     ("int32", 7),

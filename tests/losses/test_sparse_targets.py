@@ -251,6 +251,20 @@ def test_masked_rows_and_weights():
     assert_near(mean, rows.sum() / shares.sum())
 
 
+def test_a_target_of_nothing_and_a_negative_weight():
+    """Its product with the row's weight is −0, which is no mask: the row's statistics are in the gradient of its shares."""
+    x, indices = np.array([[-3.0, 2.0, 1.0]], np.float32), np.array([[2, 1, 0]], np.int32)
+    class_weights, example = np.array([0.5, 0.5, 0.0], np.float32), np.array([-2.0], np.float32)
+
+    def loss(shares):
+        target = indices, shares
+        return jaxloss.categorical_cross_entropy(x, target, class_weights=class_weights, weights=example, clip=None)
+
+    gradient = jax.grad(loss)(np.array([[0.2, 0.0, 0.0]], np.float32))
+    expected = example * class_weights[indices] * -jax.nn.log_softmax(x)[0, indices]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+
 def test_class_weights():
     weights = np.linspace(0.5, 2, CLASSES).astype(np.float32)
     x = np.where(np.isneginf(X), -3, X)

@@ -164,7 +164,8 @@ def categorical_cross_entropy(x: Array, a: Array, clip: float | None) -> Terms:
     exact = log_sum - shifted
     nll = np.minimum(exact, -np.log(clip)) if clip else exact
     size = 1 + abs(log_sum) + abs(np.where(np.isinf(shifted), 0, shifted))  # the 1: of the sum whose logarithm is taken
-    loss = np.where(valid, _product(a, nll).sum(-1), np.nan)
+    has_softmax = ~np.isnan(log_sum[..., 0])
+    loss = np.where(valid & has_softmax, _product(a, nll).sum(-1), np.nan)
     loss_size = _product(abs(a), size).sum(-1)
     total, total_size = a.sum(-1, keepdims=True), abs(a).sum(-1, keepdims=True)
     gradient = np.where(valid[..., None], softmax * total - a, 0)
