@@ -218,6 +218,9 @@ class LossConfiguration(Configuration):
         # A logit over a temperature is rounded, and the largest of a row apart from it: by more than exp holds.
         if pattern == "ends" and self.accessor in ("[1].lse", "[1].entropy") and "temperature" in self.numbers:
             return "wide"
+        # The derivative of a z-loss is beyond the largest float16 there, before a cotangent makes it smaller.
+        if pattern == "ends" and "z_loss" in self.numbers and self.dtype == "float16":
+            return "wide"
         # A masked class takes no smoothing, and the margin of a masked label is nothing: rules that the oracle has not.
         rules = {"label_smoothing", "margin"} & set(self.numbers)
         if pattern == "masked classes" and (not self.case.loss.by_rows or self.case.target != "indices" or rules):

@@ -357,7 +357,7 @@ def kl_divergence(x, a, clip=None, *, target_type="probabilities", temperature=1
     del clip
     p, q = _student(x, temperature), _teacher(a, target_type, temperature)
     difference = np.where(q.value == 0, 0, q.log - np.where(q.value == 0, 0, p.log))
-    size = _product(q.value, p.size + q.size)
+    size = _product(q.value, p.size + q.size * (1 + abs(difference)))
     loss, loss_size = _total(q.value * difference), _total(size)
     total, total_size = _total(q.value), _total(abs(q.value))
     gradient = p.value * total - q.value
