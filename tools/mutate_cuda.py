@@ -5,6 +5,7 @@
     python tools/mutate_cuda.py --only tiles     # those whose name has that in it
     python tools/mutate_cuda.py --survivors      # those that survived, again
     python tools/mutate_cuda.py --minutes 30     # and stop after so many: the next run goes on
+    python tools/mutate_cuda.py --on-gpu         # those that survived, by nvcc on this machine's GPU, in all sizes
 
 Each is compiled into the program of `tools/emulate_kernels.py`, and the parts of `tests/gpu/kernels_check.cu` that are
 about it run on the emulator. Of a family's kernels those of float32 are compiled with the fault, and linked before the
@@ -21,9 +22,11 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import emulate_kernels
+import mutants_on_gpu
 import mutate
 from emulate_kernels import ROOT
 
@@ -119,11 +122,11 @@ def compiled(mutant: CudaMutant) -> bool:
     return True
 
 
-def failing_part(parts: tuple[str, ...]) -> str:
+def failing_part(parts: Sequence[str], program: Path = BUILD / "kernels_check", sizes: str = "few") -> str:
     """The first of these parts that does not pass, and what it says first; empty if all do."""
-    environment = {**os.environ, "JAXLOSS_CHECK_SIZES": "few", "JAXLOSS_CHECK_TYPES": "float"}
+    environment = {**os.environ, "JAXLOSS_CHECK_SIZES": sizes, "JAXLOSS_CHECK_TYPES": "float"}
     for part in parts:
-        command = ["timeout", str(SECONDS), "stdbuf", "-oL", str(BUILD / "kernels_check"), part]
+        command = ["timeout", str(SECONDS), "stdbuf", "-oL", str(program), part]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             said = next((line.strip() for line in process.stdout if line.startswith("FAIL")), "")
@@ -146,6 +149,26 @@ def tried(mutant: CudaMutant) -> tuple[str, str]:
     return ("equivalent" if mutant.equivalent else "survived"), ""
 
 
+def try_on_gpu(chosen: Sequence[CudaMutant], jobs: int) -> None:
+    """Of survivors of the emulator: what becomes of each in all sizes of the check."""
+    faults = [
+        (
+            mutant.mutant.file,
+            mutant.mutant.applied(),
+            [f"cuda/{unit}" for unit in dict.fromkeys(unit for part in mutant.parts for unit in UNITS[part])],
+            mutant.parts,
+        )
+        for mutant in chosen
+    ]
+
+    def failing(program: Path, parts: Sequence[str]) -> str:
+        return failing_part(parts, program, "all")
+
+    for mutant, (result, by) in zip(chosen, mutants_on_gpu.tried(faults, failing, jobs), strict=True):
+        print(f"{result:10} {mutant.name}  {by}", flush=True)
+        keep({mutant.name: {"result": result, "by": f"on a GPU, {by}" if by else "", "file": mutant.digest}})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="say which mutants there are")
@@ -153,11 +176,16 @@ def main() -> None:
     parser.add_argument("--survivors", action="store_true", help="those that survived, again")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="so many compilers at once")
+    parser.add_argument("--on-gpu", action="store_true", help="those that survived, compiled by nvcc, on a GPU")
     options = parser.parse_args()
     known, chosen = found_before(), [mutant for mutant in mutants() if options.only in mutant.name]
     if options.list:
         for mutant in chosen:
             print(f"{known.get(mutant.name, {}).get('result', ''):10} {mutant.name}")
+        return
+    if options.on_gpu:
+        try_on_gpu([mutant for mutant in chosen if is_left(mutant, known.get(mutant.name), True)], options.jobs)
+        mutate.table(found_before())
         return
     left = [mutant for mutant in chosen if is_left(mutant, known.get(mutant.name), options.survivors)]
     start = time.monotonic()

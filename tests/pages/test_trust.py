@@ -342,8 +342,8 @@ def test_tables_say_what_the_files_do(name):
     if OF_PAGE[name] == "mutants":
         assert all(file in text for file in kept["counts"])
         return
-    known = names.CAMPAIGNS[name.removeprefix("trust_")]
-    assert set(known) <= {part["campaign"] for part in kept["measurements"]}
+    if name == "trust_cpu":  # what has not run on a GPU, the page says, is not there
+        assert set(names.CAMPAIGNS["cpu"]) <= {part["campaign"] for part in kept["measurements"]}
     for part in kept["measurements"]:
         assert part["tried"] in text
         assert part["commit"][:12] in text
