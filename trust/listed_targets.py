@@ -66,7 +66,9 @@ class FewClasses(LossConfiguration):
             gradients = {**found.gradients, "a": self._gathered(draw, (of_named[0], of_named[1]))}
         if "z_loss" not in self.numbers:
             # Beside a target of nothing, only the classes that are listed tell that there is no softmax: mended.toml.
-            nothing = ~np.any(of_all * draw.operands.get("class_weights", 1.0), axis=-1, keepdims=True) & others
+            weights = draw.operands.get("class_weights", np.ones((1, 1)))  # of each call
+            weights = weights.reshape(len(weights), *(1,) * (of_all.ndim - 2), -1)
+            nothing = ~np.any(of_all * weights, axis=-1, keepdims=True) & others
             value, size = found.gradients["x"]
             gradients["x"] = np.where(np.moveaxis(nothing, -1, self._class_axis) & np.isnan(value), 0, value), size
         return dataclasses.replace(found, gradients=gradients)
