@@ -189,8 +189,10 @@ class LossConfiguration(Configuration):
             a = np.where(rng.random(a.shape) < 0.5, x, a)
         if case.target == "probabilities":
             a = np.where(rng.random(a.shape) < 0.2, rng.choice([0.0, 1.0], a.shape), a)
-        # Of a NaN beside a label that is no class, a statistic's second derivative is NaN with a softcap: mended.toml.
+        # Of a NaN beside a label that is no class, a statistic's gradient is NaN with a softcap: mended.toml.
         broken = pattern == "special" and self.accessor.startswith("[1]") and "softcap" in self.numbers
+        if broken and case.target == "indices":
+            a = np.minimum(a, self.static.get("num_classes", self.classes) - 1)
         if case.target == "indices" and not self.subject.bare and not broken and rng.random() < 0.3:
             strangers = rng.choice([-1, self.classes, 100, -128], a.shape)
             a = np.where(rng.random(a.shape) < 0.2, strangers, a)

@@ -64,7 +64,7 @@ class FewClasses(LossConfiguration):
                 of_rest = [(others * part).sum(-1, keepdims=True) / count for part in of_classes]
                 of_named = [of_named[0] - of_rest[0], of_named[1] + of_rest[1]]
             gradients = {**found.gradients, "a": self._gathered(draw, (of_named[0], of_named[1]))}
-        if "z_loss" not in self.numbers:
+        if self.kind == "listed" and "z_loss" not in self.numbers:
             # Beside a target of nothing, only the classes that are listed tell that there is no softmax: mended.toml.
             weights = draw.operands.get("class_weights", np.ones((1, 1)))  # of each call
             weights = weights.reshape(len(weights), *(1,) * (of_all.ndim - 2), -1)
