@@ -39,6 +39,10 @@ class FewClasses(LossConfiguration):
         if self.static.get("remainder") == "spread":  # of which a masked class takes none: a rule that is not here
             x = operands["x"]
             operands["x"] = np.where(np.isneginf(x.astype(np.float64)), np.asarray(0, x.dtype), x)
+        if {"class_weights", "z_loss"} <= set(operands):
+            # A target of nothing weighs 10⁻²⁰ beside a z-loss, and leaves a rounding of that.
+            weights = operands["class_weights"]
+            operands["class_weights"] = np.where(weights == 0, np.asarray(1, weights.dtype), weights)
         tangents = {**drawn.tangents, "a": rng.standard_normal(operands["a"].shape).astype(operands["a"].dtype)}
         return dataclasses.replace(
             drawn, operands=dict(sorted(operands.items())), tangents=dict(sorted(tangents.items()))
