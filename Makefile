@@ -44,7 +44,7 @@ test-all: ## what `make test` leaves out: the rest of the products but the large
 	@echo "make test-all: what make test leaves out, about eleven minutes on two idle cores"
 	$(pytest) -m slow $(ARGS)
 
-trust: ## campaigns that look for faults, an hour on two cores; ARGS=--quick for seconds of each, as CI; ARGS="--only fuzz --share 10"
+trust: ## campaigns that look for faults, half an hour on two cores; ARGS=--quick for seconds of each, as CI; ARGS="--only fuzz --share 10"
 	@tools/environment test
 	$(python) -W ignore -m trust $(ARGS)
 
