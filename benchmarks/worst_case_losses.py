@@ -232,7 +232,8 @@ def _kl_of_logits(x, y, base_2) -> Exact:
     scale = np.maximum(s.probability, teacher.probability)
     scale = np.minimum(scale, 2 * np.maximum(s.missing, teacher.missing))  # of a class that both are sure of
     of_exponents = TWICE * base_2 * sum(row.class_below + row.log_sum[:, None] for row in (s, teacher))
-    return Exact(losses, gradient, _divergence_bound(losses), s.gradient_bound(scale, of_exponents))
+    bound = s.gradient_bound(scale, of_exponents) + TINY  # either of its two terms may be 0
+    return Exact(losses, gradient, _divergence_bound(losses), bound)
 
 
 def _jensen_shannon(x, y, base_2) -> Exact:
