@@ -1,6 +1,6 @@
 """Runs the campaigns, and keeps what they found.
 
-python -m trust                                   every campaign in its long form, side by side: half an hour on two cores
+python -m trust                                   every campaign in its long form: half an hour on two cores
 python -m trust --quick                           each for seconds: what CI runs; keeps nothing
 python -m trust --only fuzz --share 10 --seed 7
 python -m trust --platform gpu --minutes 5        those about a device, on a GPU
