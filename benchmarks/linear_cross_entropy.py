@@ -71,20 +71,22 @@ class Work:
 # ---- contenders: functions of hidden states, kernel and labels -------------------------------------------------------
 
 
-def whole_logits(hidden, kernel, labels):
+def losses_of_logits(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+
+def whole_logits(hidden, kernel, labels, losses=losses_of_logits):
     """What one writes first."""
-    logits = (hidden @ kernel).astype(jnp.float32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return losses(hidden @ kernel, labels).mean()
 
 
-def scan_and_checkpoint(hidden, kernel, labels, chunk_size=2048):
+def scan_and_checkpoint(hidden, kernel, labels, chunk_size=2048, losses=losses_of_logits):
     """What one writes next."""
     chunk_size = min(chunk_size, len(hidden))
 
     @jax.checkpoint
     def of_chunk(hidden, labels):
-        logits = (hidden @ kernel).astype(jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+        return losses(hidden @ kernel, labels).sum()
 
     def step(total, chunk):
         return total + of_chunk(*chunk), None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from benchmarks import contenders
 from benchmarks.contenders import Comparison, Goal
-from benchmarks.linear_cross_entropy import Work, all_products, ours
+from benchmarks.linear_cross_entropy import Work, all_products, ours, scan_and_checkpoint, whole_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,52 +31,26 @@ SHAPES = {
     "cpu": [Case(Work(2048, 256, 8192, "float32"), options) for options in (SOFTCAP, Z_LOSS)],
     "quick": [Case(Work(256, 32, 512, "float32"), options) for options in (SOFTCAP, Z_LOSS)],
 }
-CHUNK = 2048
-"""Tokens that the checkpointed scan takes at once."""
 
 
-def of_logits(logits: jax.Array, labels: jax.Array, softcap: float = 0.0, z_loss: float = 0.0) -> jax.Array:
-    """The sum of the losses, as one writes it."""
+def losses_of_logits(logits: jax.Array, labels: jax.Array, softcap: float = 0.0, z_loss: float = 0.0) -> jax.Array:
+    """The losses of tokens, as one writes them."""
     logits = logits.astype(jnp.float32)
     if softcap:
         logits = softcap * jnp.tanh(logits / softcap)
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     of_labels = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return jnp.sum(log_sum - of_labels + z_loss * log_sum**2)
-
-
-def whole_logits(options: dict[str, float]):
-    """What one writes first."""
-
-    def loss(hidden, kernel, labels):
-        return of_logits(hidden @ kernel, labels, **options) / len(labels)
-
-    return loss
-
-
-def scan_and_checkpoint(options: dict[str, float]):
-    """What one writes next."""
-
-    def loss(hidden, kernel, labels):
-        size = min(CHUNK, len(hidden))
-
-        @jax.checkpoint
-        def step(total, chunk):
-            return total + of_logits(chunk[0] @ kernel, chunk[1], **options), None
-
-        chunks = hidden.reshape(-1, size, hidden.shape[-1]), labels.reshape(-1, size)
-        return jax.lax.scan(step, jnp.zeros(()), chunks)[0] / len(labels)
-
-    return loss
+    return log_sum - of_labels + z_loss * log_sum**2
 
 
 def comparisons(case: Case) -> list[Comparison]:
     """The one of that case."""
     options = dict(case.options)
+    losses = functools.partial(losses_of_logits, **options)
     who = {
         "jaxloss": ours(**options),
-        "whole logits": whole_logits(options),
-        "scan and checkpoint": scan_and_checkpoint(options),
+        "whole logits": functools.partial(whole_logits, losses=losses),
+        "scan and checkpoint": functools.partial(scan_and_checkpoint, losses=losses),
     }
     limit = functools.lru_cache(functools.partial(all_products, case.work))
     shape = dataclasses.asdict(case.work)

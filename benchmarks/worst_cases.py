@@ -18,7 +18,6 @@ import numpy as np
 
 from benchmarks.accuracy import DTYPES, PAGE, measured_with, spacing, with_section
 
-RESULTS = pathlib.Path(__file__).with_name("results")
 ROWS = 1_000_000
 BATCH = 2**21  # elements at most
 PART = 2**17  # elements of which references are computed at once, so that they stay in the cache
@@ -187,9 +186,8 @@ def _other_commits(rows: list[dict], circumstances: dict) -> str:
     return "".join(f" At commit {commit[:12]}: {', '.join(names)}." for commit, names in of_commit.items())
 
 
-def _kept(platform: str, others_than: tuple[str, ...]) -> list[dict]:
-    """What was measured of other losses, with its commit."""
-    path = RESULTS / f"worst_cases_{platform}.json"
+def _kept(path: pathlib.Path, others_than: tuple[str, ...]) -> list[dict]:
+    """What that file has of other losses, with its commit."""
     if not path.exists():
         return []
     found = json.loads(path.read_text())
@@ -236,7 +234,7 @@ def main() -> None:
     platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
     circumstances = record.circumstances()
     some = "some_" if chosen.rows else ""
-    rows = [] if some else _kept(platform, tuple(chosen.only))
+    rows = [] if some else _kept(record.RESULTS / f"worst_cases_{platform}.json", tuple(chosen.only))
     place = {name: i for i, name in enumerate(worst_case_losses.LOSSES)}
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for name in worst_case_losses.LOSSES:

@@ -81,7 +81,7 @@ DIAGONALS = {
 }
 """Of these tests `make test` runs one cell of so many, along the diagonals of their tables, or pairs like of the others if
 None; and `make test-all` makes that one of the second number, and every pair of values of a test of three parameters or more.
-What then is left of large products has the marker `rest`, which no command runs that is not told so: `make test-all
+What then is left of large products has the marker `rest`, which no command runs unless asked: `make test-all
 ARGS="-m rest"`."""
 
 KINDS = 13

@@ -1,6 +1,5 @@
 """CUDA mutants on this machine's GPU: compiled by nvcc, and run by their check in all of its sizes, of float32."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -8,20 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from emulate_kernels import ROOT
+import nvcc
+from nvcc import ROOT
 
 BUILD = ROOT / "build/mutants/gpu"
 CHECK = "tests/gpu/kernels_check"
-
-
-def compiler() -> list[str]:
-    """nvcc, for the first kind of GPU that this machine has."""
-    found = subprocess.run([ROOT / "tools/gpu-architectures"], capture_output=True, text=True, check=False)
-    if found.returncode:
-        sys.exit(f"error: {found.stdout.strip()}")
-    name = found.stdout.strip().split(";")[0]
-    nvcc = shutil.which("nvcc") or str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc"))
-    return [nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-gencode=arch=compute_{name},code=sm_{name}"]
 
 
 def units() -> list[str]:
@@ -33,8 +23,8 @@ def units() -> list[str]:
 class Programs:
     """The program without a mutant, and with each: only the files that are about a mutant are compiled with it."""
 
-    def __init__(self, jobs: int):
-        self.nvcc, self.jobs = compiler(), jobs
+    def __init__(self):
+        self.nvcc = nvcc.command()
         self.objects = BUILD / "objects"
 
     def compile_all(self, pool: ThreadPoolExecutor) -> None:
@@ -73,7 +63,7 @@ def tried(faults: Iterable[Fault], failing_part, jobs: int) -> Iterator[tuple[st
     """What becomes of each, and by what; `failing_part(program, parts)` says which part does not pass, and how."""
     faults = list(faults)
     with ThreadPoolExecutor(jobs) as pool:
-        programs = Programs(jobs)
+        programs = Programs()
         programs.compile_all(pool)
         parts = dict.fromkeys(part for *_, parts in faults for part in parts)
         if by := failing_part(BUILD / "kernels_check", tuple(parts)):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from functools import partial
 
+from tools import nvcc
 from trust import ROOT, campaign
 from trust.campaign import BUILD, Campaign, Effort
 from trust.jobs import Part
@@ -55,15 +56,9 @@ def main() -> None:
 
 def build() -> pathlib.Path:
     """The program, with the lines of the kernels in it."""
-    nvcc = shutil.which("nvcc") or str(pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc"))
-    architectures = subprocess.run([ROOT / "tools/gpu-architectures"], capture_output=True, text=True, check=False)
-    if architectures.returncode:
-        sys.exit(f"error: {architectures.stdout.strip() or 'no NVIDIA GPU'}")
-    name = architectures.stdout.strip().split(";")[0]
     BUILD.mkdir(parents=True, exist_ok=True)
     program = BUILD / "kernels_check"
-    command = [nvcc, "-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "--threads", "0"]
-    command += [f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{ROOT / 'cuda'}", "-o", str(program)]
+    command = nvcc.command("-lineinfo", "--threads", "0", f"-I{ROOT / 'cuda'}", "-o", str(program))
     sources = [ROOT / "tests/gpu/kernels_check.cu", *sorted((ROOT / "cuda/gpu").rglob("*.cu"))]
     subprocess.run([*command, *map(str, sources)], check=True)
     return program

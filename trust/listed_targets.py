@@ -48,14 +48,19 @@ class FewClasses(LossConfiguration):
             drawn, operands=dict(sorted(operands.items())), tangents=dict(sorted(tangents.items()))
         )
 
-    def exact(self, draw: Drawn, x: np.ndarray | None = None) -> Exact:
+    def of_all_classes(self, draw: Drawn) -> tuple[np.ndarray, np.ndarray]:
+        """What each class has of the target, along a last axis, and whether the target does not name it."""
         indices, share = self._named(draw)
         of_all = np.zeros((*indices.shape[:-1], self.classes))
         where = (*np.indices(indices.shape)[:-1], indices)
         np.add.at(of_all, where, share)
-        named = np.zeros(of_all.shape, bool)
-        named[where] = True
-        others = ~named
+        others = np.ones(of_all.shape, bool)
+        others[where] = False
+        return of_all, others
+
+    def exact(self, draw: Drawn, x: np.ndarray | None = None) -> Exact:
+        indices, _ = self._named(draw)
+        of_all, others = self.of_all_classes(draw)
         if self.static.get("remainder") == "spread":
             count = np.maximum(others.sum(-1, keepdims=True), 1)
             of_all += others * np.maximum(1 - of_all.sum(-1, keepdims=True), 0) / count
@@ -68,13 +73,6 @@ class FewClasses(LossConfiguration):
                 of_rest = [(others * part).sum(-1, keepdims=True) / count for part in of_classes]
                 of_named = [of_named[0] - of_rest[0], of_named[1] + of_rest[1]]
             gradients = {**found.gradients, "a": self._gathered(draw, (of_named[0], of_named[1]))}
-        if self.kind == "listed" and "z_loss" not in self.numbers:
-            # Beside a target of nothing, only the classes that are listed tell that there is no softmax: mended.toml.
-            weights = draw.operands.get("class_weights", np.ones((1, 1)))  # of each call
-            weights = weights.reshape(len(weights), *(1,) * (of_all.ndim - 2), -1)
-            nothing = ~np.any(of_all * weights, axis=-1, keepdims=True) & others
-            value, size = found.gradients["x"]
-            gradients["x"] = np.where(np.moveaxis(nothing, -1, self._class_axis) & np.isnan(value), 0, value), size
         return dataclasses.replace(found, gradients=gradients)
 
     def _pattern(self, rng: np.random.Generator) -> str:
@@ -125,6 +123,19 @@ class Listed(FewClasses):
     @property
     def places(self) -> tuple[str, ...]:
         return "operands['x']", "(operands['indices'], operands['a'])"
+
+    def exact(self, draw: Drawn, x: np.ndarray | None = None) -> Exact:
+        found = super().exact(draw, x)
+        if "z_loss" in self.numbers or self.static.get("remainder") == "spread":
+            return found
+        # Beside a target of nothing, only the classes that are listed tell that there is no softmax: mended.toml.
+        of_all, others = self.of_all_classes(draw)
+        weights = draw.operands.get("class_weights", np.ones((1, 1)))  # of each call
+        weights = weights.reshape(len(weights), *(1,) * (of_all.ndim - 2), -1)
+        nothing = ~np.any(of_all * weights, axis=-1, keepdims=True) & others
+        value, size = found.gradients["x"]
+        of_x = np.where(np.moveaxis(nothing, -1, self._class_axis) & np.isnan(value), 0, value), size
+        return dataclasses.replace(found, gradients={**found.gradients, "x": of_x})
 
     def _target(self, rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         order = rng.random((count, *self.units, self._counted)).argsort(-1)

@@ -17,8 +17,7 @@ using DivergenceClasses = Columns<kMostDivergenceClasses>;
 // Up to how many classes a lane a row is quicker than a row at a time. The divergence of probabilities that needs no
 // exponential of its own is the one for which that depends on the vectors: with 64 classes it takes a fifth less time
 // so with AVX2, with 80 a tenth more; with AVX-512 no more with 128; with SSE2 a fifth less with 33, a twentieth more
-// with
-// 48. Of the others rows of 512 classes would still take a sixth to a half less; but of those a lane a row computes a
+// with 48. Of the others rows of 512 classes would still take a sixth to a half less; but of those a lane a row makes a
 // batch of a few as slowly as one of as many as it has lanes.
 template <class Divergence, class Teacher>
 constexpr int64_t most_narrow_classes() {

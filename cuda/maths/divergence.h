@@ -93,8 +93,8 @@ constexpr double kClose = sizeof(Real) == 8 ? 1.0 / 512 : 1.0 / 8;
 struct KullbackLeibler {
   static constexpr const char* name = "kl_divergence";
   static constexpr int parameter_count = 0;
-  // Whether Σ φ′ is known before the student is: −Σ q of probabilities. Of a teacher that is given as logits φ′ is p −
-  // q, for p more in it changes no derivative, and its sum is 0. (The statistic of the row is −1, that of −q.)
+  // Whether Σ φ′ is known before the student is: −Σ q of probabilities. For a teacher's logits, φ′ has p added, which
+  // changes no derivative: it is p − q, and its sum is 0. (The statistic of the row is −1, that of −q.)
   static constexpr bool total_is_of_teacher = true;
 
   template <class Real>

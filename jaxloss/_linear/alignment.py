@@ -1,4 +1,4 @@
-"""Widths that tensor cores take: features and classes of another than a multiple of 8, padded while a device works.
+"""Widths that tensor cores take: features and classes are padded while a device works, if they are no multiple of 8.
 
 A product of 16-bit operands runs at full speed if the rows of all three of its matrices begin at multiples of 16 bytes.
 These rows are of `D` features or of `V` classes, and each of the two is the row of a matrix, however the kernel lies:

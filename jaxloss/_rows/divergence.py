@@ -87,7 +87,7 @@ class Divergence(RowLoss):
         logits, target, _, numbers = operands
         *stats, total = stats
         scale, *parameters = (along(number, logits) for number in numbers)
-        return formulas.d_divergence(self.terms, logits, target, stats, total, scale, *parameters)
+        return scale * formulas.d_divergence_of_tempered(self.terms, logits, target, stats, total, scale, *parameters)
 
     def jvp(self, operands: Operands, losses: Array, stats: Sequence[Array], tangents: Operands):
         return _tangents(self, operands, losses, stats, tangents)

@@ -56,7 +56,6 @@ from jaxloss.formulas.categorical import (
 from jaxloss.formulas.contrastive import d_sigmoid_contrastive, sigmoid_contrastive
 from jaxloss.formulas.distillation import (
     above_maximum,
-    d_divergence,
     d_divergence_of_tempered,
     d_jensen_shannon,
     d_kl_divergence,

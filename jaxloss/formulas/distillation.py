@@ -31,9 +31,10 @@ def d_kl_divergence(
     logits: Array, target: Array, *, target_type: str = "probabilities", temperature: float | Array = 1.0
 ) -> Array:
     r"""The derivative with respect to the logits, $(t_i \sum_j a_j - a_i) / T$."""
-    stats, _ = divergence_stats(logits, target, target_type == "logits", 1 / temperature)
-    total = jnp.sum(divergence_terms(kl_terms, logits, target, stats, 1 / temperature)[1], axis=-1)
-    return d_divergence(kl_terms, logits, target, stats, total, 1 / temperature)
+    scale = 1 / temperature
+    stats, _ = divergence_stats(logits, target, target_type == "logits", scale)
+    total = jnp.sum(divergence_terms(kl_terms, logits, target, stats, scale)[1], axis=-1)
+    return scale * d_divergence_of_tempered(kl_terms, logits, target, stats, total, scale)
 
 
 def jensen_shannon(
@@ -67,7 +68,7 @@ def d_jensen_shannon(
     scale = 1 / temperature
     stats, _ = divergence_stats(student_logits, teacher_logits, target_type == "logits", scale)
     total = jnp.sum(divergence_terms(js_terms, student_logits, teacher_logits, stats, scale, beta)[1], axis=-1)
-    return d_divergence(js_terms, student_logits, teacher_logits, stats, total, scale, beta)
+    return scale * d_divergence_of_tempered(js_terms, student_logits, teacher_logits, stats, total, scale, beta)
 
 
 def divergence_stats(
@@ -210,22 +211,6 @@ def _js_of_ratios(value: Array, ratio: Array, p: Array, q: Array, beta: float | 
     return jnp.where(close, q * a * beta * (u * u) * series, value)
 
 
-def d_divergence(
-    terms: Callable[..., tuple[Array, Array]],
-    logits: Array,
-    target: Array,
-    stats: Sequence[Array],
-    total: Array,
-    scale: float | Array,
-    *parameters: float | Array,
-) -> Array:
-    r"""The derivative with respect to the student's logits: $\mathrm{scale} (\varphi'_i - p_i \sum_j \varphi'_j)$.
-
-    $\varphi' = p \partial\varphi/\partial p$; `total` is its sum.
-    """
-    return scale * d_divergence_of_tempered(terms, logits, target, stats, total, scale, *parameters)
-
-
 def d_divergence_of_tempered(
     terms: Callable[..., tuple[Array, Array]],
     logits: Array,
@@ -235,22 +220,26 @@ def d_divergence_of_tempered(
     scale: float | Array,
     *parameters: float | Array,
 ) -> Array:
-    """The same with respect to the logits times the scale."""
+    r"""The derivative with respect to the student's logits times the scale: $\varphi'_i - p_i \sum_j \varphi'_j$.
+
+    $\varphi' = p \partial\varphi/\partial p$; `total` is its sum.
+    """
     of_student = divergence_terms(terms, logits, target, stats, scale, *parameters)[1]
     maximum, log_sum, *of_teacher = stats
     p = jnp.exp(log_probabilities(logits, maximum, log_sum, scale))
     derivative = of_student - p * total[..., None]
     if terms is kl_terms and of_teacher:
-        return _p_minus_q(derivative, logits, target, stats, scale)
+        return _p_minus_q(derivative, -of_student, logits, target, stats, scale)
     return derivative
 
 
-def _p_minus_q(difference: Array, logits: Array, target: Array, stats: Sequence[Array], scale: float | Array) -> Array:
+def _p_minus_q(
+    difference: Array, q: Array, logits: Array, target: Array, stats: Sequence[Array], scale: float | Array
+) -> Array:
     """The difference of both distributions; where they are close, right relative to itself and not to them."""
     maximum, log_sum, teacher_maximum, teacher_log_sum = stats
     shift = log_sums_ratio(jnp.expm1(log_sum), jnp.expm1(teacher_log_sum))
     ratio = log_ratios(logits, target, (maximum, teacher_maximum), shift, scale, jnp.inf)
-    q = jnp.exp(log_probabilities(target, teacher_maximum, teacher_log_sum, scale))
     return with_derivatives_of(difference, jnp.where(jnp.abs(ratio) < 1 / 2, q * jnp.expm1(ratio), difference))
 
 
