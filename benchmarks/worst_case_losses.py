@@ -200,11 +200,10 @@ def _probabilities(x, a, base_2) -> Exact:
 def _entropy(x, base_2) -> Exact:
     """A gradient is in units of p and of the larger of −log p and the entropy, whose difference it has for a factor."""
     s = _row(x)
-    gradient = exact.gradient_of_entropy(s)
     scale = s.probability * np.maximum(s.nll, s.entropy[:, None])
     return Exact(
         s.entropy,
-        gradient,
+        s.entropy_gradient,
         s.loss_bound(s.entropy, base_2, s.lost_with_logarithm),
         s.gradient_bound(scale, base_2 * s.class_below, s.lost_with_logarithm),
     )

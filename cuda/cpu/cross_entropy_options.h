@@ -144,7 +144,7 @@ struct OptionRow {
     Real factor = weight * objective.inverse_temperature, smooth = objective.smooth;
     const auto exactly = [&](int64_t i, Real target_of_class, Real others) JAXLOSS_IN_LOOP {
       const Real z_minus_max = z[i] - max, missing = probability_less_one(z_minus_max, log_sum);
-      const Real p = exponential(z_minus_max - log_sum);
+      const Real p = exponential(z_minus_max) * softmax;
       Real result = label_derivative(p, missing, total, target_of_class, others) * factor;
       if (of_stats) {
         result += p * of_stats->of(z_minus_max) * objective.inverse_temperature;

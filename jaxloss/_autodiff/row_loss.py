@@ -405,3 +405,15 @@ def _grad_and_formulas(loss: RowLoss) -> tuple[Gradient, Formulas]:
         return grad_of_all(operands, stats, weights, keep_stats)[0]
 
     return gradient, formulas
+
+
+def gradient(
+    loss: RowLoss,
+    operands: Operands,
+    stats: Sequence[Array],
+    of_losses: Array | None,
+    of_stats: Sequence[Array | None],
+) -> Array:
+    """The gradient with respect to `x`, from those of the losses of rows and of `vjp_stats`; None for zeros."""
+    function, _ = _grad_and_formulas(loss)
+    return function((of_losses, *of_stats), (*operands.flat, *stats, ~is_masked(operands.row_weight)))

@@ -232,10 +232,12 @@ def cross_entropy_with_options_stats_grad(
     of_entropy: Array,
     *,
     classes: int,
+    in_place: bool = False,
 ) -> Array:
     """The gradient of rows' losses, log-sum-exps and entropies, times these weights of each, in one pass.
 
-    `formula` gives it where there is no such kernel, of the statistics of rows and then the same operands.
+    `formula` gives it where there is no such kernel, of the statistics of rows and then the same operands. `in_place`:
+    it may overwrite the logits.
     """
     given_names = tuple(options)
 
@@ -249,6 +251,7 @@ def cross_entropy_with_options_stats_grad(
         (like(logits),),
         plain,
         *(logits, target, row_weight, *options.values(), of_lse, of_entropy),
+        aliases=_aliases(in_place, ("gradient",)),
         of_formula=stats,
         given=_bits((*PARAMETERS, *_KNOWN, *_OF_STATS), (*options, *_OF_STATS)),
         wanted=_bits(RESULTS, ("gradient",)),

@@ -24,6 +24,7 @@ from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.split import Roles, Split
 from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._rows.cross_entropy import d_numbers, d_scaled_logits
+from jaxloss._spec import DETAILS
 from jaxloss.formulas import logit_slopes
 
 
@@ -150,9 +151,9 @@ class BlockWork(Work):
         return rows[:-3], mask, self.row_operands(hidden, labels, weight)
 
     def statistics(self, operands: Operands) -> tuple[Array, list[Array]]:
-        """The log-probabilities of tokens' labels, and maximum, logarithm of the sum, and entropy if it is needed."""
-        losses, maximum, log_sum, *details = row_loss.value_and_stats(self.loss)(operands)
-        return 0 - losses, [maximum, log_sum, *details[1:2]]
+        """The log-probabilities of tokens' labels, and `objective.stats`."""
+        losses, *stats = row_loss.value_and_stats(self.loss)(operands)
+        return 0 - losses, stats
 
     def value(self, mask: Array, of_tokens: Sequence[Array], data: Sequence[Array], factor, closed_over):
         """The sum over the blocks that count, and the sums beside it.
@@ -184,8 +185,9 @@ class BlockWork(Work):
 
 def _of_tokens(log_prob: Array, stats: Sequence[Array]) -> tuple[Array, Array, Array]:
     """Log-probability, entropy (0 if it is not needed) and log-sum-exp."""
-    maximum, log_sum, *entropy = stats
-    return log_prob, entropy[0] if entropy else jnp.zeros_like(log_prob), maximum + log_sum
+    maximum, log_sum, *details = stats
+    entropy = dict(zip(DETAILS, details, strict=True))["entropy"] if details else jnp.zeros_like(log_prob)
+    return log_prob, entropy, maximum + log_sum
 
 
 def values(blocks: BlockPlan, split: Split, strided: bool, *flat: Array, direct: bool) -> tuple[Array, ...]:
@@ -244,17 +246,22 @@ def gradients(
         of_log_prob, of_entropy, of_lse = (
             cotangent if used else None for cotangent, used in zip(cotangents, uses, strict=True)
         )
-        kept = row_operands._replace(x=jnp.where(keep[:, None], row_operands.x, 0))
         of_nll = None if of_log_prob is None else 0 - of_log_prob
-        of_scaled = jnp.where(keep[:, None], d_scaled_logits(objective, kept, stats, of_nll, of_lse, of_entropy), 0)
         shares = (value, *sums)
-        if numbers:
-            parameters = tuple(varying(work.all_axes, parameter) for parameter in kept.parameters)
-            of_numbers = d_numbers(objective, kept._replace(parameters=parameters), of_scaled, numbers)
-            shares += tuple(times(share, scale) for share in of_numbers)
+        if not numbers and (of_lse is None or work.loss.vjp_stats):
+            of_stats = {"log_sum": of_lse, "entropy": of_entropy}
+            given = [of_stats.get(objective.stats[place]) for place in work.loss.vjp_stats]
+            d_logits = row_loss.gradient(work.loss, row_operands, stats, of_nll, given)
+        else:
+            kept = row_operands._replace(x=jnp.where(keep[:, None], row_operands.x, 0))
+            of_scaled = d_scaled_logits(objective, kept, stats[:2], of_nll, of_lse, of_entropy)
+            of_scaled = jnp.where(keep[:, None], of_scaled, 0)
+            if numbers:
+                parameters = tuple(varying(work.all_axes, parameter) for parameter in kept.parameters)
+                of_numbers = d_numbers(objective, kept._replace(parameters=parameters), of_scaled, numbers)
+                shares += tuple(times(share, scale) for share in of_numbers)
+            d_logits = (of_scaled * logit_slopes(kept.x, objective.options(kept.parameters))).astype(kept.x.dtype)
         shares += tuple(of_data_and_others[len(data_wrt) :])
-        slopes = logit_slopes(kept.x, objective.options(kept.parameters))
-        d_logits = (of_scaled * slopes).astype(kept.x.dtype)
         return shares, of_data_and_others[: len(data_wrt)], (d_logits, scale)
 
     results = [Result(work.data[number].dtype, work.own_axes, shape=work.data[number].shape[1:]) for number in data_wrt]

@@ -28,12 +28,6 @@ from jaxloss._rows.divergence import Divergence
 from jaxloss._rows.vocab_parallel import local_shard
 from jaxloss._rows.weights import Examples
 
-FEWEST = 3072
-"""How many tokens a chunk has at least. More than elsewhere, for the share of the products that reading and writing the
-float32 sum of the kernel's gradient takes is the larger, the fewer tokens a chunk has. At N, D, V = 8192, 4096, 128256
-there are then three chunks. That sum and the logits of one of both take 2.8 GB, and those of the other fit into the
-memory of the result."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DivergencePlan(Plan):
@@ -107,9 +101,9 @@ class DivergenceWork(Work):
     @property
     def memory_of_token(self) -> tuple[int, int, int, int]:
         """The logits of both take what those of one take elsewhere, if a chunk has tokens enough then."""
-        classes, _, memory, _ = super().memory_of_token
+        classes, _, memory, fewest = super().memory_of_token
         types = self.plan.logits_dtype, self.teacher_logits_dtype
-        return classes, sum(jnp.dtype(dtype).itemsize for dtype in types), memory, FEWEST
+        return classes, sum(jnp.dtype(dtype).itemsize for dtype in types), memory, fewest
 
     def scan(self, strided: bool, stages: Stages, sums: list[Array], results: list[Result], *rows: Array):
         return super().scan(strided, stages, sums, results, *rows, *self.labels)

@@ -193,20 +193,22 @@ class CrossEntropy(RowLoss):
         if of_nll:  # its gradient is that of the loss
             row_weight = jnp.where(is_masked(row_weight), row_weight, row_weight + of_nll[0])
         objective = self.on(axes).objective
-        known = (*stats[:2], stats[self.objective.stats.index("entropy")])
         given = (logits, target, row_weight, objective.options(parameters), of_lse, of_entropy)
         if objective.axes:
-            return _grad_of_stats(objective, known, *given)
-        formula, classes = functools.partial(_grad_of_stats, objective), objective.classes_of(logits.shape[-1])
-        return calls.cross_entropy_with_options_stats_grad(formula, known, *given, classes=classes)
+            return _grad_of_stats(objective, stats[:2], *given)
+        return calls.cross_entropy_with_options_stats_grad(
+            functools.partial(_grad_of_stats, objective),
+            *(stats[:2], *given),
+            classes=objective.classes_of(logits.shape[-1]),
+            in_place=objective.in_place,
+        )
 
     def stats_derivatives(self, operands: Operands, stats: Sequence[Array]) -> tuple[Array, ...]:
-        maximum, log_sum, *_ = stats
+        maximum = stats[0]
         softmax = _softmax(self.objective, operands, stats)
-        entropy = stats[self.objective.stats.index("entropy")]
         options = self.objective.options(operands.parameters)
         z = formulas.with_maximum(formulas.scaled_logits(operands.x, operands.target, options), maximum, options)
-        of_entropy = -softmax * _less_surprise(z, softmax, maximum, log_sum, entropy)
+        of_entropy = -softmax * _above_mean(self.objective, z, softmax, maximum)
         of_nll = (_z_derivative(self.objective, operands, stats),) if self._nll_is_unclipped_loss else ()
         slopes = formulas.logit_slopes(operands.x, options)
         return tuple(derivative * slopes for derivative in (softmax, *of_nll, of_entropy))
@@ -257,10 +259,15 @@ def _softmax(objective: Objective, operands: Operands, stats: Sequence[Array]) -
     return formulas.softmax_of(z, maximum, log_sum)
 
 
-def _less_surprise(z: Array, softmax: Array, maximum: Array, log_sum: Array, entropy: Array) -> Array:
-    """How much less the surprise of each class is than the mean, log p + H; -p times it is the entropy's derivative."""
-    log_softmax = jnp.where(softmax == 0, 0, z - maximum[..., None] - log_sum[..., None])
-    return log_softmax + entropy[..., None]
+def _above_mean(objective: Objective, z: Array, softmax: Array, maximum: Array) -> Array:
+    """How far each scaled logit is above the mean of its row, weighted by the softmax.
+
+    Times −softmax it is the derivative of the entropy. In log p + H, which is the same, the logarithm of the sum
+    cancels, and leaves its rounding.
+    """
+    below = jnp.where(softmax == 0, 0, z - maximum[..., None])
+    mean = (softmax * below).sum(-1, keepdims=True)
+    return below - (jax.lax.psum(mean, objective.axes) if objective.axes else mean)
 
 
 def d_scaled_logits(
@@ -273,9 +280,9 @@ def d_scaled_logits(
 ) -> Array:
     """The gradient with respect to the scaled logits of rows, from those of a row's nll, log-sum-exp and entropy.
 
-    `stats` are those of whole rows, and the entropy third if it has a gradient; None stands for a gradient of zero.
+    `stats` are maximum and logarithm of the sum, of whole rows; None stands for a gradient of zero.
     """
-    maximum, log_sum, *details = stats
+    maximum = stats[0]
     gradient = jnp.zeros(operands.x.shape, maximum.dtype)
     if of_nll is not None:
         gradient = of_nll[..., None] * _z_derivative(objective, operands, stats)
@@ -286,7 +293,7 @@ def d_scaled_logits(
     if of_entropy is not None:
         options = objective.options(operands.parameters)
         z = formulas.with_maximum(formulas.scaled_logits(operands.x, operands.target, options), maximum, options)
-        factor = factor - of_entropy[..., None] * _less_surprise(z, softmax, maximum, log_sum, details[0])
+        factor = factor - of_entropy[..., None] * _above_mean(objective, z, softmax, maximum)
     return gradient + softmax * factor
 
 
@@ -324,7 +331,7 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
     options = objective.options(parameters)
     named = {"logits": logits, "target": target, **options}
     named_tangents = {"logits": tangents.x, "target": tangents.target, **objective.options(tangents.parameters)}
-    maximum, log_sum, *details = stats
+    maximum, log_sum, *_ = stats
     rank = losses.ndim
 
     def of_z(operands):
@@ -388,11 +395,11 @@ def _tangents(objective: Objective, operands: Operands, losses: Array, stats: Se
     if not objective.details:
         return losses_tangent, None, log_sum_tangent
 
-    entropy, entropy_tangent = details[1], None
+    entropy_tangent = None
     valid = whole_targets(objective, objective.axes, logits, target, options).valid
     terms = []
     if z_tangent is not None:
-        of_entropy = -softmax * _less_surprise(z, softmax, maximum, log_sum, entropy)
+        of_entropy = -softmax * _above_mean(objective, z, softmax, maximum)
         entropy_tangent = summed((of_entropy, z_tangent))
         given = formulas.given_targets(logits, target, options)
         total = varying_like(losses, given.sum(-1))

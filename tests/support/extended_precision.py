@@ -119,10 +119,6 @@ def cross_entropy_of_probabilities(s: Softmax, a) -> tuple[Array, Array]:
     return (a * s.nll).sum(1), s.probability * others - a * s.missing
 
 
-def gradient_of_entropy(s: Softmax) -> Array:
-    return s.probability * (s.below - s.mean_below[:, None])
-
-
 # ---- divergences -----------------------------------------------------------------------------------------------------
 
 
