@@ -136,5 +136,5 @@ def test_chunk_size():
         return int(size)
 
     assert of_chunk(16384, 32768) == 4096
-    assert of_chunk(8192, 128256) == 2816  # three that are as equal as can be
+    assert of_chunk(8192, 128256) == 2048
     assert of_chunk(100, 128256) == 100
