@@ -5,8 +5,9 @@ $\log \pi_t$ the log-probability of token $t$ of a sequence $y$, $m_t$ its mask,
 unmasked tokens only, each states what it is of one sequence, or of one pair. What `linear_objective` returns is the
 sum over the batch divided by its `normalizer`: each objective says which one gives the mean of its paper.
 
-Data of a sequence is an array `[sequences]`, data of a token `[sequences, T]`. What masked tokens hold does not matter.
-Their numbers, such as `beta`, may be traced, and are differentiated.
+Data of a sequence is an array `[sequences]`, data of a token `[sequences, T]`; nothing is broadcast. What masked tokens
+hold does not matter. Their numbers, such as `beta`, are scalars; they may be traced, and are differentiated. A Python
+number is compiled in: one that changes from step to step is better an array.
 """
 
 import dataclasses
@@ -16,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxloss._checks.parameters import is_known, number
 from jaxloss._linear.traced import Tokens
-from jaxloss._types import Per
+from jaxloss._types import FINITE, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval, Per
 
 Array = jax.Array
 
@@ -59,24 +61,64 @@ class Objective:
 # ---- what they are made of -------------------------------------------------------------------------------------------
 
 
-def _of_tokens(tokens: Tokens, x: Array) -> Array:
+def _number(name: str, x: ArrayLike, interval: Interval) -> ArrayLike:
+    """A number of the interval; a traced one becomes NaN beside it."""
+    if isinstance(x, Tokens):
+        expected = f"{interval.words}; linear_objective is given what this function makes, as in objectives.dpo()"
+        raise TypeError(f"{name} has type Tokens: expected {expected}")
+    checked = number(name, x, interval)
+    return float(x) if is_known(x) else checked  # type: ignore[arg-type]
+
+
+def _epsilons(epsilon: ArrayLike, epsilon_high: ArrayLike | None) -> tuple[ArrayLike, ArrayLike]:
+    low = _number("epsilon", epsilon, NOT_NEGATIVE)
+    return low, low if epsilon_high is None else _number("epsilon_high", epsilon_high, NOT_NEGATIVE)
+
+
+def _is_of_sequences(name: str, tokens: Tokens, x: Array, kinds: str = "sequences tokens") -> bool:
+    """Whether data has a number a sequence, and not one a token; which of the two it may have."""
+    mask, by_sequence = tokens.mask, tokens.mask.ndim > 1
+    if "tokens" in kinds and x.shape == mask.shape:
+        return False
+    if by_sequence and "sequences" in kinds and x.shape == mask.shape[:1]:
+        return True
+    of_token = f"[sequences, {mask.shape[-1]}], one number a token"
+    allowed = {"sequences": "[sequences], one number a sequence", "tokens": of_token}
+    expected = " or ".join(allowed[kind] for kind in kinds.split() if by_sequence or kind == "tokens")
+    if not by_sequence:
+        expected = "one number a token" if "tokens" in kinds else "per='sequence', for it has one number a sequence"
+    hint = ""
+    if by_sequence and "tokens" in kinds and x.shape[1:] == (mask.shape[1] - 1,):
+        hint = "; of tokens that a shift leaves out any will do: write jnp.pad(x, ((0, 0), (0, 1)))"
+    found = f"[{', '.join(['sequences' if by_sequence else 'tokens', *map(str, x.shape[1:])])}]"
+    raise ValueError(f"{name} has shape {found}: expected {expected}{hint}")
+
+
+def _of_tokens(name: str, tokens: Tokens, x: Array, kinds: str = "sequences tokens") -> Array:
     """Data of tokens, or of sequences, for each token; 0 for masked ones."""
-    x = jnp.expand_dims(x, range(x.ndim, tokens.mask.ndim))
-    return jnp.where(tokens.mask, x, 0)
+    return jnp.where(tokens.mask, x[:, None] if _is_of_sequences(name, tokens, x, kinds) else x, 0)
 
 
-def _summed(tokens: Tokens, x: Array) -> Array:
+def _of_sequences(name: str, tokens: Tokens, x: Array) -> Array:
+    """Data that there is one of for each sequence."""
+    _is_of_sequences(name, tokens, x, "sequences")
+    return x
+
+
+def _summed(name: str, tokens: Tokens, x: Array) -> Array:
     """The sum over each sequence's tokens; data of sequences as it is."""
-    return x if x.ndim < tokens.mask.ndim else jnp.where(tokens.mask, x, 0).sum(-1)
+    return x if _is_of_sequences(name, tokens, x) else jnp.where(tokens.mask, x, 0).sum(-1)
 
 
-def _mean(tokens: Tokens, x: Array) -> Array:
-    """The mean over each sequence's tokens, 0 where all are masked."""
-    return _summed(tokens, x) / jnp.maximum(tokens.mask.sum(-1), 1)
+def _mean(tokens: Tokens, x: Array, otherwise: str = "") -> Array:
+    """The mean over each sequence's tokens, 0 where all are masked; `otherwise`: what else to do without sequences."""
+    if tokens.mask.ndim == 1:
+        raise ValueError(f"per is 'token': expected per='sequence', for means over sequences{otherwise}")
+    return jnp.where(tokens.mask, x, 0).sum(-1) / jnp.maximum(tokens.mask.sum(-1), 1)
 
 
 def _known_zero(x: ArrayLike) -> bool:
-    return isinstance(x, int | float) and x == 0
+    return isinstance(x, float) and x == 0
 
 
 def _bonus(tokens: Tokens, coefficient: ArrayLike) -> ArrayLike:
@@ -84,32 +126,39 @@ def _bonus(tokens: Tokens, coefficient: ArrayLike) -> ArrayLike:
     return 0.0 if _known_zero(coefficient) else coefficient * tokens.entropy
 
 
-def _of_sequences(name: str, tokens: Tokens, x: Array) -> Array:
-    """Data that there is one of for each sequence."""
-    if x.ndim != tokens.mask.ndim - 1:
-        shape, expected = x.shape[1:], "one number a sequence, [sequences], and per='sequence'"
-        raise ValueError(f"{name} has further axes of shape {shape} for each sequence: expected {expected}")
-    return x
+def _clipped(log_ratio: Array, advantage: Array, epsilons: tuple[ArrayLike, ArrayLike]) -> Array:
+    """The clipped surrogate min(r A, clip(r) A) of the logarithm of r.
+
+    Where the clip holds, r has no part in it: of one that overflows it would be 0 · ∞.
+    """
+    low, high = 1 - epsilons[0], 1 + epsilons[1]
+    ratio = jnp.exp(log_ratio)
+    clips = (advantage == 0) | jnp.where(advantage > 0, ratio > high, ratio < low)
+    ratio = jnp.exp(jnp.where(clips, 0, log_ratio))
+    return jnp.where(clips, jnp.where(advantage > 0, high, low), ratio) * advantage
 
 
-def _clipped(ratio: Array, advantage: Array, epsilon: ArrayLike, epsilon_high: ArrayLike | None) -> Array:
-    """The clipped surrogate."""
-    high = epsilon if epsilon_high is None else epsilon_high
-    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - epsilon, 1 + high) * advantage)
-
-
-def _log_ratio(tokens: Tokens, of_before: Array) -> Array:
+def _log_ratio(name: str, tokens: Tokens, of_before: Array) -> Array:
     """Of the policy to another one, of each token."""
-    return tokens.log_prob - _of_tokens(tokens, of_before)
+    return tokens.log_prob - _of_tokens(name, tokens, of_before, "tokens")
+
+
+def _log_ratio_of_sequences(tokens: Tokens, reference_log_prob: Array) -> Array:
+    """Of the policy to the reference, of each sequence."""
+    if tokens.mask.ndim == 1:
+        raise ValueError("per is 'token': expected per='sequence', for an objective of whole sequences")
+    return tokens.log_prob.sum(-1) - _summed("reference_log_prob", tokens, reference_log_prob)
 
 
 def _chosen_and_rejected(of_sequences: Array) -> tuple[Array, Array]:
+    if of_sequences.shape[0] % 2:
+        raise ValueError(f"group is {of_sequences.shape[0]}: expected an even number, for pairs of sequences")
     return of_sequences[0::2], of_sequences[1::2]
 
 
 def _margin(tokens: Tokens, reference_log_prob: Array) -> Array:
     """How much further than the rejected sequence the policy has moved towards the chosen one."""
-    chosen, rejected = _chosen_and_rejected(tokens.log_prob.sum(-1) - _summed(tokens, reference_log_prob))
+    chosen, rejected = _chosen_and_rejected(_log_ratio_of_sequences(tokens, reference_log_prob))
     return chosen - rejected
 
 
@@ -130,9 +179,11 @@ def reinforce(entropy_bonus: ArrayLike = 0.0) -> Objective:
     Source: R. Williams, *Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning*
     (1992).
     """
+    bonus = _number("entropy_bonus", entropy_bonus, FINITE)
 
     def objective(tokens: Tokens, advantages: Array) -> Array:
-        return -(_of_tokens(tokens, advantages) * tokens.log_prob + _bonus(tokens, entropy_bonus)).sum()
+        advantages = _of_tokens("advantages", tokens, advantages)
+        return -(advantages * tokens.log_prob + _bonus(tokens, bonus)).sum()
 
     return Objective(objective)
 
@@ -154,11 +205,12 @@ def ppo(epsilon: ArrayLike = 0.2, epsilon_high: ArrayLike | None = None, entropy
 
     Source: J. Schulman et al., *Proximal Policy Optimization Algorithms* (2017), arXiv:1707.06347.
     """
+    epsilons, bonus = _epsilons(epsilon, epsilon_high), _number("entropy_bonus", entropy_bonus, FINITE)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array) -> Array:
-        ratio = jnp.exp(_log_ratio(tokens, old_log_prob))
-        surrogate = _clipped(ratio, _of_tokens(tokens, advantages), epsilon, epsilon_high)
-        return -(surrogate + _bonus(tokens, entropy_bonus)).sum()
+        log_ratio = _log_ratio("old_log_prob", tokens, old_log_prob)
+        surrogate = _clipped(log_ratio, _of_tokens("advantages", tokens, advantages), epsilons)
+        return -(surrogate + _bonus(tokens, bonus)).sum()
 
     return Objective(objective)
 
@@ -191,7 +243,9 @@ def grpo(
     Source: Z. Shao et al., *DeepSeekMath* (2024), arXiv:2402.03300; for the estimator J. Schulman, *Approximating KL
     Divergence* (2020).
     """
-    with_reference = not _known_zero(beta)
+    epsilons, bonus = _epsilons(epsilon, epsilon_high), _number("entropy_bonus", entropy_bonus, FINITE)
+    of_divergence = _number("beta", beta, NOT_NEGATIVE)
+    with_reference = not _known_zero(of_divergence)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array, *reference_log_prob: Array) -> Array:
         if len(reference_log_prob) != with_reference:
@@ -199,13 +253,15 @@ def grpo(
                 f"beta is {beta}, and there are {2 + len(reference_log_prob)} arrays of data: expected advantages, "
                 f"old_log_prob{', reference_log_prob' if with_reference else ''}"
             )
-        ratio = jnp.exp(_log_ratio(tokens, old_log_prob))
-        of_tokens = _clipped(ratio, _of_tokens(tokens, advantages), epsilon, epsilon_high)
-        of_tokens += _bonus(tokens, entropy_bonus)
+        log_ratio = _log_ratio("old_log_prob", tokens, old_log_prob)
+        of_tokens = _clipped(log_ratio, _of_tokens("advantages", tokens, advantages), epsilons)
+        of_tokens += _bonus(tokens, bonus)
         for of_reference in reference_log_prob:
-            log_ratio = -_log_ratio(tokens, of_reference)
-            of_tokens -= beta * (jnp.expm1(log_ratio) - log_ratio)
-        return -(_mean(tokens, of_tokens) if length_normalized else of_tokens).sum()
+            log_ratio = -_log_ratio("reference_log_prob", tokens, of_reference)
+            of_tokens -= of_divergence * (jnp.expm1(log_ratio) - log_ratio)
+        if length_normalized:
+            of_tokens = _mean(tokens, of_tokens, ", or length_normalized=False")
+        return -of_tokens.sum()
 
     return Objective(objective)
 
@@ -227,12 +283,15 @@ def cispo(epsilon_high: ArrayLike = 5.0, epsilon: ArrayLike | None = None, entro
 
     Source: MiniMax, *MiniMax-M1* (2025), arXiv:2506.13585.
     """
+    bonus = _number("entropy_bonus", entropy_bonus, FINITE)
+    low = None if epsilon is None else 1 - _number("epsilon", epsilon, NOT_NEGATIVE)
+    high = 1 + _number("epsilon_high", epsilon_high, NOT_NEGATIVE)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array) -> Array:
-        ratio = jnp.exp(_log_ratio(tokens, old_log_prob))
-        weight = jax.lax.stop_gradient(jnp.clip(ratio, None if epsilon is None else 1 - epsilon, 1 + epsilon_high))
-        advantages = _of_tokens(tokens, advantages)
-        return -(weight * advantages * tokens.log_prob + _bonus(tokens, entropy_bonus)).sum()
+        ratio = jnp.exp(_log_ratio("old_log_prob", tokens, old_log_prob))
+        weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
+        advantages = _of_tokens("advantages", tokens, advantages)
+        return -(weight * advantages * tokens.log_prob + _bonus(tokens, bonus)).sum()
 
     return Objective(objective)
 
@@ -252,11 +311,12 @@ def gspo(epsilon: ArrayLike = 3e-4, epsilon_high: ArrayLike | None = 4e-4) -> Ob
 
     Source: C. Zheng et al., *Group Sequence Policy Optimization* (2025), arXiv:2507.18071.
     """
+    epsilons = _epsilons(epsilon, epsilon_high)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array) -> Array:
-        ratio = jnp.exp(_mean(tokens, _log_ratio(tokens, old_log_prob)))
         advantages = _of_sequences("advantages", tokens, advantages)
-        return -jnp.where(tokens.mask.any(-1), _clipped(ratio, advantages, epsilon, epsilon_high), 0).sum()
+        log_ratio = _mean(tokens, _log_ratio("old_log_prob", tokens, old_log_prob))
+        return -jnp.where(tokens.mask.any(-1), _clipped(log_ratio, advantages, epsilons), 0).sum()
 
     return Objective(objective)
 
@@ -280,10 +340,11 @@ def dpo(beta: ArrayLike = 0.1, smoothing: ArrayLike = 0.0) -> Objective:
     Sources: R. Rafailov et al., *Direct Preference Optimization* (2023), arXiv:2305.18290; E. Mitchell, *A note on DPO
     with noisy preferences & relationship to IPO* (2023), for the smoothing.
     """
+    scale, of_wrong = _number("beta", beta, POSITIVE), _number("smoothing", smoothing, FROM_0_TO_1)
 
     def objective(tokens: Tokens, reference_log_prob: Array) -> Array:
-        margin = beta * _margin(tokens, reference_log_prob)
-        return -((1 - smoothing) * jax.nn.log_sigmoid(margin) + smoothing * jax.nn.log_sigmoid(-margin)).sum()
+        margin = scale * _margin(tokens, reference_log_prob)
+        return -((1 - of_wrong) * jax.nn.log_sigmoid(margin) + of_wrong * jax.nn.log_sigmoid(-margin)).sum()
 
     return Objective(objective, group=2)
 
@@ -302,9 +363,10 @@ def ipo(tau: ArrayLike = 0.1) -> Objective:
     Source: M. Azar et al., *A General Theoretical Paradigm to Understand Learning from Human Preferences* (2023),
     arXiv:2310.12036.
     """
+    wanted = 1 / (2 * _number("tau", tau, POSITIVE))
 
     def objective(tokens: Tokens, reference_log_prob: Array) -> Array:
-        return ((_margin(tokens, reference_log_prob) - 1 / (2 * tau)) ** 2).sum()
+        return ((_margin(tokens, reference_log_prob) - wanted) ** 2).sum()
 
     return Objective(objective, group=2)
 
@@ -327,15 +389,20 @@ def kto(beta: ArrayLike = 0.1, desirable_weight: ArrayLike = 1.0, undesirable_we
 
     Source: K. Ethayarajh et al., *KTO: Model Alignment as Prospect Theoretic Optimization* (2024), arXiv:2402.01306.
     """
+    scale = _number("beta", beta, POSITIVE)
+    weights = (
+        _number("desirable_weight", desirable_weight, NOT_NEGATIVE),
+        _number("undesirable_weight", undesirable_weight, NOT_NEGATIVE),
+    )
 
     def objective(tokens: Tokens, desirable: Array, reference_log_prob: Array, divergence: Array) -> Array:
-        log_ratio = tokens.log_prob.sum(-1) - _summed(tokens, reference_log_prob)
-        divergence = _of_sequences("divergence", tokens, jax.lax.stop_gradient(divergence))
-        gain = beta * (log_ratio - divergence)
-        # 1 − σ(x) = σ(−x)
-        of_desirable = desirable_weight * jax.nn.sigmoid(-gain)
-        of_undesirable = undesirable_weight * jax.nn.sigmoid(gain)
+        if desirable.dtype != jnp.bool_:
+            raise TypeError(f"desirable has dtype {desirable.dtype}: expected booleans")
         desirable = _of_sequences("desirable", tokens, desirable)
+        log_ratio = _log_ratio_of_sequences(tokens, reference_log_prob)
+        gain = scale * (log_ratio - _of_sequences("divergence", tokens, jax.lax.stop_gradient(divergence)))
+        # 1 − σ(x) = σ(−x)
+        of_desirable, of_undesirable = weights[0] * jax.nn.sigmoid(-gain), weights[1] * jax.nn.sigmoid(gain)
         return jnp.where(tokens.mask.any(-1), jnp.where(desirable, of_desirable, of_undesirable), 0).sum()
 
     return Objective(objective)
@@ -356,10 +423,11 @@ def simpo(beta: ArrayLike = 2.0, gamma: ArrayLike = 0.5) -> Objective:
     Source: Y. Meng et al., *SimPO: Simple Preference Optimization with a Reference-Free Reward* (2024),
     arXiv:2405.14734.
     """
+    scale, margin = _number("beta", beta, POSITIVE), _number("gamma", gamma, FINITE)
 
     def objective(tokens: Tokens) -> Array:
         chosen, rejected = _chosen_and_rejected(_mean(tokens, tokens.log_prob))
-        return -jax.nn.log_sigmoid(beta * (chosen - rejected) - gamma).sum()
+        return -jax.nn.log_sigmoid(scale * (chosen - rejected) - margin).sum()
 
     return Objective(objective, group=2)
 
@@ -379,6 +447,7 @@ def orpo(weight: ArrayLike = 0.1) -> Objective:
     Source: J. Hong et al., *ORPO: Monolithic Preference Optimization without Reference Model* (2024),
     arXiv:2403.07691.
     """
+    of_odds = _number("weight", weight, NOT_NEGATIVE)
 
     def log_odds(log_p: Array) -> Array:
         log_p = jnp.minimum(log_p, -1e-7)  # of a probability that rounds to 1, odds that are finite
@@ -386,6 +455,6 @@ def orpo(weight: ArrayLike = 0.1) -> Objective:
 
     def objective(tokens: Tokens) -> Array:
         chosen, rejected = _chosen_and_rejected(_mean(tokens, tokens.log_prob))
-        return -(chosen + weight * jax.nn.log_sigmoid(log_odds(chosen) - log_odds(rejected))).sum()
+        return -(chosen + of_odds * jax.nn.log_sigmoid(log_odds(chosen) - log_odds(rejected))).sum()
 
     return Objective(objective, group=2)

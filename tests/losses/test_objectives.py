@@ -246,8 +246,81 @@ ERRORS = {
         (OLD, OLD),
         {},
         ValueError,
-        r"advantages has further axes of shape \(5,\)",
+        r"advantages has shape \[sequences, 5\]: expected \[sequences\], one number a sequence",
     ),
+    "advantages with an axis of 1": (
+        objectives.reinforce(),
+        4,
+        (ADVANTAGES[:, None],),
+        {},
+        ValueError,
+        r"advantages has shape \[sequences, 1\]: expected \[sequences\], .* or \[sequences, 5\], one number a token",
+    ),
+    "a reference with an axis of 1": (
+        objectives.dpo(),
+        4,
+        (ADVANTAGES[:, None],),
+        {},
+        ValueError,
+        r"reference_log_prob has shape \[sequences, 1\]: expected",
+    ),
+    "log-probabilities of sequences": (
+        objectives.ppo(),
+        4,
+        (ADVANTAGES, ADVANTAGES),
+        {},
+        ValueError,
+        r"old_log_prob has shape \[sequences\]: expected \[sequences, 5\], one number a token",
+    ),
+    "log-probabilities without those a shift leaves out": (
+        objectives.ppo(),
+        4,
+        (ADVANTAGES, OLD[:, :-1]),
+        {"shift": 1},
+        ValueError,
+        r"old_log_prob has shape \[sequences, 4\]: expected \[sequences, 5\].*jnp.pad",
+    ),
+    "half a pair": (
+        objectives.dpo(),
+        4,
+        (ADVANTAGES,),
+        {"group": 1},
+        ValueError,
+        "group is 1: expected an even number",
+    ),
+    "a token of a pair": (
+        objectives.simpo(),
+        4,
+        (),
+        {"per": "token"},
+        ValueError,
+        "per is 'token': expected per='sequence'",
+    ),
+    "a token of a mean": (
+        objectives.grpo(),
+        4,
+        (OLD, OLD),
+        {"per": "token"},
+        ValueError,
+        "per is 'token': expected per='sequence', .* or length_normalized=False",
+    ),
+    "a sequence of a token": (
+        objectives.kto(),
+        4,
+        (OLD > 0, OLD, OLD),
+        {"per": "token"},
+        ValueError,
+        "desirable has shape .tokens.: expected per='sequence'",
+    ),
+    "signs": (
+        objectives.kto(),
+        4,
+        (np.array([1, -1, 1, -1]), ADVANTAGES, ADVANTAGES),
+        {},
+        TypeError,
+        "desirable has dtype int32: expected booleans",
+    ),
+    "not called": (objectives.dpo, 4, (ADVANTAGES,), {}, TypeError, r"beta has type Tokens: .*objectives.dpo\(\)"),
     "pairs of tokens": (objectives.simpo(), 4, (), {"per": "token", "group": 2}, ValueError, "per is 'token'"),
     "no reference": (
         objectives.grpo(beta=0.1),
@@ -276,3 +349,56 @@ def test_errors(name):
         jaxloss.linear_objective(
             SAMPLE.hidden[:sequences], SAMPLE.kernel, SAMPLE.labels[:sequences], objective, *data, **options
         )
+
+
+NUMBERS = {
+    "reinforce": ("entropy_bonus", np.inf),
+    "ppo": ("epsilon", -0.1),
+    "grpo": ("beta", -1.0),
+    "cispo": ("epsilon_high", -1),
+    "gspo": ("epsilon_high", np.float32(np.nan)),
+    "dpo": ("smoothing", 1.5),
+    "ipo": ("tau", 0),
+    "kto": ("desirable_weight", -1.0),
+    "simpo": ("beta", 0.0),
+    "orpo": ("weight", -1.0),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_out_of_range(name):
+    of, x = NUMBERS[name]
+    make = getattr(objectives, name)
+    with pytest.raises(ValueError, match=f"{of} is {x}: expected a"):
+        make(**{of: x})
+    with pytest.raises(TypeError, match=f"{of} .*: expected a"):
+        make(**{of: "x"})
+    with pytest.raises(ValueError, match=rf"{of} has shape \(5,\): expected a scalar"):
+        make(**{of: np.full(5, 0.2)})
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, np.float32(0), np.float64(0), np.array(0.0)], ids=lambda x: type(x).__name__)
+def test_every_zero_that_is_known_is_one(zero):
+    """Then there is no reference."""
+    objective = objectives.grpo(beta=zero, entropy_bonus=zero)
+    operands = SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels
+    assert np.isfinite(jaxloss.linear_objective(*operands, objective, ADVANTAGES, OLD, where=MASK))
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "gspo"])
+def test_ratios_that_overflow(name):
+    """Where the clip holds, or an advantage is 0, a ratio beyond all numbers has no part in value or gradients."""
+    old, advantages = np.where(MASK, LOG_PROB, np.nan), np.abs(ADVANTAGES) + 0.5
+    old[0] -= 200
+    advantages[1] = 0
+    old[1, 1:3] = -np.inf
+
+    def loss(hidden, kernel, epsilon):
+        objective = getattr(objectives, name)(epsilon, epsilon)
+        return jaxloss.linear_objective(hidden, kernel, SAMPLE.labels, objective, advantages, old, where=MASK)
+
+    run = jit_quickly(jax.value_and_grad(loss, (0, 1)))
+    value, gradients = run(SAMPLE.hidden, SAMPLE.kernel, 0.2)
+    assert all(np.isfinite(x).all() for x in (value, *gradients))
+    assert (np.asarray(gradients[0])[:2] == 0).all()
+    assert np.abs(gradients[0][2:]).max() > 0

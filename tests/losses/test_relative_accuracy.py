@@ -183,6 +183,18 @@ def test_the_derivative_with_respect_to_a_softcap():
     assert_ulps(second, -8 / 27 / np.cosh(2 / 3) ** 2 * np.tanh(2 / 3), 128)
 
 
+def test_the_derivative_with_respect_to_a_softcap_in_float64():
+    """Against the series of hyperbolic functions in extended precision, on both sides of where its own series ends."""
+    u = np.linspace(0.01, 2, 400)
+    with jax.enable_x64(True):
+        found = jax.vmap(jax.grad(categorical.capped, 1))(u, np.ones_like(u))
+    wide = np.asarray(u, np.longdouble)
+    # tanh u − u / cosh² u = (sinh 2u − 2u) / (2 cosh² u)
+    terms = [(2 * wide) ** k / np.prod(np.arange(1, k + 1, dtype=np.longdouble)) for k in range(3, 61, 2)]
+    exact = sum(reversed(terms)) / (2 * np.cosh(wide) ** 2)
+    np.testing.assert_allclose(np.asarray(found), exact.astype(np.float64), rtol=5e-15)
+
+
 CAPPED = {
     "value": lambda x, cap: jaxloss.categorical_cross_entropy(x, jnp.array([0, 1]), softcap=cap, clip=None),
     "log_prob": lambda x, cap: jaxloss.log_prob(x, jnp.array([0, 1]), softcap=cap).sum(),
