@@ -141,7 +141,7 @@ def pytest_collection_modifyitems(config, items):
     selection.mark(items)
     for item in items:
         if item.get_closest_marker("several_devices"):
-            if is_for_gpus(item):
+            if is_for_gpus(item) and not (on_gpu and item.get_closest_marker("cpu_only")):
                 item.add_marker(pytest.mark.multi_gpu)
             if on_gpu and not of_several_devices:
                 item.add_marker(pytest.mark.skip(reason="about several devices: make test-multi-gpu"))

@@ -8,6 +8,8 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
+from jax.sharding import AbstractMesh, PartitionSpec
+
 from jaxloss._arrays import Array, manual_axes, varying
 from jaxloss._linear.split import Roles, Split, split_of, within
 from jaxloss._partitioning.meshes import (
@@ -73,9 +75,21 @@ class OnMesh:
         ]
         # A gradient is split like its operand.
         return tuple(
-            result if place is None else resharded(mesh, result, specs[place])
-            for place, result in zip(self.gradient_of, results, strict=True)
+            resharded(mesh, result, self._named(mesh, operands, roles, result) if place is None else specs[place])
+            for roles, place, result in zip(self.result_roles, self.gradient_of, results, strict=True)
         )
+
+    def _named(self, mesh: AbstractMesh, operands: Sequence[Array], roles: Roles, result: Array) -> PartitionSpec:
+        """How a result is split, by the names that weights, labels or hidden states of the same axes have for that.
+
+        They may name mesh axes of one device, which split nothing, and JAX wants the same names beside each other.
+        """
+        entries = explicit_entries(result)
+        for place in (3, 2, 0):
+            own = explicit_entries(operands[place])[: len(roles)]
+            if self.operand_roles[place][: len(roles)] == roles and splitting_entries(mesh, own) == entries:
+                return as_spec(own)
+        return as_spec(entries)
 
     @property
     def _may_reshard(self) -> bool:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloss
 import meshes
@@ -305,3 +305,23 @@ def test_labels_are_read_before_the_gradient_takes_the_place_of_logits():
 
     of_rows = 64 * tokens * 4  # some numbers of each token
     assert temporary(z_loss=1e-4) <= temporary() + of_rows < temporary() + chunk * classes // mesh.shape["v"] * 4
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)], ids=str)
+def test_an_explicit_axis_of_one_device(shape):
+    """It splits nothing, but types name it: losses are split by the names that the labels are."""
+    mesh = jax.make_mesh(shape, ("d", "v"), axis_types=(AxisType.Explicit,) * 2, devices=meshes.available()[:2])
+    random = np.random.default_rng(0)
+    arrays = random.normal(size=(8, 4)), random.normal(size=(4, 16)), random.integers(0, 16, 8), np.arange(8) % 3 != 0
+    arrays = [x.astype(np.float32) if x.dtype == np.float64 else x for x in arrays]
+
+    def loss(hidden, kernel, labels, mask, **options):
+        return jaxloss.linear_cross_entropy(hidden, kernel, labels, where=mask, **options)
+
+    expected = jax.value_and_grad(loss, (0, 1))(*arrays)
+    with jax.set_mesh(mesh):
+        given = [jax.device_put(x, NamedSharding(mesh, P(("d", "v")))) for x in arrays]
+        tolerance.assert_trees_close(jax.jit(jax.value_and_grad(loss, (0, 1)))(*given), expected, terms=64)
+        losses = jax.jit(lambda *given: loss(*given, reduction="none"))(*given)
+    assert jax.typeof(losses).sharding.spec == P(("d", "v"))
+    tolerance.assert_trees_close(losses, loss(*arrays, reduction="none"), terms=64)
