@@ -33,6 +33,7 @@ THEMES = {
 LINEAR = {
     "jaxloss": "jaxloss",
     "torch.compile": "torch.compile",
+    "Liger": "Liger",
     "whole logits": "XLA, whole logits",
     "scan and checkpoint": "XLA, checkpointed scan",
 }
@@ -78,7 +79,8 @@ def cross_entropy(kept: dict) -> Panel:
             and (row["dtype"], row["shape"]) == (dtype, sizes)
         ]
         ms = {who: times["value_and_grad"] for who, times in found["ms"].items()}
-        bars = [Bar(name, ms[who], ms["limit"]) for who, name in (("jaxloss", "jaxloss"), ("xla", "XLA")) if who in ms]
+        names = {"jaxloss": "jaxloss", "torch.compile": "torch.compile", "Liger": "Liger", "xla": "XLA"}
+        bars = [Bar(name, ms[who], ms["limit"]) for who, name in names.items() if who in ms]
         groups[f"{dtype} {shape(*sizes)}"] = bars
     return Panel("Cross entropy", "value and gradient; the line is a copy of the logits", "ms", groups)
 
@@ -100,7 +102,7 @@ def linear_cross_entropy(kept: dict) -> list[Panel]:
 
 def panels() -> tuple[list[Panel], str]:
     """What is drawn, from top to bottom, and on which device it was measured."""
-    losses, linear = read("losses_gpu"), read("linear_cross_entropy_gpu")
+    losses, linear = read("losses_torch_gpu"), read("linear_cross_entropy_gpu")
     assert losses["device"] == linear["device"], "one picture is of one device"
     return [cross_entropy(losses), *linear_cross_entropy(linear)], losses["device"]
 
