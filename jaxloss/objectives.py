@@ -118,7 +118,7 @@ def _mean(tokens: Tokens, x: Array, otherwise: str = "") -> Array:
 
 
 def _known_zero(x: ArrayLike) -> bool:
-    return isinstance(x, float) and x == 0
+    return isinstance(x, float) and x == 0.0
 
 
 def _bonus(tokens: Tokens, coefficient: ArrayLike) -> ArrayLike:
