@@ -17,9 +17,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._checks.parameters import is_known, number
+from jaxloss._checks.objective_data import (
+    is_of_sequences,
+    number_of_objective,
+    of_sequences,
+    of_tokens,
+    require_sequences,
+)
 from jaxloss._linear.traced import Tokens
-from jaxloss._types import FINITE, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Interval, Per
+from jaxloss._types import FINITE, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Per
 
 Array = jax.Array
 
@@ -61,60 +67,20 @@ class Objective:
 # ---- what they are made of -------------------------------------------------------------------------------------------
 
 
-def _number(name: str, x: ArrayLike, interval: Interval) -> ArrayLike:
-    """A number of the interval; a traced one becomes NaN beside it."""
-    if isinstance(x, Tokens):
-        expected = f"{interval.words}; linear_objective is given what this function makes, as in objectives.dpo()"
-        raise TypeError(f"{name} has type Tokens: expected {expected}")
-    checked = number(name, x, interval)
-    return float(x) if is_known(x) else checked  # type: ignore[arg-type]
-
-
 def _epsilons(epsilon: ArrayLike, epsilon_high: ArrayLike | None) -> tuple[ArrayLike, ArrayLike]:
-    low = _number("epsilon", epsilon, NOT_NEGATIVE)
-    return low, low if epsilon_high is None else _number("epsilon_high", epsilon_high, NOT_NEGATIVE)
+    low = number_of_objective("epsilon", epsilon, NOT_NEGATIVE)
+    return low, low if epsilon_high is None else number_of_objective("epsilon_high", epsilon_high, NOT_NEGATIVE)
 
 
-def _is_of_sequences(name: str, tokens: Tokens, x: Array, kinds: str = "sequences tokens") -> bool:
-    """Whether data has a number a sequence, and not one a token; which of the two it may have."""
-    mask, by_sequence = tokens.mask, tokens.mask.ndim > 1
-    if "tokens" in kinds and x.shape == mask.shape:
-        return False
-    if by_sequence and "sequences" in kinds and x.shape == mask.shape[:1]:
-        return True
-    of_token = f"[sequences, {mask.shape[-1]}], one number a token"
-    allowed = {"sequences": "[sequences], one number a sequence", "tokens": of_token}
-    expected = " or ".join(allowed[kind] for kind in kinds.split() if by_sequence or kind == "tokens")
-    if not by_sequence:
-        expected = "one number a token" if "tokens" in kinds else "per='sequence', for it has one number a sequence"
-    hint = ""
-    if by_sequence and "tokens" in kinds and x.shape[1:] == (mask.shape[1] - 1,):
-        hint = "; of tokens that a shift leaves out any will do: write jnp.pad(x, ((0, 0), (0, 1)))"
-    found = f"[{', '.join(['sequences' if by_sequence else 'tokens', *map(str, x.shape[1:])])}]"
-    raise ValueError(f"{name} has shape {found}: expected {expected}{hint}")
-
-
-def _of_tokens(name: str, tokens: Tokens, x: Array, kinds: str = "sequences tokens") -> Array:
-    """Data of tokens, or of sequences, for each token; 0 for masked ones."""
-    return jnp.where(tokens.mask, x[:, None] if _is_of_sequences(name, tokens, x, kinds) else x, 0)
-
-
-def _of_sequences(name: str, tokens: Tokens, x: Array) -> Array:
-    """Data that there is one of for each sequence."""
-    _is_of_sequences(name, tokens, x, "sequences")
-    return x
-
-
-def _summed(name: str, tokens: Tokens, x: Array) -> Array:
-    """The sum over each sequence's tokens; data of sequences as it is."""
-    return x if _is_of_sequences(name, tokens, x) else jnp.where(tokens.mask, x, 0).sum(-1)
+def _sum(tokens: Tokens, x: Array) -> Array:
+    """Over each sequence's tokens."""
+    return jnp.where(tokens.mask, x, 0).sum(-1)
 
 
 def _mean(tokens: Tokens, x: Array, otherwise: str = "") -> Array:
     """The mean over each sequence's tokens, 0 where all are masked; `otherwise`: what else to do without sequences."""
-    if tokens.mask.ndim == 1:
-        raise ValueError(f"per is 'token': expected per='sequence', for means over sequences{otherwise}")
-    return jnp.where(tokens.mask, x, 0).sum(-1) / jnp.maximum(tokens.mask.sum(-1), 1)
+    require_sequences(tokens, f"means over sequences{otherwise}")
+    return _sum(tokens, x) / jnp.maximum(tokens.mask.sum(-1), 1)
 
 
 def _known_zero(x: ArrayLike) -> bool:
@@ -140,14 +106,15 @@ def _clipped(log_ratio: Array, advantage: Array, epsilons: tuple[ArrayLike, Arra
 
 def _log_ratio(name: str, tokens: Tokens, of_before: Array) -> Array:
     """Of the policy to another one, of each token."""
-    return tokens.log_prob - _of_tokens(name, tokens, of_before, "tokens")
+    return tokens.log_prob - of_tokens(name, tokens, of_before, ("tokens",))
 
 
 def _log_ratio_of_sequences(tokens: Tokens, reference_log_prob: Array) -> Array:
     """Of the policy to the reference, of each sequence."""
-    if tokens.mask.ndim == 1:
-        raise ValueError("per is 'token': expected per='sequence', for an objective of whole sequences")
-    return tokens.log_prob.sum(-1) - _summed("reference_log_prob", tokens, reference_log_prob)
+    require_sequences(tokens, "an objective of whole sequences")
+    if not is_of_sequences("reference_log_prob", tokens, reference_log_prob):
+        reference_log_prob = _sum(tokens, reference_log_prob)
+    return tokens.log_prob.sum(-1) - reference_log_prob
 
 
 def _chosen_and_rejected(of_sequences: Array) -> tuple[Array, Array]:
@@ -179,10 +146,10 @@ def reinforce(entropy_bonus: ArrayLike = 0.0) -> Objective:
     Source: R. Williams, *Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning*
     (1992).
     """
-    bonus = _number("entropy_bonus", entropy_bonus, FINITE)
+    bonus = number_of_objective("entropy_bonus", entropy_bonus, FINITE)
 
     def objective(tokens: Tokens, advantages: Array) -> Array:
-        advantages = _of_tokens("advantages", tokens, advantages)
+        advantages = of_tokens("advantages", tokens, advantages)
         return -(advantages * tokens.log_prob + _bonus(tokens, bonus)).sum()
 
     return Objective(objective)
@@ -205,11 +172,11 @@ def ppo(epsilon: ArrayLike = 0.2, epsilon_high: ArrayLike | None = None, entropy
 
     Source: J. Schulman et al., *Proximal Policy Optimization Algorithms* (2017), arXiv:1707.06347.
     """
-    epsilons, bonus = _epsilons(epsilon, epsilon_high), _number("entropy_bonus", entropy_bonus, FINITE)
+    epsilons, bonus = _epsilons(epsilon, epsilon_high), number_of_objective("entropy_bonus", entropy_bonus, FINITE)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array) -> Array:
         log_ratio = _log_ratio("old_log_prob", tokens, old_log_prob)
-        surrogate = _clipped(log_ratio, _of_tokens("advantages", tokens, advantages), epsilons)
+        surrogate = _clipped(log_ratio, of_tokens("advantages", tokens, advantages), epsilons)
         return -(surrogate + _bonus(tokens, bonus)).sum()
 
     return Objective(objective)
@@ -243,8 +210,8 @@ def grpo(
     Source: Z. Shao et al., *DeepSeekMath* (2024), arXiv:2402.03300; for the estimator J. Schulman, *Approximating KL
     Divergence* (2020).
     """
-    epsilons, bonus = _epsilons(epsilon, epsilon_high), _number("entropy_bonus", entropy_bonus, FINITE)
-    of_divergence = _number("beta", beta, NOT_NEGATIVE)
+    epsilons, bonus = _epsilons(epsilon, epsilon_high), number_of_objective("entropy_bonus", entropy_bonus, FINITE)
+    of_divergence = number_of_objective("beta", beta, NOT_NEGATIVE)
     with_reference = not _known_zero(of_divergence)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array, *reference_log_prob: Array) -> Array:
@@ -254,14 +221,13 @@ def grpo(
                 f"old_log_prob{', reference_log_prob' if with_reference else ''}"
             )
         log_ratio = _log_ratio("old_log_prob", tokens, old_log_prob)
-        of_tokens = _clipped(log_ratio, _of_tokens("advantages", tokens, advantages), epsilons)
-        of_tokens += _bonus(tokens, bonus)
+        total = _clipped(log_ratio, of_tokens("advantages", tokens, advantages), epsilons) + _bonus(tokens, bonus)
         for of_reference in reference_log_prob:
             log_ratio = -_log_ratio("reference_log_prob", tokens, of_reference)
-            of_tokens -= of_divergence * (jnp.expm1(log_ratio) - log_ratio)
+            total -= of_divergence * (jnp.expm1(log_ratio) - log_ratio)
         if length_normalized:
-            of_tokens = _mean(tokens, of_tokens, ", or length_normalized=False")
-        return -of_tokens.sum()
+            total = _mean(tokens, total, ", or length_normalized=False")
+        return -total.sum()
 
     return Objective(objective)
 
@@ -283,14 +249,14 @@ def cispo(epsilon_high: ArrayLike = 5.0, epsilon: ArrayLike | None = None, entro
 
     Source: MiniMax, *MiniMax-M1* (2025), arXiv:2506.13585.
     """
-    bonus = _number("entropy_bonus", entropy_bonus, FINITE)
-    low = None if epsilon is None else 1 - _number("epsilon", epsilon, NOT_NEGATIVE)
-    high = 1 + _number("epsilon_high", epsilon_high, NOT_NEGATIVE)
+    bonus = number_of_objective("entropy_bonus", entropy_bonus, FINITE)
+    low = None if epsilon is None else 1 - number_of_objective("epsilon", epsilon, NOT_NEGATIVE)
+    high = 1 + number_of_objective("epsilon_high", epsilon_high, NOT_NEGATIVE)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array) -> Array:
         ratio = jnp.exp(_log_ratio("old_log_prob", tokens, old_log_prob))
         weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
-        advantages = _of_tokens("advantages", tokens, advantages)
+        advantages = of_tokens("advantages", tokens, advantages)
         return -(weight * advantages * tokens.log_prob + _bonus(tokens, bonus)).sum()
 
     return Objective(objective)
@@ -314,7 +280,7 @@ def gspo(epsilon: ArrayLike = 3e-4, epsilon_high: ArrayLike | None = 4e-4) -> Ob
     epsilons = _epsilons(epsilon, epsilon_high)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array) -> Array:
-        advantages = _of_sequences("advantages", tokens, advantages)
+        advantages = of_sequences("advantages", tokens, advantages)
         log_ratio = _mean(tokens, _log_ratio("old_log_prob", tokens, old_log_prob))
         return -jnp.where(tokens.mask.any(-1), _clipped(log_ratio, advantages, epsilons), 0).sum()
 
@@ -340,7 +306,10 @@ def dpo(beta: ArrayLike = 0.1, smoothing: ArrayLike = 0.0) -> Objective:
     Sources: R. Rafailov et al., *Direct Preference Optimization* (2023), arXiv:2305.18290; E. Mitchell, *A note on DPO
     with noisy preferences & relationship to IPO* (2023), for the smoothing.
     """
-    scale, of_wrong = _number("beta", beta, POSITIVE), _number("smoothing", smoothing, FROM_0_TO_1)
+    scale, of_wrong = (
+        number_of_objective("beta", beta, POSITIVE),
+        number_of_objective("smoothing", smoothing, FROM_0_TO_1),
+    )
 
     def objective(tokens: Tokens, reference_log_prob: Array) -> Array:
         margin = scale * _margin(tokens, reference_log_prob)
@@ -363,7 +332,7 @@ def ipo(tau: ArrayLike = 0.1) -> Objective:
     Source: M. Azar et al., *A General Theoretical Paradigm to Understand Learning from Human Preferences* (2023),
     arXiv:2310.12036.
     """
-    wanted = 1 / (2 * _number("tau", tau, POSITIVE))
+    wanted = 1 / (2 * number_of_objective("tau", tau, POSITIVE))
 
     def objective(tokens: Tokens, reference_log_prob: Array) -> Array:
         return ((_margin(tokens, reference_log_prob) - wanted) ** 2).sum()
@@ -389,18 +358,18 @@ def kto(beta: ArrayLike = 0.1, desirable_weight: ArrayLike = 1.0, undesirable_we
 
     Source: K. Ethayarajh et al., *KTO: Model Alignment as Prospect Theoretic Optimization* (2024), arXiv:2402.01306.
     """
-    scale = _number("beta", beta, POSITIVE)
+    scale = number_of_objective("beta", beta, POSITIVE)
     weights = (
-        _number("desirable_weight", desirable_weight, NOT_NEGATIVE),
-        _number("undesirable_weight", undesirable_weight, NOT_NEGATIVE),
+        number_of_objective("desirable_weight", desirable_weight, NOT_NEGATIVE),
+        number_of_objective("undesirable_weight", undesirable_weight, NOT_NEGATIVE),
     )
 
     def objective(tokens: Tokens, desirable: Array, reference_log_prob: Array, divergence: Array) -> Array:
         if desirable.dtype != jnp.bool_:
             raise TypeError(f"desirable has dtype {desirable.dtype}: expected booleans")
-        desirable = _of_sequences("desirable", tokens, desirable)
+        desirable = of_sequences("desirable", tokens, desirable)
         log_ratio = _log_ratio_of_sequences(tokens, reference_log_prob)
-        gain = scale * (log_ratio - _of_sequences("divergence", tokens, jax.lax.stop_gradient(divergence)))
+        gain = scale * (log_ratio - of_sequences("divergence", tokens, jax.lax.stop_gradient(divergence)))
         # 1 − σ(x) = σ(−x)
         of_desirable, of_undesirable = weights[0] * jax.nn.sigmoid(-gain), weights[1] * jax.nn.sigmoid(gain)
         return jnp.where(tokens.mask.any(-1), jnp.where(desirable, of_desirable, of_undesirable), 0).sum()
@@ -423,7 +392,7 @@ def simpo(beta: ArrayLike = 2.0, gamma: ArrayLike = 0.5) -> Objective:
     Source: Y. Meng et al., *SimPO: Simple Preference Optimization with a Reference-Free Reward* (2024),
     arXiv:2405.14734.
     """
-    scale, margin = _number("beta", beta, POSITIVE), _number("gamma", gamma, FINITE)
+    scale, margin = number_of_objective("beta", beta, POSITIVE), number_of_objective("gamma", gamma, FINITE)
 
     def objective(tokens: Tokens) -> Array:
         chosen, rejected = _chosen_and_rejected(_mean(tokens, tokens.log_prob))
@@ -447,7 +416,7 @@ def orpo(weight: ArrayLike = 0.1) -> Objective:
     Source: J. Hong et al., *ORPO: Monolithic Preference Optimization without Reference Model* (2024),
     arXiv:2403.07691.
     """
-    of_odds = _number("weight", weight, NOT_NEGATIVE)
+    of_odds = number_of_objective("weight", weight, NOT_NEGATIVE)
 
     def log_odds(log_p: Array) -> Array:
         log_p = jnp.minimum(log_p, -1e-7)  # of a probability that rounds to 1, odds that are finite

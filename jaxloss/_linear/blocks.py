@@ -24,7 +24,6 @@ from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.split import Roles, Split
 from jaxloss._linear.traced import Objective, Tokens
 from jaxloss._rows.cross_entropy import d_numbers, d_scaled_logits
-from jaxloss._spec import DETAILS
 from jaxloss.formulas import logit_slopes
 
 
@@ -155,6 +154,11 @@ class BlockWork(Work):
         losses, *stats = row_loss.value_and_stats(self.loss)(operands)
         return 0 - losses, stats
 
+    def of_each_token(self, log_prob: Array, stats: Sequence[Array]) -> tuple[Array, Array, Array]:
+        """Log-probability, entropy (0 if it is not needed) and log-sum-exp."""
+        entropy = dict(zip(self.objective.stats, stats, strict=True)).get("entropy")
+        return log_prob, jnp.zeros_like(log_prob) if entropy is None else entropy, stats[0] + stats[1]
+
     def value(self, mask: Array, of_tokens: Sequence[Array], data: Sequence[Array], factor, closed_over):
         """The sum over the blocks that count, and the sums beside it.
 
@@ -183,20 +187,13 @@ class BlockWork(Work):
         return [varying(self.own_axes, jnp.zeros(each.shape, each.dtype)) for each in like]
 
 
-def _of_tokens(log_prob: Array, stats: Sequence[Array]) -> tuple[Array, Array, Array]:
-    """Log-probability, entropy (0 if it is not needed) and log-sum-exp."""
-    maximum, log_sum, *details = stats
-    entropy = dict(zip(DETAILS, details, strict=True))["entropy"] if details else jnp.zeros_like(log_prob)
-    return log_prob, entropy, maximum + log_sum
-
-
 def values(blocks: BlockPlan, split: Split, strided: bool, *flat: Array, direct: bool) -> tuple[Array, ...]:
     """The sum of the objective over all blocks, and the sums beside it."""
     work = BlockWork(blocks, split, flat, direct=direct)
 
     def forward(rows):
         data, mask, row_operands = work.chunk(rows)
-        of_tokens = _of_tokens(*work.statistics(row_operands))
+        of_tokens = work.of_each_token(*work.statistics(row_operands))
         value, sums = work.value(mask, of_tokens, data, work.factor, work.closed_over)
         return (value, *sums), ()
 
@@ -230,7 +227,7 @@ def gradients(
             each = ([given[place] for place in of] for of in (of_data, of_factor, of_closed_over))
             return work.value(keep, of_tokens, *each)
 
-        of_tokens = _of_tokens(log_prob, stats)
+        of_tokens = work.of_each_token(log_prob, stats)
         value, pull, sums = jax.vjp(value_of, of_tokens, *(known[place] for place in others_wrt), has_aux=True)
         cotangents, *of_data_and_others = pull(jnp.ones_like(value))
         # Where no token counts the objective may be undefined.

@@ -207,7 +207,7 @@ class CrossEntropy(RowLoss):
         maximum = stats[0]
         softmax = _softmax(self.objective, operands, stats)
         options = self.objective.options(operands.parameters)
-        z = formulas.with_maximum(formulas.scaled_logits(operands.x, operands.target, options), maximum, options)
+        z = _scaled_logits(self.objective, operands, maximum)
         of_entropy = -softmax * _above_mean(self.objective, z, softmax, maximum)
         of_nll = (_z_derivative(self.objective, operands, stats),) if self._nll_is_unclipped_loss else ()
         slopes = formulas.logit_slopes(operands.x, options)
@@ -232,6 +232,12 @@ def _grad_of_stats(objective: Objective, stats, logits, target, row_weight, opti
     return jnp.where(is_masked(row_weight)[..., None], 0, gradient).astype(logits.dtype)
 
 
+def _scaled_logits(objective: Objective, operands: Operands, maximum: Array) -> Array:
+    """As the options make them, beside the maximum that is known."""
+    options = objective.options(operands.parameters)
+    return formulas.with_maximum(formulas.scaled_logits(operands.x, operands.target, options), maximum, options)
+
+
 def _z_derivative(objective: Objective, operands: Operands, stats: Sequence[Array]) -> Array:
     """The derivative of the losses with respect to the scaled logits."""
     (logits, target, _, parameters), (maximum, log_sum, *_) = operands, stats
@@ -239,7 +245,7 @@ def _z_derivative(objective: Objective, operands: Operands, stats: Sequence[Arra
     totals = whole_targets(objective, objective.axes, logits, target, options)
     total = with_z_loss(totals.total, options, maximum, log_sum)
     targets = formulas.class_targets(logits, target, options, objective.classes_of(logits.shape[-1]))
-    z, beyond = formulas.with_maximum(formulas.scaled_logits(logits, target, options), maximum, options), None
+    z, beyond = _scaled_logits(objective, operands, maximum), None
     if not totals.of_labels or formulas.only(options, *BESIDE_A_LABEL):
         beyond = with_z_loss(_without_largest(objective, z, maximum, targets), options, maximum, log_sum)
     difference = formulas.softmax_minus_target(z, maximum, log_sum, total, targets, beyond)
@@ -254,9 +260,7 @@ def _without_largest(objective: Objective, z: Array, maximum: Array, targets: Ar
 
 def _softmax(objective: Objective, operands: Operands, stats: Sequence[Array]) -> Array:
     maximum, log_sum, *_ = stats
-    options = objective.options(operands.parameters)
-    z = formulas.with_maximum(formulas.scaled_logits(operands.x, operands.target, options), maximum, options)
-    return formulas.softmax_of(z, maximum, log_sum)
+    return formulas.softmax_of(_scaled_logits(objective, operands, maximum), maximum, log_sum)
 
 
 def _above_mean(objective: Objective, z: Array, softmax: Array, maximum: Array) -> Array:
@@ -291,8 +295,7 @@ def d_scaled_logits(
     softmax = _softmax(objective, operands, stats)
     factor = jnp.zeros_like(maximum)[..., None] if of_lse is None else of_lse[..., None]
     if of_entropy is not None:
-        options = objective.options(operands.parameters)
-        z = formulas.with_maximum(formulas.scaled_logits(operands.x, operands.target, options), maximum, options)
+        z = _scaled_logits(objective, operands, maximum)
         factor = factor - of_entropy[..., None] * _above_mean(objective, z, softmax, maximum)
     return gradient + softmax * factor
 
