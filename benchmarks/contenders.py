@@ -24,12 +24,20 @@ class Goal:
 
 
 @dataclasses.dataclass(frozen=True)
+class OfTorch:
+    """A contender of torch, on a GPU: what makes its loss of tensors, which imports what it needs."""
+
+    loss: Callable[[], Callable]
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """A loss at one shape.
 
     Attributes:
         what: its name.
-        contenders: functions of the operands by who writes them so; those with goals should come first.
+        contenders: functions of the operands, or losses of torch, by who writes them so; those with goals should come
+            first.
         operands: makes hidden states, kernel, and what else the functions are of.
         limit: makes what runs the products alone. Both are called when the first contender is measured.
         shape: what a row of the results says of the operands.
@@ -38,7 +46,7 @@ class Comparison:
     """
 
     what: str
-    contenders: dict[str, Callable]
+    contenders: dict[str, Callable | OfTorch]
     operands: Callable[[], Sequence[jax.Array]]
     limit: Callable[[], Callable[[], Any]]
     shape: dict[str, Any]
@@ -60,7 +68,7 @@ def with_setting(module: Any, name: str, value: Any, loss: Callable) -> Callable
     return of_setting
 
 
-def peers(of_package: dict[str, dict[str, Callable]]) -> dict[str, Callable]:
+def peers(of_package: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The contenders of those packages that are installed; of the others, a line says that they are left out."""
     found = {}
     for package, contenders in of_package.items():
@@ -73,17 +81,27 @@ def peers(of_package: dict[str, dict[str, Callable]]) -> dict[str, Callable]:
 
 def measured(comparison: Comparison, who: str) -> dict:
     """Time and temporaries of a contender, in turn with the products alone, or why there are none."""
-    loss, operands, limit = comparison.contenders[who], comparison.operands(), comparison.limit()
+    loss, limit = comparison.contenders[who], comparison.limit()
     jax.clear_caches()  # a setting may be another
     try:
-        function = jax.value_and_grad(loss, comparison.wrt) if comparison.wrt else loss
-        run = jax.jit(function).lower(*operands).compile()
-        found = {"temporary_bytes": run.memory_analysis().temp_size_in_bytes}
-        loops = in_turn({"limit": Program(limit), who: Program(functools.partial(run, *operands))}, repeats=5)
+        program, temporary_bytes = _program(loss, comparison.operands(), comparison.wrt)
+        found = {"temporary_bytes": temporary_bytes}
+        loops = in_turn({"limit": Program(limit), who: program}, repeats=5)
     except Exception as error:  # memory above all, or whatever a peer raises
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     (ms, spread), of_limit = timing(loops[who]), timing(loops["limit"])
     return {**found, "ms": ms, "spread": spread, "limit_ms": of_limit.ms, "ratio": ratio(loops[who], loops["limit"])}
+
+
+def _program(loss: Callable | OfTorch, operands: Sequence[jax.Array], wrt: tuple[int, ...]) -> tuple[Program, int]:
+    """What is timed, and the bytes of its temporaries."""
+    if isinstance(loss, OfTorch):
+        from benchmarks import linear_torch
+
+        return linear_torch.program(loss.loss(), operands, wrt)
+    function = jax.value_and_grad(loss, wrt) if wrt else loss
+    run = jax.jit(function).lower(*operands).compile()
+    return Program(functools.partial(run, *operands)), run.memory_analysis().temp_size_in_bytes
 
 
 def line(who: str, found: dict) -> str:

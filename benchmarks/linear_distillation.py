@@ -1,13 +1,16 @@
-"""Distillation from hidden states: jaxloss against its four matrix products, whole logits and a checkpointed scan.
+"""Distillation from hidden states: jaxloss against its four matrix products, whole logits, a scan, and Liger.
 
 Run it with `python -m benchmarks.linear_distillation [--only WORD] [--who WORD] [--budget SECONDS] [--quick]
 [--output DIRECTORY]`. Writes `linear_distillation_PLATFORM.json`, and fails if a goal is missed. The limit is the
 products of value and gradients that `benchmarks.linear_cross_entropy` times, and the one of the teacher's logits, in
-turn with each contender; memory is that script's too.
+turn with each contender; memory is that script's too. Liger, a package of torch, is left out where it is not installed.
 """
 
 import dataclasses
 import functools
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch uses the same GPU
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +129,7 @@ def contenders(name: str) -> dict:
         chunks = [x.reshape(-1, min(2048, len(x)), *x.shape[1:]) for x in (hidden, teacher_hidden, labels)]
         return jax.lax.scan(step, jnp.zeros(()), tuple(chunks))[0] / len(labels)
 
+    of_liger = contenders_of_liger(name) if jax.devices()[0].platform == "gpu" else {}
     return {
         "jaxloss": jaxloss_of(),
         "jaxloss, first chunk in the loop": shared.with_setting(chunks, "APART_FROM", 2**62, jaxloss_of()),
@@ -134,7 +138,35 @@ def contenders(name: str) -> dict:
         "jaxloss, softcaps": jaxloss_of(softcap=30.0, teacher_softcap=30.0),
         "whole logits": whole_logits,
         "scan and checkpoint": scan_and_checkpoint,
+        **of_liger,
     }
+
+
+LIGER_BETA = {"KL": 0.0, "reverse KL": 1.0, "Jensen-Shannon": BETA}
+"""Which of Liger's divergences are these; with labels it has none."""
+
+
+def contenders_of_liger(name: str) -> dict[str, shared.OfTorch]:
+    """Its fused divergence, where it is installed; it sums the gradient of the kernel in bfloat16 unless it is told."""
+    if name not in LIGER_BETA:
+        return {}
+
+    def made(accumulate: str | None):
+        import torch
+
+        from benchmarks import linear_torch
+
+        dtype = accumulate and getattr(torch, accumulate)
+        return linear_torch.liger_jensen_shannon(LIGER_BETA[name], TEMPERATURE, dtype)
+
+    return shared.peers(
+        {
+            "liger_kernel": {
+                "Liger": shared.OfTorch(lambda: made(None)),
+                "Liger, summed in float32": shared.OfTorch(lambda: made("float32")),
+            }
+        }
+    )
 
 
 def comparisons(pair: Pair) -> list[Comparison]:

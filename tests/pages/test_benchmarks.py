@@ -324,6 +324,23 @@ def test_size_of_a_release():
     assert size == pytest.approx(1_000_000 + 1.03 * 4 * 1_000_000)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["KL", "reverse KL", "Jensen-Shannon"])
+def test_liger_computes_what_it_is_compared_with(name):
+    torch, _ = pytest.importorskip("torch"), pytest.importorskip("liger_kernel")
+    from benchmarks import linear_distillation, linear_torch
+    from benchmarks.linear_cross_entropy import Work
+
+    operands = linear_distillation.Pair(Work(64, 32, 96, "float32"), 48).operands()
+    contenders = linear_distillation.contenders(name)
+    expected = jax.jit(jax.value_and_grad(contenders["whole logits"], (0, 1)))(*operands)
+    tensors = [torch.from_dlpack(x).detach().requires_grad_(x.dtype == jnp.float32) for x in operands]
+    value, gradients = linear_torch.value_and_gradients(contenders["Liger"].loss(), tensors, (0, 1))
+    found = value.item(), [gradient.cpu().numpy() for gradient in gradients]
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.abs(x - np.asarray(y)).max() < 2e-2 * np.abs(y).max()  # products of tensor cores
+
+
 @pytest.mark.parametrize("name", ["KL", "reverse KL", "Jensen-Shannon", "KL and labels", "Jensen-Shannon and labels"])
 def test_contenders_of_linear_distillation_agree(name):
     from benchmarks import linear_distillation
