@@ -24,7 +24,9 @@ def positional_options(function: str, names: tuple[str, ...], operands: int, arg
 _ELSEWHERE = {
     "_input": ("hidden",),
     "alpha": ("focal_alpha", "label_smoothing", "beta", "q"),
+    "attention_mask": ("where",),
     "axis": ("kernel_axis",),
+    "beta": ("delta",),
     "chunk": ("chunk_size",),
     "dim": ("axis", "kernel_axis"),
     "dtype": ("accumulate_dtype",),
@@ -42,8 +44,13 @@ _ELSEWHERE = {
     "logit_scale": ("temperature",),
     "logit_softcap": ("softcap",),
     "logits": ("pred", "student_logits"),
+    "loss_mask": ("where",),
+    "loss_normalizing_factor": ("normalizer",),
     "lse_square_scale": ("z_loss",),
     "mask": ("where",),
+    "num_items_in_batch": ("normalizer",),
+    "padding_mask": ("where",),
+    "pos_weight": ("class_weights",),
     "pred": ("logits",),
     "predictions": ("pred", "logits"),
     "quantile": ("q",),
@@ -62,6 +69,7 @@ _ELSEWHERE = {
     "teacher_input": ("teacher_hidden",),
     "teacher_weight": ("teacher_kernel",),
     "threshold": ("delta",),
+    "valid": ("where",),
     "vocab_size": ("num_classes",),
     "weight": ("class_weights", "weights"),
     "weight_hard_loss": ("hard_weight",),
@@ -71,13 +79,22 @@ _ELSEWHERE = {
 }
 """Arguments of other libraries, and of our other losses, and what each may be called here."""
 
+_NEEDLESS = {"from_logits": ("logits", "the softmax or sigmoid is inside always: pass logits, and leave it out")}
+"""Arguments of other libraries that say what is always so where there is that operand, and what to do."""
+
 
 def unknown_argument(function: str, names: tuple[str, ...], operands: int, option: str) -> TypeError:
     """The error for a keyword that a loss does not have, which says which one may be meant."""
     elsewhere = [name for name in _ELSEWHERE.get(option, ()) if name in names]
     ours = elsewhere[:1] or difflib.get_close_matches(option, names, 1, 0.75)
-    hint = f": did you mean {ours[0]}?" if ours else f": its options are {', '.join(names[operands:])}"
-    return TypeError(f"{function}() got an unexpected keyword argument {option!r}{hint}")
+    operand, advice = _NEEDLESS.get(option, ("", ""))
+    if ours:
+        hint = f"did you mean {ours[0]}?"
+    elif operand in names:
+        hint = advice
+    else:
+        hint = f"its options are {', '.join(names[operands:])}"
+    return TypeError(f"{function}() got an unexpected keyword argument {option!r}: {hint}")
 
 
 def _keyword(x: Any, options: tuple[str, ...]) -> str | None:

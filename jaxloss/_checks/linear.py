@@ -229,6 +229,8 @@ def _labels_shape_error(labels: Array, hidden: Array, classes: int) -> ValueErro
         hint = "; write labels[..., 0]"
     elif tokens and labels.shape == (*tokens[:-1], tokens[-1] - 1):
         hint = "; write hidden[..., :-1, :] if the labels are shifted, or give all labels and shift=1"
+    elif tokens and labels.shape == (*tokens[:-1], tokens[-1] + 1):
+        hint = "; give all hidden states and shift=1, or write labels[..., 1:] and no shift if the last one is left out"
     return ValueError(f"labels has shape {labels.shape}, hidden {hidden.shape}: expected {tokens}{hint}")
 
 
