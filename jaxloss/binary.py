@@ -1,8 +1,9 @@
 """Binary and multi-label losses."""
 
+from __future__ import annotations
+
 # Some annotations of jax.numpy are partial.
 # pyright: reportUnknownMemberType=false
-
 import dataclasses
 import functools
 

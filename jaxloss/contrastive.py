@@ -1,5 +1,7 @@
 """Contrastive losses of pairs of embeddings, whose logits are never materialized."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike

@@ -1,5 +1,7 @@
 """Distillation losses: divergences of a student's probabilities from a teacher's."""
 
+from __future__ import annotations
+
 from typing import Any, Unpack
 
 from jax.typing import ArrayLike

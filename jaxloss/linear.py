@@ -1,5 +1,7 @@
 """Multiclass losses of the logits `hidden @ kernel`, which are never materialized: for language models."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

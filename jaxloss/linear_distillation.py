@@ -1,5 +1,7 @@
 """Distillation losses of the logits `hidden @ kernel`, which are never materialized: for language models."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike

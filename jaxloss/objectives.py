@@ -10,6 +10,8 @@ hold does not matter. Their numbers, such as `beta`, are scalars; they may be tr
 number is compiled in: one that changes from step to step is better an array.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 

@@ -1,5 +1,7 @@
 """Regression losses."""
 
+from __future__ import annotations
+
 import functools
 
 import jax.numpy as jnp

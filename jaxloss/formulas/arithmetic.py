@@ -1,5 +1,7 @@
 """What all formulas are written in."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

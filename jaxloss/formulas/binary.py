@@ -1,5 +1,7 @@
 """Losses of two classes, and their derivatives."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

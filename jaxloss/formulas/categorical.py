@@ -1,8 +1,9 @@
 """Multiclass cross entropy with its options, its derivative and its statistics."""
 
+from __future__ import annotations
+
 # Some annotations of jax.numpy are partial.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import cast

@@ -1,5 +1,7 @@
 """The sigmoid loss of pairs, and its derivative."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

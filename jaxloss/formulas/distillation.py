@@ -1,8 +1,9 @@
 """Divergences of distributions over classes, and their derivatives."""
 
+from __future__ import annotations
+
 # Some annotations of jax.numpy are partial.
 # pyright: reportUnknownMemberType=false
-
 import functools
 import math
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
 """Regression losses, and their derivatives."""
 
+from __future__ import annotations
+
 import math
 
 import jax.numpy as jnp

@@ -1,8 +1,9 @@
 """optax's losses of two classes."""
 
+from __future__ import annotations
+
 # Some annotations of jax.numpy are partial.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike

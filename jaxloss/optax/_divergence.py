@@ -3,6 +3,8 @@
 A target of 0 contributes 0 whatever the prediction: 0 log 0 is the constant 0.
 """
 
+from __future__ import annotations
+
 import warnings
 
 import jax.numpy as jnp

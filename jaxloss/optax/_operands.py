@@ -1,8 +1,9 @@
 """Operands as optax takes them, which broadcast and mix types, and formulas of them with derivatives of their own."""
 
+from __future__ import annotations
+
 # Some annotations of jax and jax.numpy are partial.
 # pyright: reportUnknownMemberType=false
-
 import functools
 import inspect
 from collections.abc import Callable, Sequence

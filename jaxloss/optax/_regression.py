@@ -1,5 +1,7 @@
 """optax's regression losses."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 

@@ -1,5 +1,7 @@
 """Logits beside labels and a mask that broadcast, as rows of classes: what the kernels take."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 

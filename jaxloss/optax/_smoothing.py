@@ -1,5 +1,7 @@
 """optax's smoothing of labels."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 

@@ -1,5 +1,7 @@
 """optax's multiclass losses, by the kernels of `jaxloss.categorical_cross_entropy`."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 

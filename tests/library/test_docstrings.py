@@ -124,7 +124,7 @@ def test_the_parameters_without_a_derivative():
     assert constants <= PARAMETERS
     for name in FUNCTIONS:
         if not name.startswith("jaxloss.optax."):
-            parameters = inspect.signature(FUNCTIONS[name]).parameters
+            parameters = inspect.signature(FUNCTIONS[name], eval_str=True).parameters
             arrays = {name for name, x in parameters.items() if jax.Array in get_args(x.annotation)}
             assert set(parameters) - constants == arrays - {"where", "labels"}
 

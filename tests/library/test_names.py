@@ -23,9 +23,16 @@ PUBLIC = {
 
 @pytest.mark.parametrize("function", PUBLIC.values(), ids=PUBLIC)
 def test_every_parameter_is_annotated(function):
-    signature = inspect.signature(function)
+    signature = inspect.signature(function, eval_str=True)  # every name in them is there
     assert signature.return_annotation is not signature.empty
     assert [x.name for x in signature.parameters.values() if x.annotation is x.empty] == []
+
+
+@pytest.mark.parametrize("function", PUBLIC.values(), ids=PUBLIC)
+def test_types_are_shown_as_they_are_written(function):
+    """`help` shows a parameter as `ArrayLike`, not as the nine types that it stands for."""
+    annotations = [x.annotation for x in inspect.signature(function).parameters.values()]
+    assert [x for x in annotations if not isinstance(x, str) and x is not bool] == []
 
 
 def test_formulas_are_losses_and_their_derivatives():
