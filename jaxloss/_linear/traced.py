@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import (
+    ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage], a second name of Jaxpr from jax 0.12 on
+    Jaxpr,
+    Literal,
+    jaxpr_as_fun,
+)
 
 from jaxloss._arrays import Array
 
