@@ -1,5 +1,5 @@
 # The commands of this checkout; `make help` lists them. Each sets up what it needs in .venv.
-# Variables: PYTHON=python3.12 (an interpreter), ARGS="..." (more arguments for the command), WORKERS=2 (processes of tests).
+# Variables: PYTHON=python3.12 (an interpreter; else that of .venv, or the first that is new enough), ARGS="..." (more arguments for the command), WORKERS=2 (processes of tests).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,8 +16,9 @@ pytest = $(python) -m pytest -n $(WORKERS) --dist loadfile
 .PHONY: help demo example test check test-all trust trust-gpu mutants test-gpu test-all-gpu test-multi-gpu bench-gpu sanitize-gpu doctest lint types format notebooks lab docs look cuda emulate-gpu wheel try-wheel try-adding-a-loss clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
-	@sed -n 's/^# Variables: /\nVariables: /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	  printf '  make %-17s %s\n' "$$name" "$$(fold -s -w 75 <<<"$$text" | sed '2,$$s/^/                         /; s/ $$//')"; done
+	@sed -n 's/^# Variables: /\nVariables: /p' $(MAKEFILE_LIST) | fold -s -w 100 | sed 's/ $$//'
 
 demo: ## train three models on real data with losses from jaxloss, and draw the pictures
 	@tools/environment demo
@@ -31,17 +32,17 @@ example: ## train one of the examples: NAME=image_classifier, or another of docs
 
 test: ## every test, and of the large products of parameters a choice: about nine minutes on two cores, six once it has run here
 	@tools/environment test
-	@echo "make test: about nine minutes on two idle cores, six once it has run here"
+	@$(if $(ARGS),,echo "make test: about nine minutes on two idle cores, six once it has run here")
 	$(pytest) -m "not slow and not rest" $(ARGS)
 
 check: ## a few tests of every layer: about a minute
 	@tools/environment test
-	@echo "make check: about a minute on two idle cores"
+	@$(if $(ARGS),,echo "make check: about a minute on two idle cores")
 	$(pytest) -m smoke $(ARGS)
 
 test-all: ## what `make test` leaves out: the rest of the products but the largest, and the examples
 	@tools/environment test
-	@echo "make test-all: what make test leaves out, about eleven minutes on two idle cores"
+	@$(if $(ARGS),,echo "make test-all: what make test leaves out, about eleven minutes on two idle cores")
 	$(pytest) -m slow $(ARGS)
 
 trust: ## campaigns that look for faults, half an hour on two cores; ARGS=--quick for seconds of each, as CI; ARGS="--only fuzz --share 10"
@@ -94,7 +95,7 @@ format: ## bring every file into shape
 	$(python) -m ruff format
 	.venv/bin/clang-format -i $(sources)
 
-notebooks: ## execute the notebooks, as a check; with ARGS=--write, store their outputs
+notebooks: ## execute the notebooks, as a check; with ARGS=--write, store their outputs; ARGS=notebooks/01_three_losses.ipynb for one
 	@tools/environment docs
 	$(python) notebooks/execute.py $(ARGS)
 
