@@ -35,6 +35,8 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 
 def _announce(settings) -> None:
     """Tells whoever sits at the terminal, to whom pip shows nothing of a build unless it is told `-v`."""
+    if os.environ.get("JAXLOSS_ANNOUNCED"):  # by tools/environment, which shows each file
+        return
     kernels = (
         "CPU and CUDA kernels, six minutes or more" if _wants_cuda(settings) else "CPU kernels, one to two minutes"
     )
