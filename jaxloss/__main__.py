@@ -3,6 +3,7 @@
 import functools
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -120,7 +121,7 @@ def main() -> int:
     """Prints the report, and returns the exit status: 0 if every loss agrees with its formula on every device."""
     print(f"jaxloss      {jaxloss.__version__} in {jaxloss.__path__[0]}")
     print(f"library      {library.path()}")
-    print(f"kernels      {jaxloss.backends()}")
+    print(textwrap.fill(f"kernels      {jaxloss.backends()}", 100, subsequent_indent=" " * 13))
     print(f"jax, jaxlib  {jax.__version__}, {jaxlib.version.__version__}; numpy {np.__version__}")
     print(f"Python       {platform.python_version()} on {platform.system()} {platform.release()}, {platform.machine()}")
     print(f"driver       NVIDIA: {_driver_words()}")
