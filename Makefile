@@ -99,7 +99,7 @@ notebooks: ## execute the notebooks, as a check; with ARGS=--write, store their 
 	@tools/environment docs
 	$(python) notebooks/execute.py $(ARGS)
 
-lab: ## the notebooks in JupyterLab, where the explorer's sliders move
+lab: ## the notebooks in JupyterLab, where the explorer's sliders move; ARGS="--allow-root --no-browser" in a container
 	@tools/environment lab
 	$(python) -m jupyterlab notebooks $(ARGS)
 
