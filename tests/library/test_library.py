@@ -296,6 +296,8 @@ def test_the_self_check():
         "jaxloss works here",
     ):
         assert word in ran.stdout
+    *_, without_paths = ran.stdout.partition("kernels ")
+    assert all(len(line) <= 100 for line in without_paths.splitlines())
     checked = [
         line.split()[0].rstrip(",") for line in ran.stdout.splitlines() if re.fullmatch(r"  \w.* \d\.\de.\d+", line)
     ]
