@@ -38,7 +38,7 @@ def trained(loss, labels, images, epochs: int, metric: str, **fit):
 def main(quick: bool = False) -> dict[str, tuple[list[float], float]]:
     """Trains with Keras's loss, with the adapter and without; returns the losses and the accuracy of each."""
     images, labels = datasets.load_digits(return_X_y=True)
-    images = (images / 16).astype(np.float32)
+    images, labels = (images / 16).astype(np.float32), labels.astype(np.int32)  # JAX has int64 on request alone
     images, test_images, labels, test_labels = model_selection.train_test_split(
         images, labels, test_size=0.25, random_state=0
     )
