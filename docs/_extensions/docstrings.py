@@ -10,6 +10,7 @@ import jaxloss
 INLINE = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<formula>[^$]+?)\$|`(?P<code>[^`]+)`", re.DOTALL)
 BEFORE, AFTER = " \n([{<-/:'\"", " \n.,:;!?)]}>-/'\""  # what may stand beside a role
 STATISTICS = jaxloss.CrossEntropyStats._fields  # one is called as a function is
+TYPE = re.compile(r"<class 'jax\.numpy\.(\w+)'>")
 RETURNS = re.compile(r"^( *)Returns:\n", re.MULTILINE)
 
 
@@ -55,6 +56,14 @@ def _process(app: Sphinx, what: str, name: str, thing: object, options: dict, li
     lines[:] = markup("\n".join(lines), scope).split("\n")
 
 
+def _defaults(
+    app: Sphinx, what: str, name: str, thing: object, options: dict, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Types among the defaults are written as one writes them in a call."""
+    del app, what, name, thing, options
+    return signature and TYPE.sub(r"jnp.\1", signature), returns
+
+
 def _is_field(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: dict) -> bool | None:
     """Leaves out what Python says of a named tuple's fields: the description of the class says what they are."""
     del app, what, name, skip, options
@@ -63,5 +72,6 @@ def _is_field(app: Sphinx, what: str, name: str, thing: object, skip: bool, opti
 
 def setup(app: Sphinx) -> dict:
     app.connect("autodoc-skip-member", _is_field)
+    app.connect("autodoc-process-signature", _defaults)
     app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon's, which is 500
     return {"parallel_read_safe": True}
