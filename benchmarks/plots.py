@@ -86,9 +86,7 @@ def _by_classes(rows: list[dict], device: str):
         axis.set_xlabel("classes (logarithmic)")
     axes[0, 0].set_ylim(0, highest)
     lines = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        [*lines.values()][::-1], [*lines][::-1], loc="outside lower center", ncols=len(lines), frameon=False
-    )
+    figure.legend([*lines.values()][::-1], [*lines][::-1], loc="outside lower center", ncols=len(lines), frameon=False)
     size = _short(max(row["bytes"] for row in rows))
     loss = rows[0]["loss"].replace("categorical", "Cross entropy").replace("_", "-")
     figure.suptitle(f"{loss} of {size}B of logits with labels, {device}", x=0.01, ha="left")
@@ -98,9 +96,7 @@ def _by_classes(rows: list[dict], device: str):
 def _by_bytes(rows: list[dict], device: str):
     """Time of value and gradient, with the time that memory alone takes."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    figure, axes = plt.subplots(
-        1, len(dtypes), figsize=(WIDTH, 4), sharey=True, layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(dtypes), figsize=(WIDTH, 4), sharey=True, layout="constrained", squeeze=False)
     for axis, dtype in zip(axes[0], dtypes, strict=True):
         chosen = _of_type(rows, dtype, lambda row: row["bytes"])
         sizes = [row["bytes"] for row in chosen]
@@ -126,7 +122,7 @@ def _by_bytes(rows: list[dict], device: str):
 
 
 def draw_linear(file: pathlib.Path) -> pathlib.Path:
-    """Draws time and memory over the number of tokens, of what `linear_cross_entropy` wrote, beside it; returns where."""
+    """Draws time and memory over tokens of what `linear_cross_entropy` wrote, beside it, and returns where."""
     written = json.loads(file.read_text())
     measurements = [row for row in written["measurements"] if row["what"] == "sweep"]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.2), layout="constrained")

@@ -80,12 +80,14 @@ def linear(rows: list[dict], what: str) -> Rows:
 
 
 def linear_losses(rows: list[dict]) -> Rows:
-    """The same of value and gradients of several losses; tried sizes of chunks and orders are left to benchmarks/README.md."""
+    """The same, of value and gradients of several losses; variants that were tried are left out."""
     yield "loss", "tokens × width × classes", "implementation", "ms", "the products, ms", "ratio", "temporaries, GB"
     for row in rows:
         if row["who"] in ("jaxloss", "jaxloss, summed in bfloat16", "whole logits", "scan and checkpoint"):
             shape = _shape([row["tokens"], row["width"], row["classes"]])
-            times = (row["ms"], row["limit_ms"], row["ms"] / row["limit_ms"]) if "ms" in row else ("out of memory", "", "")
+            times = (
+                (row["ms"], row["limit_ms"], row["ms"] / row["limit_ms"]) if "ms" in row else ("out of memory", "", "")
+            )
             yield row["what"], shape, row["who"], *times, row["temporary_bytes"] / 1e9 if "ms" in row else ""
 
 
