@@ -9,7 +9,8 @@ import jaxloss
 
 INLINE = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<formula>[^$]+?)\$|`(?P<code>[^`]+)`", re.DOTALL)
 BEFORE, AFTER = " \n([{<-/:'\"", " \n.,:;!?)]}>-/'\""  # what may stand beside a role
-STATISTICS = jaxloss.CrossEntropyStats._fields  # one is called as a function is
+MODULES = {module.__name__: module for module in (jaxloss, jaxloss.optax, jaxloss.formulas, jaxloss.objectives)}
+NO_LINKS = "formulas", "objectives", *jaxloss.CrossEntropyStats._fields  # modules, and a statistic called as a function is
 TYPE = re.compile(r"<class 'jax\.numpy\.(\w+)'>")
 RETURNS = re.compile(r"^( *)Returns:\n", re.MULTILINE)
 
@@ -41,12 +42,11 @@ def _paragraph(paragraph: str, scope: str) -> str:
 
 
 def _code(code: str, scope: str) -> str:
-    """A link, if that is what a public function or class is called."""
-    name = code if code.startswith("jaxloss.") else f"{scope}.{code}"
-    module, _, last = name.rpartition(".")
-    modules = {"jaxloss": jaxloss, "jaxloss.optax": jaxloss.optax, "jaxloss.formulas": jaxloss.formulas}
-    if module in modules and last in modules[module].__all__ and last not in ("formulas", *STATISTICS):
-        return f":py:obj:`{code} <{name}>`"
+    """A link, if that is what a public function or class is called, in the module `scope` or in jaxloss itself."""
+    for name in (code,) if code.startswith("jaxloss.") else (f"{scope}.{code}", f"jaxloss.{code}"):
+        module, _, last = name.rpartition(".")
+        if module in MODULES and last in MODULES[module].__all__ and last not in NO_LINKS:
+            return f":py:obj:`{code} <{name}>`"
     return f"``{code}``"
 
 
