@@ -119,7 +119,9 @@ plain formula, of which `cost_analysis()` tells: `jax.jit(jaxloss.formulas.categ
 
 def table(heads: list[str], lines: list[tuple[str, list[bool]]]) -> str:
     """A Markdown table with a dot where true."""
-    rows = [f"| {name.replace('_', ' ')} | {' | '.join('●' if cell else '' for cell in cells)} |" for name, cells in lines]
+    rows = [
+        f"| {name.replace('_', ' ')} | {' | '.join('●' if cell else '' for cell in cells)} |" for name, cells in lines
+    ]
     return "\n".join([f"| | {' | '.join(heads)} |", f"|---|{':-:|' * len(heads)}", *rows]) + "\n"
 
 

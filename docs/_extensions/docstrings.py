@@ -10,7 +10,7 @@ import jaxloss
 INLINE = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<formula>[^$]+?)\$|`(?P<code>[^`]+)`", re.DOTALL)
 BEFORE, AFTER = " \n([{<-/:'\"", " \n.,:;!?)]}>-/'\""  # what may stand beside a role
 MODULES = {module.__name__: module for module in (jaxloss, jaxloss.optax, jaxloss.formulas, jaxloss.objectives)}
-NO_LINKS = "formulas", "objectives", *jaxloss.CrossEntropyStats._fields  # modules, and a statistic called as a function is
+NO_LINKS = "formulas", "objectives", *jaxloss.CrossEntropyStats._fields  # modules; names of functions too
 TYPE = re.compile(r"<class 'jax\.numpy\.(\w+)'>")
 RETURNS = re.compile(r"^( *)Returns:\n", re.MULTILINE)
 
