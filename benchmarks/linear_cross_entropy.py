@@ -402,14 +402,13 @@ def main() -> None:
 
     last = shapes[-1]
     sizes = [last.tokens * factor // 8 for factor in (2, 8, 16, 32)]
-    over_tokens = swept([dataclasses.replace(last, tokens=tokens) for tokens in sizes], timed_up_to=2 * last.tokens)
-    rows += over_tokens
+    rows += swept([dataclasses.replace(last, tokens=tokens) for tokens in sizes], timed_up_to=2 * last.tokens)
     name = f"linear_cross_entropy_{suffix}"
     path = record.write(name, rows, arguments.output)
     print(path)
     from benchmarks import plots
 
-    plots.draw_linear(over_tokens, path.with_suffix(".png"))
+    plots.draw_linear(path)
 
 
 if __name__ == "__main__":

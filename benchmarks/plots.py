@@ -1,4 +1,7 @@
-"""The sweeps as pictures: of cross entropy over classes and over bytes, and of linear cross entropy over tokens."""
+"""The sweeps as pictures: of cross entropy over classes and over bytes, and of linear cross entropy over tokens.
+
+python -m benchmarks.plots     draws those of results/ again; the benchmarks themselves draw what they have measured
+"""
 
 import json
 import pathlib
@@ -8,9 +11,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
+
+from benchmarks.record import RESULTS
 
 COLOURS = {"jaxloss": "#1b5faa", "xla": "#e0831a"}
 NAMES = {"jaxloss": "jaxloss", "xla": "XLA"}
+WIDTH = 8.4
+"""Inches of a whole picture: a page shows about as many, so that letters keep their size."""
 WHAT = {"value": "value", "value_and_grad": "value and gradient"}
 
 
@@ -47,12 +55,12 @@ def _of_type(rows: list[dict], dtype: str, size) -> list[dict]:
 
 
 def _by_classes(rows: list[dict], device: str):
-    """Share of the memory's limit, with the goal as a step where there is one."""
+    """Fraction of the memory bandwidth, with the goal as a step where there is one."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     figure, axes = plt.subplots(
-        2, len(dtypes), figsize=(6.2 * len(dtypes), 7), sharex=True, sharey=True, layout="constrained", squeeze=False
+        2, len(dtypes), figsize=(WIDTH, 6.4), sharex=True, sharey=True, layout="constrained", squeeze=False
     )
-    highest = 1.1
+    highest, most = 1.1, max(row["shape"][1] for row in rows)
     for column, dtype in enumerate(dtypes):
         chosen = _of_type(rows, dtype, lambda row: row["shape"][1])
         classes = [row["shape"][1] for row in chosen]
@@ -68,17 +76,17 @@ def _by_classes(rows: list[dict], device: str):
                 axis.step(classes, shares, where="post", color="#888", linewidth=1, linestyle=":", label="goal")
             axis.set_title(f"{WHAT[what]}, {dtype}", loc="left", fontweight="bold", fontsize=10)
             axis.set_xscale("log", base=2)
-            ticks = [2**power for power in range(1, 31, 4) if 2**power <= 2 * classes[-1]]
+            ticks = [2**power for power in range(1, 31, 4) if 2**power <= 2 * most]
             axis.set_xticks(ticks, [_short(tick).replace(" ", "") for tick in ticks])
             axis.minorticks_off()
             _plain(axis)
     for axis in axes[:, 0]:
-        axis.set_ylabel("share of the memory's limit")
+        axis.set_ylabel("fraction of memory bandwidth")
     for axis in axes[-1]:
-        axis.set_xlabel("classes")
+        axis.set_xlabel("classes (logarithmic)")
     axes[0, 0].set_ylim(0, highest)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
+    lines = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend([*lines.values()][::-1], [*lines][::-1], loc="outside lower center", ncols=len(lines), frameon=False)
     size = _short(max(row["bytes"] for row in rows))
     loss = rows[0]["loss"].replace("categorical", "Cross entropy").replace("_", "-")
     figure.suptitle(f"{loss} of {size}B of logits with labels, {device}", x=0.01, ha="left")
@@ -88,9 +96,7 @@ def _by_classes(rows: list[dict], device: str):
 def _by_bytes(rows: list[dict], device: str):
     """Time of value and gradient, with the time that memory alone takes."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    figure, axes = plt.subplots(
-        1, len(dtypes), figsize=(6.2 * len(dtypes), 4.6), sharey=True, layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(dtypes), figsize=(WIDTH, 4), sharey=True, layout="constrained", squeeze=False)
     for axis, dtype in zip(axes[0], dtypes, strict=True):
         chosen = _of_type(rows, dtype, lambda row: row["bytes"])
         sizes = [row["bytes"] for row in chosen]
@@ -105,19 +111,21 @@ def _by_bytes(rows: list[dict], device: str):
         ticks = [2**power for power in range(10, 36, 4) if sizes[0] / 4 <= 2**power <= sizes[-1] * 4]
         axis.set_xticks(ticks, [f"{_short(tick)}B" for tick in ticks])
         axis.minorticks_off()
-        axis.set_xlabel("logits")
+        axis.set_xlabel("bytes of the logits (logarithmic)")
         axis.set_title(f"{dtype}, {chosen[0]['shape'][1]} classes", loc="left", fontweight="bold", fontsize=10)
         _plain(axis)
-    axes[0, 0].set_ylabel("value and gradient, ms a call")
+    axes[0, 0].set_ylabel("value and gradient, ms (logarithmic)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     axes[0, 0].legend(handles[::-1], labels[::-1], loc="upper left", frameon=False)
     figure.suptitle(f"Cross entropy with labels, {device}", x=0.01, ha="left")
     return figure
 
 
-def draw_linear(measurements: list[dict], path: pathlib.Path) -> None:
-    """Draws time and memory of linear cross entropy over the number of tokens."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+def draw_linear(file: pathlib.Path) -> pathlib.Path:
+    """Draws time and memory over tokens of what `linear_cross_entropy` wrote, beside it, and returns where."""
+    written = json.loads(file.read_text())
+    measurements = [row for row in written["measurements"] if row["what"] == "sweep"]
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.2), layout="constrained")
     colours = ("#1b5faa", "#6aa5e0", "#e0831a", "#7a7a7a")
     names = list(dict.fromkeys(m["who"] for m in measurements))
     for who, colour in zip(names, colours, strict=False):
@@ -127,13 +135,26 @@ def draw_linear(measurements: list[dict], path: pathlib.Path) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), "o-", color=colour, label=who, markersize=4)
     first = measurements[0]
+    tokens = sorted({m["tokens"] for m in measurements})
     for axis, title in zip(axes, ("value and gradients, ms", "temporaries, GB"), strict=True):
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        axis.set_xlabel("tokens")
-        axis.set_title(title, loc="left", fontweight="bold")
-        axis.grid(color="#e4e4e4")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"linear cross entropy, {first['dtype']}, D = {first['width']}, V = {first['classes']}")
-    axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=110)
+        axis.set_xticks(tokens, [_short(count).replace(" ", "") for count in tokens])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.set_xlabel("tokens (logarithmic)")
+        axis.set_title(f"{title} (logarithmic)", loc="left", fontweight="bold", fontsize=10)
+        _plain(axis)
+    shape = f"{first['dtype']}, {first['width']} features, {first['classes']} classes"
+    figure.suptitle(f"Linear cross entropy, {shape}, {written['device']}", x=0.01, ha="left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(file.with_suffix(".png"), dpi=110)
+    plt.close(figure)
+    return file.with_suffix(".png")
+
+
+if __name__ == "__main__":
+    drawn = [picture for file in sorted(RESULTS.glob("losses*_sweep_*.json")) for picture in draw(file)]
+    print(*drawn, draw_linear(RESULTS / "linear_cross_entropy_gpu.json"), sep="\n")

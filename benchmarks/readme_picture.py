@@ -19,13 +19,8 @@ from benchmarks.record import RESULTS
 
 IMAGES = pathlib.Path(__file__).parents[1] / "docs" / "images"
 
-WIDTH, BAR, NAME, TITLE, FOOT = (
-    640,
-    34,
-    34,
-    84,
-    48,
-)  # points: of the picture, a bar, a group's name, a heading, the last line
+WIDTH, BAR, NAME, TITLE, FOOT = 640, 34, 34, 84, 48
+"""Points: of the picture, a bar, a group's name, a heading, the last line."""
 THEMES = {
     "light": {"text": "#1f2328", "jaxloss": "#1b5faa", "other": "#c96f0c", "limit": "#1f2328", "on bar": "#ffffff"},
     "dark": {"text": "#f0f3f6", "jaxloss": "#5aa2f0", "other": "#e8983a", "limit": "#f0f3f6", "on bar": "#0d1117"},
@@ -82,7 +77,7 @@ def cross_entropy(kept: dict) -> Panel:
         names = {"jaxloss": "jaxloss", "torch.compile": "torch.compile", "Liger": "Liger", "xla": "XLA"}
         bars = [Bar(name, ms[who], ms["limit"]) for who, name in names.items() if who in ms]
         groups[f"{dtype} {shape(*sizes)}"] = bars
-    return Panel("Cross entropy", "value and gradient; the line is a copy of the logits", "ms", groups)
+    return Panel("Cross entropy", "value and gradient; the line: a copy of the logits", "ms", groups)
 
 
 def linear_cross_entropy(kept: dict) -> list[Panel]:
@@ -162,7 +157,7 @@ def draw(theme: str, path: pathlib.Path) -> None:
         for panel, tall in zip(drawn, heights, strict=True):
             draw_panel(figure.add_axes((0.005, (top - tall) / total, 0.99, tall / total)), panel, THEMES[theme])
             top -= tall
-        figure.text(0.005, 12 / total, f"{device}; less is better", fontsize=19, color=THEMES[theme]["text"])
+        figure.text(0.005, 12 / total, f"{device}; lower is better", fontsize=19, color=THEMES[theme]["text"])
         figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
 

@@ -129,7 +129,7 @@ def of_rows(hardware: Hardware, layout: Layout, rows: int, times: int) -> list[C
     return [
         collective(
             hardware,
-            f"{numbers} number{'s' if numbers > 1 else ''} a row",
+            f"{numbers} scalar{'s' if numbers > 1 else ''} per row",
             "all-reduce",
             numbers * rows * FLOAT,
             "host",
@@ -225,7 +225,7 @@ UNITS = {
 
 def figures(hardware: Hardware) -> str:
     """The table of what the model is fed."""
-    lines = ["### What the model is fed\n", "| | | from |", "|---|---|---|"]
+    lines = ["### What the model is fed\n", "| rate or time | | from |", "|---|--:|---|"]
     for name, (what, unit, symbol) in UNITS.items():
         figure = getattr(hardware, name)
         lines.append(f"| {what} | {figure.value / unit:.3g} {symbol} | {figure.source} |")
@@ -244,7 +244,7 @@ def weak_scaling(results: dict) -> str:
             by_placement[row["loss"], row["split"]][row["who"]] = row
     lines = [
         f"### Measured: {most} × {results['device']}, each with the work of one\n",
-        "| split of | | ms | efficiency | of it without collectives | XLA, ms | XLA, efficiency |",
+        "| loss | split | ms | efficiency | share of computation | XLA, ms | XLA, efficiency |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for (loss, split), contenders in by_placement.items():
@@ -269,7 +269,7 @@ def quantity(size: float) -> str:
 def step(title: str, compute: Cost, collectives: list[Cost]) -> str:
     """The table of a step."""
     told = sum(cost.seconds for cost in collectives)
-    lines = [f"### {title}\n", "| | times | bytes a GPU sends, each | ms in all | of the computation |"]
+    lines = [f"### {title}\n", "| step | times | bytes a GPU sends, each | ms in all | of the computation |"]
     lines.append("|---|--:|--:|--:|--:|")
     lines.append(f"| {compute.what} | | | {compute.seconds * 1e3:.2f} | |")
     lines += [

@@ -28,6 +28,8 @@ nitpick_ignore = [("py:exc", "TypeError"), ("py:exc", "ValueError")]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # outputs are stored, and `make notebooks` checks them
+nb_code_prompt_show = "The code of this figure"
+nb_code_prompt_hide = nb_code_prompt_show
 nb_ipywidgets_js = {}  # without a kernel sliders are dead: pictures stand in for them
 suppress_warnings = ["mystnb.unknown_mime_type"]
 

@@ -130,6 +130,21 @@ def mixup() -> Chart:
     return Chart("lead of the first label's logit", "loss", GAP, series)
 
 
+def some_classes() -> Chart:
+    """The gradient of one row of zeros, whose target lists classes 0 and 3."""
+    target = jnp.array([[0, 3]]), jnp.array([[0.6, 0.2]])
+    gradient = functools.partial(jaxloss.d_categorical_cross_entropy, jnp.zeros((1, CLASSES)), target)
+    series = {f'remainder="{name}"': gradient(remainder=name)[0] for name in ("drop", "spread")}
+    return Chart("class; 0.6 and 0.2 are given to 0 and 3", "gradient", np.arange(CLASSES), series, bars=True)
+
+
+def binary_class_weights() -> Chart:
+    """Of one label, whose weight it is."""
+    logits, target = GAP[:, None], np.ones((len(GAP), 1), np.float32)
+    series = {f"c = {c:g}": binary(logits, target, class_weights=np.full(1, c, np.float32))[:, 0] for c in (0.5, 1, 2)}
+    return Chart("logit, for a target of 1", "loss", GAP, series)
+
+
 def clip() -> Chart:
     """Value and gradient of a wrong prediction."""
     gap = np.linspace(-30, 5, 71, dtype=np.float32)
@@ -148,8 +163,10 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "temperature": temperature,
     "num_classes": num_classes,
     "mixup": mixup,
+    "some_classes": some_classes,
     "clip": clip,
     "pos_weight": lambda: of_logit("p", settings("pos_weight", 1.0, 2.0, 4.0)),
+    "binary_class_weights": binary_class_weights,
     "binary_label_smoothing": lambda: of_logit("ε", settings("label_smoothing", 0.0, 0.1, 0.3)),
     "focal_gamma": lambda: of_logit("γ", settings("focal_gamma", 0.0, 1.0, 3.0)),
     "focal_alpha": lambda: of_logit("α", settings("focal_alpha", None, 0.25, 0.75)),

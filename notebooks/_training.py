@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from sklearn import datasets, model_selection
 
 CLASSES, FEATURES = 10, 64
@@ -52,5 +52,8 @@ def curves(losses: dict[str, list[float]], title: str) -> Figure:
         axes.semilogy(range(1, len(values) + 1), values, dashes, color=color, linewidth=width, label=name)
     axes.set(title=title, xlabel="epoch", ylabel="loss (nats, logarithmic)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.legend()
     return figure

@@ -69,7 +69,8 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
         }
     )
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({})
+        kept = {name: cell.metadata[name] for name in ("jupyter", "tags") if name in cell.metadata}  # what hides a cell
+        cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
             # Widgets without a kernel are dead, and their identifiers random.
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]

@@ -15,7 +15,7 @@ import test_axis_name
 import test_mesh_axis_types
 import test_shard_map
 import test_sharding
-from losses import CASES, MATRIX
+from losses import CASES, MATRIX, Case
 from transforms import TRANSFORMS, TRANSFORMS_OF_TARGET
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "composition.md"
@@ -27,7 +27,7 @@ agrees with the plain formula under the same transform in float64, to a toleranc
 oldest supported jax in CI, and a part of it that has every transform and placement on the newest; its transforms run on a GPU
 too (`make test-gpu`), and the main ones of its placements on two GPUs or more (`make test-multi-gpu`).
 
-A dot is a tested cell, with the reductions `mean` and `none`; of the founding losses (the first {founding} columns) with `sum`
+A dot is a tested cell, with the reductions `mean` and `none`; of the first {founding} columns with `sum`
 too. Linear cross entropy is differentiated with respect to the hidden states there; its other tests take both operands.
 """
 
@@ -48,7 +48,7 @@ EXCEPTIONS = """## What cannot be
 SHARDING = """## Sharding
 
 On a mesh of 8 devices, d (4) × v (2), with automatic and with explicit axes, the mesh in context. The gradient keeps the sharding of its operand,
-and the compiled module holds no all-gather, no all-to-all and no collective-permute; what is reduced is numbers of one a row.
+and the compiled module holds no all-gather, no all-to-all and no collective-permute; only scalars per row are reduced.
 
 n is the global batch under `jit`. Inside `shard_map` it is what the device holds: give the global one as `normalizer=` and add
 the shares up with `jax.lax.psum`.
@@ -59,7 +59,7 @@ AXIS_TYPES = """## Meshes of any axis types, with and without a context
 Each mesh axis is treated by its own type. Axes that an enclosing `shard_map` has made manual are the caller's. Explicit axes
 are in the operands' types, so they need no `jax.set_mesh`. Automatic axes are XLA's, whose partitioner asks when it has decided.
 A loss of each family (elementwise, rows, rows unreduced, divergence, linear) has the plain formula's value, gradient and
-shardings, and no collective that the formula does not have, but sums of one number a row; each cell is tested without a mesh in
+shardings, and no collective that the formula does not have, but sums of one scalar per row; each cell is tested without a mesh in
 context and under `jax.set_mesh`:
 """
 
@@ -75,7 +75,7 @@ array that it is, and its gradient is unreduced, as JAX has it; one that is `unr
 
 AXIS_NAME = """## A vocabulary that the caller has split
 
-`axis_name=` inside `shard_map`, Megatron style: labels are indices of the whole vocabulary, three numbers a row are exchanged,
+`axis_name=` inside `shard_map`, Megatron style: labels are indices of the whole vocabulary, three scalars per row are exchanged,
 the gradient is that of the local slice.
 """
 
@@ -119,13 +119,22 @@ plain formula, of which `cost_analysis()` tells: `jax.jit(jaxloss.formulas.categ
 
 def table(heads: list[str], lines: list[tuple[str, list[bool]]]) -> str:
     """A Markdown table with a dot where true."""
-    rows = [f"| `{name}` | {' | '.join('●' if cell else '' for cell in cells)} |" for name, cells in lines]
+    rows = [
+        f"| {name.replace('_', ' ')} | {' | '.join('●' if cell else '' for cell in cells)} |" for name, cells in lines
+    ]
     return "\n".join([f"| | {' | '.join(heads)} |", f"|---|{':-:|' * len(heads)}", *rows]) + "\n"
+
+
+def heading(case: Case) -> str:
+    """What a loss is called at the top of its column, in words that break where a column is narrow."""
+    loss, _, target = str(case).partition("-")
+    loss = loss.replace("_cross_entropy", "").replace("_with_everything", ", all options").replace("_with_", ", ")
+    return f"{loss}, {target.replace('indices', 'labels')}" if loss.startswith("categorical") else loss
 
 
 def page() -> str:
     """The text of the page."""
-    names = [*(str(case).replace("-", ", ") for case in MATRIX), "linear_cross_entropy, indices"]
+    names = [*map(heading, MATRIX), "linear"]
     transforms = [(name, [True] * len(names)) for name in TRANSFORMS]
     transforms += [(name, [*(case.of_target for case in MATRIX), False]) for name in TRANSFORMS_OF_TARGET]
     placements = list(test_sharding.PLACEMENTS)

@@ -47,10 +47,11 @@ def mutants(kept: dict) -> Rows:
 
 def survivors(kept: dict) -> Rows:
     """The faults that no test saw, and those that are none, each with its reason."""
-    yield "fault", "what becomes of it"
+    yield "fault", "result", "why"
     for fault, mutant in kept["mutants"].items():
-        if mutant["result"] in ("survived", "equivalent"):
-            yield f"`{fault}`", mutant["by"] or mutant["result"]
+        if (result := mutant["result"]) in ("survived", "equivalent"):
+            why = mutant.get("reason") or mutant["by"] or "a case of the check is missing"
+            yield f"`{fault}`", "changes no result" if result == "equivalent" else result, why
 
 
 def markdown(rows: Rows) -> list[str]:

@@ -9,7 +9,9 @@ import jaxloss
 
 INLINE = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<formula>[^$]+?)\$|`(?P<code>[^`]+)`", re.DOTALL)
 BEFORE, AFTER = " \n([{<-/:'\"", " \n.,:;!?)]}>-/'\""  # what may stand beside a role
-STATISTICS = jaxloss.CrossEntropyStats._fields  # one is called as a function is
+MODULES = {module.__name__: module for module in (jaxloss, jaxloss.optax, jaxloss.formulas, jaxloss.objectives)}
+NO_LINKS = "formulas", "objectives", *jaxloss.CrossEntropyStats._fields  # modules; names of functions too
+TYPE = re.compile(r"<class 'jax\.numpy\.(\w+)'>")
 RETURNS = re.compile(r"^( *)Returns:\n", re.MULTILINE)
 
 
@@ -40,12 +42,11 @@ def _paragraph(paragraph: str, scope: str) -> str:
 
 
 def _code(code: str, scope: str) -> str:
-    """A link, if that is what a public function or class is called."""
-    name = code if code.startswith("jaxloss.") else f"{scope}.{code}"
-    module, _, last = name.rpartition(".")
-    modules = {"jaxloss": jaxloss, "jaxloss.optax": jaxloss.optax, "jaxloss.formulas": jaxloss.formulas}
-    if module in modules and last in modules[module].__all__ and last not in ("formulas", *STATISTICS):
-        return f":py:obj:`{code} <{name}>`"
+    """A link, if that is what a public function or class is called, in the module `scope` or in jaxloss itself."""
+    for name in (code,) if code.startswith("jaxloss.") else (f"{scope}.{code}", f"jaxloss.{code}"):
+        module, _, last = name.rpartition(".")
+        if module in MODULES and last in MODULES[module].__all__ and last not in NO_LINKS:
+            return f":py:obj:`{code} <{name}>`"
     return f"``{code}``"
 
 
@@ -53,6 +54,14 @@ def _process(app: Sphinx, what: str, name: str, thing: object, options: dict, li
     del app, options, thing
     scope = name if what == "module" else name.rpartition(".")[0]
     lines[:] = markup("\n".join(lines), scope).split("\n")
+
+
+def _defaults(
+    app: Sphinx, what: str, name: str, thing: object, options: dict, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Types among the defaults are written as one writes them in a call."""
+    del app, what, name, thing, options
+    return signature and TYPE.sub(r"jnp.\1", signature), returns
 
 
 def _is_field(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: dict) -> bool | None:
@@ -63,5 +72,6 @@ def _is_field(app: Sphinx, what: str, name: str, thing: object, skip: bool, opti
 
 def setup(app: Sphinx) -> dict:
     app.connect("autodoc-skip-member", _is_field)
+    app.connect("autodoc-process-signature", _defaults)
     app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon's, which is 500
     return {"parallel_read_safe": True}

@@ -21,25 +21,31 @@ LOSSES = {
     "binary": "binary cross entropy",
     ("categorical", "labels"): "cross entropy, labels",
     ("categorical", "numbers"): "cross entropy, probabilities",
+    "KL": "`kl_divergence`",
+    "Jensen-Shannon": "`jensen_shannon`",
+    "entropy": "`entropy`",
+    "policy": "`log_prob` and `entropy`",
 }
 
 
 def _loss(row: dict) -> str:
     if " with " in row["loss"]:
-        return row["loss"].replace("categorical", "cross entropy").replace("_", " ")
+        option = row["loss"].removeprefix("categorical with ")
+        return {"all": "all of them", "statistics": "none, statistics"}.get(option, f"`{option}`")
     return LOSSES.get((row["loss"], row["target"])) or LOSSES[row["loss"]]
 
 
 def _shape(shape: list[int]) -> str:
-    return " × ".join(f"{size:,}".replace(",", "\u202f") for size in shape)
+    return "\u00a0×\u00a0".join(f"{size:,}".replace(",", "\u202f") for size in shape)
 
 
 def losses(rows: list[dict], what: str) -> Rows:
     """Of large arrays: times, and what they are compared with."""
     rows = [row for row in rows if row["part"] in ("table", "portable") and what in row["ms"]["jaxloss"]]
+    first = "option" if any(" with " in row["loss"] for row in rows) else "loss"
     torch = [who for who in ("torch.compile", "Liger") if any(who in row["ms"] for row in rows)]
     yield (
-        *("loss", "type", "shape", "jaxloss, ms", "XLA, ms", *(f"{who}, ms" for who in torch)),
+        *(first, "type", "shape", "jaxloss, ms", "XLA, ms", *(f"{who}, ms" for who in torch)),
         *("memory limit, ms", "jaxloss / limit", "XLA / jaxloss"),
     )
     for row in rows:
@@ -64,8 +70,8 @@ def calls(rows: list[dict]) -> Rows:
 
 
 def linear(rows: list[dict], what: str) -> Rows:
-    """Linear cross entropy beside the matrix products that it cannot do without."""
-    yield "tokens × width × classes", "how", "ms", "the products, ms", "ratio", "temporaries, GB"
+    """Linear losses beside the matrix products that they cannot do without."""
+    yield "tokens × width × classes", "implementation", "ms", "the products, ms", "ratio", "temporaries, GB"
     for row in rows:
         if row["what"] == what and "ms" in row:
             shape = _shape([row["tokens"], row["width"], row["classes"]])
@@ -73,9 +79,21 @@ def linear(rows: list[dict], what: str) -> Rows:
             yield shape, row["who"], row["ms"], limit, row["ms"] / limit, row["temporary_bytes"] / 1e9
 
 
+def linear_losses(rows: list[dict]) -> Rows:
+    """The same, of value and gradients of several losses; variants that were tried are left out."""
+    yield "loss", "tokens × width × classes", "implementation", "ms", "the products, ms", "ratio", "temporaries, GB"
+    for row in rows:
+        if row["who"] in ("jaxloss", "jaxloss, summed in bfloat16", "whole logits", "scan and checkpoint"):
+            shape = _shape([row["tokens"], row["width"], row["classes"]])
+            times = (
+                (row["ms"], row["limit_ms"], row["ms"] / row["limit_ms"]) if "ms" in row else ("out of memory", "", "")
+            )
+            yield row["what"], shape, row["who"], *times, row["temporary_bytes"] / 1e9 if "ms" in row else ""
+
+
 def compilation(rows: list[dict]) -> Rows:
     """How long value and gradient take to trace and to compile."""
-    yield "loss", "jaxloss traces, ms", "compiles, ms", "optax traces, ms", "compiles, ms"
+    yield "loss", "jaxloss traces, ms", "jaxloss compiles, ms", "optax traces, ms", "optax compiles, ms"
     for row in rows:
         times = (1000 * row[who][step] for who in ("jaxloss", "optax") for step in ("trace", "compile"))
         yield row["loss"], *times
@@ -85,6 +103,7 @@ TABLES = {
     "losses": losses,
     "calls": calls,
     "linear_cross_entropy": linear,
+    "linear_losses": linear_losses,
     "compile_time": compilation,
 }
 

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
@@ -14,6 +15,8 @@ PICTURE = re.compile(
     r"<img src=\"(?P<light>[^\"]+)\"(?: width=\"(?P<width>\d+)\")? alt=\"(?P<alt>[^\"]+)\">\s*</picture>"
 )
 NOTEBOOKS = "notebooks"
+LONG = 40
+"""Letters: a cell of a table with more has room for some of them in a line."""
 
 
 def _copy_notebooks(app: Sphinx, config: Config) -> None:
@@ -62,6 +65,19 @@ def _pictures(app: Sphinx, page: str, source: list[str]) -> None:
         logging.getLogger(__name__).warning("a <picture> that is not as PICTURE has it", location=page)
 
 
+def _classes_of_tables(app: Sphinx, page: nodes.document, name: str) -> None:
+    """Marks what a telephone shows in another way: cells of much text, and tables whose first column names numbers."""
+    del app, name
+    for entry in page.findall(nodes.entry):
+        if len(entry.astext()) > LONG:
+            entry["classes"].append("long")
+    for table in page.findall(nodes.table):
+        rows = [row for body in table.findall(nodes.tbody) for row in body.findall(nodes.row)]
+        aligned = [{"text-right", "text-center"} & set(row[-1]["classes"]) for row in rows]
+        if len(rows[0]) > 2 and all(aligned):
+            table["classes"].append("numbers")
+
+
 def _language(app: Sphinx, page: str, template: str, context: dict, tree: object) -> None:
     """Korean pages say so: browsers choose fonts, break lines and read aloud by it."""
     del app, template, tree
@@ -73,5 +89,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("config-inited", _copy_notebooks)
     app.connect("source-read", _outward_links)
     app.connect("source-read", _pictures)
+    app.connect("doctree-resolved", _classes_of_tables)
     app.connect("html-page-context", _language)
     return {"parallel_read_safe": True}

@@ -48,6 +48,26 @@ class TestNotebook:
         for match in TARGET.finditer(path.read_text(encoding="utf-8")):
             assert match[0] == library.target_name(match["name"])
 
+    def test_its_measurements_are_those_of_the_benchmarks(self, path):
+        """Outputs are stored: of a file that was measured again they are old."""
+        sources = "".join(line for cell in cells(path) for line in cell["source"])
+        printed = "".join("".join(output.get("text", ())) for output in outputs(path))
+        for name in re.findall(r"\"(\w+_gpu)\.json\"", sources):
+            kept = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+            assert kept["device"] in printed
+            for row in kept["measurements"]:
+                if row.get("part") == "table":
+                    assert f"{row['ms']['jaxloss']['value_and_grad']:.3f}" in printed
+                if row.get("what") in ("sweep", "value_and_grad") and row["who"] == "jaxloss" and "ms" in row:
+                    assert f"{row['ms']:.1f}" in printed
+
+    def test_what_only_draws_is_folded(self, path):
+        """On the site and in JupyterLab: a reader wants the figure, and opens its source if at all."""
+        for cell in cells(path):
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and re.search(r"^ *figure[, ].*= |[( ]Figure\(", source, re.MULTILINE):
+                assert cell["metadata"] == {"jupyter": {"source_hidden": True}, "tags": ["hide-input"]}
+
     def test_it_is_in_the_navigation_and_in_the_readme(self, path):
         index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
         assert f"<notebooks/{path.stem}>" in index

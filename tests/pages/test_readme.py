@@ -41,7 +41,7 @@ def shape_of(text: str) -> list[int]:
     return [int(size.replace(" ", "")) for size in text.split("×")]
 
 
-SPEED = table("## How near the memory's limit")
+SPEED = table("## Performance")
 OPTIONS_SPEED = table("Cross entropy of labels with options, value and gradient")
 LINEAR_SPEED = table("Linear cross entropy, value and gradient")
 
@@ -220,6 +220,14 @@ def test_links_lead_somewhere(page):
                 headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
                 anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
                 assert anchor in anchors, target
+
+
+def test_code_of_the_readme_is_not_cut_off():
+    """A repository page shows 97 columns."""
+    blocks = re.findall(r"^```\w+\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) > 20
+    assert [line for line in lines if len(line) > 97] == []
 
 
 def said(pattern: str) -> tuple[float, ...]:

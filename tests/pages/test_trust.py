@@ -341,6 +341,8 @@ def test_tables_say_what_the_files_do(name):
     kept = json.loads(path.read_text(encoding="utf-8"))
     if OF_PAGE[name] == "mutants":
         assert all(file in text for file in kept["counts"])
+        left = [mutant for mutant in kept["mutants"].values() if mutant["result"] in ("survived", "equivalent")]
+        assert all(mutant.get("reason", "") in text and mutant["by"] in text for mutant in left)
         return
     if name == "trust_cpu":  # what has not run on a GPU, the page says, is not there
         assert set(names.CAMPAIGNS["cpu"]) <= {part["campaign"] for part in kept["measurements"]}
