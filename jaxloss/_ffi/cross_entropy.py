@@ -240,6 +240,9 @@ def cross_entropy_with_options_stats_grad(
     it may overwrite the logits.
     """
     given_names = tuple(options)
+    if in_place:  # a function of the statistics, or XLA copies the logits to be free to make these later
+        log_sum = stats[1]
+        of_lse = jnp.where(jnp.isnan(log_sum), log_sum, of_lse)  # of no number, so is the gradient
 
     def plain(logits, target, row_weight, *others):
         parameters, (of_lse, of_entropy, *stats) = others[: len(given_names)], others[len(given_names) :]

@@ -31,6 +31,11 @@ def operands(sequences=SEQUENCES):
     return s.hidden, s.kernel, s.labels, np.ones(sequences, np.float32), of_tokens, of_tokens
 
 
+def with_constant_bonus(tokens, advantages, *_):
+    """Its derivatives are no functions of the tokens' statistics."""
+    return -(advantages[:, None] * tokens.log_prob + 0.01 * tokens.entropy + 0.1 * tokens.lse).sum()
+
+
 def masked(hidden, kernel, labels, *data):
     return jax.value_and_grad(loss(GRPO, ignore_index=3, shift=1), (0, 1))(hidden, kernel, labels, *data)
 
@@ -43,6 +48,7 @@ PRODUCTS = {
     "data too": (jax.value_and_grad(loss(GRPO), (0, 1, 3, 4, 5)), 3),
     "data alone": (jax.value_and_grad(loss(GRPO), 3), 1),
     "masked": (masked, 3),
+    "constant bonus": (jax.value_and_grad(loss(with_constant_bonus), (0, 1)), 3),
     "with options": (jax.value_and_grad(loss(GRPO, softcap=30.0, temperature=0.7), (0, 1)), 3),
     "scaled": (jax.value_and_grad(lambda *o: 3 * loss(GRPO)(*o) ** 2, (0, 1)), 3),
 }
