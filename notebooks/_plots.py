@@ -4,6 +4,7 @@ import asyncio
 import base64
 import html
 import io
+import threading
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -55,15 +56,19 @@ def png(figure: Figure) -> bytes:
 def live(draw: Callable[..., tuple[Figure, str]], *controls: widgets.ValueWidget) -> widgets.HTML:
     """The figure that `draw` makes, with its description, of the controls' values, and again when one of them moves.
 
-    While a figure is drawn a slider may send many values. They do not queue: the next figure is of the latest one.
+    While a figure is drawn a slider may send many values. They do not queue: the next figure is of the latest one. Where
+    messages of sliders come in several threads, as from JupyterLab 4.6 with ipykernel 7, figures are drawn one after
+    the other, each of the values that there are then, so that none of an older value comes last.
     """
     picture = widgets.HTML()
     waiting: asyncio.TimerHandle | None = None
+    drawing = threading.Lock()
 
     def redraw() -> None:
         nonlocal waiting
         waiting = None
-        picture.value = as_html(*draw(*(control.value for control in controls)))
+        with drawing:
+            picture.value = as_html(*draw(*(control.value for control in controls)))
 
     def moved(_) -> None:
         nonlocal waiting
