@@ -20,16 +20,19 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._checks.objective_data import (
+    as_wide,
     is_of_sequences,
     number_of_objective,
     of_sequences,
     of_tokens,
     require_sequences,
+    widened,
 )
 from jaxloss._linear.traced import Tokens
 from jaxloss._types import FINITE, FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, Per
 
 Array = jax.Array
+Number = float | Array
 
 __all__ = [
     "Objective",
@@ -69,7 +72,7 @@ class Objective:
 # ---- what they are made of -------------------------------------------------------------------------------------------
 
 
-def _epsilons(epsilon: ArrayLike, epsilon_high: ArrayLike | None) -> tuple[ArrayLike, ArrayLike]:
+def _epsilons(epsilon: ArrayLike, epsilon_high: ArrayLike | None) -> tuple[Number, Number]:
     low = number_of_objective("epsilon", epsilon, NOT_NEGATIVE)
     return low, low if epsilon_high is None else number_of_objective("epsilon_high", epsilon_high, NOT_NEGATIVE)
 
@@ -94,16 +97,23 @@ def _bonus(tokens: Tokens, coefficient: ArrayLike) -> ArrayLike:
     return 0.0 if _known_zero(coefficient) else coefficient * tokens.entropy
 
 
-def _clipped(log_ratio: Array, advantage: Array, epsilons: tuple[ArrayLike, ArrayLike]) -> Array:
+def _bounds(tokens: Tokens, epsilons: tuple[Number, Number]) -> tuple[Number, Number]:
+    """Those of a ratio."""
+    return 1 - as_wide(tokens, epsilons[0]), 1 + as_wide(tokens, epsilons[1])
+
+
+def _clipped(log_ratio: Array, advantage: Array, bounds: tuple[Number, Number]) -> Array:
     """The clipped surrogate min(r A, clip(r) A) of the logarithm of r.
 
-    Where the clip holds, r has no part in it: of one that overflows it would be 0 · ∞.
+    Where the clip holds, r has no part in it: of one that overflows it would be 0 · ∞. Beside an advantage of 0 it
+    holds on both sides.
     """
-    low, high = 1 - epsilons[0], 1 + epsilons[1]
+    low, high = bounds
     ratio = jnp.exp(log_ratio)
-    clips = (advantage == 0) | jnp.where(advantage > 0, ratio > high, ratio < low)
+    above = ratio > high
+    clips = jnp.where(advantage == 0, above | (ratio < low), jnp.where(advantage > 0, above, ratio < low))
     ratio = jnp.exp(jnp.where(clips, 0, log_ratio))
-    return jnp.where(clips, jnp.where(advantage > 0, high, low), ratio) * advantage
+    return jnp.where(clips, jnp.where(above, high, low), ratio) * advantage
 
 
 def _log_ratio(name: str, tokens: Tokens, of_before: Array) -> Array:
@@ -115,7 +125,7 @@ def _log_ratio_of_sequences(tokens: Tokens, reference_log_prob: Array) -> Array:
     """Of the policy to the reference, of each sequence."""
     require_sequences(tokens, "an objective of whole sequences")
     if not is_of_sequences("reference_log_prob", tokens, reference_log_prob):
-        reference_log_prob = _sum(tokens, reference_log_prob)
+        reference_log_prob = _sum(tokens, widened(tokens, reference_log_prob))
     return tokens.log_prob.sum(-1) - reference_log_prob
 
 
@@ -178,7 +188,7 @@ def ppo(epsilon: ArrayLike = 0.2, epsilon_high: ArrayLike | None = None, entropy
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array) -> Array:
         log_ratio = _log_ratio("old_log_prob", tokens, old_log_prob)
-        surrogate = _clipped(log_ratio, of_tokens("advantages", tokens, advantages), epsilons)
+        surrogate = _clipped(log_ratio, of_tokens("advantages", tokens, advantages), _bounds(tokens, epsilons))
         return -(surrogate + _bonus(tokens, bonus)).sum()
 
     return Objective(objective)
@@ -223,7 +233,8 @@ def grpo(
                 f"old_log_prob{', reference_log_prob' if with_reference else ''}"
             )
         log_ratio = _log_ratio("old_log_prob", tokens, old_log_prob)
-        total = _clipped(log_ratio, of_tokens("advantages", tokens, advantages), epsilons) + _bonus(tokens, bonus)
+        surrogate = _clipped(log_ratio, of_tokens("advantages", tokens, advantages), _bounds(tokens, epsilons))
+        total = surrogate + _bonus(tokens, bonus)
         for of_reference in reference_log_prob:
             log_ratio = -_log_ratio("reference_log_prob", tokens, of_reference)
             total -= of_divergence * (jnp.expm1(log_ratio) - log_ratio)
@@ -252,12 +263,12 @@ def cispo(epsilon_high: ArrayLike = 5.0, epsilon: ArrayLike | None = None, entro
     Source: MiniMax, *MiniMax-M1* (2025), arXiv:2506.13585.
     """
     bonus = number_of_objective("entropy_bonus", entropy_bonus, FINITE)
-    low = None if epsilon is None else 1 - number_of_objective("epsilon", epsilon, NOT_NEGATIVE)
-    high = 1 + number_of_objective("epsilon_high", epsilon_high, NOT_NEGATIVE)
+    low = jnp.inf if epsilon is None else number_of_objective("epsilon", epsilon, NOT_NEGATIVE)
+    epsilons = low, number_of_objective("epsilon_high", epsilon_high, NOT_NEGATIVE)
 
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array) -> Array:
         ratio = jnp.exp(_log_ratio("old_log_prob", tokens, old_log_prob))
-        weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
+        weight = jax.lax.stop_gradient(jnp.clip(ratio, *_bounds(tokens, epsilons)))
         advantages = of_tokens("advantages", tokens, advantages)
         return -(weight * advantages * tokens.log_prob + _bonus(tokens, bonus)).sum()
 
@@ -284,7 +295,7 @@ def gspo(epsilon: ArrayLike = 3e-4, epsilon_high: ArrayLike | None = 4e-4) -> Ob
     def objective(tokens: Tokens, advantages: Array, old_log_prob: Array) -> Array:
         advantages = of_sequences("advantages", tokens, advantages)
         log_ratio = _mean(tokens, _log_ratio("old_log_prob", tokens, old_log_prob))
-        return -jnp.where(tokens.mask.any(-1), _clipped(log_ratio, advantages, epsilons), 0).sum()
+        return -jnp.where(tokens.mask.any(-1), _clipped(log_ratio, advantages, _bounds(tokens, epsilons)), 0).sum()
 
     return Objective(objective)
 
@@ -315,7 +326,8 @@ def dpo(beta: ArrayLike = 0.1, smoothing: ArrayLike = 0.0) -> Objective:
 
     def objective(tokens: Tokens, reference_log_prob: Array) -> Array:
         margin = scale * _margin(tokens, reference_log_prob)
-        return -((1 - of_wrong) * jax.nn.log_sigmoid(margin) + of_wrong * jax.nn.log_sigmoid(-margin)).sum()
+        of_right = 1 - as_wide(tokens, of_wrong)
+        return -(of_right * jax.nn.log_sigmoid(margin) + of_wrong * jax.nn.log_sigmoid(-margin)).sum()
 
     return Objective(objective, group=2)
 
@@ -334,9 +346,10 @@ def ipo(tau: ArrayLike = 0.1) -> Objective:
     Source: M. Azar et al., *A General Theoretical Paradigm to Understand Learning from Human Preferences* (2023),
     arXiv:2310.12036.
     """
-    wanted = 1 / (2 * number_of_objective("tau", tau, POSITIVE))
+    of_wanted = number_of_objective("tau", tau, POSITIVE)
 
     def objective(tokens: Tokens, reference_log_prob: Array) -> Array:
+        wanted = 1 / (2 * as_wide(tokens, of_wanted))
         return ((_margin(tokens, reference_log_prob) - wanted) ** 2).sum()
 
     return Objective(objective, group=2)
@@ -372,8 +385,9 @@ def kto(beta: ArrayLike = 0.1, desirable_weight: ArrayLike = 1.0, undesirable_we
         desirable = of_sequences("desirable", tokens, desirable)
         log_ratio = _log_ratio_of_sequences(tokens, reference_log_prob)
         gain = scale * (log_ratio - of_sequences("divergence", tokens, jax.lax.stop_gradient(divergence)))
-        # 1 − σ(x) = σ(−x)
-        of_desirable, of_undesirable = weights[0] * jax.nn.sigmoid(-gain), weights[1] * jax.nn.sigmoid(gain)
+        # 1 − σ(x) = σ(−x), of which an exponential has a derivative that stays exact where σ rounds to 1.
+        of_desirable, of_undesirable = (jnp.exp(jax.nn.log_sigmoid(x)) for x in (-gain, gain))
+        of_desirable, of_undesirable = weights[0] * of_desirable, weights[1] * of_undesirable
         return jnp.where(tokens.mask.any(-1), jnp.where(desirable, of_desirable, of_undesirable), 0).sum()
 
     return Objective(objective)

@@ -13,13 +13,26 @@ EITHER = ("tokens", "sequences")
 """Which numbers data may have: one a token, or one a sequence."""
 
 
-def number_of_objective(name: str, x: ArrayLike, interval: Interval) -> ArrayLike:
+def number_of_objective(name: str, x: ArrayLike, interval: Interval) -> float | Array:
     """A number of the interval, a Python float if it is known; a traced one becomes NaN beside it."""
     if isinstance(x, Tokens):
         expected = f"{interval.words}; linear_objective is given what this function makes, as in objectives.dpo()"
         raise TypeError(f"{name} has type Tokens: expected {expected}")
     checked = number(name, x, interval)
     return float(np.asarray(x)) if is_known(x) else checked
+
+
+def as_wide(tokens: Tokens, x: float | Array) -> float | Array:
+    """A number or data in the type of the tokens' statistics, where its own is narrower; a known number as it is.
+
+    For what is computed of it alone, such as 1 − ε or a sum, which would be rounded to its own type.
+    """
+    return widened(tokens, x) if isinstance(x, Array) else x
+
+
+def widened(tokens: Tokens, x: Array) -> Array:
+    """The same of an array."""
+    return x.astype(jnp.promote_types(x.dtype, tokens.log_prob.dtype))
 
 
 def require_sequences(tokens: Tokens, why: str) -> None:

@@ -402,3 +402,84 @@ def test_ratios_that_overflow(name):
     assert all(np.isfinite(x).all() for x in (value, *gradients))
     assert (np.asarray(gradients[0])[:2] == 0).all()
     assert np.abs(gradients[0][2:]).max() > 0
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "gspo"])
+def test_an_advantage_of_0(name):
+    """The derivative with respect to it is that of r A, on both sides of 0, where the clip does not hold."""
+    old, advantages = (CLOSE, np.zeros(S)) if name == "gspo" else (OLD, np.zeros((S, T)))
+
+    def loss(advantages):
+        objective = getattr(objectives, name)(2e-4 if name == "gspo" else 0.2)
+        return jaxloss.linear_objective(
+            SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objective, advantages, old, where=MASK
+        )
+
+    slope = -jit_quickly(jax.grad(loss))(advantages.astype(np.float32))
+    log_ratio = np.where(MASK, LOG_PROB - old, 0)
+    lengths = np.array(LENGTHS)
+    ratio = np.exp(log_ratio.sum(1) / lengths) if name == "gspo" else np.exp(log_ratio) * MASK
+    low, high = (1 - 2e-4, 1 + 4e-4) if name == "gspo" else (0.8, 1.2)
+    inside = (ratio > low) & (ratio < high)
+    assert 0 < inside.sum() < inside.size
+    expected = ratio / (lengths[:, None] if name == "grpo" else 1)
+    np.testing.assert_allclose(slope[inside], expected[inside], rtol=1e-5)
+
+
+def test_kto_of_a_far_gain():
+    """The gradient is as exact where the sigmoid rounds to 1 as where it is small."""
+    gains = np.array([-30.0, -12.0, 12.0, 30.0])
+
+    def loss(reference, desirable):
+        data = desirable, reference, np.zeros(S, np.float32)
+        return jaxloss.linear_objective(
+            SAMPLE.hidden, SAMPLE.kernel, SAMPLE.labels, objectives.kto(1.0), *data, where=MASK
+        )
+
+    slope = jit_quickly(jax.grad(loss))
+    reference = (np.where(MASK, LOG_PROB, 0).sum(1) - gains).astype(np.float32)
+    expected = 1 / (2 + np.exp(gains) + np.exp(-gains))
+    for desirable in (True, False):
+        found = slope(reference, np.full(S, desirable))
+        np.testing.assert_allclose(found, expected if desirable else -expected, rtol=1e-4)
+
+
+# Each objective's numbers, none of which float32 has exactly, and which of its data a narrow type is tried for.
+OF_NUMBERS = {
+    "reinforce": ({"entropy_bonus": 0.1}, (ADVANTAGES,)),
+    "ppo": ({"epsilon": 0.2, "epsilon_high": 0.3, "entropy_bonus": 0.1}, (ADVANTAGES, OLD)),
+    "grpo": ({"epsilon": 0.2, "epsilon_high": 0.3, "beta": 0.1, "entropy_bonus": 0.1}, (ADVANTAGES, OLD, REFERENCE)),
+    "cispo": ({"epsilon_high": 0.3, "epsilon": 0.2, "entropy_bonus": 0.1}, (ADVANTAGES, OLD)),
+    "gspo": ({"epsilon": 3e-4, "epsilon_high": 4e-4}, (ADVANTAGES, OLD)),
+    "dpo": ({"beta": 0.3, "smoothing": 0.1}, (REFERENCE,)),
+    "ipo": ({"tau": 0.3}, (REFERENCE,)),
+    "kto": ({"beta": 0.3, "desirable_weight": 1.1, "undesirable_weight": 0.7}, (DESIRABLE, REFERENCE, DIVERGENCE)),
+    "simpo": ({"beta": 2.1, "gamma": 0.3}, ()),
+    "orpo": ({"weight": 0.3}, ()),
+}
+
+
+@pytest.mark.parametrize(("narrow", "wide"), [("float32", "float64"), ("bfloat16", "float32")])
+def test_numbers_and_data_of_a_narrow_type(narrow, wide):
+    """What is made of them alone, such as 1 − ε or a sum, is not rounded to their type."""
+
+    def losses(hidden, kernel, numbers, data):
+        return {
+            name: jaxloss.linear_objective(
+                hidden, kernel, SAMPLE.labels, getattr(objectives, name)(**numbers[name]), *data[name], where=MASK
+            )
+            for name in numbers
+        }
+
+    with jax.enable_x64(wide == "float64"):
+        operands = SAMPLE.hidden.astype(wide), SAMPLE.kernel.astype(wide)
+        given = jax.tree.map(lambda x: x if x is DESIRABLE else jax.numpy.asarray(x, narrow), OF_NUMBERS)
+        same = jax.tree.map(lambda x: x if x is DESIRABLE else x.astype(wide), given)
+
+        def run(given):
+            numbers, data = ({name: each[place] for name, each in given.items()} for place in (0, 1))
+            return jit_quickly(lambda *x: jax.jacrev(losses)(*x))(*operands, numbers, data)
+
+        found, expected = run(given), run(same)
+    for name, exact in expected.items():
+        tolerance.assert_close(found[name], exact, name, computed=np.dtype(wide), terms=S * T)
