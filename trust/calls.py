@@ -121,6 +121,11 @@ class Configuration(abc.ABC):
         del what
         return exact.terms
 
+    def counted(self, terms: int) -> tuple[int, int]:
+        """Operations, and terms of a sum, that a result's bound counts: the oracle of 64 bits errs as much as it."""
+        operations = 2 * tolerance.OPERATIONS
+        return (2 * operations, 4 * terms) if self.of_64_bits else (operations, terms)
+
     # ---- what most have alike --------------------------------------------------------------------------------------
 
     @property
@@ -182,6 +187,8 @@ class Configuration(abc.ABC):
                 fewer = tuple(other for other in self.numbers if other != name)
                 yield dataclasses.replace(self, numbers=fewer), draw.without(name)
         for name in self.shapes:
+            if name == "where" and draw.pattern == "masked tokens":  # of which the oracle says nothing without it
+                continue
             fewer = {other: shape for other, shape in self.shapes.items() if other != name}
             yield dataclasses.replace(self, shapes=fewer), draw.without(name)
         if self.with_normalizer:

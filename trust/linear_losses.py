@@ -146,7 +146,7 @@ class LinearConfiguration(Configuration):
 
     @property
     def rounded_to(self) -> np.dtype:
-        types = (self.dtype, self.kernel_dtype, "float32" if self.with_bias or "data" in self.arguments else "float64")
+        types = (self.dtype, self.kernel_dtype, "float32" if self.with_bias or self.is_objective else "float64")
         return max((jnp.dtype(name) for name in types), key=calls.spacing)
 
     @property
@@ -167,15 +167,22 @@ class LinearConfiguration(Configuration):
         """Whether it is a function of all tokens, which a function that is given makes."""
         return bool(self.objective)
 
-    def with_objective(
-        self, rest: Exact, of_label: Callable[..., Exact], given: dict[str, np.ndarray], off: np.ndarray, cotangent
-    ) -> Exact:
-        """The objective, from what the subject says of it and the oracle of log-probabilities.
+    def with_objective(self, of_rows: Callable[..., Exact], draw: Drawn, off: np.ndarray) -> Exact:
+        """The objective, of a function that gives the sum over tokens of what elements say of logits and labels.
 
-        `off` is what those of each token are off by, for an error of the logits.
+        `off` is by what the logits of each token err.
         """
-        del cotangent
-        return _with_data(rest, of_label, given["data"], off.shape)
+        return _with_data(of_rows, self.subject.elements, draw.operands["data"], off.shape)
+
+    def drawn_data(self, rng: np.random.Generator, count: int, pattern: str, operands: dict) -> dict[str, np.ndarray]:
+        """What the objective takes besides, of calls with these operands."""
+        del pattern, operands
+        return {"data": rng.standard_normal((count, *self.tokens[:-1])).astype(np.float32)}
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """The operands that have tangents."""
+        return "x", "kernel", "bias", "weights", "normalizer", *(("data",) if self.is_objective else ())
 
     @property
     def _class_axis(self) -> int:
@@ -199,18 +206,17 @@ class LinearConfiguration(Configuration):
                 strangers = rng.choice([-1, self.classes, 100, -128], labels.shape)
                 labels = np.where(rng.random(labels.shape) < 0.2, strangers, labels)
             operands["labels"] = labels.astype(np.int32)
-        if "data" in self.arguments:
-            operands["data"] = rng.standard_normal((count, *self.tokens[:-1])).astype(np.float32)
         for name in self.numbers:
             operands[name] = calls.repeated(OPTIONS[name](rng, self.classes), count)
         operands |= calls.drawn_multipliers(self, rng, count, pattern)
+        if self.is_objective:
+            operands |= self.drawn_data(rng, count, pattern, operands)
         if pattern == "masked tokens":  # at which nothing looks
             keep = np.broadcast_to(operands["where"], (count, *self.tokens))[..., None]
             for name in {"x", "teacher_hidden"} & set(operands):
                 operands[name] = np.where(keep, operands[name], np.asarray(np.nan, operands[name].dtype))
-        moved = ("x", "kernel", "bias", "data", "weights", "normalizer")
         units = self.tokens if self._reduction == "none" and not self.is_objective else ()
-        return calls.drawn(rng, pattern, operands, moved, units)
+        return calls.drawn(rng, pattern, operands, self.moved, units)
 
     def _states(self, rng, count: int, pattern: str, features: int) -> np.ndarray:
         x = 1.5 * rng.standard_normal((count, *self.tokens, features))
@@ -227,50 +233,73 @@ class LinearConfiguration(Configuration):
 
     def exact(self, draw: Drawn, x: np.ndarray | None = None) -> Exact:
         given = draw.operands
-        masked = given.get("where")
-        states = given["x"] if x is None else x
-        student = _Product.of(states, given["kernel"], given.get("bias"), self._class_axis, masked)
-        teacher = None
-        if self.subject.has_teacher:
-            names = ("teacher_hidden", "teacher_kernel", "teacher_bias")
-            teacher = _Product.of(*(given.get(name) for name in names), self._class_axis, masked)
-        options = {name: calls.exact_number(given[name][0]) for name in self.numbers}
-        if "num_classes" in self.static:
-            options["num_classes"] = self.static["num_classes"]
-        steepness = (1 + 2 / options.get("softcap", np.inf)) / min(1.0, options.get("temperature", 1.0))
-        where, target = self._targets(given, teacher)
-        of_rows = functools.partial(
-            reduced,
-            by_rows=True,
-            clip=self.static.get("clip"),
-            reduction="sum" if self.is_objective else self._reduction,
-            where=where,
-            ignore_index=self.static.get("ignore_index"),
-            cotangent=draw.cotangent,
-        )
-        multipliers = {name: given[name] for name in ("weights", "normalizer") if name in given}
-        of_logits = of_rows(functools.partial(self.subject.elements, **options), student.logits, target, **multipliers)
+        student, teacher = self._products(given, given["x"] if x is None else x)
+        of_rows = self._of_rows(given, student, teacher, draw.cotangent)
         if self.is_objective:
-            of_label = functools.partial(of_rows, functools.partial(statistics.log_prob, **options))
-            of_label = functools.partial(of_label, student.logits, target)
-            of_logits = self.with_objective(
-                of_logits, of_label, given, steepness * student.largest[..., 0], draw.cotangent
-            )
+            of_logits = self.with_objective(of_rows, draw, self._steepness(given) * student.largest[..., 0])
+        else:
+            multipliers = {name: given[name] for name in ("weights", "normalizer") if name in given}
+            of_logits = of_rows(self.subject.elements, **multipliers)
         # What the logits are off by, of student and teacher.
         off = student.largest if teacher is None else student.largest + teacher.largest
+        steepness = self._steepness(given)
         derivative, size = of_logits.gradients["x"]
         with np.errstate(all="ignore"):
             size = size * (1 + steepness * off)
             own = tuple(range(1, size.ndim)) if of_logits.value[0].ndim == 1 else -1
             value = of_logits.value[0], of_logits.value[1] + self._moved(draw, size, own)
         gradients = {**of_logits.gradients, **student.pulled(derivative, size)}
-        for name in ("weights", "normalizer"):
+        for name in () if self.is_objective else ("weights", "normalizer"):
             if name in gradients:
                 gradients[name] = gradients[name][0], gradients[name][1] * (1 + steepness * off.max(initial=0))
-        gradients.pop("a")
+        gradients.pop("a", None)
         frozen = ("teacher_hidden", "teacher_kernel", "teacher_bias")
         gradients |= {name: (np.zeros(given[name].shape),) * 2 for name in frozen if name in given}
         return Exact(value, gradients, max(1, int(np.prod(self.tokens)) * self.classes))
+
+    def log_prob(self, given: dict[str, np.ndarray]) -> np.ndarray:
+        """Of the labels; 0 at masked tokens."""
+        student, _ = self._products(given, given["x"])
+        of_rows = self._of_rows(given, student, None, np.ones(given["labels"].shape))
+        return of_rows(statistics.log_prob, reduction="none").value[0]
+
+    def _products(self, given, x: np.ndarray) -> tuple["_Product", "_Product | None"]:
+        """The logits of the student and, if there is one, of the teacher."""
+        masked = given.get("where")
+        student = _Product.of(x, given["kernel"], given.get("bias"), self._class_axis, masked)
+        if not self.subject.has_teacher:
+            return student, None
+        names = ("teacher_hidden", "teacher_kernel", "teacher_bias")
+        return student, _Product.of(*(given.get(name) for name in names), self._class_axis, masked)
+
+    def _options(self, given) -> dict:
+        """Of a row of logits."""
+        options = {name: calls.exact_number(given[name][0]) for name in self.numbers}
+        return options | ({"num_classes": self.static["num_classes"]} if "num_classes" in self.static else {})
+
+    def _steepness(self, given) -> float:
+        """By how much more than a logit of the product that of the loss may err."""
+        options = self._options(given)
+        return (1 + 2 / options.get("softcap", np.inf)) / min(1.0, options.get("temperature", 1.0))
+
+    def _of_rows(self, given, student: "_Product", teacher: "_Product | None", cotangent: np.ndarray):
+        """A function of what elements say of a row, and of what else `reduced` takes."""
+        where, target = self._targets(given, teacher)
+        options = self._options(given)
+
+        def of_rows(elements: Callable[..., oracles.Terms], **rest) -> Exact:
+            return reduced(
+                functools.partial(elements, **options),
+                student.logits,
+                target,
+                by_rows=True,
+                clip=self.static.get("clip"),
+                where=where,
+                ignore_index=self.static.get("ignore_index"),
+                **{"reduction": "sum" if self.is_objective else self._reduction, "cotangent": cotangent, **rest},
+            )
+
+        return of_rows
 
     def _moved(self, draw: Drawn, size: np.ndarray, own) -> np.ndarray:
         """By what the value errs as its logits do; gradients are times the cotangent, and values are not."""
@@ -345,15 +374,15 @@ class _Product:
         return found
 
 
-def _with_data(rest: Exact, of_label: Callable[..., Exact], data: np.ndarray, shape: tuple[int, ...]) -> Exact:
+def _with_data(of_rows: Callable[..., Exact], elements, data: np.ndarray, shape: tuple[int, ...]) -> Exact:
     """The objective: with the log-probabilities, times the data of their sequence."""
-    multiplied = of_label(weights=np.broadcast_to(data[..., None], shape))
+    rest, multiplied = of_rows(elements), of_rows(statistics.log_prob, weights=np.broadcast_to(data[..., None], shape))
     of_token = multiplied.gradients["weights"]
 
     def added(first, second):
         return first[0] + second[0], first[1] + second[1]
 
-    gradients = {"x": added(rest.gradients["x"], multiplied.gradients["x"]), "a": rest.gradients["a"]}
+    gradients = {"x": added(rest.gradients["x"], multiplied.gradients["x"])}
     gradients["data"] = tuple(part.sum(-1) for part in of_token)
     return Exact(added(rest.value, multiplied.value), gradients, rest.terms)
 

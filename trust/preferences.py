@@ -1,153 +1,168 @@
-"""Random calls of `linear_objective` with objectives of pairs of sequences: functions of by how much one is preferred.
+"""Objectives of preferences in float64, from their papers' equations, with their derivatives.
 
-Of a pair, that is the margin m: a sum of log-probabilities times a constant, less what a reference has of them. An
-error of it is one of the slope, and so of every gradient, as large as the second derivative says.
+Pairs are a chosen sequence and a rejected one after it, along the axis of sequences.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-import losses
-from trust import calls
-from trust.calls import TRANSFORMS
-from trust.exact import Exact
-from trust.linear_losses import CHANGED, CLASSES, FEATURES, LinearConfiguration, Subject
-from trust.statistics import log_prob
-
-Array = np.ndarray
+from trust.balls import Array, Ball, Objective, Tokens
 
 
-def _logistic(smoothing: float) -> Callable[[Array], tuple[Array, Array, Array]]:
-    """−(1 − ε) log σ(m) − ε log σ(−m), and its first two derivatives."""
-
-    def of_margin(m: Array) -> tuple[Array, Array, Array]:
-        with np.errstate(over="ignore"):
-            falling, rising = 1 / (1 + np.exp(m)), 1 / (1 + np.exp(-m))
-        value = (1 - smoothing) * np.logaddexp(0, -m) + smoothing * np.logaddexp(0, m)
-        return value, smoothing * rising - (1 - smoothing) * falling, rising * falling
-
-    return of_margin
+def _sigmoid(x: Array) -> Array:
+    return np.exp(-np.logaddexp(0, -x))
 
 
-def _square(m: Array) -> tuple[Array, Array, Array]:
-    return m**2, 2 * m, np.full_like(m, 2)
+def _less_of_reference(tokens: Tokens, of_reference: Array) -> tuple[Ball, Callable[[Ball], Ball]]:
+    """log π(y) − log π_ref(y) of sequences, and the derivative with respect to what the reference is given as."""
+    if of_reference.ndim == tokens.mask.ndim:
+        of_sequences = (tokens.log_prob - tokens.each(of_reference)).sum(-1)
+        return of_sequences, lambda of_each: -of_each[..., None] * tokens.mask
+    return tokens.log_prob.sum(-1) - of_reference, lambda of_each: -of_each
 
 
-@dataclasses.dataclass(frozen=True)
-class Preference:
-    """An objective of `jaxloss.objectives`.
-
-    Attributes:
-        text: how it is made.
-        of_margin: its value for a margin, and the first two derivatives.
-        scale: of the log-probabilities in the margin.
-        less: what is subtracted from it.
-        of_means: log-probabilities are averaged over a sequence and not summed, and there is no reference.
-    """
-
-    text: str
-    of_margin: Callable[[Array], tuple[Array, Array, Array]]
-    scale: float = 1.0
-    less: float = 0.0
-    of_means: bool = False
+def _difference(of_sequences: Ball) -> Ball:
+    """Of the chosen sequence and the rejected one."""
+    return of_sequences[..., 0::2] - of_sequences[..., 1::2]
 
 
-PREFERENCES = (
-    Preference("dpo(beta=0.5)", _logistic(0.0), 0.5),
-    Preference("dpo(beta=0.1, smoothing=0.25)", _logistic(0.25), 0.1),
-    Preference("ipo(tau=0.5)", _square, less=1.0),
-    Preference("simpo(beta=2.0, gamma=0.5)", _logistic(0.0), 2.0, 0.5, of_means=True),
-)
-PAIRS = ((2, 3), (4, 1), (4, 9), (6, 2))
-SUBJECT = Subject("linear_objective", log_prob, CHANGED, unreduced=True)
+def _transposed(of_chosen: Ball, of_rejected: Ball) -> Ball:
+    """Of sequences, from what chosen and rejected ones have."""
+    shape = (*of_chosen.at.shape[:-1], -1)
+    at, size = (
+        np.stack([getattr(of_chosen, part), getattr(of_rejected, part)], -1).reshape(shape) for part in ("at", "size")
+    )
+    return Ball(at, size, of_chosen.unit)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreferenceConfiguration(LinearConfiguration):
-    """A call with one of them; the chosen sequence comes before the rejected one."""
-
-    preference: Preference
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        return ("x", "kernel", "labels", *(() if self.preference.of_means else ("data",)))
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        hidden, kernel, labels, *data = super(LinearConfiguration, self).places
-        return hidden, kernel, labels, f"jaxloss.objectives.{self.preference.text}", *data
-
-    @property
-    def is_objective(self) -> bool:
-        return True
-
-    @property
-    def examples(self) -> int:  # of half as many, pairs are not pairs
-        return 0
-
-    def with_objective(
-        self, rest: Exact, of_label: Callable[..., Exact], given: dict[str, Array], off: Array, cotangent: Array
-    ) -> Exact:
-        of_tokens, size = of_label(reduction="none", cotangent=np.ones(off.shape)).value
-        counted = size > 0
-        sign = np.where(np.arange(off.shape[1]) % 2, -1, 1)[:, None]
-        factor = self.preference.scale * sign * np.ones(counted.shape)
-        if self.preference.of_means:
-            factor = factor / np.maximum(counted.sum(-1, keepdims=True), 1)
-        margin, of_margin = (factor * of_tokens).sum(-1), (abs(factor) * size * (1 + off)).sum(-1)
-        if "data" in given:
-            reference = given["data"].astype(np.float64) * self.preference.scale
-            margin, of_margin = margin - sign[:, 0] * reference, of_margin + abs(reference)
-
-        def of_pairs(x: Array) -> Array:
-            return x[:, 0::2] + x[:, 1::2]
-
-        def of_sequences(x: Array) -> Array:
-            return np.repeat(x, 2, 1)
-
-        there = of_pairs(counted.any(-1))
-        less = self.preference.less
-        margin, of_margin = of_pairs(margin) - less, of_pairs(of_margin) + abs(less)
-        value, slope, curvature = (np.where(there, part, 0) for part in self.preference.of_margin(margin))
-        wrong = abs(slope) + curvature * of_margin  # by what the slope errs
-        pulled = of_label(weights=of_sequences(slope)[..., None] * factor).gradients["x"]
-        gradients = {
-            "a": rest.gradients["a"],
-            "x": (pulled[0], of_label(weights=of_sequences(wrong)[..., None] * abs(factor)).gradients["x"][1]),
-        }
-        if "data" in given:
-            times = self.preference.scale * cotangent.astype(np.float64)[:, None]
-            gradients["data"] = -times * sign[:, 0] * of_sequences(slope), abs(times) * of_sequences(wrong)
-        return Exact((value.sum(1), (value + abs(slope) * of_margin).sum(1)), gradients, rest.terms)
+def _pairs_there(tokens: Tokens) -> Array:
+    """The pairs that have a token."""
+    return tokens.there[..., 0::2] | tokens.there[..., 1::2]
 
 
-def of_preferences(rng: np.random.Generator, by_formula: bool) -> PreferenceConfiguration:
-    """A random one."""
-    chance, pick = calls.choices(rng)
-    dtype = pick(losses.FLOATS)
-    tokens = pick(PAIRS)
-    static = {"kernel_axis": pick((-1, 0)), "chunk_size": pick((None, 1, 4, 8)), "precision": "highest"}
-    if chance(0.3):
-        static["ignore_index"] = pick((-1, 0, 1))
-    if chance(0.3):
-        static["shift"] = 1
-    return PreferenceConfiguration(
-        preference=pick(PREFERENCES),
-        function=SUBJECT.name,
-        subject=SUBJECT,
-        shape=(*tokens, pick(FEATURES)),
-        classes=pick(CLASSES),
-        dtype=dtype,
-        kernel_dtype=pick(losses.FLOATS) if chance(0.25) else dtype,
-        with_bias=chance(0.4),
-        teacher_features=0,
-        static=static,
-        numbers=tuple(sorted(name for name in SUBJECT.optional if chance(0.3))),
-        required=(),
-        shapes={"where": tokens} if chance(0.35) else {},
-        with_normalizer=False,
-        transform=pick(TRANSFORMS),
-        by_formula=by_formula,
+def _of_margin(
+    tokens: Tokens, data: dict[str, Array], scale: float, value: Callable[[Ball], Ball], slope: Callable[[Ball], Ball]
+) -> tuple[Objective, Ball, Ball]:
+    """Of the difference of two log-ratios, times a scale; with that difference and the slope."""
+    log_ratio, of_reference = _less_of_reference(tokens, data["reference_log_prob"])
+    difference, there = _difference(log_ratio), _pairs_there(tokens)
+    of_margin = slope(difference * scale) * there
+    of_sequences = _transposed(of_margin * scale, -of_margin * scale)
+    objective = Objective(
+        value=value(difference * scale) * there,
+        of_log_prob=of_sequences[..., None] * tokens.mask,
+        of_entropy=0.0,
+        of_data={"reference_log_prob": of_reference(of_sequences)},
+        of_numbers={},
+    )
+    return objective, difference, of_margin
+
+
+def dpo(tokens: Tokens, data: dict[str, Array], beta: float = 0.1, smoothing: float = 0.0) -> Objective:
+    """−(1 − ε) log σ(β Δ) − ε log σ(−β Δ)."""
+
+    def value(margin: Ball) -> Ball:
+        falling, rising = margin.of(lambda m: np.logaddexp(0, -m)), margin.of(lambda m: np.logaddexp(0, m))
+        return falling * (1 - smoothing) + rising * smoothing
+
+    def slope(margin: Ball) -> Ball:
+        return margin.of(lambda m: smoothing * _sigmoid(m) - (1 - smoothing) * _sigmoid(-m))
+
+    objective, difference, of_margin = _of_margin(tokens, data, beta, value, slope)
+    objective.of_numbers["beta"] = of_margin * difference
+    objective.of_numbers["smoothing"] = difference * (beta * _pairs_there(tokens))
+    return objective
+
+
+def ipo(tokens: Tokens, data: dict[str, Array], tau: float = 0.1) -> Objective:
+    """(Δ − 1 / (2 τ))²."""
+    wanted = 1 / (2 * tau)
+    objective, _, of_margin = _of_margin(
+        tokens, data, 1.0, lambda m: (m - wanted) * (m - wanted), lambda m: (m - wanted) * 2.0
+    )
+    objective.of_numbers["tau"] = of_margin * (wanted / tau)
+    return objective
+
+
+def kto(
+    tokens: Tokens,
+    data: dict[str, Array],
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Objective:
+    """λ_D (1 − σ(β (ρ − z))), and λ_U (1 − σ(β (z − ρ))) if undesirable."""
+    log_ratio, of_reference = _less_of_reference(tokens, data["reference_log_prob"])
+    desirable, there = data["desirable"], tokens.there
+    gain = log_ratio - data["divergence"]
+    sign = np.where(desirable, -1.0, 1.0)
+    weight = np.where(desirable, desirable_weight, undesirable_weight) * there
+    # 1 − σ(x) = σ(−x); its slope is the largest where the gain is 0.
+    lost = (gain * (sign * beta)).of(_sigmoid)
+    of_gain = (gain * beta).of(lambda g: _sigmoid(g) * _sigmoid(-g), 0.0) * (sign * weight)
+    of_sequences = of_gain * beta
+    return Objective(
+        value=lost * weight,
+        of_log_prob=of_sequences[..., None] * tokens.mask,
+        of_entropy=0.0,
+        of_data={
+            "reference_log_prob": of_reference(of_sequences),
+            "divergence": of_gain * 0.0,
+        },
+        of_numbers={
+            "beta": of_gain * gain,
+            "desirable_weight": lost * (desirable & there),
+            "undesirable_weight": lost * (~desirable & there),
+        },
+    )
+
+
+def _of_means(tokens: Tokens, of_chosen: Ball, of_rejected: Ball) -> Ball:
+    """The derivative with respect to tokens, of that with respect to their sequences' means."""
+    return _transposed(of_chosen, of_rejected)[..., None] * tokens.share
+
+
+def simpo(tokens: Tokens, data: dict[str, Array], beta: float = 2.0, gamma: float = 0.5) -> Objective:
+    """−log σ(β mean log π_w − β mean log π_l − γ)."""
+    del data
+    difference, there = _difference((tokens.log_prob * tokens.share).sum(-1)), _pairs_there(tokens)
+    margin = difference * beta - gamma
+    slope = margin.of(lambda m: -_sigmoid(-m)) * there
+    return Objective(
+        value=margin.of(lambda m: np.logaddexp(0, -m)) * there,
+        of_log_prob=_of_means(tokens, slope * beta, -slope * beta),
+        of_entropy=0.0,
+        of_data={},
+        of_numbers={"beta": slope * difference, "gamma": -slope},
+    )
+
+
+MOST_LOG_P = -1e-7
+"""Of a probability that rounds to 1, odds are those of this logarithm, which are finite."""
+
+
+def _log_odds(log_p: Array) -> Array:
+    log_p = np.minimum(log_p, MOST_LOG_P)
+    return log_p - np.log(-np.expm1(log_p))
+
+
+def _d_log_odds(log_p: Array) -> Array:
+    return np.where(log_p < MOST_LOG_P, -1 / np.expm1(np.minimum(log_p, MOST_LOG_P)), 0)
+
+
+def orpo(tokens: Tokens, data: dict[str, Array], weight: float = 0.1) -> Objective:
+    """−log P_w − λ log σ(log P_w / (1 − P_w) − log P_l / (1 − P_l)), with log P = mean log π."""
+    del data
+    log_p, there = (tokens.log_prob * tokens.share).sum(-1), _pairs_there(tokens)
+    difference = _difference(log_p.of(_log_odds, MOST_LOG_P))
+    slopes = log_p.of(_d_log_odds, MOST_LOG_P)
+    lost, slope = difference.of(lambda d: np.logaddexp(0, -d)) * there, difference.of(lambda d: _sigmoid(-d)) * there
+    of_chosen, of_rejected = slope * slopes[..., 0::2] * -weight, slope * slopes[..., 1::2] * weight
+    return Objective(
+        value=-log_p[..., 0::2] * there + lost * weight,
+        of_log_prob=_of_means(tokens, of_chosen - 1.0 * there, of_rejected),
+        of_entropy=0.0,
+        of_data={},
+        of_numbers={"weight": lost},
     )

@@ -17,7 +17,7 @@ from trust.drop_ins import of_drop_ins
 from trust.exact import Pair
 from trust.linear_losses import of_linear
 from trust.listed_targets import of_few_classes
-from trust.preferences import of_preferences
+from trust.objectives import of_objectives
 from trust.transforms import OF_TRANSFORM
 
 BATCH = 5
@@ -26,8 +26,8 @@ BATCH = 5
 BLOCK = 32
 """So many configurations one after the other take the same path: at a change of it, what was traced is forgotten."""
 
-MAKERS = (of_losses, of_drop_ins, of_few_classes, of_pairs, of_linear, of_preferences)
-SHARES = (0.53, 0.05, 0.1, 0.03, 0.25, 0.04)
+MAKERS = (of_losses, of_drop_ins, of_few_classes, of_pairs, of_linear, of_objectives)
+SHARES = (0.5, 0.05, 0.1, 0.03, 0.22, 0.1)
 """Of the configurations."""
 
 DEFAULT_FALLBACK = call.FALLBACK_SIZE
@@ -144,7 +144,9 @@ def _hessian_along(configuration: Configuration, draw: Drawn) -> Pair:
 
     (value, size), (of_half, _) = difference(STEP), difference(STEP / 2)
     largest = largest_of_calls(size) * largest_of_calls(abs(tangent))
-    value = np.where(abs(value - of_half) <= 1e-3 * largest, value, np.nan)
+    # Not more than the bound allows: of what may jump, the magnitude is as large as the jump over the spacing.
+    apart = tolerance.OPERATIONS_OF_HIGHER_ORDER * spacing(np.float32) * largest
+    value = np.where(abs(value - of_half) <= apart, value, np.nan)
     return value, np.broadcast_to(largest, value.shape)
 
 
@@ -178,9 +180,7 @@ def error_of(configuration: Configuration, check: Check, i: int) -> str:
 def _bound(configuration: Configuration, check: Check) -> tuple[np.ndarray, np.ndarray]:
     """What the result should be where anything is asked, and how far it may be from it."""
     what, actual, (exactly, size), terms = check.what, check.actual, check.exact, check.terms
-    computed, operations = configuration.computed, 2 * tolerance.OPERATIONS
-    if configuration.of_64_bits:  # the oracle errs as much
-        operations, terms = 2 * operations, 4 * terms
+    computed, (operations, terms) = configuration.computed, configuration.counted(terms)
     if what == "along":  # of gradients that are rounded
         computed = max(computed, configuration.rounded_to, key=spacing)
     if what.startswith("gradient") and not what.endswith((" x", " a")):  # which is summed in its own type

@@ -30,7 +30,6 @@ from trust import (
     listed_targets,
     mutations,
     names,
-    preferences,
     programs,
     tables,
 )
@@ -129,7 +128,6 @@ def _clips(configuration) -> bool:
 
 OF_A_KIND = [
     (listed_targets.of_few_classes, "a"),
-    (preferences.of_preferences, "data"),
     (contrastive.of_pairs, "scale"),
 ]
 
