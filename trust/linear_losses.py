@@ -16,7 +16,8 @@ import losses
 import oracles
 from trust import calls, statistics
 from trust.calls import TRANSFORMS, Configuration, Drawn
-from trust.exact import Exact, Pair, reduced
+from trust.exact import Exact, reduced
+from trust.linear_products import Product
 from trust.options import OPTIONS
 
 
@@ -263,14 +264,14 @@ class LinearConfiguration(Configuration):
         of_rows = self._of_rows(given, student, None, np.ones(given["labels"].shape))
         return of_rows(statistics.log_prob, reduction="none").value[0]
 
-    def _products(self, given, x: np.ndarray) -> tuple["_Product", "_Product | None"]:
+    def _products(self, given, x: np.ndarray) -> tuple[Product, Product | None]:
         """The logits of the student and, if there is one, of the teacher."""
         masked = given.get("where")
-        student = _Product.of(x, given["kernel"], given.get("bias"), self._class_axis, masked)
+        student = Product.of(x, given["kernel"], given.get("bias"), self._class_axis, masked)
         if not self.subject.has_teacher:
             return student, None
         names = ("teacher_hidden", "teacher_kernel", "teacher_bias")
-        return student, _Product.of(*(given.get(name) for name in names), self._class_axis, masked)
+        return student, Product.of(*(given.get(name) for name in names), self._class_axis, masked)
 
     def _options(self, given) -> dict:
         """Of a row of logits."""
@@ -282,7 +283,7 @@ class LinearConfiguration(Configuration):
         options = self._options(given)
         return (1 + 2 / options.get("softcap", np.inf)) / min(1.0, options.get("temperature", 1.0))
 
-    def _of_rows(self, given, student: "_Product", teacher: "_Product | None", cotangent: np.ndarray):
+    def _of_rows(self, given, student: Product, teacher: Product | None, cotangent: np.ndarray):
         """A function of what elements say of a row, and of what else `reduced` takes."""
         where, target = self._targets(given, teacher)
         options = self._options(given)
@@ -326,52 +327,6 @@ class LinearConfiguration(Configuration):
     @property
     def examples(self) -> int:
         return self.tokens[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Product:
-    """Logits of each call, and what they are made of."""
-
-    hidden: np.ndarray
-    kernel: np.ndarray
-    class_axis: int
-    has_bias: bool
-    logits: np.ndarray
-    largest: np.ndarray
-    """Of each row, the magnitude of the terms of a logit."""
-
-    @classmethod
-    def of(cls, hidden, kernel, bias, class_axis: int, where) -> "_Product":
-        if where is not None:
-            keep = np.broadcast_to(where, hidden.shape[:-1])
-            hidden = np.where(keep[..., None], hidden, np.zeros((), hidden.dtype))
-        hidden, kernel = hidden.astype(np.float64), kernel.astype(np.float64)
-        kernel = kernel if class_axis else np.moveaxis(kernel, 1, 2)
-        added = np.zeros((len(hidden), kernel.shape[-1])) if bias is None else bias.astype(np.float64)
-        added = added.reshape(len(hidden), *(1,) * (hidden.ndim - 2), -1)
-        logits = np.einsum("n...d,ndv->n...v", hidden, kernel) + added
-        size = np.einsum("n...d,ndv->n...v", abs(hidden), abs(kernel)) + abs(added)
-        return cls(hidden, kernel, class_axis, bias is not None, logits, size.max(-1, keepdims=True, initial=0))
-
-    def pulled(self, derivative, size) -> dict[str, Pair]:
-        """The gradients of what the logits are made of, from theirs."""
-        found: dict[str, Pair] = {}
-        rows = len(derivative), -1
-        pairs = ((derivative, self.hidden, self.kernel), (size, abs(self.hidden), abs(self.kernel)))
-        of_x, of_kernel, of_bias = [], [], []
-        for logits, hidden, kernel in pairs:
-            of_x.append(np.einsum("n...v,ndv->n...d", logits, kernel))
-            flat = (
-                logits.reshape(*rows, logits.shape[-1]) if logits.size else np.zeros((len(logits), 0, logits.shape[-1]))
-            )
-            states = hidden.reshape(len(hidden), flat.shape[1], hidden.shape[-1])
-            product = np.einsum("ntd,ntv->ndv", states, flat)
-            of_kernel.append(product if self.class_axis else np.moveaxis(product, 1, 2))
-            of_bias.append(flat.sum(1))
-        found["x"], found["kernel"] = tuple(of_x), tuple(of_kernel)
-        if self.has_bias:
-            found["bias"] = tuple(of_bias)
-        return found
 
 
 def _with_data(of_rows: Callable[..., Exact], elements, data: np.ndarray, shape: tuple[int, ...]) -> Exact:

@@ -13,80 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import losses
-from trust import calls, policy_objectives, preferences, statistics
-from trust.balls import Ball, Objective, Tokens
+from trust import calls, policy_objectives, statistics
+from trust.balls import Ball, Tokens
 from trust.calls import TRANSFORMS, Drawn
 from trust.exact import Exact
 from trust.linear_losses import CHANGED, CLASSES, FEATURES, LinearConfiguration, Subject
+from trust.named_objectives import OBJECTIVES, Named
 
 Array = np.ndarray
 
-BONUS = (0.01, 0.3, -0.1, 0.0)
-CLIP, NARROW_CLIP = (0.2, 0.05, 0.5, 0.0, 1.5), (3e-4, 4e-4, 1e-3, 0.2)
-EITHER, OF_TOKENS, OF_SEQUENCES = ("tokens", "sequences"), ("tokens",), ("sequences",)
 BOOLEAN = "desirable"
 """The data that is no number."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Named:
-    """An objective of `jaxloss.objectives`.
-
-    Attributes:
-        equation: the oracle, of the objective's name.
-        numbers: what each of its numbers may be; one that is left out is as the oracle's default says.
-        data: in its order, and whether there is one for each token or each sequence.
-        near: how far the policy's log-probabilities may be from those of data.
-        required: the numbers that are never left out.
-        single: blocks may be single tokens.
-        pairs: sequences are.
-        stops: no derivative follows a part of it.
-    """
-
-    equation: Callable[..., Objective]
-    numbers: Mapping[str, tuple[float, ...]]
-    data: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    near: tuple[float, ...] = (0.0, 0.03, 0.3, 2.0)
-    required: tuple[str, ...] = ()
-    single: bool = False
-    pairs: bool = False
-    stops: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.equation.__name__
-
-
-_OF_POLICY = {"advantages": EITHER, "old_log_prob": OF_TOKENS}
-_CLIPPED = {"epsilon": CLIP, "epsilon_high": CLIP, "entropy_bonus": BONUS}
-_PAIR = {"reference_log_prob": EITHER}
-OBJECTIVES = (
-    Named(policy_objectives.reinforce, {"entropy_bonus": BONUS}, {"advantages": EITHER}, single=True),
-    Named(policy_objectives.ppo, _CLIPPED, _OF_POLICY, single=True),
-    Named(policy_objectives.grpo, _CLIPPED, _OF_POLICY),
-    Named(
-        policy_objectives.grpo,
-        {**_CLIPPED, "beta": (0.04, 0.5)},
-        {**_OF_POLICY, "reference_log_prob": OF_TOKENS},
-        required=("beta",),
-    ),
-    Named(policy_objectives.cispo, {**_CLIPPED, "epsilon_high": (5.0, 0.2, 0.0)}, _OF_POLICY, single=True, stops=True),
-    Named(
-        policy_objectives.gspo,
-        {"epsilon": NARROW_CLIP, "epsilon_high": NARROW_CLIP},
-        {**_OF_POLICY, "advantages": OF_SEQUENCES},
-        near=(0.0, 3e-4, 1e-3, 0.3),
-    ),
-    Named(
-        preferences.kto,
-        {"beta": (0.5, 0.1, 2.0), "desirable_weight": (1.0, 0.75, 3.0, 0.0), "undesirable_weight": (1.0, 1.33)},
-        {BOOLEAN: OF_SEQUENCES, "reference_log_prob": EITHER, "divergence": OF_SEQUENCES},
-    ),
-    Named(preferences.dpo, {"beta": (0.5, 0.1), "smoothing": (0.25, 0.0, 1.0)}, _PAIR, pairs=True),
-    Named(preferences.ipo, {"tau": (0.5, 0.1)}, _PAIR, pairs=True),
-    Named(preferences.simpo, {"beta": (2.0, 0.5), "gamma": (0.5, 0.0, -1.0)}, pairs=True),
-    Named(preferences.orpo, {"weight": (0.1, 1.0, 0.0)}, pairs=True),
-)
 SEQUENCES = ((0, 3), (1, 1), (2, 3), (3, 5), (4, 1), (4, 9), (6, 2), (7,), (2, 2, 3), (3, 0))
 SUBJECT = Subject("linear_objective", statistics.log_prob, CHANGED, unreduced=True)
 
@@ -195,6 +133,7 @@ class ObjectiveConfiguration(LinearConfiguration):
         given, mask = draw.operands, self._mask(draw.operands)
         terms = max(1, math.prod(self.tokens) * self.classes)
         tokens = self._tokens(of_rows, draw, off, terms)
+        units = tokens.log_prob.unit / self._unit(terms, self.computed)
         data = {name: self._data(name, given[name], mask) for name in self.named.data}
         numbers = {**self.compiled, **{name: float(given[name][0]) for name in self.traced}}
         found = self.named.equation(tokens, data, **numbers)
@@ -204,25 +143,25 @@ class ObjectiveConfiguration(LinearConfiguration):
 
         of_entropy = np.broadcast_to(found.of_entropy, mask.shape)
         slopes = {
-            statistics.log_prob: found.of_log_prob,
-            statistics.entropy: Ball(of_entropy, abs(of_entropy), tokens.log_prob.unit),
+            statistics.log_prob: (found.of_log_prob.at, units * found.of_log_prob.size),
+            statistics.entropy: (of_entropy, 0),
         }
-        shape = (len(mask), *(1,) * len(self.tokens))
+        of_token = factor.reshape(len(mask), *(1,) * len(self.tokens))
         of_logits = [
-            [of_rows(elements, weights=part * factor.reshape(shape)).gradients["x"] for part in (slope.at, slope.size)]
-            for elements, slope in slopes.items()
+            [of_rows(elements, weights=x * of_token).gradients["x"] for x in (at, np.maximum(size, abs(at)))]
+            for elements, (at, size) in slopes.items()
         ]
         gradients = {"x": (sum(at[0] for at, _ in of_logits), sum(size[1] for _, size in of_logits))}
         for name, ball in found.of_data.items():
             along = times.reshape(len(times), *(1,) * (ball.at.ndim - 1))
-            gradients[name] = along * ball.at, abs(along) * ball.size
+            gradients[name] = along * ball.at, units * abs(along) * ball.size
         for name in self.traced:
             of_number = _total(found.of_numbers[name])
-            gradients[name] = times * of_number.at, abs(times) * of_number.size
+            gradients[name] = times * of_number.at, units * abs(times) * of_number.size
         value = _total(found.value)
         if "normalizer" in given:
-            gradients["normalizer"] = -value.at * factor * times, value.size * abs(factor * times)
-        return Exact((value.at * factor, value.size * abs(factor)), gradients, terms)
+            gradients["normalizer"] = -value.at * factor * times, units * value.size * abs(factor * times)
+        return Exact((value.at * factor, units * value.size * abs(factor)), gradients, terms)
 
     def _data(self, name: str, x: Array, mask: Array) -> Array:
         """Data, as equations take it: 0 of what does not count."""
@@ -238,12 +177,21 @@ class ObjectiveConfiguration(LinearConfiguration):
         either = there[..., 0::2] | there[..., 1::2]
         return np.repeat(either, 2, -1)
 
-    def _tokens(self, of_rows: Callable[..., Exact], draw: Drawn, off: Array, terms: int) -> Tokens:
-        """The statistics of tokens, of logits that err by `off`: a log-probability by at most twice as much."""
+    def _unit(self, terms: int, dtype) -> float:
+        """By what the fuzz lets a result of magnitude 1 be off that is computed in that type."""
         operations, counted = self.counted(terms)
-        unit, mask = (operations + math.sqrt(counted)) * calls.spacing(self.computed), self._mask(draw.operands)
+        return (operations + math.sqrt(counted)) * calls.spacing(dtype)
 
-        def ball(elements, moves: float | Array) -> Ball:
+    def _tokens(self, of_rows: Callable[..., Exact], draw: Drawn, off: Array, terms: int) -> Tokens:
+        """The statistics of tokens, of logits that err by `off`: a log-probability by at most twice as much.
+
+        Logits of 16 bits are rounded to them twice, with a bias. All else is computed in float32.
+        """
+        unit, mask = self._unit(terms, np.result_type(np.float32, self.computed)), self._mask(draw.operands)
+        if self.computed.itemsize == 2:
+            off = off * (1 + calls.spacing(self.computed) / unit)
+
+        def ball(elements, moves: float) -> Ball:
             at, size = of_rows(elements, reduction="none", cotangent=np.ones(mask.shape)).value
             return Ball(at, size + moves * off * mask, unit)
 

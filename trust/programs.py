@@ -127,7 +127,7 @@ def _along(draw: Drawn, gradients: dict[str, Pair]) -> Pair:
             exactly, magnitude = gradients[name]
             wide = tangent.astype(np.float64)
             value = value + np.sum(exactly * wide, _of_calls(wide))
-            size = size + np.sum(magnitude * abs(wide), _of_calls(wide))
+            size = size + np.sum(np.maximum(magnitude, abs(exactly)) * abs(wide), _of_calls(wide))
     return value, size
 
 
