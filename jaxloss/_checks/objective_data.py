@@ -67,8 +67,10 @@ def _shape_error(name: str, tokens: Tokens, x: Array, kinds: tuple[str, ...]) ->
 
 
 def of_tokens(name: str, tokens: Tokens, x: Array, kinds: tuple[str, ...] = EITHER) -> Array:
-    """Data for each token; 0 for masked ones."""
-    return jnp.where(tokens.mask, x[:, None] if is_of_sequences(name, tokens, x, kinds) else x, 0)
+    """Data for each token; 0 for masked ones. Its gradient is a sum over tokens, which is not made in a narrow type."""
+    whole = is_of_sequences(name, tokens, x, kinds)
+    x = widened(tokens, x)
+    return jnp.where(tokens.mask, x[:, None] if whole else x, 0)
 
 
 def of_sequences(name: str, tokens: Tokens, x: Array) -> Array:
