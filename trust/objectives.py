@@ -154,7 +154,10 @@ class ObjectiveConfiguration(LinearConfiguration):
         gradients = {"x": (sum(at[0] for at, _ in of_logits), sum(size[1] for _, size in of_logits))}
         for name, ball in found.of_data.items():
             along = times.reshape(len(times), *(1,) * (ball.at.ndim - 1))
-            gradients[name] = along * ball.at, units * abs(along) * ball.size
+            size = units * ball.size
+            if given[name].dtype == self.computed:  # to which it is rounded
+                size = np.maximum(size, abs(ball.at))
+            gradients[name] = along * ball.at, abs(along) * size
         for name in self.traced:
             of_number = _total(found.of_numbers[name])
             gradients[name] = times * of_number.at, units * abs(times) * of_number.size
