@@ -143,21 +143,19 @@ class ObjectiveConfiguration(LinearConfiguration):
 
         of_entropy = np.broadcast_to(found.of_entropy, mask.shape)
         slopes = {
-            statistics.log_prob: (found.of_log_prob.at, units * found.of_log_prob.size),
-            statistics.entropy: (of_entropy, 0),
+            statistics.log_prob: self._rounded(found.of_log_prob.at, units * found.of_log_prob.size, self.computed),
+            statistics.entropy: (of_entropy, abs(of_entropy)),
         }
         of_token = factor.reshape(len(mask), *(1,) * len(self.tokens))
         of_logits = [
-            [of_rows(elements, weights=x * of_token).gradients["x"] for x in (at, np.maximum(size, abs(at)))]
-            for elements, (at, size) in slopes.items()
+            [of_rows(elements, weights=x * of_token).gradients["x"] for x in slope]
+            for elements, slope in slopes.items()
         ]
         gradients = {"x": (sum(at[0] for at, _ in of_logits), sum(size[1] for _, size in of_logits))}
         for name, ball in found.of_data.items():
             along = times.reshape(len(times), *(1,) * (ball.at.ndim - 1))
-            size = units * ball.size
-            if given[name].dtype == self.computed:  # to which it is rounded
-                size = np.maximum(size, abs(ball.at))
-            gradients[name] = along * ball.at, abs(along) * size
+            at, size = self._rounded(ball.at, units * ball.size, given[name].dtype)
+            gradients[name] = along * at, abs(along) * size
         for name in self.traced:
             of_number = _total(found.of_numbers[name])
             gradients[name] = times * of_number.at, units * abs(times) * of_number.size
@@ -179,6 +177,12 @@ class ObjectiveConfiguration(LinearConfiguration):
             return there
         either = there[..., 0::2] | there[..., 1::2]
         return np.repeat(either, 2, -1)
+
+    def _rounded(self, at: Array, size: Array, dtype) -> tuple[Array, Array]:
+        """What is computed of statistics, when it is rounded to 16 bits: wherever in the ball it is."""
+        if dtype.itemsize == 2:
+            size = size * (1 + calls.spacing(dtype)) + (abs(at) if dtype == self.computed else 0)
+        return at, size
 
     def _unit(self, terms: int, dtype) -> float:
         """By what the fuzz lets a result of magnitude 1 be off that is computed in that type."""
