@@ -384,11 +384,13 @@ def kto(beta: ArrayLike = 0.1, desirable_weight: ArrayLike = 1.0, undesirable_we
             raise TypeError(f"desirable has dtype {desirable.dtype}: expected booleans")
         desirable = of_sequences("desirable", tokens, desirable)
         log_ratio = _log_ratio_of_sequences(tokens, reference_log_prob)
-        gain = scale * (log_ratio - of_sequences("divergence", tokens, jax.lax.stop_gradient(divergence)))
+        gain = log_ratio - of_sequences("divergence", tokens, jax.lax.stop_gradient(divergence))
+        there = tokens.mask.any(-1)
+        gain = scale * jnp.where(there, gain, 0)  # the data of a sequence without tokens may be NaN
         # 1 − σ(x) = σ(−x), of which an exponential has a derivative that stays exact where σ rounds to 1.
         of_desirable, of_undesirable = (jnp.exp(jax.nn.log_sigmoid(x)) for x in (-gain, gain))
         of_desirable, of_undesirable = weights[0] * of_desirable, weights[1] * of_undesirable
-        return jnp.where(tokens.mask.any(-1), jnp.where(desirable, of_desirable, of_undesirable), 0).sum()
+        return jnp.where(there, jnp.where(desirable, of_desirable, of_undesirable), 0).sum()
 
     return Objective(objective)
 

@@ -40,9 +40,11 @@ class _Surrogate:
             return (advantages > 0) & (np.exp(x) > high)
 
         of_advantages = log_r.of(lambda x: np.where(holds(x), clipped(x), np.exp(x)), *kinks)
-        # Beside an advantage of 0 the minimum is the one of the two or the other.
-        between = np.where(advantages == 0, abs(clipped(log_r.at) - np.exp(log_r.at)), 0) / log_r.unit
-        of_advantages = dataclasses.replace(of_advantages, size=np.minimum(of_advantages.size + between, MOST))
+        # Beside an advantage of 0 the minimum is the one of the two or the other, which is rounded, too.
+        of_clipped = clipped(log_r.at)
+        between = abs(of_clipped) + abs(of_clipped - np.exp(log_r.at)) / log_r.unit
+        size = of_advantages.size + np.where(advantages == 0, between, 0)
+        of_advantages = dataclasses.replace(of_advantages, size=np.minimum(size, MOST))
         return cls(
             log_r.of(lambda x: np.minimum(np.exp(x) * advantages, clipped(x) * advantages), *kinks),
             log_r.of(lambda x: np.where(holds(x), 0, np.exp(x)) * advantages, *kinks),

@@ -444,6 +444,24 @@ def test_kto_of_a_far_gain():
         np.testing.assert_allclose(found, expected if desirable else -expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["gspo", "kto"])
+def test_data_of_a_sequence_without_tokens(name):
+    """In a group that has tokens, it may be NaN: its gradient is 0, and nothing else sees it."""
+    mask = MASK & np.array([False, True, True, True])[:, None]
+    make, data = getattr(objectives, name), (np.array([np.nan, 1, -1, 2], np.float32),)
+    data = (*data, CLOSE) if name == "gspo" else (*data, DIVERGENCE)
+    number = "epsilon" if name == "gspo" else "beta"
+
+    def loss(hidden, x, number_of_it):
+        each = (x, *data[1:]) if name == "gspo" else (DESIRABLE, x, *data[1:])
+        objective = make(**{number: number_of_it})
+        return jaxloss.linear_objective(hidden, SAMPLE.kernel, SAMPLE.labels, objective, *each, where=mask, group=2)
+
+    value, gradients = jit_quickly(jax.value_and_grad(loss, (0, 1, 2)))(SAMPLE.hidden, data[0], 0.1)
+    assert all(np.isfinite(x).all() for x in (value, *gradients))
+    assert gradients[1][0] == 0
+
+
 # Objectives that make something of a number or of data alone: numbers that float32 does not have exactly, and data but
 # for KTO's booleans.
 NARROW = {
