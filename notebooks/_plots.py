@@ -56,9 +56,9 @@ def png(figure: Figure) -> bytes:
 def live(draw: Callable[..., tuple[Figure, str]], *controls: widgets.ValueWidget) -> widgets.HTML:
     """The figure that `draw` makes, with its description, of the controls' values, and again when one of them moves.
 
-    While a figure is drawn a slider may send many values. They do not queue: the next figure is of the latest one. Where
-    messages of sliders come in several threads, as from JupyterLab 4.6 with ipykernel 7, figures are drawn one after
-    the other, each of the values that there are then, so that none of an older value comes last.
+    While a figure is drawn a slider may send many values. They do not queue: the next figure is of the latest one.
+    JupyterLab 4.6 with ipykernel 7 has messages of one slider in several threads: so figures are drawn one after the
+    other, each of the values that there are then, and none of an older value comes last.
     """
     picture = widgets.HTML()
     waiting: asyncio.TimerHandle | None = None
