@@ -8,9 +8,6 @@ turn with each contender; memory is that script's too. Liger, a package of torch
 
 import dataclasses
 import functools
-import os
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch uses the same GPU
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +144,7 @@ LIGER_BETA = {"KL": 0.0, "reverse KL": 1.0, "Jensen-Shannon": BETA}
 
 
 def contenders_of_liger(name: str) -> dict[str, shared.OfTorch]:
-    """Its fused divergence, where it is installed; it sums the gradient of the kernel in bfloat16 unless it is told."""
+    """Its fused divergence, where it is installed. By default it accumulates the gradient of the kernel in bfloat16."""
     if name not in LIGER_BETA:
         return {}
 

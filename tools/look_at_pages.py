@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
 THEMES, WIDTHS = ("light", "dark"), (1280, 400)
-SETTLED_SECONDS = 90.0
-"""How long after a slider's last value its picture may be another one's, on a machine that has other work: beside ten
-busy processes on two cores 30 were too few."""
+SETTLED_SECONDS = 30.0
+"""How long after a slider's last value its picture may be another one's, on a machine that has other work."""
 RUN_ALL = """
 const done = arguments[0];
 jupyterapp.commands.execute('notebook:run-all-cells').then(() => done(null), (error) => done(String(error)));

@@ -327,6 +327,7 @@ def test_size_of_a_release():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["KL", "reverse KL", "Jensen-Shannon"])
 def test_liger_computes_what_it_is_compared_with(name):
+    # Peers that benchmarks leave out where they are not installed.
     torch, _ = pytest.importorskip("torch"), pytest.importorskip("liger_kernel")
     from benchmarks import linear_distillation, linear_torch
     from benchmarks.linear_cross_entropy import Work
