@@ -65,15 +65,25 @@ struct RowObjective {
         class_weights(rows.class_weights
                           ? rows.class_weights + set_of_row(rows.rows_per_class_weights, row) * rows.classes
                           : nullptr),
-        z_loss(rows.z_loss.of(row)),
-        label{-1, -1},
-        share{0, 0},
-        valid(true) {
+        z_loss(rows.z_loss.of(row)) {
     if constexpr (std::is_same_v<Target, ClassIndices>) {
-      const Real mix = rows.mix.of(row);
-      set_label(0, rows.target.index[row], mix);
-      if (rows.second_label.given()) set_label(1, rows.second_label.of(row), 1 - mix);
+      take_labels(rows, row, rows.target.index[row]);
+    } else {
+      label[0] = label[1] = -1;
+      share[0] = share[1] = 0;
+      valid = true;
     }
+  }
+
+  // Those of a row, of which the first is given.
+  template <class Rows>
+  JAXLOSS_INLINE void take_labels(const Rows& rows, int64_t row, int64_t first) {
+    valid = true;
+    const Real mix = rows.mix.of(row);
+    set_label(0, first, mix);
+    label[1] = -1;
+    share[1] = 0;
+    if (rows.second_label.given()) set_label(1, rows.second_label.of(row), 1 - mix);
   }
 
   template <class Value>

@@ -852,7 +852,7 @@ int run(const std::string& what) {
         check_graph(buffers, what.c_str());
         check_all_targets(buffers, what.c_str(), false, StoredPairs{});
       }
-      if (what == "streaming" || what == "teams") {  // of options too
+      if (what == "streaming" || what == "teams" || what == "tiles") {  // of options too
         check_options<float, float, true>(buffers, what);
         check_options<bfloat16, float, true>(buffers, what);
         check_options<float16, float, true>(buffers, what);

@@ -17,6 +17,9 @@ int set_of_options(int number, bool by_index, Random& random) {
   return by_index ? set : set & ~(kSecondLabel | kMargin);
 }
 
+// How many rows share a number: any, one or all, or all.
+enum class Sharing { any, one_or_all, all };
+
 // Numbers that rows share, `rows_per_number` of them each; empty where the option is not given.
 template <class Number>
 struct SharedNumbers {
@@ -24,9 +27,9 @@ struct SharedNumbers {
   int64_t rows_per_number = 1;
 
   template <class Draw>
-  void draw(bool given, int64_t rows, Random& random, Draw of_row) {
+  void draw(bool given, int64_t rows, Random& random, Sharing sharing, Draw of_row) {
     const int64_t some[] = {rows, 1, 1, 3};
-    rows_per_number = some[random.below(4)];
+    rows_per_number = sharing == Sharing::all ? rows : some[random.below(sharing == Sharing::any ? 4 : 3)];
     for (int64_t row = 0; given && row < rows; row += rows_per_number) {
       numbers.push_back(static_cast<Number>(of_row(row)));
     }
@@ -53,30 +56,35 @@ struct OptionCase {
   std::vector<Expected> loss, max, log_sum, nll, entropy, predicted, rank;
   std::vector<Expected> gradient, gradient_of_known, gradient_of_stats;
 
-  OptionCase(int set, int64_t row_count, int64_t class_count, uint64_t seed) : rows(row_count), classes(class_count) {
+  // `alike`: rows have the same options, but for weights and what belongs to labels.
+  OptionCase(int set, int64_t row_count, int64_t class_count, uint64_t seed, bool alike)
+      : rows(row_count), classes(class_count) {
     Random random{seed};
+    const Sharing of_rows = alike ? Sharing::one_or_all : Sharing::any,
+                  of_options = alike ? Sharing::all : Sharing::any;
     ceiling = random.below(3) ? static_cast<Real>(-std::log(1e-7)) : kInfinity;
     const auto between = [&](double low, double high) { return low + (high - low) * random.uniform(); };
     const auto sometimes_0 = [&](double number) { return random.below(6) ? number : 0; };
-    weight.draw(true, rows, random, [&](int64_t row) {
+    weight.draw(true, rows, random, of_rows, [&](int64_t row) {
       const int64_t which = (row + seed) % 7;
       return which == 1 ? -0.0 : which == 3 ? 0.0 : random.normal();
     });
-    num_classes.draw(set & kNumClasses, rows, random,
+    num_classes.draw(set & kNumClasses, rows, random, of_options,
                      [&](int64_t) { return random.below(3) ? 1 + random.below(classes) : classes; });
-    smoothing.draw(set & kSmoothing, rows, random, [&](int64_t) { return sometimes_0(between(0.05, 0.5)); });
-    z_loss.draw(set & kZLoss, rows, random, [&](int64_t) { return sometimes_0(between(0.001, 0.1)); });
-    softcap.draw(set & (kSoftcap | kSmallSoftcap), rows, random,
+    smoothing.draw(set & kSmoothing, rows, random, of_options,
+                   [&](int64_t) { return sometimes_0(between(0.05, 0.5)); });
+    z_loss.draw(set & kZLoss, rows, random, of_options, [&](int64_t) { return sometimes_0(between(0.001, 0.1)); });
+    softcap.draw(set & (kSoftcap | kSmallSoftcap), rows, random, of_options,
                  [&](int64_t) { return set & kSmallSoftcap ? between(0.01, 0.5) : between(2, 30); });
-    margin.draw(set & kMargin, rows, random, [&](int64_t) { return between(0.1, 1); });
-    temperature.draw(set & kTemperature, rows, random, [&](int64_t) { return between(0.5, 2); });
+    margin.draw(set & kMargin, rows, random, of_options, [&](int64_t) { return between(0.1, 1); });
+    temperature.draw(set & kTemperature, rows, random, of_options, [&](int64_t) { return between(0.5, 2); });
     for (int64_t row = 0; row < rows; row++) draw_row(row, random);
-    second_label.draw(set & kSecondLabel, rows, random, [&](int64_t row) {
+    second_label.draw(set & kSecondLabel, rows, random, of_rows, [&](int64_t row) {
       return random.below(4) ? random.below(counted(row)) : random.below(8) ? int64_t{index[row]} : classes;
     });
-    mix.draw(set & kSecondLabel, rows, random, [&](int64_t) { return sometimes_0(random.uniform()); });
+    mix.draw(set & kSecondLabel, rows, random, of_rows, [&](int64_t) { return sometimes_0(random.uniform()); });
     if (set & kClassWeights) {
-      rows_per_class_weights = random.below(2) ? rows : random.below(2) ? 1 : 2;
+      rows_per_class_weights = alike || random.below(2) ? rows : random.below(2) ? 1 : 2;
       const int64_t sets = (rows + rows_per_class_weights - 1) / rows_per_class_weights;
       for (int64_t i = 0; i < sets * classes; i++) {
         class_weights.push_back(static_cast<Real>(random.below(8) ? 2 * random.uniform() : 0));

@@ -49,11 +49,13 @@ void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, co
   } else {
     rows.loss = buffers.loss.put<Real>(nullptr, c.rows, 0);
   }
-  const bool details = variant.stats && results;
-  if (details) {
+  const bool details = variant.stats && results, sums = results && (details || gpu::asked_for() == gpu::Regime::tiles);
+  if (sums) {
     rows.max = buffers.max.put<Real>(nullptr, c.rows, 0);
     rows.log_sum = buffers.log_sum.put<Real>(nullptr, c.rows, 0);
     rows.nll = more.nll.put<Real>(nullptr, c.rows, 0);
+  }
+  if (details) {
     rows.entropy = more.entropy.put<Real>(nullptr, c.rows, 0);
     rows.predicted = more.predicted.put<int32_t>(nullptr, c.rows, 0);
     rows.rank = more.rank.put<int32_t>(nullptr, c.rows, 0);
@@ -70,10 +72,12 @@ void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, co
                                                                : c.gradient_of_stats;
     report.check<Logit>("gradient", variant.in_place ? buffers.prediction : buffers.gradient, expected);
   }
+  if (sums) {
+    report.check<Real>("max", buffers.max, c.max);
+    report.check<Real>("log_sum", buffers.log_sum, c.log_sum);
+    report.check<Real>("nll", more.nll, c.nll);
+  }
   if (!details) return;
-  report.check<Real>("max", buffers.max, c.max);
-  report.check<Real>("log_sum", buffers.log_sum, c.log_sum);
-  report.check<Real>("nll", more.nll, c.nll);
   report.check<Real>("entropy", more.entropy, c.entropy);
   report.check<int32_t>("rank", more.rank, c.rank);
   report.check<int32_t>("predicted", more.predicted, c.predicted);
@@ -84,26 +88,31 @@ constexpr int64_t kOptionShapes[][2] = {{65, 1},    {40, 2},    {301, 3},   {129
                                         {130, 100}, {40, 1000}, {33, 1025}, {20, 2048},  {12, 4099},  {9, 8191},
                                         {6, 16384}, {5, 32001}, {4, 50264}, {3, 128256}, {2, 262147}, {1, 1000003}};
 
+// Many rows of few classes, for tiles: a whole one, some of them and a rest, and as many as a warp has more of than
+// stages.
+constexpr int64_t kTileShapes[][2] = {{200, 2},  {9001, 2},  {7003, 3},  {3000, 4},  {5000, 8},  {2999, 10},
+                                      {901, 31}, {1500, 64}, {600, 100}, {333, 257}, {300, 264}, {130, 520}};
+
 uint64_t option_cases = 0;  // of all types, so that each has other sets of options for long rows
 
-// `regime` is streaming where held rows are not to be used: then fewer cases are run.
+// `regime` is streaming where held rows are not to be used: then fewer cases are run; `tiles` has shapes of its own.
 template <class Logit, class Target, bool by_index>
 void check_options(Buffers& buffers, const std::string& regime) {
   if (!is_checked<Logit>()) return;
   Report report(std::string("cross entropy with options ") + Traits<Logit>::name + "/" +
                 (by_index ? "indices" : Traits<Target>::name) + " " + regime);
   OptionBuffers more;
-  const bool may_be_held = by_index && sizeof(Logit) < 8, few = regime == "streaming";
-  for (const auto& [rows, classes] : kOptionShapes) {
-    if (classes > 200000 && !may_be_held) continue;
-    if (few_sizes() && (rows > 200 || classes > 60000)) continue;
+  const bool may_be_held = by_index && sizeof(Logit) < 8, few = regime == "streaming", in_tiles = regime == "tiles";
+  const auto check_shape = [&](int64_t rows, int64_t classes) {
+    if (classes > 200000 && !may_be_held) return;
+    if (few_sizes() && (rows * (in_tiles ? classes : 1) > (in_tiles ? 20000 : 200) || classes > 60000)) return;
     for (int number = 0; number < kSetsOfOptions; number++) {
       Random random{++option_cases};
       const uint64_t seed = option_cases;
       if ((few || classes > 5000) && seed % 5) continue;
       if (few_sizes() && seed % 7) continue;
       const int set = set_of_options(number, by_index, random);
-      const OptionCase<Logit, Target, by_index> c(set, rows, classes, seed);
+      const OptionCase<Logit, Target, by_index> c(set, rows, classes, seed, in_tiles);
       const std::pair<Asked, const char*> gradients_alone[] = {{Asked::gradient_of_known, "known"},
                                                                {Asked::gradient_of_stats, "of stats"}};
       for (size_t v = 0; v < std::size(kVariants) + std::size(gradients_alone); v++) {
@@ -120,5 +129,10 @@ void check_options(Buffers& buffers, const std::string& regime) {
         check_option_case(buffers, more, report, kVariants[variant], asked, c, what);
       }
     }
+  };
+  if (in_tiles) {
+    for (const auto& [rows, classes] : kTileShapes) check_shape(rows, classes);
+  } else {
+    for (const auto& [rows, classes] : kOptionShapes) check_shape(rows, classes);
   }
 }

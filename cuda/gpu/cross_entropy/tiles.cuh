@@ -1,65 +1,18 @@
-// Cross entropy of very short rows: every warp moves tiles of many rows through shared memory.
-//
-// On Hopper and later the copy engine brings a tile in and takes its gradient, formed in its place, out. A warp has a
-// stage for the tile that it works on, one for the next one, which comes in, and one for a gradient that goes out; it
-// shares nothing with other warps. Before Hopper its threads copy, and it has one stage. A thread or a few take a row,
-// whose numbers are read in units as large as rows of that width are aligned.
+// Cross entropy of very short rows, in tiles.
 #pragma once
 
-#include "gpu/core/async.cuh"
 #include "gpu/core/softmax.cuh"
-#include "gpu/core/vector.cuh"
+#include "gpu/rows/tiles.cuh"
 #include "rows.h"
 
 namespace jaxloss::gpu {
 
-constexpr int kTileWarps = 8;
-constexpr int kTileThreads = kTileWarps * kWarp;
-constexpr int kMostTileStages = 3;
-
-// How rows are cut into tiles, and what is where in a stage. Every part of a tile begins and ends with a 16-byte
-// vector.
-struct Tiles {
-  int rows;                    // in a tile
-  int lanes;                   // that share a row: 1, 2, 4 or 8
-  int stages;                  // of each warp
-  int segment;                 // units of a row that a lane takes
-  int labels, weights, stage;  // bytes from a stage's beginning to its labels, to its weights, and to the next stage
-  size_t shared_bytes() const { return static_cast<size_t>(stage) * stages * kTileWarps; }
-};
-
 // Blocks on a multiprocessor, at least: threads that copy have what they copy in registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kTileBlocks = 3;
-struct Barrier {};  // no thread waits at one
 #else
 constexpr int kTileBlocks = 4;
 #endif
-
-// `bytes` of a row, read and written at once.
-template <int bytes, class Logit>
-struct Unit {
-  using Bits =
-      std::conditional_t<bytes == 16, uint4,
-                         std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
-  static constexpr int count = bytes / static_cast<int>(sizeof(Logit));
-
-  static __device__ __forceinline__ void load(const Logit* from, float* x) {
-    const Bits bits = *reinterpret_cast<const Bits*>(from);
-    Logit numbers[count];
-    memcpy(numbers, &bits, bytes);
-#pragma unroll
-    for (int j = 0; j < count; j++) x[j] = number(numbers[j]);
-  }
-  static __device__ __forceinline__ void store(Logit* to, const float* x) {
-    Logit numbers[count];
-#pragma unroll
-    for (int j = 0; j < count; j++) numbers[j] = stored<Logit>(x[j]);
-    Bits bits;
-    memcpy(&bits, numbers, bytes);
-    *reinterpret_cast<Bits*>(to) = bits;
-  }
-};
 
 // What one warp does. A row's logits are read once (those of a masked row too, to no effect), its gradient is
 // written once. A thread holds a row of up to `held` units in its registers, of just so many if `exactly`; 0: rows are
@@ -67,77 +20,28 @@ struct Unit {
 template <bool kGradient, int unit, int held, bool exactly, class Logit>
 class TileWarp {
  public:
-  __device__ __forceinline__ TileWarp(const CrossEntropyRows<Logit, ClassIndices>& rows, const Tiles& tiles,
-                                      unsigned char* stages, Barrier* filled)
+  __device__ __forceinline__ TileWarp(const CrossEntropyRows<Logit, ClassIndices>& rows, const Tiles& tiles)
       : rows_(rows),
         tiles_(tiles),
-        stages_(stages),
-        filled_(filled),
         lane_(threadIdx.x % kWarp),
         classes_(exactly ? held * per_unit : static_cast<int>(rows.classes)),
         weight_a_row_(rows.rows_per_weight == 1),
-        logits_bytes_(tiles.rows * static_cast<uint32_t>(rows.classes * sizeof(Logit))) {
-    const int units = classes_ / per_unit;
+        team_(tiles, classes_ / per_unit) {
     if constexpr (held > 0) {
-      teams_ = kWarp;
+      const int units = classes_ / per_unit;
       begin_ = unit == kVectorBytes ? (lane_ & 7) % units : 0;
       end_ = units;
+    }
+  }
+
+  __device__ __forceinline__ void operator()(int64_t first_row, unsigned char* stage) {
+    float sum = 0;
+    if constexpr (held > 0) {
+      work_in_registers(first_row, stage, sum);
     } else {
-      teams_ = kWarp >> (__ffs(tiles.lanes) - 1);
-      begin_ = (lane_ >> (__ffs(teams_) - 1)) * tiles.segment;
-      end_ = min(begin_ + tiles.segment, units);
+      work(first_row, stage, sum);
     }
-  }
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  // Tiles first, first + stride, … in stages that the copy engine fills and empties.
-  __device__ __forceinline__ void run_fed(int64_t first, int64_t tile_count, int64_t stride) {
-    constexpr int ahead = 2;
-    const int stages = tiles_.stages;
-    if (lane_ == 0) {
-      for (int i = 0; i < ahead; i++) {
-        if (first + i * stride < tile_count) fetch(first + i * stride, i);
-      }
-    }
-    int stage = 0, phase = 0;
-    for (int64_t tile = first; tile < tile_count; tile += stride) {
-      filled_[stage].wait(phase);
-      work_on(tile, stage);
-      fence_before_copy();
-      __syncwarp();
-      if (lane_ == 0) {
-        if constexpr (kGradient) {
-          copy_to_global(gradient_of(tile), stages_ + stage * tiles_.stage, logits_bytes_);
-          close_copy_group();
-          wait_for_reads_of_copies<1>();
-        }
-        const int next = stage + ahead < stages ? stage + ahead : stage + ahead - stages;
-        if (tile + ahead * stride < tile_count) fetch(tile + ahead * stride, next);
-      }
-      if (++stage == stages) {
-        stage = 0;
-        phase++;
-      }
-    }
-    if (kGradient && lane_ == 0) wait_for_copies();
-  }
-#endif
-
-  // The same in one stage, which the warp fills and empties.
-  __device__ __forceinline__ void run_alone(int64_t first, int64_t tile_count, int64_t stride) {
-    const uint32_t label_bytes = tiles_.rows * sizeof(int32_t);
-    for (int64_t tile = first; tile < tile_count; tile += stride) {
-      copy(stages_, logits_of(tile), logits_bytes_);
-      copy(stages_ + tiles_.labels, rows_.target.index + tile * tiles_.rows, label_bytes);
-      if (weight_a_row_) copy(stages_ + tiles_.weights, rows_.row_weight + tile * tiles_.rows, label_bytes);
-      __syncwarp();
-      work_on(tile, 0);
-      __syncwarp();
-      if constexpr (kGradient) {
-        copy(gradient_of(tile), stages_, logits_bytes_);
-        __syncwarp();
-      }
-    }
+    sum_ += sum;
   }
 
   // Of the losses of this thread's rows, where they are not wanted one by one.
@@ -146,52 +50,12 @@ class TileWarp {
  private:
   const CrossEntropyRows<Logit, ClassIndices>& rows_;
   const Tiles& tiles_;
-  unsigned char* stages_;
-  Barrier* filled_;
   int lane_, classes_;
   bool weight_a_row_;
-  uint32_t logits_bytes_;
-  int teams_, begin_, end_;  // threads that begin a row each; this one's units of a row (the first is `begin_`)
+  TileTeam<unit> team_;
+  int begin_ = 0, end_ = 0;  // of a row that this thread holds (the first is `begin_`)
   double sum_ = 0;
   static constexpr int per_unit = Unit<unit, Logit>::count;
-  static constexpr int kBatch = unit == 16 ? 2 : unit == 8 ? 4 : 8;
-
-  __device__ __forceinline__ const unsigned char* logits_of(int64_t tile) const {
-    return reinterpret_cast<const unsigned char*>(rows_.logits) + tile * logits_bytes_;
-  }
-  __device__ __forceinline__ unsigned char* gradient_of(int64_t tile) const {
-    return reinterpret_cast<unsigned char*>(rows_.gradient) + tile * logits_bytes_;
-  }
-
-  __device__ __forceinline__ void work_on(int64_t tile, int stage) {
-    float sum = 0;
-    if constexpr (held > 0) {
-      work_in_registers(tile * tiles_.rows, stages_ + stage * tiles_.stage, sum);
-    } else {
-      work(tile * tiles_.rows, stages_ + stage * tiles_.stage, sum);
-    }
-    sum_ += sum;
-  }
-
-  // By all lanes; sizes and addresses are multiples of a vector's.
-  __device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes) const {
-    const uint4* vectors = static_cast<const uint4*>(from);
-#pragma unroll 4
-    for (uint32_t i = lane_; i < bytes / kVectorBytes; i += kWarp) static_cast<uint4*>(to)[i] = vectors[i];
-  }
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  __device__ __forceinline__ void fetch(int64_t tile, int stage) {
-    unsigned char* to = stages_ + stage * tiles_.stage;
-    const uint32_t label_bytes = tiles_.rows * sizeof(int32_t);
-    filled_[stage].arrive_and_expect(logits_bytes_ + (weight_a_row_ ? 2 : 1) * label_bytes);
-    copy_to_shared(to, logits_of(tile), logits_bytes_, filled_[stage]);
-    copy_to_shared(to + tiles_.labels, rows_.target.index + tile * tiles_.rows, label_bytes, filled_[stage]);
-    if (weight_a_row_) {
-      copy_to_shared(to + tiles_.weights, rows_.row_weight + tile * tiles_.rows, label_bytes, filled_[stage]);
-    }
-  }
-#endif
 
   // A tile's losses are added up as floats: a thread has a few of them.
   __device__ __forceinline__ void account(int64_t row, bool wanted, bool valid, float nll, float max, float log_sum,
@@ -204,15 +68,13 @@ class TileWarp {
     }
   }
 
-  // Thread m · teams + r has segment m of row r, so that threads beside each other read from other banks (see
-  // `segment_of`). The rows of a tile are a multiple of `teams`.
   __device__ __forceinline__ void work(int64_t first_row, unsigned char* stage, float& sum) {
-    const bool leads = lane_ < teams_;
+    const bool leads = team_.leads();
     const int* labels = reinterpret_cast<const int*>(stage + tiles_.labels);
     const float* weights = reinterpret_cast<const float*>(stage + tiles_.weights);
     const float weight_of_all = weight_a_row_ ? 0.0f : rows_.row_weight[0];
 
-    for (int r = lane_ & (teams_ - 1); r < tiles_.rows; r += teams_) {
+    for (int r = team_.row; r < tiles_.rows; r += team_.teams) {
       Logit* x = reinterpret_cast<Logit*>(stage) + r * classes_;
       const float weight = weight_a_row_ ? weights[r] : weight_of_all;
       const bool wanted = !is_masked(weight);
@@ -221,13 +83,13 @@ class TileWarp {
       const float label_logit = valid ? number(x[index]) : 0.0f;
       leave_out_label(x, index, valid && leads);
       RunningSoftmax<float> running;
-      for_units([&](auto batch, const int* place) {
+      team_.for_units([&](auto batch, const int* place) {
         float values[batch * per_unit];
 #pragma unroll
         for (int k = 0; k < batch; k++) Unit<unit, Logit>::load(x + place[k] * per_unit, values + k * per_unit);
         running.add(values);
       });
-      const SoftmaxSums<float> others = teams_ == kWarp ? running.sums() : across_members(running.sums());
+      const SoftmaxSums<float> others = team_.teams == kWarp ? running.sums() : across_members(running.sums());
       const LabelledSums<float> sums(others, valid, label_logit);
       if (leads) {
         const float nll = negative_log_likelihood(sums.log_sum, label_logit - sums.max, rows_.ceiling);
@@ -237,7 +99,7 @@ class TileWarp {
         const bool zero = !valid || weight == 0;
         const Exponentials<float> exponentials(sums.max);
         const float scale = __fdividef(weight, sums.sum);
-        for_units([&](auto batch, const int* place) {
+        team_.for_units([&](auto batch, const int* place) {
           float values[batch * per_unit];
 #pragma unroll
           for (int k = 0; k < batch; k++) Unit<unit, Logit>::load(x + place[k] * per_unit, values + k * per_unit);
@@ -257,9 +119,9 @@ class TileWarp {
   // The label's place in its row, once every thread of the row has read it.
   __device__ __forceinline__ void leave_out_label(Logit* row, int index, bool writes) const {
     constexpr float none = -INFINITY;
-    if (teams_ < kWarp) __syncwarp();
+    team_.wait();
     if (writes) row[index] = stored<Logit>(none);
-    if (teams_ < kWarp) __syncwarp();
+    team_.wait();
   }
 
   // The same by one thread a row, which it holds: an exponential for each of its numbers is all.
@@ -338,29 +200,8 @@ class TileWarp {
   }
 
   __device__ __forceinline__ SoftmaxSums<float> across_members(SoftmaxSums<float> sums) const {
-    float max = sums.max;
-    for (int mask = teams_; mask < kWarp; mask *= 2) max = Maximum()(max, from_lane_xor(max, mask));
-    float sum = sums.sum * Exponentials<float>(sums.max).as_terms_of(Exponentials<float>(max));
-    for (int mask = teams_; mask < kWarp; mask *= 2) sum += from_lane_xor(sum, mask);
-    return {max, sum};
-  }
-
-  // Whole vectors are begun with at another one in each row, or rows of an even number of them would meet in a bank.
-  template <class Body>
-  __device__ __forceinline__ void for_units(Body body) const {
-    for_halving_batches<kBatch>(begin_, end_, 1, [&](auto batch, int i) {
-      int place[batch];
-#pragma unroll
-      for (int k = 0; k < batch; k++) {
-        place[k] = i + k;
-        if constexpr (unit == kVectorBytes) {
-          place[k] += lane_ & 7;
-          if (place[k] >= end_) place[k] -= end_ - begin_;
-          if (place[k] >= end_) place[k] = begin_ + (place[k] - begin_) % (end_ - begin_);
-        }
-      }
-      body(batch, place);
-    });
+    const float max = team_.across(sums.max, Maximum());
+    return {max, team_.across(sums.sum * Exponentials<float>(sums.max).as_terms_of(Exponentials<float>(max)), Sum())};
   }
 };
 
@@ -372,20 +213,14 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   extern __shared__ __align__(128) unsigned char all_stages[];
   __shared__ Barrier filled[kTileWarps][kMostTileStages];
   const int warp = threadIdx.x / kWarp;
-  TileWarp<kGradient, unit, held, exactly, Logit> worker(rows, tiles, all_stages + warp * tiles.stages * tiles.stage,
-                                                         filled[warp]);
-  const int64_t first = blockIdx.x + static_cast<int64_t>(warp) * gridDim.x;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kTileWarps;
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  if (threadIdx.x % kWarp == 0) {
-    for (Barrier& barrier : filled[warp]) barrier.initialize(1);
-    fence_barrier_initialization();
-  }
-  __syncwarp();
-  worker.run_fed(first, tile_count, stride);
-#else
-  worker.run_alone(first, tile_count, stride);
-#endif
+  const TiledArrays arrays = {rows.logits, rows.target.index, rows.rows_per_weight == 1 ? rows.row_weight : nullptr,
+                              kGradient ? rows.gradient : nullptr,
+                              tiles.rows * static_cast<uint32_t>(rows.classes * sizeof(Logit))};
+  TileStages stages(arrays, tiles, all_stages + warp * tiles.stages * tiles.stage, filled[warp]);
+  TileWarp<kGradient, unit, held, exactly, Logit> worker(rows, tiles);
+  stages.run(blockIdx.x + static_cast<int64_t>(warp) * gridDim.x, tile_count,
+             static_cast<int64_t>(gridDim.x) * kTileWarps,
+             [&](int64_t first_row, unsigned char* stage) { worker(first_row, stage); });
   if (!rows.loss) {
     const double sum = across_block<kTileThreads>(worker.sum(), Sum());
     for (int64_t part = blockIdx.x + static_cast<int64_t>(threadIdx.x) * gridDim.x; part < rows.parts;

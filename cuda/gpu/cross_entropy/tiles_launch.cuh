@@ -1,36 +1,12 @@
-// Which rows go through tiles, and how they are cut.
+// Which rows of cross entropy go through tiles.
 #pragma once
 
-#include <algorithm>
-
-#include "gpu/core/alignment.h"
-#include "gpu/core/residency.h"
 #include "gpu/cross_entropy/registers.cuh"
 #include "gpu/cross_entropy/sums.cuh"
 #include "gpu/cross_entropy/tiles.cuh"
+#include "gpu/rows/tiles_launch.cuh"
 
 namespace jaxloss::gpu {
-
-constexpr int kTileBytes = 2560;               // as many rows as fit, but at least one for each team of a warp's lanes
-constexpr int64_t kLongestTileOfLanes = 4224;  // of one row for each team; longer ones are shared by more lanes
-constexpr int64_t kLongestTiledRow = 1056;
-
-// The largest power of two, up to a vector's bytes, that divides the bytes of a row.
-inline int row_unit(int64_t row_bytes) {
-  return static_cast<int>(std::min<int64_t>(kVectorBytes, row_bytes & -row_bytes));
-}
-
-// How many units of a row each of `lanes` lanes takes. Neighbouring threads hold rows beside each other, 32 / lanes of
-// them, then the next segment of these: if segments begin as far apart as that many rows would, threads t and t + 1 are
-// always as far apart, an odd number of units, and meet in no bank of shared memory.
-inline int segment_of(int units, int lanes, int unit) {
-  const int banks = 128 / unit;  // in units
-  int segment = (units + lanes - 1) / lanes;
-  if (lanes > 1) {
-    while (segment % banks != units * (kWarp / lanes) % banks) segment++;
-  }
-  return segment;
-}
 
 // Whether rows of that size take less time in the registers of a warp, where each thread loads whole vectors.
 template <class Logit>
@@ -40,31 +16,15 @@ bool better_in_registers(int64_t row_bytes, bool gradient) {
   return vectors >= (gradient && sizeof(Logit) == 4 ? 7 : 12);
 }
 
-// rows = 0 where rows are too long or begin where no vector does, or where each is of a weight that a few share.
+// rows = 0 where none can, or where rows have weights that a few share.
 template <class Logit>
 Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows) {
-  Tiles tiles = {};
   const int64_t row_bytes = rows.classes * sizeof(Logit);
-  const int unit = row_unit(row_bytes);
-  const auto at_vector = [](const void* pointer) { return bytes_past_vector(pointer) == 0; };
   const bool weight_a_row = rows.rows_per_weight == 1;
-  if (row_bytes == 0 || row_bytes > kLongestTiledRow) return tiles;
-  if (!at_vector(rows.logits) || !at_vector(rows.gradient) || !at_vector(rows.target.index)) return tiles;
-  if (weight_a_row ? !at_vector(rows.row_weight) : rows.rows_per_weight < rows.rows) return tiles;
-  if (rows.loss && better_in_registers<Logit>(row_bytes, rows.gradient)) return tiles;
-
-  tiles.lanes = 1;
-  while (tiles.lanes < 4 && kWarp / tiles.lanes * row_bytes > kLongestTileOfLanes) tiles.lanes *= 2;
-  tiles.segment = segment_of(static_cast<int>(row_bytes / unit), tiles.lanes, unit);
-  const int teams = kWarp / tiles.lanes, label_bytes = sizeof(int32_t);
-  const int64_t bytes_a_row = row_bytes + (weight_a_row ? 2 : 1) * label_bytes;
-  tiles.rows = static_cast<int>(std::max<int64_t>(1, kTileBytes / bytes_a_row / teams)) * teams;
-  tiles.labels = tiles.rows * static_cast<int>(row_bytes);
-  tiles.weights = tiles.labels + tiles.rows * label_bytes;
-  const int end = tiles.weights + (weight_a_row ? tiles.rows * label_bytes : 0);
-  tiles.stage = (end + 127) / 128 * 128;
-  tiles.stages = rows.gradient ? 3 : 2;
-  return tiles;
+  if (!weight_a_row && rows.rows_per_weight < rows.rows) return {};
+  if (rows.loss && better_in_registers<Logit>(row_bytes, rows.gradient)) return {};
+  return tiles_of(row_bytes, row_unit(row_bytes), rows.logits, rows.target.index,
+                  weight_a_row ? rows.row_weight : nullptr, rows.gradient);
 }
 
 // The longest row that one thread holds in its registers.
@@ -112,15 +72,7 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyRows<Logit, ClassIndic
   if (tiles.rows == 0 || (!rows.loss && rows.parts < 2)) return cudaErrorNotSupported;
   const TilesKernel<Logit> kernel =
       tiles_kernel<kGradient, Logit>(row_unit(rows.classes * sizeof(Logit)), rows.classes);
-  const auto find_resident = [&](int least_capability) {
-    return resident_blocks(reinterpret_cast<const void*>(kernel), device, kTileThreads, tiles.shared_bytes(),
-                           least_capability);
-  };
-  int64_t resident = find_resident(kHopper);
-  if (resident == 0) {
-    tiles.stages = 1;
-    resident = find_resident(0);
-  }
+  const int64_t resident = resident_tile_blocks(reinterpret_cast<const void*>(kernel), device, tiles);
   const int64_t tile_count = rows.rows / tiles.rows;
   if (resident == 0 || tile_count < fewest * resident * kTileWarps) return cudaErrorNotSupported;
   auto rest = rows_from(tile_count * tiles.rows, rows);
@@ -130,7 +82,7 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyRows<Logit, ClassIndic
     rest.parts = 1;
   }
   if (tile_count > 0) {
-    int64_t blocks = std::min(resident * kWaves, quotient_rounded_up(tile_count, kTileWarps));
+    int64_t blocks = tile_blocks(resident, tile_count);
     if (!rows.loss) blocks = std::min(blocks, rows.parts);
     kernel<<<static_cast<unsigned>(blocks), kTileThreads, tiles.shared_bytes(), stream>>>(rows, tiles, tile_count);
     if (const cudaError_t error = cudaGetLastError()) return error;

@@ -33,9 +33,8 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
   }
 
   const RowSummary summary(sums, labels.first_score, merge);
-  const float max = summary.max, log_sum = summary.log_sum, lse = max * inverse_temperature + log_sum;
-  const float of_z_loss = 2 * weighted(objective.z_loss, lse);
-  const float total = of_z_loss + (labels.first_target + labels.second_target);
+  const RowTotals totals(objective, labels, summary, 0);
+  const float max = totals.max, log_sum = totals.log_sum, total = totals.total;
 
   // By the scores, which are the scaled logits times the temperature.
   const float of_loss = objective.valid ? weight : 0.0f;
@@ -85,12 +84,12 @@ __device__ __forceinline__ void stats_gradient_of_held_row(const CrossEntropyOpt
     gradient[i] = stored<Logit>(x[0]);
   });
   const auto store_label = [&](int i, float x, float score, float target, float others) {
-    const float beyond = score - max, nll = log_sum - beyond * inverse_temperature, softmax = exponential(-nll);
-    const float of_label = label_derivative(softmax, exponential_minus_one(-nll), total, target, others);
-    const float derivative = of_label * of_loss + softmax * of_stats.of(beyond);
+    const float softmax = exponential(-totals.nll(score)), of_label = totals.of_label(score, target, others);
+    const float derivative = of_label * of_loss + softmax * of_stats.of(score - max);
     gradient[i] = stored<Logit>(derivative * (scores.slope(x) * inverse_temperature));
   };
-  labels.for_held(held, extent, Smoothing<Kind>(objective), of_z_loss, store_label);
+  labels.for_held(extent.has_label, labels.has_second && held.holds(labels.second), Smoothing<Kind>(objective),
+                  totals.beyond_labels, store_label);
   if (objective.classes < rows.classes) zero_gradient(rows, team.threads(), row, objective.classes);
 }
 

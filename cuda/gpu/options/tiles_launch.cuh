@@ -1,0 +1,71 @@
+// Which rows with options go in tiles.
+#pragma once
+
+#include "gpu/options/tiles.cuh"
+#include "gpu/rows/tiles_launch.cuh"
+
+namespace jaxloss::gpu {
+
+// Whether all rows have the same options, and those of labels and the weights are of all or of one each.
+template <class Logit>
+bool all_alike(const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
+  const auto by_all = [&](const auto& numbers) { return !numbers.given() || numbers.rows_per_number >= rows.rows; };
+  const auto by_all_or_one = [&](const auto& numbers) { return by_all(numbers) || numbers.rows_per_number == 1; };
+  return by_all(rows.label_smoothing) && by_all(rows.z_loss) && by_all(rows.margin) && by_all(rows.temperature) &&
+         by_all(rows.num_classes) && (!rows.class_weights || rows.rows_per_class_weights >= rows.rows) &&
+         by_all_or_one(rows.row_weight) && by_all_or_one(rows.second_label) && by_all_or_one(rows.mix);
+}
+
+// Those from row `first` on, of rows that are all alike.
+template <class Logit>
+CrossEntropyOptionRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntropyOptionRows<Logit, ClassIndices> rows) {
+  const auto move_on = [&](auto& numbers) {
+    if (numbers.given() && numbers.rows_per_number == 1) numbers.number += first;
+  };
+  move_on(rows.row_weight), move_on(rows.second_label), move_on(rows.mix);
+  rows.rows -= first;
+  rows.logits += first * rows.classes;
+  rows.target.index += first;
+  if (rows.gradient) rows.gradient += first * rows.classes;
+  for (auto* result : {&rows.loss, &rows.max, &rows.log_sum, &rows.nll}) {
+    if (*result) *result += first;
+  }
+  return rows;
+}
+
+template <class Logit>
+using OptionTilesKernel = void (*)(CrossEntropyOptionRows<Logit, ClassIndices>, Tiles, int64_t);
+
+// Whole tiles of the rows, which are the rows that are left over then. cudaErrorNotSupported where no row was taken: of
+// a softcap or statistics, where the device has no such kernel, or where not each of its warps would have `fewest`
+// tiles.
+template <class Logit>
+cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyOptionRows<Logit, ClassIndices>& rows, const Device& device,
+                         int64_t fewest) {
+  if (rows.known_max || rows.of_lse || rows.entropy || rows.softcap.given() || !all_alike(rows)) {
+    return cudaErrorNotSupported;
+  }
+  const int64_t row_bytes = rows.classes * sizeof(Logit);
+  const bool vectors = row_bytes % kVectorBytes == 0;
+  const bool weight_a_row = rows.row_weight.given() && rows.row_weight.rows_per_number == 1;
+  const int unit = vectors ? kVectorBytes : static_cast<int>(sizeof(Logit));
+  Tiles tiles = tiles_of(row_bytes, unit, rows.logits, rows.target.index,
+                         weight_a_row ? rows.row_weight.number : nullptr, rows.gradient);
+  if (tiles.rows == 0) return cudaErrorNotSupported;
+  const auto of_kind = [&](auto kind) -> OptionTilesKernel<Logit> {
+    using Kind = decltype(kind);
+    return vectors ? cross_entropy_options_tiles<Kind, kVectorBytes, Logit>
+                   : cross_entropy_options_tiles<Kind, static_cast<int>(sizeof(Logit)), Logit>;
+  };
+  const OptionTilesKernel<Logit> kernel = rows.label_smoothing.given() ? of_kind(OptionKind<false, true, false, true>{})
+                                                                       : of_kind(OptionKind<false, false, false>{});
+  const int64_t resident = resident_tile_blocks(reinterpret_cast<const void*>(kernel), device, tiles);
+  const int64_t tile_count = rows.rows / tiles.rows;
+  if (resident == 0 || tile_count < std::max<int64_t>(1, fewest * resident * kTileWarps)) return cudaErrorNotSupported;
+  const auto blocks = static_cast<unsigned>(tile_blocks(resident, tile_count));
+  kernel<<<blocks, kTileThreads, tiles.shared_bytes(), stream>>>(rows, tiles, tile_count);
+  rows = rows_from(tile_count * tiles.rows, rows);
+  return cudaGetLastError();
+}
+
+}  // namespace jaxloss::gpu

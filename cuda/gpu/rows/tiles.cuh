@@ -1,0 +1,225 @@
+// Very short rows of logits in tiles: every warp moves tiles of many rows through shared memory, whatever is made of
+// them there.
+//
+// On Hopper and later the copy engine brings a tile in and takes its gradient, formed in its place, out. A warp has a
+// stage for the tile that it works on, one for the next one, which comes in, and one for a gradient that goes out; it
+// shares nothing with other warps. Before Hopper its threads copy, and it has one stage. A thread or a few take a row,
+// whose numbers are read in units as large as rows of that width are aligned.
+#pragma once
+
+#include "gpu/core/async.cuh"
+#include "gpu/core/reduce.cuh"
+#include "gpu/core/vector.cuh"
+
+namespace jaxloss::gpu {
+
+constexpr int kTileWarps = 8;
+constexpr int kTileThreads = kTileWarps * kWarp;
+constexpr int kMostTileStages = 3;
+
+// How rows are cut into tiles, and what is where in a stage. Every part of a tile begins and ends with a 16-byte
+// vector.
+struct Tiles {
+  int rows;                    // in a tile
+  int lanes;                   // that share a row: 1, 2, 4 or 8
+  int stages;                  // of each warp
+  int segment;                 // units of a row that a lane takes
+  int labels, weights, stage;  // bytes from a stage's beginning to its labels, to its weights, and to the next stage
+  size_t shared_bytes() const { return static_cast<size_t>(stage) * stages * kTileWarps; }
+};
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+struct Barrier {};  // no thread waits at one
+#endif
+
+// `bytes` of a row, read and written at once.
+template <int bytes, class Logit>
+struct Unit {
+  using Bits =
+      std::conditional_t<bytes == 16, uint4,
+                         std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
+  static constexpr int count = bytes / static_cast<int>(sizeof(Logit));
+
+  static __device__ __forceinline__ void load(const Logit* from, float* x) {
+    const Bits bits = *reinterpret_cast<const Bits*>(from);
+    Logit numbers[count];
+    memcpy(numbers, &bits, bytes);
+#pragma unroll
+    for (int j = 0; j < count; j++) x[j] = number(numbers[j]);
+  }
+  static __device__ __forceinline__ void store(Logit* to, const float* x) {
+    Logit numbers[count];
+#pragma unroll
+    for (int j = 0; j < count; j++) numbers[j] = stored<Logit>(x[j]);
+    Bits bits;
+    memcpy(&bits, numbers, bytes);
+    *reinterpret_cast<Bits*>(to) = bits;
+  }
+};
+
+// The arrays that tiles are cut from: of each tile `logits_bytes` of the first and of the last one.
+struct TiledArrays {
+  const void* logits;
+  const int32_t* index;  // one a row
+  const float* weight;   // one a row, or null
+  void* gradient;        // or null
+  uint32_t logits_bytes;
+};
+
+// The stages of one warp, and what fills and empties them.
+class TileStages {
+ public:
+  __device__ __forceinline__ TileStages(const TiledArrays& arrays, const Tiles& tiles, unsigned char* stages,
+                                        Barrier* filled)
+      : arrays_(arrays), tiles_(tiles), stages_(stages), filled_(filled), lane_(threadIdx.x % kWarp) {}
+
+  // work(first_row, stage) of tiles first, first + stride, … by the whole warp, which leaves their gradients in the
+  // logits' places.
+  template <class Work>
+  __device__ __forceinline__ void run(int64_t first, int64_t tile_count, int64_t stride, Work work) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    if (lane_ == 0) {
+      for (int i = 0; i < kMostTileStages; i++) filled_[i].initialize(1);
+      fence_barrier_initialization();
+    }
+    __syncwarp();
+    run_fed(first, tile_count, stride, work);
+#else
+    run_alone(first, tile_count, stride, work);
+#endif
+  }
+
+ private:
+  const TiledArrays& arrays_;
+  const Tiles& tiles_;
+  unsigned char* stages_;
+  Barrier* filled_;
+  int lane_;
+
+  __device__ __forceinline__ const unsigned char* logits_of(int64_t tile) const {
+    return static_cast<const unsigned char*>(arrays_.logits) + tile * arrays_.logits_bytes;
+  }
+  __device__ __forceinline__ unsigned char* gradient_of(int64_t tile) const {
+    return static_cast<unsigned char*>(arrays_.gradient) + tile * arrays_.logits_bytes;
+  }
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  template <class Work>
+  __device__ __forceinline__ void run_fed(int64_t first, int64_t tile_count, int64_t stride, Work& work) {
+    constexpr int ahead = 2;
+    const int stages = tiles_.stages;
+    if (lane_ == 0) {
+      for (int i = 0; i < ahead; i++) {
+        if (first + i * stride < tile_count) fetch(first + i * stride, i);
+      }
+    }
+    int stage = 0, phase = 0;
+    for (int64_t tile = first; tile < tile_count; tile += stride) {
+      filled_[stage].wait(phase);
+      work(tile * tiles_.rows, stages_ + stage * tiles_.stage);
+      fence_before_copy();
+      __syncwarp();
+      if (lane_ == 0) {
+        if (arrays_.gradient) {
+          copy_to_global(gradient_of(tile), stages_ + stage * tiles_.stage, arrays_.logits_bytes);
+          close_copy_group();
+          wait_for_reads_of_copies<1>();
+        }
+        const int next = stage + ahead < stages ? stage + ahead : stage + ahead - stages;
+        if (tile + ahead * stride < tile_count) fetch(tile + ahead * stride, next);
+      }
+      if (++stage == stages) {
+        stage = 0;
+        phase++;
+      }
+    }
+    if (arrays_.gradient && lane_ == 0) wait_for_copies();
+  }
+
+  __device__ __forceinline__ void fetch(int64_t tile, int stage) {
+    unsigned char* to = stages_ + stage * tiles_.stage;
+    const uint32_t label_bytes = tiles_.rows * sizeof(int32_t);
+    filled_[stage].arrive_and_expect(arrays_.logits_bytes + (arrays_.weight ? 2 : 1) * label_bytes);
+    copy_to_shared(to, logits_of(tile), arrays_.logits_bytes, filled_[stage]);
+    copy_to_shared(to + tiles_.labels, arrays_.index + tile * tiles_.rows, label_bytes, filled_[stage]);
+    if (arrays_.weight) {
+      copy_to_shared(to + tiles_.weights, arrays_.weight + tile * tiles_.rows, label_bytes, filled_[stage]);
+    }
+  }
+#endif
+
+  // The same in one stage, which the warp fills and empties.
+  template <class Work>
+  __device__ __forceinline__ void run_alone(int64_t first, int64_t tile_count, int64_t stride, Work& work) {
+    const uint32_t label_bytes = tiles_.rows * sizeof(int32_t);
+    for (int64_t tile = first; tile < tile_count; tile += stride) {
+      copy(stages_, logits_of(tile), arrays_.logits_bytes);
+      copy(stages_ + tiles_.labels, arrays_.index + tile * tiles_.rows, label_bytes);
+      if (arrays_.weight) copy(stages_ + tiles_.weights, arrays_.weight + tile * tiles_.rows, label_bytes);
+      __syncwarp();
+      work(tile * tiles_.rows, stages_);
+      __syncwarp();
+      if (arrays_.gradient) {
+        copy(gradient_of(tile), stages_, arrays_.logits_bytes);
+        __syncwarp();
+      }
+    }
+  }
+
+  // By all lanes; sizes and addresses are multiples of a vector's.
+  __device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes) const {
+    const uint4* vectors = static_cast<const uint4*>(from);
+#pragma unroll 4
+    for (uint32_t i = lane_; i < bytes / kVectorBytes; i += kWarp) static_cast<uint4*>(to)[i] = vectors[i];
+  }
+};
+
+// Which units of which rows of a tile are a thread's: thread m · teams + r has segment m of row r, so that threads
+// beside each other read from other banks (see `segment_of`). The rows of a tile are a multiple of `teams`.
+template <int unit>
+struct TileTeam {
+  int teams, row, member;  // teams: threads that begin a row each
+  int begin, end;          // of units
+
+  __device__ __forceinline__ TileTeam(const Tiles& tiles, int units) {
+    const int lane = threadIdx.x % kWarp;
+    teams = kWarp >> (__ffs(tiles.lanes) - 1);
+    row = lane & (teams - 1);
+    member = lane >> (__ffs(teams) - 1);
+    begin = member * tiles.segment;
+    end = min(begin + tiles.segment, units);
+  }
+
+  __device__ __forceinline__ bool leads() const { return member == 0; }
+  // Until all members of a row are there.
+  __device__ __forceinline__ void wait() const {
+    if (teams < kWarp) __syncwarp();
+  }
+  template <class Value, class Combine>
+  __device__ __forceinline__ Value across(Value value, Combine combine) const {
+    for (int mask = teams; mask < kWarp; mask *= 2) value = combine(value, from_lane_xor(value, mask));
+    return value;
+  }
+
+  // body(Count<n>, places) for each n of this thread's units. Whole vectors are begun with at another one in each row,
+  // or rows of an even number of them would meet in a bank.
+  template <class Body>
+  __device__ __forceinline__ void for_units(Body body) const {
+    constexpr int most = unit == 16 ? 2 : unit == 8 ? 4 : 8;
+    for_halving_batches<most>(begin, end, 1, [&](auto batch, int i) {
+      int place[batch];
+#pragma unroll
+      for (int k = 0; k < batch; k++) {
+        place[k] = i + k;
+        if constexpr (unit == kVectorBytes) {
+          place[k] += static_cast<int>(threadIdx.x) & 7;
+          if (place[k] >= end) place[k] -= end - begin;
+          if (place[k] >= end) place[k] = begin + (place[k] - begin) % (end - begin);
+        }
+      }
+      body(batch, place);
+    });
+  }
+};
+
+}  // namespace jaxloss::gpu

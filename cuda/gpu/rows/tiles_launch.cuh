@@ -1,0 +1,74 @@
+// Which rows go in tiles, and how they are cut.
+#pragma once
+
+#include <algorithm>
+
+#include "gpu/core/alignment.h"
+#include "gpu/core/regime.h"
+#include "gpu/core/residency.h"
+#include "gpu/rows/tiles.cuh"
+
+namespace jaxloss::gpu {
+
+constexpr int kTileBytes = 2560;               // as many rows as fit, but at least one for each team of a warp's lanes
+constexpr int64_t kLongestTileOfLanes = 4224;  // of one row for each team; longer ones are shared by more lanes
+constexpr int64_t kLongestTiledRow = 1056;
+
+// The largest power of two, up to a vector's bytes, that divides the bytes of a row.
+inline int row_unit(int64_t row_bytes) {
+  return static_cast<int>(std::min<int64_t>(kVectorBytes, row_bytes & -row_bytes));
+}
+
+// How many units of a row each of `lanes` lanes takes. Neighbouring threads hold rows beside each other, 32 / lanes of
+// them, then the next segment of these: if segments begin as far apart as that many rows would, threads t and t + 1 are
+// always as far apart, an odd number of units, and meet in no bank of shared memory.
+inline int segment_of(int units, int lanes, int unit) {
+  const int banks = 128 / unit;  // in units
+  int segment = (units + lanes - 1) / lanes;
+  if (lanes > 1) {
+    while (segment % banks != units * (kWarp / lanes) % banks) segment++;
+  }
+  return segment;
+}
+
+// Of rows with labels, read in such units, and a weight each if `weight` is not null; `rows` = 0 where rows are too
+// long, or begin where no vector does.
+inline Tiles tiles_of(int64_t row_bytes, int unit, const void* logits, const void* index, const void* weight,
+                      const void* gradient) {
+  Tiles tiles = {};
+  const auto at_vector = [](const void* pointer) { return bytes_past_vector(pointer) == 0; };
+  if (row_bytes == 0 || row_bytes > kLongestTiledRow) return tiles;
+  if (!at_vector(logits) || !at_vector(gradient) || !at_vector(index) || !at_vector(weight)) return tiles;
+
+  tiles.lanes = 1;
+  while (tiles.lanes < 4 && kWarp / tiles.lanes * row_bytes > kLongestTileOfLanes) tiles.lanes *= 2;
+  tiles.segment = segment_of(static_cast<int>(row_bytes / unit), tiles.lanes, unit);
+  const int teams = kWarp / tiles.lanes, label_bytes = sizeof(int32_t);
+  const int64_t bytes_a_row = row_bytes + (weight ? 2 : 1) * label_bytes;
+  tiles.rows = static_cast<int>(std::max<int64_t>(1, kTileBytes / bytes_a_row / teams)) * teams;
+  tiles.labels = tiles.rows * static_cast<int>(row_bytes);
+  tiles.weights = tiles.labels + tiles.rows * label_bytes;
+  const int end = tiles.weights + (weight ? tiles.rows * label_bytes : 0);
+  tiles.stage = (end + 127) / 128 * 128;
+  tiles.stages = gradient ? 3 : 2;
+  return tiles;
+}
+
+// How many blocks of a kernel run at once; where none can on the device with stages that are filled ahead, of one
+// stage.
+inline int resident_tile_blocks(const void* kernel, const Device& device, Tiles& tiles) {
+  const auto resident = [&](int least_capability) {
+    return resident_blocks(kernel, device, kTileThreads, tiles.shared_bytes(), least_capability);
+  };
+  if (const int blocks = resident(kHopper)) return blocks;
+  tiles.stages = 1;
+  return resident(0);
+}
+
+// How many blocks take that many tiles. In tests of the kernel a warp has more of them than stages, of few rows too.
+inline int64_t tile_blocks(int64_t resident, int64_t tile_count) {
+  const int64_t tiles_a_warp = asked_for() == Regime::tiles ? kMostTileStages + 2 : 1;
+  return std::min(resident * kWaves, quotient_rounded_up(tile_count, kTileWarps * tiles_a_warp));
+}
+
+}  // namespace jaxloss::gpu
