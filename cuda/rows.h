@@ -155,6 +155,8 @@ struct CrossEntropyOptions {
   Real *loss = nullptr, *max = nullptr, *log_sum = nullptr;  // [rows] or null
   Real *nll = nullptr, *entropy = nullptr;                   // [rows] or null
   int32_t *predicted = nullptr, *rank = nullptr;             // [rows] or null
+  Real* sums = nullptr;  // [parts]: of all rows' losses, in parts of any rows; then `loss` is null. On a GPU
+  int64_t parts = 0;
 
   JAXLOSS_INLINE Real weight_of(int64_t row) const { return row_weight.of(row); }
   JAXLOSS_INLINE int64_t classes_of(int64_t row) const {

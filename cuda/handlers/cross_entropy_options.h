@@ -92,6 +92,19 @@ class OptionResults {
     if (checks_.passed()) gradient = data<Logit>(*buffer);
   }
 
+  // Of all rows together, in as many parts as the caller has room for.
+  template <class Real>
+  void give_parts(const char* name, Real*& sums, int64_t& parts) {
+    const std::optional<ffi::AnyBuffer> buffer = next(name);
+    if (!buffer) return;
+    checks_.require(buffer->dimensions().size() == 1, name, " must have one axis, of parts");
+    if (!checks_.passed()) return;
+    checks_.leading<Real>(name, *buffer, buffer->dimensions(), 1);
+    if (!checks_.passed()) return;
+    sums = data<Real>(*buffer);
+    parts = buffer->dimensions()[0];
+  }
+
   void finish() { checks_.require(index_ == results_.size() && !(wanted_ >> bit_), "too many results"); }
 
  private:
@@ -141,13 +154,17 @@ ffi::Error cross_entropy_with_options(typename Platform::Context context, ffi::A
     written.give_rows("predicted", rows.predicted);
     written.give_rows("rank", rows.rank);
     written.give_gradient(rows.gradient);
+    if constexpr (Platform::sums_rows) written.give_parts("sums", rows.sums, rows.parts);
     written.finish();
     // All that is known of a row is known together, and then only its gradient is wanted; details come together.
     const bool known = rows.known_max, of_stats = rows.of_lse, gradient_alone = known || of_stats;
     checks.require(known == !!rows.known_log_sum && known == !!rows.known_total, "only a part of a row is known")
         .require(of_stats == !!rows.of_entropy && !(of_stats && known), "weights of statistics come together and alone")
-        .require(gradient_alone == !rows.loss && !(gradient_alone && (rows.max || rows.entropy || !rows.gradient)),
+        .require(gradient_alone == !(rows.loss || rows.sums) &&
+                     !(gradient_alone && (rows.max || rows.entropy || !rows.gradient)),
                  "of known rows, and of statistics, a gradient is to be had, and nothing else")
+        .require(!rows.sums || !(rows.loss || rows.max || rows.log_sum || rows.entropy),
+                 "beside sums there is a gradient to be had, and nothing else")
         .require(!rows.entropy == !rows.nll && !rows.entropy == !rows.predicted && !rows.entropy == !rows.rank,
                  "nll, entropy, predicted and rank come together");
     if (!checks.passed()) return checks.error();

@@ -102,6 +102,12 @@ std::vector<CallTarget> targets_of(LossList<Loss...>) {
     targets.push_back({std::string("jaxloss_cross_entropy_with_options_") + purpose, platform,
                        handle<cross_entropy_with_options<Platform>, Bind::cross_entropy_with_options>});
   }
+  if constexpr (Platform::sums_rows) {
+    for (const char* purpose : {"value", "value_and_grad"}) {
+      targets.push_back({std::string("jaxloss_cross_entropy_with_options_sums_") + purpose, platform,
+                         handle<cross_entropy_with_options<Platform>, Bind::cross_entropy_with_options>});
+    }
+  }
   const auto add = [&](auto loss_tag) {
     using L = typename decltype(loss_tag)::type;
     const std::string name = std::string("jaxloss_") + L::name;

@@ -88,21 +88,33 @@ def cross_entropy_total(
 
     On a GPU no row's loss is written: it would be more than the logits of a row of two classes.
     """
-    names = ("losses", "gradient") if with_gradient else ("losses",)
+    names = _names_beside_total(with_gradient)
 
     def plain(*operands):
         losses, *gradient = cross_entropy(names, *operands, clip=clip)
-        return jnp.pad(losses.sum()[None], (0, PARTS - 1)), *gradient
+        return _in_parts(losses), *gradient
 
     sums, *gradient = call(
         f"cross_entropy_sums_{_PURPOSES[names]}",
-        (jax.ShapeDtypeStruct((PARTS,), row_weight.dtype), *_shapes(names[1:], logits, row_weight)),
+        (_parts(row_weight), *_shapes(names[1:], logits, row_weight)),
         plain,
         *(logits, target, row_weight),
         platforms=("cuda",),
         clip=np.float64(clip),
     )
     return weighted(row_weight, sums).sum(), *gradient
+
+
+def _names_beside_total(with_gradient: bool) -> tuple[str, ...]:
+    return ("losses", "gradient") if with_gradient else ("losses",)
+
+
+def _parts(row_weight: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((PARTS,), row_weight.dtype)
+
+
+def _in_parts(losses: Array) -> Array:
+    return jnp.pad(losses.sum()[None], (0, PARTS - 1))
 
 
 def cross_entropy_grad(
@@ -181,6 +193,39 @@ def cross_entropy_with_options(
         **_smoothed_classes(logits, classes),
         clip=np.float64(clip),
     )
+
+
+def cross_entropy_with_options_total(
+    with_gradient: bool,
+    logits: Array,
+    target: Array,
+    row_weight: Array,
+    options: Mapping[str, Array],
+    *,
+    clip: float,
+    classes: int,
+) -> tuple[Array, ...]:
+    """The same of rows with options, whose number of classes is known."""
+    given_names, names = tuple(options), _names_beside_total(with_gradient)
+
+    def plain(logits, target, row_weight, *parameters):
+        given = dict(zip(given_names, parameters, strict=True))
+        operands = (logits, target, row_weight, given)
+        losses, *gradient = cross_entropy_with_options(_PURPOSES[names], names, *operands, clip=clip, classes=classes)
+        return *gradient, _in_parts(losses)
+
+    *gradient, sums = call(
+        f"cross_entropy_with_options_sums_{_PURPOSES[names]}",
+        (*_shapes(names[1:], logits, row_weight), _parts(row_weight)),
+        plain,
+        *(logits, target, row_weight, *options.values()),
+        platforms=("cuda",),
+        given=_bits(PARAMETERS, options),
+        wanted=_bits((*RESULTS, "sums"), (*names[1:], "sums")),
+        smoothed_classes=np.int64(classes),
+        clip=np.float64(clip),
+    )
+    return weighted(row_weight, sums).sum(), *gradient
 
 
 def cross_entropy_with_options_grad(

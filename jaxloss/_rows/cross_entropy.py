@@ -121,7 +121,7 @@ class CrossEntropy(RowLoss):
         logits, target, row_weight, parameters = operands
         if outputs in (Outputs.TOTAL, Outputs.TOTAL_AND_GRAD):
             if row_weight.ndim == 0:
-                return calls.cross_entropy_total("gradient" in names, logits, target, row_weight, clip=objective.clip)
+                return self._total("gradient" in names, operands)
             of_rows = Outputs.VALUE if outputs is Outputs.TOTAL else Outputs.VALUE_AND_GRAD
             losses, *gradient = self.forward(of_rows, operands)
             return totals(row_weight, losses), *gradient
@@ -141,6 +141,15 @@ class CrossEntropy(RowLoss):
             classes=objective.classes_of(logits.shape[-1]),
             in_place=objective.in_place,
         )
+
+    def _total(self, with_gradient: bool, operands: Operands) -> tuple[Array, ...]:
+        objective, clip = self.objective, self.objective.clip
+        logits, target, row_weight, parameters = operands
+        if self._plain:
+            return calls.cross_entropy_total(with_gradient, logits, target, row_weight, clip=clip)
+        options, classes = objective.options(parameters), objective.classes_of(logits.shape[-1])
+        operands = (logits, target, row_weight, options)
+        return calls.cross_entropy_with_options_total(with_gradient, *operands, clip=clip, classes=classes)
 
     def partition(self, outputs: Outputs, axes, last_axes, operands: Operands) -> tuple[Array, ...]:
         if outputs not in (Outputs.TOTAL, Outputs.TOTAL_AND_GRAD):
@@ -163,10 +172,11 @@ class CrossEntropy(RowLoss):
 
     def sums(self, with_gradient: bool, operands: Operands) -> bool:
         """Rather than the losses of rows, a kernel writes their sum where rows are many and short."""
-        logits, target, *_ = operands
+        logits, target, _, parameters = operands
         itemsize = logits.dtype.itemsize
         has_labels = jnp.issubdtype(target.dtype, jnp.integer)
-        if not self._plain or self.objective.axes or self.objective.in_place:
+        options = self.objective.options(parameters)
+        if self.objective.details or not _are_summed(options) or self.objective.axes or self.objective.in_place:
             return False
         if itemsize not in SHORT_BYTES_WITH_GRAD or not has_labels or not sizes_known(logits):
             return False
@@ -222,6 +232,13 @@ class CrossEntropy(RowLoss):
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
+
+
+def _are_summed(options: Mapping[str, Array]) -> bool:
+    """Whether the kernel has these options that sums losses: those of rows which are alike, but for their labels."""
+    of_labels = options_that_change("target")
+    alike = (name in of_labels or x.ndim == int(OPTIONS[name].per_class) for name, x in options.items())
+    return "softcap" not in options and all(alike)
 
 
 def _grad_of_stats(objective: Objective, stats, logits, target, row_weight, options, of_lse, of_entropy) -> Array:

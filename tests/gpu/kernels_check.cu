@@ -663,19 +663,11 @@ Case<Logit, Target> with_finite_losses(Case<Logit, Target> c, int64_t classes) {
   return c;
 }
 
-// The sums of losses in so many parts, all of them written, in place of the losses.
-template <class Logit, class Target>
-void check_sums(Buffers& buffers, Report& report, const Case<Logit, Target>& c, const TestRows& shape,
-                const Variant& variant, int64_t parts, const char* what) {
-  using Real = Accumulator<Logit>;
-  auto rows = with_inputs(buffers, c, shape, variant, CrossEntropyRows<Logit, ClassIndices>{});
-  rows.ceiling = static_cast<Real>(c.ceiling);
-  rows.sums = buffers.loss.put<Real>(nullptr, parts, 0);
-  rows.parts = parts;
-  require(gpu::launch(nullptr, rows), what);
-  require(cudaDeviceSynchronize(), what);
+// All parts of the sums of losses that a kernel has written, and what they come to.
+template <class Real>
+void check_parts(Buffers& buffers, Report& report, const std::vector<Expected>& losses) {
   Expected want{0, 1e-30};
-  for (const Expected& loss : c.loss) {
+  for (const Expected& loss : losses) {
     want.value += loss.value;
     want.tolerance += loss.tolerance + kSlack<Real> * std::fabs(loss.value);
   }
@@ -691,6 +683,20 @@ void check_sums(Buffers& buffers, Report& report, const Case<Logit, Target>& c, 
   if (!agrees(sum, want)) {
     report.fail("the sums are " + std::to_string(sum) + ", expected " + std::to_string(want.value));
   }
+}
+
+// The sums of losses in so many parts, in place of the losses.
+template <class Logit, class Target>
+void check_sums(Buffers& buffers, Report& report, const Case<Logit, Target>& c, const TestRows& shape,
+                const Variant& variant, int64_t parts, const char* what) {
+  using Real = Accumulator<Logit>;
+  auto rows = with_inputs(buffers, c, shape, variant, CrossEntropyRows<Logit, ClassIndices>{});
+  rows.ceiling = static_cast<Real>(c.ceiling);
+  rows.sums = buffers.loss.put<Real>(nullptr, parts, 0);
+  rows.parts = parts;
+  require(gpu::launch(nullptr, rows), what);
+  require(cudaDeviceSynchronize(), what);
+  check_parts<Real>(buffers, report, c.loss);
   if (variant.gradient) {
     report.check<Logit>("gradient", variant.in_place ? buffers.prediction : buffers.gradient, c.gradient);
   }

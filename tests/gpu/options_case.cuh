@@ -96,6 +96,21 @@ struct OptionCase {
     }
   }
 
+  // The same rows, but that those are masked whose loss is no number, or so large that sums overflow.
+  OptionCase with_finite_losses() const {
+    OptionCase c = *this;
+    c.weight.rows_per_number = 1;
+    c.weight.numbers.clear();
+    for (int64_t row = 0; row < rows; row++) {
+      const bool finite = std::fabs(loss[row].value) < 1e30 && loss[row].tolerance < kInfinity;
+      c.weight.numbers.push_back(static_cast<Real>(finite ? weight.of(row, 1) : -0.0));
+      if (finite) continue;
+      c.loss[row] = {0, 0};
+      std::fill_n(c.gradient.begin() + row * classes, classes, Expected{0, 0});
+    }
+    return c;
+  }
+
  private:
   int64_t counted(int64_t row) const { return static_cast<int64_t>(num_classes.of(row, static_cast<double>(classes))); }
   bool is_out(int64_t row) const { return weight.of(row, 1) == 0 && std::signbit(weight.of(row, 1)); }

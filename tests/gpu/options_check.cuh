@@ -7,12 +7,12 @@ struct OptionBuffers {
       margin{kMostBytes}, temperature{kMostBytes}, second_label{kMostBytes}, num_classes{kMostBytes};
 };
 
-enum class Asked { results, gradient_of_known, gradient_of_stats };
+enum class Asked { results, sums, gradient_of_known, gradient_of_stats };
 
 // All results of rows in one variant; or a gradient alone, from sums that are known or of statistics too.
 template <class Logit, class Target, bool by_index>
 void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, const Variant& variant, Asked asked,
-                       const OptionCase<Logit, Target, by_index>& c, const char* what) {
+                       const OptionCase<Logit, Target, by_index>& c, const char* what, int64_t parts = 0) {
   using Real = Accumulator<Logit>;
   CrossEntropyOptionRows<Logit, std::conditional_t<by_index, ClassIndices, ClassProbabilities<Target>>> rows;
   Logit* logits = buffers.prediction.put(c.logits.data(), c.logits.size(), variant.logits_shift);
@@ -46,6 +46,9 @@ void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, co
   } else if (asked == Asked::gradient_of_stats) {
     rows.of_lse = more.of_lse.put(c.of_lse.data(), c.rows, 0);
     rows.of_entropy = more.of_entropy.put(c.of_entropy.data(), c.rows, 0);
+  } else if (asked == Asked::sums) {
+    rows.sums = buffers.loss.put<Real>(nullptr, parts, 0);
+    rows.parts = parts;
   } else {
     rows.loss = buffers.loss.put<Real>(nullptr, c.rows, 0);
   }
@@ -66,8 +69,9 @@ void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, co
   require(gpu::launch(nullptr, rows), what);
   require(cudaDeviceSynchronize(), what);
   if (results) report.check<Real>("loss", buffers.loss, c.loss);
+  if (asked == Asked::sums) check_parts<Real>(buffers, report, c.loss);
   if (variant.gradient) {
-    const auto& expected = results                             ? c.gradient
+    const auto& expected = results || asked == Asked::sums     ? c.gradient
                            : asked == Asked::gradient_of_known ? c.gradient_of_known
                                                                : c.gradient_of_stats;
     report.check<Logit>("gradient", variant.in_place ? buffers.prediction : buffers.gradient, expected);
@@ -113,6 +117,7 @@ void check_options(Buffers& buffers, const std::string& regime) {
       if (few_sizes() && seed % 7) continue;
       const int set = set_of_options(number, by_index, random);
       const OptionCase<Logit, Target, by_index> c(set, rows, classes, seed, in_tiles);
+      const auto finite = c.with_finite_losses();
       const std::pair<Asked, const char*> gradients_alone[] = {{Asked::gradient_of_known, "known"},
                                                                {Asked::gradient_of_stats, "of stats"}};
       for (size_t v = 0; v < std::size(kVariants) + std::size(gradients_alone); v++) {
@@ -127,6 +132,10 @@ void check_options(Buffers& buffers, const std::string& regime) {
         // Of known rows logits and gradient are not aligned alike, which only a gradient of statistics asks for.
         const size_t variant = asked == Asked::gradient_of_stats ? 2 + seed % 3 : alone ? 4 : v;
         check_option_case(buffers, more, report, kVariants[variant], asked, c, what);
+        if (!by_index || asked != Asked::results || kVariants[v].stats || classes > 600) continue;
+        for (const int64_t parts : {1, 2, 100}) {
+          check_option_case(buffers, more, report, kVariants[v], Asked::sums, finite, what, parts);
+        }
       }
     }
   };

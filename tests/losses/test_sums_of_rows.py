@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cross_entropy_options as samples
+import jaxloss
 import test_transforms
 import tolerance
 from agreement import assert_agrees
@@ -16,6 +18,8 @@ from quickly import jit_quickly
 from transforms import TRANSFORMS
 
 LABELS = Case(CATEGORICAL, "indices")
+SUMMED = [("z_loss",), ("label_smoothing",), ("margin",), ("class_weights",), ("temperature", "z_loss"), ("num_classes",)]
+"""Options that the kernel has which sums losses, each once."""
 
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"clip": None}, {"normalizer": np.float32(3)}], ids=str)
@@ -44,6 +48,58 @@ def test_label_out_of_range(sums_of_few_rows, place, label):
     assert (gradient[place] == 0).all()
 
 
+def sum_and_rows(x, labels, **options):
+    """Value and gradient, with the losses summed where they are computed, and as with a weight for each row."""
+    loss = LABELS.loss
+    ones = jnp.ones(x.shape[:-1], np.float32)
+    at_once = jit_quickly(jax.value_and_grad(lambda x: loss(x, labels, **options)))
+    of_rows = jit_quickly(jax.value_and_grad(lambda x: loss(x, labels, weights=ones, **options)))
+    return at_once(x), of_rows(x)
+
+
+def assert_same(at_once, of_rows, rows):
+    (value, gradient), (expected_value, expected_gradient) = at_once, of_rows
+    tolerance.assert_ulps(value, expected_value, 32)
+    difference = jnp.abs(gradient - expected_gradient).astype("float32")
+    of_one = {4: 3e-7, 2: 2**-7}[gradient.dtype.itemsize]  # what one rounding may differ by
+    smallest = 1e-7 if gradient.dtype == np.float16 else 5e-7 / rows
+    assert (difference <= of_one * jnp.abs(expected_gradient).astype("float32") + smallest).all()
+
+
+@pytest.mark.parametrize("names", SUMMED, ids="-".join)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(7, 2), (1000, 3), (500, 10), (2, 3, 20), (70, 257)])
+def test_with_options(sums_of_few_rows, shape, dtype, names):
+    options = samples.on(names, shape[-1])
+    x, labels = LABELS.sample(shape, dtype, scale=4)
+    labels = np.minimum(labels, options.get("num_classes", shape[-1]) - 1)
+    at_once, of_rows = sum_and_rows(jnp.asarray(x), labels, **options)
+    assert_same(at_once, of_rows, np.prod(shape[:-1]))
+
+
+def test_mixed_labels(sums_of_few_rows):
+    x, labels = LABELS.sample((500, 10))
+    target = labels, np.roll(labels, 1), np.linspace(0, 1, 500, dtype=np.float32)
+    assert_same(*sum_and_rows(jnp.asarray(x), target, z_loss=1e-3), 500)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("names", [("z_loss",), ("label_smoothing", "class_weights")], ids="-".join)
+@pytest.mark.parametrize(
+    ("dtype", "classes"),
+    [("float32", classes) for classes in (2, 3, 10, 16)]
+    + [("bfloat16", classes) for classes in (2, 3, 10, 16, 31, 64)],
+)
+def test_many_rows_with_options(dtype, classes, names):
+    rows = -(-cross_entropy.MANY_BYTES // (classes * np.dtype(dtype).itemsize) // 4096) * 4096 + 1
+    logits = (3 * jax.random.normal(jax.random.key(0), (rows, classes))).astype(dtype)
+    labels = jax.random.randint(jax.random.key(1), (rows,), 0, classes)
+    options = samples.on(names, classes)
+    compiled = jax.jit(lambda x, y: LABELS.loss(x, y, **options)).lower(logits, labels).compile()
+    assert custom_call_targets(compiled) == ["jaxloss_cross_entropy_with_options_sums_value"]
+    assert_same(*sum_and_rows(logits, labels, **options), rows)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("more", [0, 1])
 @pytest.mark.parametrize(
@@ -56,17 +112,11 @@ def test_many_rows(dtype, classes, more):
     rows = -(-cross_entropy.MANY_BYTES // (classes * np.dtype(dtype).itemsize) // 4096) * 4096 + more
     logits = (3 * jax.random.normal(jax.random.key(0), (rows, classes))).astype(dtype)
     labels = jax.random.randint(jax.random.key(1), (rows,), 0, classes)
-    loss = LABELS.loss
-    of_rows = jit_quickly(jax.value_and_grad(lambda x: loss(x, labels, weights=jnp.ones(rows))))
-    compiled = jax.jit(loss).lower(logits, labels).compile()
+    compiled = jax.jit(LABELS.loss).lower(logits, labels).compile()
     assert custom_call_targets(compiled) == ["jaxloss_cross_entropy_sums_value"]
-    value, gradient = jit_quickly(jax.value_and_grad(loss))(logits, labels)
-    expected_value, expected_gradient = of_rows(logits)
-    tolerance.assert_ulps(value, expected_value, 32)
-    tolerance.assert_ulps(compiled(logits, labels), expected_value, 32)
-    difference = jnp.abs(gradient - expected_gradient).astype("float32")
-    of_one = {"float32": 3e-7, "bfloat16": 2**-7}[dtype]  # what one rounding may differ by
-    assert (difference <= of_one * jnp.abs(expected_gradient).astype("float32") + 5e-7 / rows).all()
+    at_once, of_rows = sum_and_rows(logits, labels)
+    assert_same(at_once, of_rows, rows)
+    tolerance.assert_ulps(compiled(logits, labels), of_rows[0], 32)
 
 
 # The elementwise losses go the same way in all of them.
@@ -90,15 +140,17 @@ def test_transforms_of_sums(sums_of_few_rows, name):
 
 
 def test_only_where_rows_are_many_and_short(monkeypatch, retraced):
-    used, sums = [], calls.cross_entropy_total
-    monkeypatch.setattr(
-        calls, "cross_entropy_total", lambda *operands, **options: used.append(1) or sums(*operands, **options)
-    )
+    used = []
+    for name in ("cross_entropy_total", "cross_entropy_with_options_total"):
+        sums = getattr(calls, name)
+        monkeypatch.setattr(
+            calls, name, lambda *operands, sums=sums, **options: used.append(1) or sums(*operands, **options)
+        )
 
-    def is_used(shape, dtype="float32", of=lambda loss: loss, **options):
+    def is_used(shape, dtype="float32", of=lambda loss: loss, loss=LABELS.loss, **options):
         used.clear()
         logits, labels = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[:-1], "int32")
-        jax.eval_shape(of(lambda x, y: LABELS.loss(x, y, **options)), logits, labels)
+        jax.eval_shape(of(lambda x, y: loss(x, y, **options)), logits, labels)
         return bool(used)
 
     assert is_used((2**23, 10))
@@ -112,5 +164,9 @@ def test_only_where_rows_are_many_and_short(monkeypatch, retraced):
     assert not is_used((2**16, 10))
     assert not is_used((2**16, 1024))
     assert not is_used((2**23, 10), weights=np.ones(2**23, np.float32))
-    assert not is_used((2**23, 10), label_smoothing=0.1)
+    for names in SUMMED:
+        assert is_used((2**23, 10), **samples.on(names, 10))
+    assert not is_used((2**23, 10), softcap=30.0)
+    assert not is_used((2**23, 10), margin=np.ones(2**23, np.float32))
+    assert not is_used((2**23, 10), loss=jaxloss.categorical_cross_entropy_with_stats, z_loss=0.1)
     assert not is_used((2**23, 10), reduction="none")

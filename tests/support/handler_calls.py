@@ -82,9 +82,18 @@ def cross_entropy(target: Buffer) -> list[Call]:
 def sums_of_rows() -> list[Call]:
     operands = {"logits": X, "target": ((4, 3), S32), "row_weight": ROWS, "sums": ((7,), F32)}
     name, clip = "jaxloss_cross_entropy_sums", {"clip": np.float64(1e-7)}
+    sums = {"sums": operands.pop("sums")}
+    with_options, options = "jaxloss_cross_entropy_with_options_sums", {"z_loss": ((), F32)}
+    numbers = {"given": 1 << list(OPTIONS).index("z_loss"), "smoothed_classes": 5}
+
+    def attributes(wanted):
+        return {key: np.int64(number) for key, number in {**numbers, "wanted": wanted}.items()} | clip
+
     return [
-        Call(f"{name}_value", operands, 1, clip),
-        Call(f"{name}_value_and_grad", {**operands, "gradient": X}, 2, clip),
+        Call(f"{name}_value", {**operands, **sums}, 1, clip),
+        Call(f"{name}_value_and_grad", {**operands, **sums, "gradient": X}, 2, clip),
+        Call(f"{with_options}_value", {**operands, **options, **sums}, 1, attributes(1 << 8)),
+        Call(f"{with_options}_value_and_grad", {**operands, **options, "gradient": X, **sums}, 2, attributes(0b11 << 7)),
     ]
 
 

@@ -221,13 +221,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   stages.run(blockIdx.x + static_cast<int64_t>(warp) * gridDim.x, tile_count,
              static_cast<int64_t>(gridDim.x) * kTileWarps,
              [&](int64_t first_row, unsigned char* stage) { worker(first_row, stage); });
-  if (!rows.loss) {
-    const double sum = across_block<kTileThreads>(worker.sum(), Sum());
-    for (int64_t part = blockIdx.x + static_cast<int64_t>(threadIdx.x) * gridDim.x; part < rows.parts;
-         part += static_cast<int64_t>(gridDim.x) * kTileThreads) {
-      rows.sums[part] = part == blockIdx.x ? static_cast<float>(sum) : 0.0f;
-    }
-  }
+  if (!rows.loss) write_sums(worker.sum(), rows.sums, rows.parts);
 }
 
 }  // namespace jaxloss::gpu

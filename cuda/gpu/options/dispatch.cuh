@@ -13,7 +13,7 @@ namespace jaxloss::gpu {
 template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Target>& all_rows) {
   auto rows = all_rows;
-  if (rows.rows == 0) return cudaSuccess;
+  if (rows.rows == 0 && !rows.sums) return cudaSuccess;
   if constexpr (std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>) {
     const Regime asked = asked_for();
     Device device;
@@ -21,9 +21,10 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Targ
     cudaError_t error = cudaErrorNotSupported;
     if (asked == Regime::any || asked == Regime::tiles) {
       error = launch_tiles(stream, rows, device, asked == Regime::any ? 4 : 0);
-      if (error != cudaErrorNotSupported && (error != cudaSuccess || rows.rows == 0)) return error;
+      if (error != cudaErrorNotSupported && (error != cudaSuccess || (rows.rows == 0 && !rows.sums))) return error;
       error = cudaErrorNotSupported;
     }
+    if (rows.sums) return launch_teams(stream, rows);
     if (asked == Regime::streaming || (asked == Regime::any && good_for_streaming(rows, device))) {
       error = launch_streaming(stream, rows);
     }

@@ -180,6 +180,7 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
   const Real nan = static_cast<Real>(NAN);
   const RowTeam team{lanes, static_cast<int>(threadIdx.x) & (lanes - 1)};
   const int64_t teams_a_block = kTeamThreads / lanes, teams = gridDim.x * teams_a_block;
+  double sum_of_losses = 0;
   for (int64_t first = blockIdx.x * teams_a_block; first < rows.rows; first += teams) {
     const int64_t own = first + threadIdx.x / lanes;
     const bool exists = own < rows.rows;
@@ -293,7 +294,7 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
 
     const bool of_loss_alone = weight != 0 && (valid || rows.known_max);
     const bool has_gradient = rows.gradient && reads && (of_loss_alone || rows.of_lse);
-    const bool has_sums = along.dense && rows.loss;
+    const bool has_sums = along.dense && (rows.loss || rows.sums);
     CompensatedSum<Real> losses, nlls;
     if (has_gradient || has_sums) {
       const Exponentials<Real> exponentials(max);
@@ -352,7 +353,7 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
     Real nll = has_sums ? team.across(nlls.value(), Sum()) : Real(0);
     // Not before: the gradient may take the place of logits that other threads read for these sums.
     if (exists) zero_gradient(rows, team, row, has_gradient ? objective.classes : 0);
-    if (!rows.loss) continue;
+    if (!rows.loss && !rows.sums) continue;
 
 #pragma unroll
     for (int which = 0; which < 2; which++) {
@@ -365,8 +366,15 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(Logit) == 8 ? 1 : 2)
     results.max = max;
     results.log_sum = log_sum;
     if (!reads) results = results_of_masked_row(rows);
-    if (exists) write_results(rows, team, row, results);
+    if (rows.sums) {
+      if (exists && team.lane == 0) sum_of_losses += results.loss;
+    } else if (exists) {
+      write_results(rows, team, row, results);
+    }
   }
+  if (!rows.sums) return;
+  sum_of_losses = across_block<kTeamThreads>(sum_of_losses, Sum());
+  if (threadIdx.x == 0) rows.sums[blockIdx.x] = static_cast<Real>(sum_of_losses);
 }
 
 // A thread for some four vectors of a short row, then a warp for up to 32 vectors a thread: it exchanges sums without
@@ -384,7 +392,10 @@ int option_lanes(int64_t classes) {
 template <class Logit, class Target>
 cudaError_t launch_teams(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Target>& rows) {
   const int lanes = option_lanes<Logit>(rows.classes);
-  const int64_t teams_a_block = kTeamThreads / lanes, blocks = (rows.rows + teams_a_block - 1) / teams_a_block;
+  const int64_t teams_a_block = kTeamThreads / lanes;
+  const int64_t blocks = rows.sums ? rows.parts : (rows.rows + teams_a_block - 1) / teams_a_block;
+  if (blocks == 0) return cudaSuccess;
+  if (rows.sums && blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   cross_entropy_with_options<<<static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff), kTeamThreads, 0,
                                stream>>>(rows, lanes);
   return cudaGetLastError();

@@ -25,12 +25,18 @@ class OptionTile {
   __device__ __forceinline__ void operator()(int64_t first_row, unsigned char* stage) {
     const int* labels = reinterpret_cast<const int*>(stage + tiles_.labels);
     const float* weights = reinterpret_cast<const float*>(stage + tiles_.weights);
+    float sum = 0;
     for (int r = team_.row; r < tiles_.rows; r += team_.teams) {
       objective_.take_labels(rows_, first_row + r, labels[r]);
-      work(first_row + r, reinterpret_cast<Logit*>(stage) + r * classes_,
-           stages_weights_ ? weights[r] : weight_of_all_);
+      const float weight = stages_weights_ ? weights[r] : weight_of_all_;
+      const float loss = loss_of_row(first_row + r, reinterpret_cast<Logit*>(stage) + r * classes_, weight);
+      if (team_.leads()) sum += loss;
     }
+    sum_ += sum;
   }
+
+  // Of the losses of this thread's rows.
+  __device__ __forceinline__ double sum() const { return sum_; }
 
  private:
   const CrossEntropyOptionRows<Logit, ClassIndices>& rows_;
@@ -40,10 +46,11 @@ class OptionTile {
   int classes_;
   TileTeam<unit> team_;
   RowObjective<float> objective_;  // of all rows, but for their labels
+  double sum_ = 0;
   static constexpr int per_unit = Unit<unit, Logit>::count;
 
-  // Reads and writes `x`, a row in shared memory, where its gradient is left.
-  __device__ __forceinline__ void work(int64_t row, Logit* x, float weight) const {
+  // Reads and writes `x`, a row in shared memory, where its gradient is left, and writes the other results.
+  __device__ __forceinline__ float loss_of_row(int64_t row, Logit* x, float weight) const {
     const bool wanted = !is_masked(weight);
     const MergedScores merge{objective_.inverse_temperature * 1.44269504f};
     const Smoothing<Kind> smoothing(objective_);
@@ -94,10 +101,10 @@ class OptionTile {
         fill_padding(x, 0);
       }
     }
-    if (!team_.leads()) return;
-    write_results(
-        rows_, RowTeam{1, 0}, row,
-        wanted ? results_of_row(rows_, objective_, labels, sums, summary, of_classes) : results_of_masked_row(rows_));
+    const auto results =
+        wanted ? results_of_row(rows_, objective_, labels, sums, summary, of_classes) : results_of_masked_row(rows_);
+    if (!rows_.sums && team_.leads()) write_results(rows_, RowTeam{1, 0}, row, results);
+    return results.loss;
   }
 
   // Of all classes but the label, for every member of the row.
@@ -170,6 +177,7 @@ __global__ void __launch_bounds__(kTileThreads, kOptionTileBlocks)
   stages.run(blockIdx.x + static_cast<int64_t>(warp) * gridDim.x, tile_count,
              static_cast<int64_t>(gridDim.x) * kTileWarps,
              [&](int64_t first_row, unsigned char* stage) { tile(first_row, stage); });
+  if (rows.sums) write_sums(tile.sum(), rows.sums, rows.parts);
 }
 
 }  // namespace jaxloss::gpu

@@ -62,9 +62,16 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyOptionRows<Logit, Clas
   const int64_t resident = resident_tile_blocks(reinterpret_cast<const void*>(kernel), device, tiles);
   const int64_t tile_count = rows.rows / tiles.rows;
   if (resident == 0 || tile_count < std::max<int64_t>(1, fewest * resident * kTileWarps)) return cudaErrorNotSupported;
-  const auto blocks = static_cast<unsigned>(tile_blocks(resident, tile_count));
-  kernel<<<blocks, kTileThreads, tiles.shared_bytes(), stream>>>(rows, tiles, tile_count);
-  rows = rows_from(tile_count * tiles.rows, rows);
+  CrossEntropyOptionRows<Logit, ClassIndices> rest = rows_from(tile_count * tiles.rows, rows);
+  int64_t blocks = tile_blocks(resident, tile_count);
+  if (rows.sums) {
+    if (rows.parts < 2) return cudaErrorNotSupported;
+    rest.sums += --rows.parts;
+    rest.parts = 1;
+    blocks = std::min(blocks, rows.parts);
+  }
+  kernel<<<static_cast<unsigned>(blocks), kTileThreads, tiles.shared_bytes(), stream>>>(rows, tiles, tile_count);
+  rows = rest;
   return cudaGetLastError();
 }
 

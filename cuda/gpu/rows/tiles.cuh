@@ -222,4 +222,14 @@ struct TileTeam {
   }
 };
 
+// Part b of the sums of rows' losses is that of block b, of whose threads each has a sum; no part is left out.
+template <class Real>
+__device__ __forceinline__ void write_sums(double sum_of_thread, Real* sums, int64_t parts) {
+  const double sum = across_block<kTileThreads>(sum_of_thread, Sum());
+  for (int64_t part = blockIdx.x + static_cast<int64_t>(threadIdx.x) * gridDim.x; part < parts;
+       part += static_cast<int64_t>(gridDim.x) * kTileThreads) {
+    sums[part] = part == blockIdx.x ? static_cast<Real>(sum) : Real(0);
+  }
+}
+
 }  // namespace jaxloss::gpu
