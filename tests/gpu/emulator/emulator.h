@@ -11,6 +11,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -74,12 +75,14 @@ struct Copy {
 };
 
 struct Thread {
-  ucontext_t context;
+  jmp_buf place;  // where it goes on, once it has begun
   std::unique_ptr<char[]> stack;
   Block* block;
   Index index;
   int arrived_at_cluster = 0;
   bool waits_for_cluster = false, ended = false;
+  const Gate* waits_at = nullptr;  // that is closed while it has the generation
+  int generation = 0;
   std::vector<Copy> copies;                         // to shared memory, of its own
   std::vector<std::vector<Copy>> groups_to_global;  // of the copy engine; the last group is not closed
 };
@@ -91,13 +94,20 @@ struct Cluster {
 
 inline Thread* current = nullptr;
 inline Cluster* cluster = nullptr;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline Index block_size, grid_size;
 inline uint64_t progress = 0;
 inline std::function<void()> body;
 inline std::multimap<const void*, Copy> coming;  // bulk copies to shared memory, by the barrier that counts their bytes
 
-inline void yield() { swapcontext(&current->context, &scheduler); }
+// Jumps, for swapcontext calls the system each time; not inlined, for a jump keeps only the registers that a call does.
+[[gnu::noinline]] inline void yield() {
+  if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+}
+[[gnu::noinline]] inline void resume(Thread& thread) {
+  current = &thread;
+  if (_setjmp(scheduler) == 0) _longjmp(thread.place, 1);
+}
 inline void open(Gate& gate) {
   gate.arrived = 0;
   gate.generation++;
@@ -108,10 +118,16 @@ inline int arrive(Gate& gate) {
   if (++gate.arrived == gate.expected) open(gate);
   return generation;
 }
-inline void meet(Gate& gate) {
-  const int generation = arrive(gate);
+inline void wait(const Gate& gate, int generation) {
+  current->waits_at = &gate;
+  current->generation = generation;
   while (gate.generation == generation) yield();
+  current->waits_at = nullptr;
 }
+inline bool waits(const Thread& thread) {
+  return thread.waits_at != nullptr && thread.waits_at->generation == thread.generation;
+}
+inline void meet(Gate& gate) { wait(gate, arrive(gate)); }
 inline void leave(Gate& gate) {
   gate.expected--;
   if (gate.arrived > 0 && gate.arrived == gate.expected) open(gate);
@@ -179,20 +195,36 @@ inline Configuration configuration(dim3 grid, dim3 threads, size_t dynamic_bytes
   return {grid, threads.x, dynamic_bytes, 1};
 }
 
-inline void run_thread() {
-  body();
-  if (current->waits_for_cluster) fail("a thread has arrived at its cluster's barrier and does not wait");
-  current->ended = true;
-  progress++;
-  leave(warp().gate);
-  leave(current->block->gate);
-  leave(cluster->gate);
-  swapcontext(&current->context, &scheduler);
+// A fiber runs the thread of its number of every block.
+inline void run_threads() {
+  for (;;) {
+    yield();
+    body();
+    if (current->waits_for_cluster) fail("a thread has arrived at its cluster's barrier and does not wait");
+    current->ended = true;
+    progress++;
+    leave(warp().gate);
+    leave(current->block->gate);
+    leave(cluster->gate);
+  }
+}
+inline std::unique_ptr<Thread> fiber() {
+  constexpr size_t stack_bytes = 96 << 10;
+  auto thread = std::make_unique<Thread>();
+  thread->stack = std::make_unique<char[]>(stack_bytes);
+  ucontext_t begin;
+  getcontext(&begin);
+  begin.uc_stack.ss_sp = thread->stack.get();
+  begin.uc_stack.ss_size = stack_bytes;
+  begin.uc_link = nullptr;
+  makecontext(&begin, run_threads, 0);
+  current = thread.get();
+  if (_setjmp(scheduler) == 0) setcontext(&begin);
+  return thread;
 }
 
 // Clusters one after the other; their threads in turn.
 inline void launch(const Configuration& with, std::function<void()> kernel) {
-  constexpr size_t stack_bytes = 96 << 10;
   static std::vector<std::unique_ptr<Thread>> threads;
   static std::vector<std::unique_ptr<unsigned char[]>> memory;
   body = std::move(kernel);
@@ -202,10 +234,7 @@ inline void launch(const Configuration& with, std::function<void()> kernel) {
   grid_size = {with.grid.x, with.grid.y, with.grid.z};
   const unsigned warps = (with.threads + kLanes - 1) / kLanes, all = with.cluster * with.threads;
   const unsigned grid_blocks = with.grid.x * with.grid.y * with.grid.z;
-  while (threads.size() < all) {
-    threads.push_back(std::make_unique<Thread>());
-    threads.back()->stack = std::make_unique<char[]>(stack_bytes);
-  }
+  while (threads.size() < all) threads.push_back(fiber());
   const size_t bytes = kSharedBytes + with.dynamic_bytes + 256;
   memory.clear();
   for (unsigned i = 0; i < with.cluster; i++) memory.push_back(std::make_unique<unsigned char[]>(bytes));
@@ -233,11 +262,6 @@ inline void launch(const Configuration& with, std::function<void()> kernel) {
         thread.ended = thread.waits_for_cluster = false;
         thread.copies.clear();
         thread.groups_to_global.assign(1, {});
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = thread.stack.get();
-        thread.context.uc_stack.ss_size = stack_bytes;
-        thread.context.uc_link = nullptr;
-        makecontext(&thread.context, run_thread, 0);
       }
     }
     for (unsigned running = all; running > 0;) {
@@ -246,8 +270,7 @@ inline void launch(const Configuration& with, std::function<void()> kernel) {
       for (unsigned t = 0; t < all; t++) {
         if (threads[t]->ended) continue;
         running++;
-        current = threads[t].get();
-        swapcontext(&scheduler, &current->context);
+        if (!waits(*threads[t])) resume(*threads[t]);
       }
       if (running > 0 && progress == before) {
         for (unsigned t = 0; current->ended; t++) current = threads[t].get();

@@ -76,7 +76,7 @@ inline void cluster_arrive() {
 }
 inline void cluster_wait() {
   emulator::current->waits_for_cluster = false;
-  while (emulator::cluster->gate.generation == emulator::current->arrived_at_cluster) emulator::yield();
+  emulator::wait(emulator::cluster->gate, emulator::current->arrived_at_cluster);
 }
 
 template <class Value>
