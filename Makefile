@@ -112,11 +112,11 @@ look: docs ## the site in a headless Chromium, light, dark and as wide as a tele
 	@tools/environment browser
 	$(python) tools/look_at_pages.py build/site $(ARGS)
 
-cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error, and a release whose wheel would be beyond 25 MB
+cuda: ## compile the CUDA kernels for sm_80 and sm_90a; a register that spills is an error, and a release whose wheel would be beyond 25 MB; ARGS="90a --parse 80" as CI
 	@tools/environment
-	$(python) tools/compile_cuda.py 80 90a
+	$(python) tools/compile_cuda.py $(or $(ARGS),80 90a)
 
-emulate-gpu: ## the CUDA kernels' own check on a CPU, by an emulator of CUDA's threads, in three minutes; ARGS="options streaming" for some
+emulate-gpu: ## the CUDA kernels' own check on a CPU, by an emulator of CUDA's threads, in a minute; ARGS="options streaming" for some
 	@tools/environment
 	$(python) tools/emulate_kernels.py $(ARGS)
 
