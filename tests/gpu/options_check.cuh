@@ -52,7 +52,8 @@ void check_option_case(Buffers& buffers, OptionBuffers& more, Report& report, co
   } else {
     rows.loss = buffers.loss.put<Real>(nullptr, c.rows, 0);
   }
-  const bool details = variant.stats && results, sums = results && (details || gpu::asked_for() == gpu::Regime::tiles);
+  const bool details = variant.stats && results, in_tiles = gpu::asked_for() == gpu::Regime::tiles;
+  const bool sums = results && (details || (in_tiles && c.rows % 2));
   if (sums) {
     rows.max = buffers.max.put<Real>(nullptr, c.rows, 0);
     rows.log_sum = buffers.log_sum.put<Real>(nullptr, c.rows, 0);

@@ -27,9 +27,6 @@ Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows) {
                   weight_a_row ? rows.row_weight : nullptr, rows.gradient);
 }
 
-// The longest row that one thread holds in its registers.
-constexpr int kHeldNumbers = 16;
-
 template <class Logit>
 using TilesKernel = void (*)(CrossEntropyRows<Logit, ClassIndices>, Tiles, int64_t);
 

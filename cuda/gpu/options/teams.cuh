@@ -127,7 +127,8 @@ struct TeamRow {
       const Real a[1] = {by_index ? Real(0) : static_cast<Real>(number(target[i]))};
       visit(Count<1>{}, i, x, a, body);
     }
-    constexpr int most = sizeof(Logit) == 8 ? 1 : 2;  // arithmetic in double has no registers to spare
+    // Arithmetic in double has no registers to spare; labels that come here are few, or not aligned like the gradient.
+    constexpr int most = by_index || sizeof(Logit) == 8 ? 1 : 2;
     for_batches<most, int64_t>(team.lane, span.steps, team.lanes, [&](auto batch, int64_t first) {
       Packed<Logit, step> packed[batch];
       [[maybe_unused]] Packed<Stored, step> targets[batch];

@@ -1,183 +1,59 @@
-// Cross entropy with options of very short rows, in tiles: class indices, no softcap, no statistics of the classes.
+// Cross entropy of very short rows with labels, in tiles, with a z-loss, a temperature and class weights.
 #pragma once
 
-#include "gpu/options/row.cuh"
-#include "gpu/rows/tiles.cuh"
+#include "gpu/rows/labelled_tiles.cuh"
 
 namespace jaxloss::gpu {
 
-// What one warp does with a tile of rows in shared memory: a thread or a few take a row, which they go along twice
-// where a gradient or the losses of all its classes are wanted.
-template <class Kind, int unit, class Logit>
-class OptionTile {
-  static_assert(!Kind::capped && !Kind::detailed);
+template <class Logit_>
+struct LinearObjective {
+  using Logit = Logit_;
+  const CrossEntropyOptionRows<Logit, ClassIndices>& rows;
+  float inverse_temperature, z_loss;
 
- public:
-  __device__ __forceinline__ OptionTile(const CrossEntropyOptionRows<Logit, ClassIndices>& rows, const Tiles& tiles)
-      : rows_(rows),
-        tiles_(tiles),
-        stages_weights_(rows.row_weight.given() && rows.row_weight.rows_per_number == 1),
-        weight_of_all_(rows.weight_of(0)),
-        classes_(static_cast<int>(rows.classes)),
-        team_(tiles, classes_ / per_unit),
-        objective_(rows, 0) {}
+  __device__ __forceinline__ explicit LinearObjective(const CrossEntropyOptionRows<Logit, ClassIndices>& rows_)
+      : rows(rows_), inverse_temperature(1 / rows_.temperature.of(0)), z_loss(rows_.z_loss.of(0)) {}
 
-  __device__ __forceinline__ void operator()(int64_t first_row, unsigned char* stage) {
-    const int* labels = reinterpret_cast<const int*>(stage + tiles_.labels);
-    const float* weights = reinterpret_cast<const float*>(stage + tiles_.weights);
-    float sum = 0;
-    for (int r = team_.row; r < tiles_.rows; r += team_.teams) {
-      objective_.take_labels(rows_, first_row + r, labels[r]);
-      const float weight = stages_weights_ ? weights[r] : weight_of_all_;
-      const float loss = loss_of_row(first_row + r, reinterpret_cast<Logit*>(stage) + r * classes_, weight);
-      if (team_.leads()) sum += loss;
+  __device__ __forceinline__ bool weight_a_row() const {
+    return rows.row_weight.given() && rows.row_weight.rows_per_number == 1;
+  }
+  __device__ __forceinline__ const float* weights() const { return rows.row_weight.number; }
+  __device__ __forceinline__ float weight_of_all() const { return rows.row_weight.of(0); }
+  __device__ __forceinline__ bool has_gradient() const { return rows.gradient; }
+  __device__ __forceinline__ float logit(float x) const { return x * inverse_temperature; }
+  __device__ __forceinline__ void store(int64_t row, float loss, float, float) const { rows.loss[row] = loss; }
+
+  struct Row {
+    const LabelledSums<float>& sums;
+    float label_logit, target, z_loss, ceiling, inverse_temperature;
+    float lse, of_z_loss;
+
+    __device__ __forceinline__ float loss() const {
+      const float nll = negative_log_likelihood(sums.log_sum, label_logit - sums.max, ceiling);
+      return where_a_number(sums.log_sum, weighted(target, nll) + weighted(z_loss, lse * lse));
     }
-    sum_ += sum;
-  }
-
-  // Of the losses of this thread's rows.
-  __device__ __forceinline__ double sum() const { return sum_; }
-
- private:
-  const CrossEntropyOptionRows<Logit, ClassIndices>& rows_;
-  const Tiles& tiles_;
-  bool stages_weights_;
-  float weight_of_all_;
-  int classes_;
-  TileTeam<unit> team_;
-  RowObjective<float> objective_;  // of all rows, but for their labels
-  double sum_ = 0;
-  static constexpr int per_unit = Unit<unit, Logit>::count;
-
-  // Reads and writes `x`, a row in shared memory, where its gradient is left, and writes the other results.
-  __device__ __forceinline__ float loss_of_row(int64_t row, Logit* x, float weight) const {
-    const bool wanted = !is_masked(weight);
-    const MergedScores merge{objective_.inverse_temperature * 1.44269504f};
-    const Smoothing<Kind> smoothing(objective_);
-    const RowLabels<Kind> labels(objective_, x, wanted);
-    team_.wait();
-    if (team_.leads() && labels.has_first) x[labels.first] = stored<Logit>(-INFINITY);
-    fill_padding(x, -INFINITY);
-    team_.wait();
-
-    auto sums = sums_of(x, merge, smoothing);
-    sums.sum = where_a_number(labels.first_logit, where_a_number(labels.second_logit, sums.sum));
-    const RowSummary summary(sums, labels.first_score, merge);
-    float target_of_others = 0;
-    if constexpr (Kind::dense) target_of_others = sums.target;
-    const RowTotals totals(objective_, labels, summary, target_of_others);
-
-    const float to_logits = weight * objective_.inverse_temperature;
-    const bool has_gradient = rows_.gradient && wanted && objective_.valid && weight != 0;
-    float of_classes = 0;
-    if (rows_.gradient || (Kind::dense && smoothing.smooth != 0)) {
-      const float ceiling = fminf(rows_.ceiling, -no_logits<float>().max);  // finite, for it is taken times 0
-      const float scale = totals.total * exponential(-totals.log_sum) * to_logits;
-      for_numbers(x, [&](auto& values, const int* place) {
-        constexpr int count = sizeof(values) / sizeof(values[0]);
-#pragma unroll
-        for (int j = 0; j < count; j++) {
-          const float beyond = values[j] - totals.max;
-          float derivative = power_of_two(beyond * merge.factor) * scale;
-          if constexpr (Kind::dense) {
-            const float target = smoothing.target(class_of(place, j), values[j]);
-            const float loss = fminf(fmaf(-beyond, totals.inverse_temperature, totals.log_sum), ceiling);
-            of_classes = fmaf(target, loss, of_classes);
-            derivative -= target * to_logits;
-          }
-          values[j] = has_gradient ? derivative : 0.0f;
-        }
-        return rows_.gradient != nullptr;
-      });
-      if constexpr (Kind::dense) of_classes = team_.across(of_classes, Sum());
-      if (rows_.gradient) {
-        team_.wait();
-        if (team_.leads() && has_gradient) {
-          labels.for_held(labels.has_first, labels.has_second, smoothing, totals.beyond_labels,
-                          [&](int i, float, float score, float target, float others) {
-                            x[i] = stored<Logit>(totals.of_label(score, target, others) * to_logits);
-                          });
-        }
-        fill_padding(x, 0);
-      }
+    __device__ __forceinline__ float scale(float weight) const {
+      return __fdividef((target + of_z_loss) * weight * inverse_temperature, sums.sum);
     }
-    const auto results =
-        wanted ? results_of_row(rows_, objective_, labels, sums, summary, of_classes) : results_of_masked_row(rows_);
-    if (!rows_.sums && team_.leads()) write_results(rows_, RowTeam{1, 0}, row, results);
-    return results.loss;
-  }
-
-  // Of all classes but the label, for every member of the row.
-  __device__ __forceinline__ SumsOf<Kind> sums_of(Logit* x, MergedScores merge,
-                                                  const Smoothing<Kind>& smoothing) const {
-    auto sums = no_scores<SumsOf<Kind>>();
-    for_numbers(x, [&](const auto& values, const int* place) {
-      constexpr int count = sizeof(values) / sizeof(values[0]);
-      float highest = values[0], terms[2] = {};
-#pragma unroll
-      for (int j = 1; j < count; j++) highest = Maximum()(highest, values[j]);
-      if (highest > sums.max) {
-        sums.sum *= merge.ratio(sums.max, highest);
-        sums.max = highest;
-      }
-#pragma unroll
-      for (int j = 0; j < count; j++) {
-        terms[j % 2] += power_of_two((values[j] - sums.max) * merge.factor);
-        if constexpr (Kind::dense) sums.target += smoothing.target(class_of(place, j), values[j]);
-      }
-      sums.sum += terms[0] + terms[1];
-      return false;
-    });
-    const float max = team_.across(sums.max, Maximum());
-    sums.sum = team_.across(sums.sum * merge.ratio(sums.max, max), Sum());
-    sums.max = max;
-    if constexpr (Kind::dense) sums.target = team_.across(sums.target, Sum());
-    return sums;
-  }
-
-  // stores = body(values, places) for some of this thread's numbers at once; they are stored if it says so.
-  template <class Body>
-  __device__ __forceinline__ void for_numbers(Logit* x, Body body) const {
-    team_.for_units([&](auto batch, const int* place) {
-      float values[batch * per_unit];
-#pragma unroll
-      for (int k = 0; k < batch; k++) Unit<unit, Logit>::load(x + place[k] * per_unit, values + k * per_unit);
-      if (!body(values, place)) return;
-#pragma unroll
-      for (int k = 0; k < batch; k++) Unit<unit, Logit>::store(x + place[k] * per_unit, values + k * per_unit);
-    });
-  }
-  static __device__ __forceinline__ int class_of(const int* place, int j) {
-    return place[j / per_unit] * per_unit + j % per_unit;
-  }
-
-  // The classes that are not counted.
-  __device__ __forceinline__ void fill_padding(Logit* x, float with) const {
-    for (int i = static_cast<int>(objective_.classes) + team_.member; i < classes_; i += kWarp / team_.teams) {
-      x[i] = stored<Logit>(with);
+    __device__ __forceinline__ float label_derivative(float weight) const {
+      const float p = __fdividef(Exponentials<float>(sums.max).term(label_logit), sums.sum);
+      const float derivative =
+          jaxloss::label_derivative(p, sums.label_derivative(label_logit), target + of_z_loss, target, of_z_loss);
+      return derivative * (weight * inverse_temperature);
     }
+  };
+  __device__ __forceinline__ Row row(const LabelledSums<float>& sums, float label_logit, int index, bool valid) const {
+    const float target = rows.class_weights && valid ? __ldg(rows.class_weights + index) : 1.0f;
+    const float lse = sums.max + sums.log_sum;
+    return {sums, label_logit, target, z_loss, rows.ceiling, inverse_temperature, lse, 2 * weighted(z_loss, lse)};
   }
 };
 
-constexpr int kOptionTileBlocks = 3;  // on a multiprocessor, at least
-
-// As `cross_entropy_tiles`, of rows which have the same options, but for labels and weights.
-template <class Kind, int unit, class Logit>
-__global__ void __launch_bounds__(kTileThreads, kOptionTileBlocks)
+// The gradient is made if rows have one.
+template <int unit, int held, bool exactly, class Logit>
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     cross_entropy_options_tiles(CrossEntropyOptionRows<Logit, ClassIndices> rows, Tiles tiles, int64_t tile_count) {
-  extern __shared__ __align__(128) unsigned char all_stages[];
-  __shared__ Barrier filled[kTileWarps][kMostTileStages];
-  const int warp = threadIdx.x / kWarp;
-  const RowNumbers<float>& weights = rows.row_weight;
-  const TiledArrays arrays = {rows.logits, rows.target.index,
-                              weights.given() && weights.rows_per_number == 1 ? weights.number : nullptr, rows.gradient,
-                              tiles.rows * static_cast<uint32_t>(rows.classes * sizeof(Logit))};
-  TileStages stages(arrays, tiles, all_stages + warp * tiles.stages * tiles.stage, filled[warp]);
-  OptionTile<Kind, unit, Logit> tile(rows, tiles);
-  stages.run(blockIdx.x + static_cast<int64_t>(warp) * gridDim.x, tile_count,
-             static_cast<int64_t>(gridDim.x) * kTileWarps,
-             [&](int64_t first_row, unsigned char* stage) { tile(first_row, stage); });
-  if (rows.sums) write_sums(tile.sum(), rows.sums, rows.parts);
+  work_on_tiles<true, unit, held, exactly>(LinearObjective<Logit>(rows), tiles, tile_count);
 }
 
 }  // namespace jaxloss::gpu

@@ -1,6 +1,7 @@
 // Which rows with options go in tiles.
 #pragma once
 
+#include "gpu/options/general_tiles.cuh"
 #include "gpu/options/tiles.cuh"
 #include "gpu/rows/tiles_launch.cuh"
 
@@ -36,6 +37,40 @@ CrossEntropyOptionRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntrop
 template <class Logit>
 using OptionTilesKernel = void (*)(CrossEntropyOptionRows<Logit, ClassIndices>, Tiles, int64_t);
 
+// Whether there are but a z-loss, a temperature and class weights, and losses alone are wanted, or with gradients.
+template <class Logit>
+bool is_linear(const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
+  const bool others =
+      rows.label_smoothing.given() || rows.second_label.given() || rows.margin.given() || rows.num_classes.given();
+  return !others && !rows.max && !rows.log_sum && !rows.nll;
+}
+
+// How large the units are that a row is read in: as large as the rows are aligned, but that no kernel has one of 8.
+template <class Logit>
+int option_unit(const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
+  const int unit = row_unit(rows.classes * sizeof(Logit));
+  return !is_linear(rows) ? static_cast<int>(sizeof(Logit)) : unit == 8 ? 4 : unit;
+}
+
+template <class Logit>
+OptionTilesKernel<Logit> tiles_kernel(const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
+  if (!is_linear(rows)) return cross_entropy_options_general_tiles<Logit>;
+  const int unit = option_unit(rows);
+  const auto of_unit = [&](auto bytes) -> OptionTilesKernel<Logit> {
+    constexpr int unit_bytes = decltype(bytes)::value, held = kHeldNumbers * sizeof(Logit) / unit_bytes;
+    const int64_t units = rows.classes * sizeof(Logit) / unit_bytes;
+    if constexpr (unit_bytes > sizeof(Logit)) {
+      if (units == 1) return cross_entropy_options_tiles<unit_bytes, 1, true, Logit>;
+    }
+    return units <= held ? cross_entropy_options_tiles<unit_bytes, held, false, Logit>
+                         : cross_entropy_options_tiles<unit_bytes, 0, false, Logit>;
+  };
+  if constexpr (sizeof(Logit) == 2) {
+    if (unit == 2) return of_unit(Count<2>{});
+  }
+  return unit == 4 ? of_unit(Count<4>{}) : of_unit(Count<16>{});
+}
+
 // Whole tiles of the rows, which are the rows that are left over then. cudaErrorNotSupported where no row was taken: of
 // a softcap or statistics, where the device has no such kernel, or where not each of its warps would have `fewest`
 // tiles.
@@ -45,20 +80,11 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyOptionRows<Logit, Clas
   if (rows.known_max || rows.of_lse || rows.entropy || rows.softcap.given() || !all_alike(rows)) {
     return cudaErrorNotSupported;
   }
-  const int64_t row_bytes = rows.classes * sizeof(Logit);
-  const bool vectors = row_bytes % kVectorBytes == 0;
   const bool weight_a_row = rows.row_weight.given() && rows.row_weight.rows_per_number == 1;
-  const int unit = vectors ? kVectorBytes : static_cast<int>(sizeof(Logit));
-  Tiles tiles = tiles_of(row_bytes, unit, rows.logits, rows.target.index,
+  Tiles tiles = tiles_of(rows.classes * sizeof(Logit), option_unit(rows), rows.logits, rows.target.index,
                          weight_a_row ? rows.row_weight.number : nullptr, rows.gradient);
   if (tiles.rows == 0) return cudaErrorNotSupported;
-  const auto of_kind = [&](auto kind) -> OptionTilesKernel<Logit> {
-    using Kind = decltype(kind);
-    return vectors ? cross_entropy_options_tiles<Kind, kVectorBytes, Logit>
-                   : cross_entropy_options_tiles<Kind, static_cast<int>(sizeof(Logit)), Logit>;
-  };
-  const OptionTilesKernel<Logit> kernel = rows.label_smoothing.given() ? of_kind(OptionKind<false, true, false, true>{})
-                                                                       : of_kind(OptionKind<false, false, false>{});
+  const OptionTilesKernel<Logit> kernel = tiles_kernel(rows);
   const int64_t resident = resident_tile_blocks(reinterpret_cast<const void*>(kernel), device, tiles);
   const int64_t tile_count = rows.rows / tiles.rows;
   if (resident == 0 || tile_count < std::max<int64_t>(1, fewest * resident * kTileWarps)) return cudaErrorNotSupported;

@@ -176,10 +176,13 @@ class TileStages {
 
 // Which units of which rows of a tile are a thread's: thread m · teams + r has segment m of row r, so that threads
 // beside each other read from other banks (see `segment_of`). The rows of a tile are a multiple of `teams`.
-template <int unit>
+// Each begins with another one of its units, or rows of an even number of vectors would meet in a bank; so would rows
+// of any even number of words, if units are not as large as the rows are aligned (`turns`).
+template <int unit, bool turns = unit == kVectorBytes>
 struct TileTeam {
   int teams, row, member;  // teams: threads that begin a row each
   int begin, end;          // of units
+  int first;               // of them, where this thread begins
 
   __device__ __forceinline__ TileTeam(const Tiles& tiles, int units) {
     const int lane = threadIdx.x % kWarp;
@@ -187,7 +190,9 @@ struct TileTeam {
     row = lane & (teams - 1);
     member = lane >> (__ffs(teams) - 1);
     begin = member * tiles.segment;
-    end = min(begin + tiles.segment, units);
+    end = max(begin, min(begin + tiles.segment, units));
+    const int turn = unit == kVectorBytes ? lane & 7 : lane * (unit < 4 ? 4 / unit : 1);
+    first = turns && end > begin ? begin + turn % (end - begin) : begin;
   }
 
   __device__ __forceinline__ bool leads() const { return member == 0; }
@@ -201,20 +206,18 @@ struct TileTeam {
     return value;
   }
 
-  // body(Count<n>, places) for each n of this thread's units. Whole vectors are begun with at another one in each row,
-  // or rows of an even number of them would meet in a bank.
+  // body(Count<n>, places) for each n of this thread's units.
   template <class Body>
   __device__ __forceinline__ void for_units(Body body) const {
-    constexpr int most = unit == 16 ? 2 : unit == 8 ? 4 : 8;
+    constexpr int most = unit == kVectorBytes ? 2 : unit == 8 || turns ? 4 : 8;
     for_halving_batches<most>(begin, end, 1, [&](auto batch, int i) {
       int place[batch];
 #pragma unroll
       for (int k = 0; k < batch; k++) {
         place[k] = i + k;
-        if constexpr (unit == kVectorBytes) {
-          place[k] += static_cast<int>(threadIdx.x) & 7;
+        if (turns) {
+          place[k] += first - begin;
           if (place[k] >= end) place[k] -= end - begin;
-          if (place[k] >= end) place[k] = begin + (place[k] - begin) % (end - begin);
         }
       }
       body(batch, place);

@@ -13,6 +13,7 @@ namespace jaxloss::gpu {
 constexpr int kTileBytes = 2560;               // as many rows as fit, but at least one for each team of a warp's lanes
 constexpr int64_t kLongestTileOfLanes = 4224;  // of one row for each team; longer ones are shared by more lanes
 constexpr int64_t kLongestTiledRow = 1056;
+constexpr int kHeldNumbers = 16;  // of the longest row that one thread holds in its registers
 
 // The largest power of two, up to a vector's bytes, that divides the bytes of a row.
 inline int row_unit(int64_t row_bytes) {
