@@ -20,7 +20,7 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyOptionRows<Logit, Targ
     if (const cudaError_t error = find_current_device(device)) return error;
     cudaError_t error = cudaErrorNotSupported;
     if (asked == Regime::any || asked == Regime::tiles) {
-      error = launch_tiles(stream, rows, device, asked == Regime::any ? 4 : 0);
+      error = launch_tiles(stream, rows, device, asked == Regime::any ? 1 : 0);
       if (error != cudaErrorNotSupported && (error != cudaSuccess || (rows.rows == 0 && !rows.sums))) return error;
       error = cudaErrorNotSupported;
     }
