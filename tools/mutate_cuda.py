@@ -38,8 +38,8 @@ SECONDS = 900
 
 OF_FLOAT = ("gpu/cross_entropy/float",)
 UNITS = {
-    **dict.fromkeys(("any", "tiles", "registers", "cluster"), OF_FLOAT),
-    "streaming": (*OF_FLOAT, "gpu/options/options"),
+    **dict.fromkeys(("any", "registers", "cluster"), OF_FLOAT),
+    **dict.fromkeys(("tiles", "streaming"), (*OF_FLOAT, "gpu/options/options")),
     "teams": ("gpu/options/options",),
     "options": ("gpu/options/options",),
     "gradient": ("gpu/cross_entropy/gradient",),
