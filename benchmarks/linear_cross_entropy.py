@@ -204,8 +204,8 @@ def torch_peers(work: Work) -> dict[str, dict]:
         return {}
     dtype = getattr(torch, work.dtype)
     torch.manual_seed(0)
-    hidden = torch.randn(work.tokens, work.width, device="cuda", dtype=dtype, requires_grad=True)
-    kernel = (torch.randn(work.classes, work.width, device="cuda") / work.width**0.5).to(dtype).requires_grad_()
+    hidden = torch.randn(work.tokens, work.width, device="cuda", dtype=dtype)
+    kernel = (torch.randn(work.classes, work.width, device="cuda") / work.width**0.5).to(dtype)
     labels = torch.randint(0, work.classes, (work.tokens,), device="cuda")
 
     def whole(hidden, kernel):
@@ -216,34 +216,21 @@ def torch_peers(work: Work) -> dict[str, dict]:
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
         peers["Liger"] = lambda hidden, kernel: LigerFusedLinearCrossEntropyFunction.apply(hidden, kernel, labels)[0]
-    return {name: _torch_measured(torch, loss, hidden, kernel) for name, loss in peers.items()}
+    return {name: _measured_of_torch(loss, (hidden, kernel)) for name, loss in peers.items()}
 
 
-def _torch_measured(torch, loss, hidden, kernel) -> dict:
-    def step():
-        hidden.grad = kernel.grad = None
-        loss(hidden, kernel).backward()
+def _measured_of_torch(loss, tensors) -> dict:
+    import torch
+
+    from benchmarks import linear_torch
 
     try:
-        for _ in range(3):
-            step()
-        torch.cuda.synchronize()
-        hidden.grad = kernel.grad = None
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(5):
-            step()
-        end.record()
-        torch.cuda.synchronize()
-        results = hidden.nbytes + kernel.nbytes
-        peak = torch.cuda.max_memory_allocated() - before - results
-        return {"ms": start.elapsed_time(end) / 5, "temporary_bytes": max(0, peak)}
+        program, temporary_bytes = linear_torch.program_of_tensors(loss, tensors, (0, 1))
+        ms, spread = timing(in_turn({"torch": program})["torch"])
+        return {"ms": ms, "spread": spread, "temporary_bytes": temporary_bytes}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     finally:
-        hidden.grad = kernel.grad = None
         torch.cuda.empty_cache()
 
 

@@ -17,7 +17,13 @@ def program(
     loss: Callable[..., torch.Tensor], operands: Sequence[jax.Array], wrt: tuple[int, ...]
 ) -> tuple[Program, int]:
     """Value and gradients of a loss, which was called and so is compiled; and the bytes of its temporaries."""
-    tensors = [torch.from_dlpack(x).detach() for x in operands]
+    return program_of_tensors(loss, [torch.from_dlpack(x).detach() for x in operands], wrt)
+
+
+def program_of_tensors(
+    loss: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor], wrt: tuple[int, ...]
+) -> tuple[Program, int]:
+    """The same of tensors."""
     for i in wrt:
         tensors[i].requires_grad_()
     step = functools.partial(value_and_gradients, loss, tensors, wrt)
