@@ -23,7 +23,7 @@ from jaxloss._linear.local import Work
 from jaxloss._linear.plan import LinearOperands, Plan
 from jaxloss._linear.split import Roles, Split
 from jaxloss._linear.traced import Objective, Tokens
-from jaxloss._rows.cross_entropy import d_numbers, d_scaled_logits
+from jaxloss._rows.cross_entropy_derivatives import d_numbers, d_scaled_logits
 from jaxloss.formulas import logit_slopes
 
 
