@@ -32,6 +32,7 @@ __device__ __forceinline__ float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
+__device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
 
 // x where a = b, else `otherwise`. Of a chain of such choices the compiler would make an array in memory.
 __device__ __forceinline__ float if_equal(int a, int b, float x, float otherwise) {

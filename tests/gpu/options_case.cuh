@@ -195,8 +195,7 @@ struct OptionCase {
       const double moved = i == label ? margin.of(row, 0) * scale : 0;
       ranked[i] = (capped ? cap * std::tanh(in_caps) : x) * scale;
       z[i] = ranked[i] - moved;
-      error[i] =
-          std::isinf(z[i]) ? 0 : roundings * std::fabs(z[i]) + (moved ? 2 * unit * (std::fabs(z[i]) + moved) : 0);
+      error[i] = std::isinf(z[i]) ? 0 : (roundings + (moved ? 2 * unit : 0)) * (std::fabs(z[i]) + moved);
       slope[i] = scale * (capped ? 4 * decay / ((1 + decay) * (1 + decay)) : 1);
       slope_error[i] = slope[i] * slack;
       if (capped) {  // 1 − tanh² is good enough for 16 bits

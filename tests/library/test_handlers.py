@@ -53,7 +53,9 @@ def spoilt(call: Call, name: str):
     for other in OTHER_TYPES:
         if other != dtype and not (name in ("prediction", "logits") and other == "float16"):
             yield shape, other
-    shapes = [(shape[0] + 1, *shape[1:]), (shape[0] - 1, *shape[1:]), (*shape, 2), (2, *shape)]
+    shapes = [(*shape, 2), (2, *shape)]
+    if shape:
+        shapes += [(shape[0] + 1, *shape[1:]), (shape[0] - 1, *shape[1:])]
     if name == "sums":  # of as many parts as are wanted
         yield from ((other, dtype) for other in ((7, 2), (2, 7), ()))
         return
@@ -142,12 +144,12 @@ def test_parameters_and_results_must_be_those_that_are_named(call):
     """Fewer or more than the bits say, bits that mean nothing, and results that do not go together."""
     given, wanted = (int(call.attributes[name]) for name in ("given", "wanted"))
     wrong = [
-        {"given": given & ~16},
+        {"given": given ^ 16},
         {"given": given | 1 << len(OPTIONS) + 5},
-        {"wanted": wanted | 1 << 8},
+        {"wanted": wanted | 1 << 9},
         {"smoothed_classes": -1},
     ]
-    wrong += [{"wanted": wanted ^ bit} for bit in (1, 8, 64, 128)] + [{"given": given ^ 1 << len(OPTIONS)}]
+    wrong += [{"wanted": wanted ^ bit} for bit in (1, 8, 64, 128, 256)] + [{"given": given ^ 1 << len(OPTIONS)}]
     calls = [call.with_attributes(**{name: np.int64(bits) for name, bits in changed.items()}) for changed in wrong]
     assert_refused(calls, "INVALID_ARGUMENT")
 

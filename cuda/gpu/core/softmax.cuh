@@ -72,25 +72,45 @@ __device__ __forceinline__ Real sure_maximum(Real max, Real sum) {
   return is_sure(sum) ? max : static_cast<Real>(NAN);
 }
 
+// log(s + beyond), of a sum s of terms of which one is 1, or of none, and less than the last place of s: within 1 ulp,
+// without what the library's logarithm does for numbers that are no such sums. s = 2^e m, of an m in [2/3, 4/3); the
+// polynomial is the one of its degree whose relative error is least (2^-25). NaN of an s + beyond that is no number.
+__device__ __forceinline__ float log_of_terms(float s, float beyond) {
+  const int bits = __float_as_int(s), exponent = (bits - 0x3f2aaaab) & static_cast<int>(0xff800000);
+  const float inverse_power = __int_as_float(0x3f800000 - exponent);
+  const float f = fmaf(beyond, inverse_power, __int_as_float(bits - exponent) - 1);
+  float sum = 0.14026351f;
+  sum = fmaf(sum, f, -0.15388541f);
+  sum = fmaf(sum, f, 0.13995808f);
+  sum = fmaf(sum, f, -0.16415961f);
+  sum = fmaf(sum, f, 0.20011169f);
+  sum = fmaf(sum, f, -0.2500782f);
+  sum = fmaf(sum, f, 0.33333197f);
+  sum = fmaf(sum, f, -0.49999937f);
+  const float log = fmaf(static_cast<float>(exponent), 8.2629582e-8f, fmaf(sum * f, f, f));  // log 2 / 2^23
+  return s == 0 ? -INFINITY : log;
+}
+__device__ __forceinline__ double log_of_terms(double s, double beyond) { return log(s) + beyond / s; }
+
 // What a row's sums are together with the logit of its label, which they are without. Where the label leads, all else
 // that is in the sum is small beside its term, 1, and is never added to it before its logarithm is taken.
 template <class Real>
 struct LabelledSums {
-  Real max, sum, log_sum;
+  Real max, rest, sum, log_sum;  // rest: of all but the label
+  Real inverse;                  // 1 / sum
 
   __device__ __forceinline__ LabelledSums(const SoftmaxSums<Real>& others, bool has_label, Real label_logit) {
     const bool leads = has_label && label_logit >= others.max;
     max = leads ? label_logit : others.max;
     const Exponentials<Real> exponentials(max);
-    const Real rest = leads ? others.sum * exponentials.term(others.max) : others.sum;
+    rest = leads ? others.sum * exponentials.term(others.max) : others.sum;
     sum = rest + (has_label ? exponentials.term(label_logit) : Real(0));  // NaN of an infinite one, 1 if it leads
-    log_sum = log_of_sum(sum, rest, leads);
+    inverse = reciprocal(sum);
+    log_sum = log_of_terms(sum, leads ? rest - (sum - 1) : sum - sum);
   }
 
-  // The softmax of the label less 1, in which nothing cancels.
-  __device__ __forceinline__ Real label_derivative(Real label_logit) const {
-    return exponential_minus_one((label_logit - max) - log_sum);
-  }
+  // The softmax of the label less 1: what all others have of it, in which nothing cancels.
+  __device__ __forceinline__ Real label_derivative() const { return (Real(0) - rest) * inverse; }
 };
 
 // The larger of numbers as they are stored, of 16 bits two at a time, where NaNs are passed over; and the smaller,

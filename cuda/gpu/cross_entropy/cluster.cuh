@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
       return;
     }
     const Exponentials<float> exponentials(sums.max);
-    const float scale = weight / sums.sum;
+    const float scale = weight * sums.inverse;
     share.for_steps([&](int k, int i) {
       float x[step];
       packed[k].numbers(x);
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
       store<Logit, Caching::normal>(gradient + i, x);
     });
     if (share.has_edge) gradient[share.edge] = stored<Logit>(exponentials.term(edge) * scale);
-    if (has_label) gradient[index] = stored<Logit>(sums.label_derivative(label_logit) * weight);
+    if (has_label) gradient[index] = stored<Logit>(sums.label_derivative() * weight);
   }
 #endif
 }

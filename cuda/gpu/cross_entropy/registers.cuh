@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kRegistersThreads, (kRegistersBlocks<kGradient
   Logit* gradient = rows.gradient + place.offset;
   const bool zero = !valid || place.weight == 0;
   const Exponentials<Real> exponentials(sums.max);
-  const Real scale = place.weight / sums.sum, of_label = sums.label_derivative(label_logit) * place.weight;
+  const Real scale = place.weight * sums.inverse, of_label = sums.label_derivative() * place.weight;
   place.for_slots([&](int k, int i) {
     Real x[step] = {};
     if (!zero) {

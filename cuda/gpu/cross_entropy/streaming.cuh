@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads,
         continue;
       }
       const Exponentials<Real> exponentials(sums.max);
-      const Real scale = weight / sums.sum, of_label = sums.label_derivative(label_logit) * weight;
+      const Real scale = weight * sums.inverse, of_label = sums.label_derivative() * weight;
       along_row<threads, Direction::backwards, most>(
           span,
           [&](int64_t i) {

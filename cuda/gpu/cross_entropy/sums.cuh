@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kSumsThreads, 4)
     if (!rows.gradient) continue;
     const bool zero = !valid || weight == 0;
     const Exponentials<Real> exponentials(sums.max);
-    const Real scale = weight / sums.sum, of_label = sums.label_derivative(label_logit) * weight;
+    const Real scale = weight * sums.inverse, of_label = sums.label_derivative() * weight;
     Logit* gradient = rows.gradient + row * rows.classes;
     for (int64_t i = lane; i < rows.classes; i += lanes) {
       const Real softmax = zero ? Real(0) : exponentials.term(number(logits[i])) * scale;

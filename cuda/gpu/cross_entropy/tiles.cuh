@@ -26,10 +26,8 @@ struct PlainObjective {
     __device__ __forceinline__ float loss() const {
       return negative_log_likelihood(sums.log_sum, label_logit - sums.max, ceiling);
     }
-    __device__ __forceinline__ float scale(float weight) const { return __fdividef(weight, sums.sum); }
-    __device__ __forceinline__ float label_derivative(float weight) const {
-      return sums.label_derivative(label_logit) * weight;
-    }
+    __device__ __forceinline__ float scale(float weight) const { return weight * sums.inverse; }
+    __device__ __forceinline__ float label_derivative(float weight) const { return sums.label_derivative() * weight; }
   };
   __device__ __forceinline__ Row row(const LabelledSums<float>& sums, float label_logit, int, bool) const {
     return {sums, label_logit, rows.ceiling};

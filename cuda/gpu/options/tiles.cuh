@@ -33,12 +33,12 @@ struct LinearObjective {
       return where_a_number(sums.log_sum, weighted(target, nll) + weighted(z_loss, lse * lse));
     }
     __device__ __forceinline__ float scale(float weight) const {
-      return __fdividef((target + of_z_loss) * weight * inverse_temperature, sums.sum);
+      return (target + of_z_loss) * weight * inverse_temperature * sums.inverse;
     }
     __device__ __forceinline__ float label_derivative(float weight) const {
-      const float p = __fdividef(Exponentials<float>(sums.max).term(label_logit), sums.sum);
+      const float p = Exponentials<float>(sums.max).term(label_logit) * sums.inverse;
       const float derivative =
-          jaxloss::label_derivative(p, sums.label_derivative(label_logit), target + of_z_loss, target, of_z_loss);
+          jaxloss::label_derivative(p, sums.label_derivative(), target + of_z_loss, target, of_z_loss);
       return derivative * (weight * inverse_temperature);
     }
   };

@@ -130,7 +130,7 @@ __device__ __forceinline__ Held<Logit> held_by_cluster(const Logit* logits, int6
 #endif
 
 // How much of rows a block holds: its threads, vectors of each row a thread, where one block is enough too, and rows
-// that are held together.
+// that are held together. Of a row that is too long for a cluster of such blocks a thread holds more.
 struct HeldLimits {
   int threads, vectors, vectors_of_one_block, rows;
 };
@@ -141,7 +141,9 @@ inline ClusterShape held_shape(int64_t steps, const Device& device, const HeldLi
   const int64_t threads = limits.threads;
   const int64_t room = (device.shared_memory_limit - bytes_beside) / (threads * limits.rows * kVectorBytes);
   const bool one_block = steps <= threads * limits.vectors_of_one_block;
-  const int64_t vectors = std::min<int64_t>(room, one_block ? limits.vectors_of_one_block : limits.vectors);
+  const int64_t fewest = quotient_rounded_up(steps, threads * kMaxClusterSize);
+  const int64_t wanted = std::max<int64_t>(fewest, one_block ? limits.vectors_of_one_block : limits.vectors);
+  const int64_t vectors = std::min(room, wanted);
   const int64_t blocks = std::max<int64_t>(1, quotient_rounded_up(steps, threads * vectors));
   const int64_t slice = quotient_rounded_up(quotient_rounded_up(steps, blocks), kStepsAligned) * kStepsAligned;
   const int64_t warps = std::max<int64_t>(1, quotient_rounded_up(slice, vectors * kWarp));

@@ -32,6 +32,8 @@ class TileWarp {
         lane_(threadIdx.x % kWarp),
         classes_(exactly ? held * per_unit : static_cast<int>(objective.rows.classes)),
         weight_a_row_(objective.weight_a_row()),
+        weight_of_all_(weight_a_row_ ? 0.0f : objective.weight_of_all()),
+        weights_(weight_a_row_ ? tiles.weights : tiles.labels),
         team_(tiles, classes_ / per_unit) {
     if constexpr (held > 0) {
       const int units = classes_ / per_unit;
@@ -58,17 +60,19 @@ class TileWarp {
   const Tiles& tiles_;
   int lane_, classes_;
   bool weight_a_row_;
+  float weight_of_all_;
+  int weights_;  // bytes from a stage's beginning; what is there is no weight where all rows have the same
   TileTeam<unit> team_;
   int begin_ = 0, end_ = 0;  // of a row that this thread holds (the first is `begin_`)
   double sum_ = 0;
   static constexpr int per_unit = Unit<unit, Logit>::count;
 
   // A tile's losses are added up as floats: a thread has a few of them.
-  __device__ __forceinline__ void account(int64_t row, bool wanted, bool valid, float of_valid,
-                                          const LabelledSums<float>& sums, float& sum) {
+  __device__ __forceinline__ void account(int64_t row, bool wanted, bool valid, float of_valid, float max,
+                                          float log_sum, float& sum) {
     const float loss = !wanted ? 0.0f : valid ? of_valid : NAN;
     if (objective_.rows.loss) {
-      objective_.store(row, loss, wanted ? sums.max : 0.0f, wanted ? sums.log_sum : 0.0f);
+      objective_.store(row, loss, wanted ? max : 0.0f, wanted ? log_sum : 0.0f);
     } else {
       sum += loss;
     }
@@ -77,12 +81,10 @@ class TileWarp {
   __device__ __forceinline__ void work(int64_t first_row, unsigned char* stage, float& sum) {
     const bool leads = team_.leads();
     const int* labels = reinterpret_cast<const int*>(stage + tiles_.labels);
-    const float* weights = reinterpret_cast<const float*>(stage + tiles_.weights);
-    const float weight_of_all = weight_a_row_ ? 0.0f : objective_.weight_of_all();
-
+    const float* weights = reinterpret_cast<const float*>(stage + weights_);
     for (int r = team_.row; r < tiles_.rows; r += team_.teams) {
       Logit* x = reinterpret_cast<Logit*>(stage) + r * classes_;
-      const float weight = weight_a_row_ ? weights[r] : weight_of_all;
+      const float weight = weight_of(weights[r]);
       const bool wanted = !is_masked(weight);
       const int index = labels[r];
       const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
@@ -98,7 +100,7 @@ class TileWarp {
       const SoftmaxSums<float> others = team_.teams == kWarp ? running.sums() : across_members(running.sums());
       const LabelledSums<float> sums(others, valid, label_logit);
       const auto of_row = objective_.row(sums, label_logit, index, valid);
-      if (leads) account(first_row + r, wanted, valid, of_row.loss(), sums, sum);
+      if (leads) account(first_row + r, wanted, valid, of_row.loss(), sums.max, sums.log_sum, sum);
       if (kGradient && objective_.has_gradient()) {
         const bool zero = !valid || weight == 0;
         const Exponentials<float> exponentials(sums.max);
@@ -128,65 +130,120 @@ class TileWarp {
     team_.wait();
   }
 
-  // The same by one thread a row, which it holds: an exponential for each of its numbers is all.
-  __device__ __forceinline__ void work_in_registers(int64_t first_row, unsigned char* stage, float& tile_sum) {
-    const int* labels = reinterpret_cast<const int*>(stage + tiles_.labels);
-    const float* weights = reinterpret_cast<const float*>(stage + tiles_.weights);
-    const float weight_of_all = weight_a_row_ ? 0.0f : objective_.weight_of_all();
+  // A row's weight, from what is staged as such.
+  __device__ __forceinline__ float weight_of(float staged) const { return weight_a_row_ ? staged : weight_of_all_; }
 
-    for (int r = lane_; r < tiles_.rows; r += kWarp) {
-      Logit* row = reinterpret_cast<Logit*>(stage) + r * classes_;
-      const float weight = weight_a_row_ ? weights[r] : weight_of_all;
-      const int index = labels[r];
-      const bool wanted = !is_masked(weight);
-      const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
-      float label_logit = 0;
-      if (!kLabelInRegisters && valid) {
-        label_logit = objective_.logit(number(row[index]));
-        row[index] = stored<Logit>(-INFINITY);
-      }
-      float x[held * per_unit], max = no_logits<float>().max, sum = 0;
-      for_held([&](int k, int place) {
-        load(row + place * per_unit, x + k * per_unit);
-#pragma unroll
-        for (int j = 0; j < per_unit; j++) {
-          float& of_class = x[k * per_unit + j];
-          if constexpr (kLabelInRegisters) {
-            label_logit = if_equal(index, k * per_unit + j, of_class, label_logit);
-            of_class = if_equal(index, k * per_unit + j, -INFINITY, of_class);
-          }
-          max = Maximum()(max, of_class);
-        }
-      });
-      if (valid) max = Maximum()(max, label_logit);
-      const Exponentials<float> exponentials(max);
-      for_held([&](int k, int) {
-#pragma unroll
-        for (int j = 0; j < per_unit; j++) {
-          float& of_class = x[k * per_unit + j];
-          of_class = exponentials.term(of_class);
-          sum += of_class;
-        }
-      });
-      const LabelledSums<float> sums({max, sum}, valid, label_logit);
-      const auto of_row = objective_.row(sums, label_logit, index, valid);
-      account(first_row + r, wanted, valid, of_row.loss(), sums, tile_sum);
-      if (kGradient && objective_.has_gradient()) {
-        const bool zero = !valid || weight == 0;
-        const float scale = of_row.scale(weight), of_label = of_row.label_derivative(weight);
-        for_held([&](int k, int place) {
-          float of_unit[per_unit];
-#pragma unroll
-          for (int j = 0; j < per_unit; j++) {
-            float derivative = x[k * per_unit + j] * scale;
-            if constexpr (kLabelInRegisters) derivative = if_equal(index, k * per_unit + j, of_label, derivative);
-            of_unit[j] = zero ? 0.0f : derivative;
-          }
-          Unit<unit, Logit>::store(row + place * per_unit, of_unit);
-        });
-        if (!kLabelInRegisters && !zero) row[index] = stored<Logit>(of_label);
-      }
+  // The same by one thread a row, which it holds: an exponential for each of its numbers is all.
+  __device__ __forceinline__ void work_in_registers(int64_t first_row, unsigned char* stage, float& sum) {
+    Place at = {reinterpret_cast<Logit*>(stage) + lane_ * classes_,
+                reinterpret_cast<const int*>(stage + tiles_.labels) + lane_,
+                reinterpret_cast<const float*>(stage + weights_) + lane_, first_row + lane_};
+    int left = tiles_.rows;
+    for (; left >= kRowsAtOnce * kWarp; left -= kRowsAtOnce * kWarp) {
+      work_in_registers<kRowsAtOnce>(at, sum);
+      at.move(kRowsAtOnce * kWarp, classes_);
     }
+    if (kRowsAtOnce > 1 && left > 0) work_in_registers<1>(at, sum);
+  }
+
+  // A row in a tile.
+  struct Place {
+    Logit* row;
+    const int* label;
+    const float* weight;
+    int64_t number;
+
+    __device__ __forceinline__ void move(int rows, int classes) {
+      row += rows * classes, label += rows, weight += rows, number += rows;
+    }
+  };
+
+  // That row and those that many lanes further on.
+  template <int rows>
+  __device__ __forceinline__ void work_in_registers(const Place& at, float& tile_sum) {
+    HeldRow held_row[rows];
+#pragma unroll
+    for (int a = 0; a < rows; a++) {
+      held_row[a].weight = weight_of(at.weight[a * kWarp]);
+      hold(held_row[a], at.row + a * kWarp * classes_, at.label[a * kWarp]);
+    }
+#pragma unroll
+    for (int a = 0; a < rows; a++) sum_up(held_row[a]);
+#pragma unroll
+    for (int a = 0; a < rows; a++) {
+      const HeldRow& of = held_row[a];
+      account(at.number + a * kWarp, of.wanted, of.valid, of.loss, of.max, of.log_sum, tile_sum);
+      if (kGradient && objective_.has_gradient()) store_gradient(of, at.row + a * kWarp * classes_);
+    }
+  }
+
+  // What a thread holds of a row, and what it makes of that.
+  struct HeldRow {
+    float x[held > 0 ? held * per_unit : 1];  // the logits, then their terms
+    float weight, label_logit, highest;
+    int index;
+    bool wanted, valid;
+    float loss, max, log_sum, scale, of_label;
+  };
+
+  __device__ __forceinline__ void hold(HeldRow& of, Logit* row, int index) const {
+    of.index = index;
+    of.wanted = !is_masked(of.weight);
+    of.valid = of.wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
+    of.label_logit = 0;
+    if (!kLabelInRegisters && of.valid) {
+      of.label_logit = objective_.logit(number(row[index]));
+      row[index] = stored<Logit>(-INFINITY);
+    }
+    of.highest = no_logits<float>().max;
+    for_held([&](int k, int place) {
+      load(row + place * per_unit, of.x + k * per_unit);
+#pragma unroll
+      for (int j = 0; j < per_unit; j++) {
+        float& of_class = of.x[k * per_unit + j];
+        if constexpr (kLabelInRegisters) {
+          of.label_logit = if_equal(index, k * per_unit + j, of_class, of.label_logit);
+          of_class = if_equal(index, k * per_unit + j, -INFINITY, of_class);
+        }
+        of.highest = Maximum()(of.highest, of_class);
+      }
+    });
+    if (of.valid) of.highest = Maximum()(of.highest, of.label_logit);
+  }
+
+  __device__ __forceinline__ void sum_up(HeldRow& of) const {
+    const Exponentials<float> exponentials(of.highest);
+    float sum = 0;
+    for_held([&](int k, int) {
+#pragma unroll
+      for (int j = 0; j < per_unit; j++) {
+        float& of_class = of.x[k * per_unit + j];
+        of_class = exponentials.term(of_class);
+        sum += of_class;
+      }
+    });
+    const LabelledSums<float> sums({of.highest, sum}, of.valid, of.label_logit);
+    const auto of_row = objective_.row(sums, of.label_logit, of.index, of.valid);
+    of.max = sums.max, of.log_sum = sums.log_sum;
+    of.loss = of_row.loss();
+    if constexpr (kGradient) of.scale = of_row.scale(of.weight), of.of_label = of_row.label_derivative(of.weight);
+  }
+
+  __device__ __forceinline__ void store_gradient(const HeldRow& of, Logit* row) const {
+    const bool zero = !of.valid || of.weight == 0;
+    for_held([&](int k, int place) {
+      float of_unit[per_unit];
+#pragma unroll
+      for (int j = 0; j < per_unit; j++) {
+        float derivative = of.x[k * per_unit + j] * of.scale;
+        if constexpr (kLabelInRegisters) {
+          derivative = if_equal(of.index, k * per_unit + j, of.of_label, derivative);
+        }
+        of_unit[j] = zero ? 0.0f : derivative;
+      }
+      Unit<unit, Logit>::store(row + place * per_unit, of_unit);
+    });
+    if (!kLabelInRegisters && !zero) row[of.index] = stored<Logit>(of.of_label);
   }
 
   __device__ __forceinline__ void load(const Logit* from, float* x) const {
@@ -197,6 +254,8 @@ class TileWarp {
 
   // Of so few numbers, in the order of their classes, that to compare an index with each takes less than to fetch one.
   static constexpr bool kLabelInRegisters = exactly && held * per_unit <= 4;
+  // So that what waits in one row is no wait of the other's.
+  static constexpr int kRowsAtOnce = kLabelInRegisters ? 2 : 1;
 
   // body(k, place) for each unit of a row, k a constant.
   template <class Body>
