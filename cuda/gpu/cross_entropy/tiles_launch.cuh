@@ -13,7 +13,7 @@ template <class Logit>
 bool better_in_registers(int64_t row_bytes, bool gradient) {
   const int64_t vectors = row_bytes / kVectorBytes;
   if (row_bytes % kVectorBytes == 0) return vectors >= (gradient && sizeof(Logit) == 2 ? 8 : 4);
-  return vectors >= (gradient && sizeof(Logit) == 4 ? 7 : 12);
+  return vectors >= (!gradient ? 12 : sizeof(Logit) == 4 ? 7 : 32);
 }
 
 // rows = 0 where none can, or where rows have weights that a few share.

@@ -34,6 +34,9 @@ CrossEntropyOptionRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntrop
   return rows;
 }
 
+// Whether rows of that size take less time where lanes hold them, and load whole vectors.
+inline bool better_held(int64_t row_bytes) { return row_bytes % kVectorBytes == 0 && row_bytes >= 1024; }
+
 template <class Logit>
 using OptionTilesKernel = void (*)(CrossEntropyOptionRows<Logit, ClassIndices>, Tiles, int64_t);
 
@@ -80,8 +83,10 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyOptionRows<Logit, Clas
   if (rows.known_max || rows.of_lse || rows.entropy || rows.softcap.given() || !all_alike(rows)) {
     return cudaErrorNotSupported;
   }
+  const int64_t row_bytes = rows.classes * sizeof(Logit);
+  if (!rows.sums && better_held(row_bytes)) return cudaErrorNotSupported;
   const bool weight_a_row = rows.row_weight.given() && rows.row_weight.rows_per_number == 1;
-  Tiles tiles = tiles_of(rows.classes * sizeof(Logit), option_unit(rows), rows.logits, rows.target.index,
+  Tiles tiles = tiles_of(row_bytes, option_unit(rows), rows.logits, rows.target.index,
                          weight_a_row ? rows.row_weight.number : nullptr, rows.gradient);
   if (tiles.rows == 0) return cudaErrorNotSupported;
   const OptionTilesKernel<Logit> kernel = tiles_kernel(rows);
