@@ -126,6 +126,8 @@ class Listed(FewClasses):
 
     def exact(self, draw: Drawn, x: np.ndarray | None = None) -> Exact:
         found = super().exact(draw, x)
+        if self.case.loss.name == "kl_divergence" and "temperature" in self.numbers:
+            found = self._of_rounded_scores(found, draw, x)
         if "z_loss" in self.numbers or self.static.get("remainder") == "spread":
             return found
         # Beside a target of nothing, only the classes that are listed tell that there is no softmax: mended.toml.
@@ -136,6 +138,22 @@ class Listed(FewClasses):
         value, size = found.gradients["x"]
         of_x = np.where(np.moveaxis(nothing, -1, self._class_axis) & np.isnan(value), 0, value), size
         return dataclasses.replace(found, gradients={**found.gradients, "x": of_x})
+
+    def _of_rounded_scores(self, found: Exact, draw: Drawn, x: np.ndarray | None) -> Exact:
+        """With the error that a cross entropy has, as which a divergence from listed classes is computed.
+
+        A logit over a temperature is rounded there before the largest is subtracted, in the divergence of all classes
+        after that.
+        """
+        (subject,) = (of for of in OF_LISTED if of.case.loss is losses.CATEGORICAL)
+        of_cross_entropy = super(Listed, dataclasses.replace(self, subject=subject)).exact(draw, x)
+
+        def widened(pair: Pair, other: Pair) -> Pair:
+            return pair[0], np.maximum(pair[1], other[1])
+
+        gradients = {**found.gradients, "x": widened(found.gradients["x"], of_cross_entropy.gradients["x"])}
+        value = widened(found.value, of_cross_entropy.value)
+        return dataclasses.replace(found, gradients=gradients, value=value)
 
     def _target(self, rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         order = rng.random((count, *self.units, self._counted)).argsort(-1)
