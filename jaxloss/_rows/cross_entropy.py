@@ -149,8 +149,8 @@ class CrossEntropy(RowLoss):
         if self._plain:
             return calls.cross_entropy_total(with_gradient, logits, target, row_weight, clip=clip)
         options, classes = objective.options(parameters), objective.classes_of(logits.shape[-1])
-        operands = (logits, target, row_weight, options)
-        return calls.cross_entropy_with_options_total(with_gradient, *operands, clip=clip, classes=classes)
+        given = (logits, target, row_weight, options)
+        return calls.cross_entropy_with_options_total(with_gradient, *given, clip=clip, classes=classes)
 
     def partition(self, outputs: Outputs, axes, last_axes, operands: Operands) -> tuple[Array, ...]:
         if outputs not in (Outputs.TOTAL, Outputs.TOTAL_AND_GRAD):
