@@ -18,7 +18,14 @@ from quickly import jit_quickly
 from transforms import TRANSFORMS
 
 LABELS = Case(CATEGORICAL, "indices")
-SUMMED = [("z_loss",), ("label_smoothing",), ("margin",), ("class_weights",), ("temperature", "z_loss"), ("num_classes",)]
+SUMMED = [
+    ("z_loss",),
+    ("label_smoothing",),
+    ("margin",),
+    ("class_weights",),
+    ("temperature", "z_loss"),
+    ("num_classes",),
+]
 """Options that the kernel has which sums losses, each once."""
 
 

@@ -93,7 +93,9 @@ def sums_of_rows() -> list[Call]:
         Call(f"{name}_value", {**operands, **sums}, 1, clip),
         Call(f"{name}_value_and_grad", {**operands, **sums, "gradient": X}, 2, clip),
         Call(f"{with_options}_value", {**operands, **options, **sums}, 1, attributes(1 << 8)),
-        Call(f"{with_options}_value_and_grad", {**operands, **options, "gradient": X, **sums}, 2, attributes(0b11 << 7)),
+        Call(
+            f"{with_options}_value_and_grad", {**operands, **options, "gradient": X, **sums}, 2, attributes(0b11 << 7)
+        ),
     ]
 
 
