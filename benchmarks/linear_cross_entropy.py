@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import sys
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch uses the same GPU
 
@@ -96,12 +97,13 @@ def scan_and_checkpoint(hidden, kernel, labels, chunk_size=2048, losses=losses_o
 
 
 def tokamax(hidden, kernel, labels):
-    """Google's, whose other implementations are for TPUs."""
+    """Google's, which has whole logits but on TPUs."""
     import tokamax
+    from absl import flags
 
-    return tokamax.linear_softmax_cross_entropy_loss(
-        hidden, labels, kernel, reduction="mean", implementation="chunked_xla"
-    )
+    if not flags.FLAGS.is_parsed():  # else it parses this script's options: findings/command_line_of_tokamax.sh
+        flags.FLAGS(sys.argv[:1])
+    return tokamax.linear_softmax_cross_entropy_loss(hidden, labels, kernel, reduction="mean", implementation="xla")
 
 
 def jax_cce(hidden, kernel, labels):

@@ -55,6 +55,14 @@ def test_multi_label():
     assert rare["plain"] < 0.7 * rare["focal"]
 
 
+def test_distill():
+    """From little text a student learns that text by heart; from a teacher's predictions of it, what text is like."""
+    teacher, alone, taught = example("distill").main(quick=True).values()
+    assert alone[-1] > alone[0]
+    assert taught[-1] < taught[0] - 0.2
+    assert teacher[-1] < taught[-1] < alone[-1] - 0.7
+
+
 def test_distillation():
     teacher, alone, taught = example("distillation").main(quick=True).values()
     assert alone < taught - 0.1
