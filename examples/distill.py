@@ -84,10 +84,10 @@ def main(quick: bool = False) -> dict[str, list[float]]:
     """Trains all three, and returns the cross entropy of unseen text, of each after each tenth of its training."""
     text = jnp.asarray(library_source(400_000 if quick else 2_000_000))
     unseen, little, much = text[:10_000], text[10_000:20_000], text[10_000:]
-    steps, curves = (300 if quick else 3000), {}
-    teacher, curves["teacher"] = trained(256, from_text, much, 2 * steps, unseen)
+    curves = {}
+    teacher, curves["teacher"] = trained(256, from_text, much, 600 if quick else 6000, unseen)
     for name, loss in {"text": from_text, "teacher": functools.partial(from_teacher, teacher)}.items():
-        _, curves[f"student, from the {name}"] = trained(64, loss, little, steps, unseen)
+        _, curves[f"student, from the {name}"] = trained(64, loss, little, 300, unseen)
     print(f"cross entropy of unseen text, in nats a letter, by tenths of the training; students have {len(little)}")
     for name, curve in curves.items():
         print(f"\n{name}")
