@@ -88,7 +88,7 @@ def measured(comparison: Comparison, who: str) -> dict:
         found = {"temporary_bytes": temporary_bytes}
         loops = in_turn({"limit": Program(limit), who: program}, repeats=5)
     except Exception as error:  # memory above all, or whatever a peer raises
-        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        return record.failed(error)
     (ms, spread), of_limit = timing(loops[who]), timing(loops["limit"])
     return {**found, "ms": ms, "spread": spread, "limit_ms": of_limit.ms, "ratio": ratio(loops[who], loops["limit"])}
 

@@ -192,7 +192,7 @@ def measured(name: str, what: str, work: Work, time: bool = True) -> dict:
             found |= {"ms": timing.ms, "spread": timing.spread}
         return found
     except Exception as error:  # whatever a peer raises at a shape that it can not do, memory above all
-        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        return record.failed(error)
 
 
 def torch_peers(work: Work) -> dict[str, dict]:
@@ -231,7 +231,7 @@ def _measured_of_torch(loss, tensors) -> dict:
         ms, spread = timing(in_turn({"torch": program})["torch"])
         return {"ms": ms, "spread": spread, "temporary_bytes": temporary_bytes}
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        return record.failed(error)
     finally:
         torch.cuda.empty_cache()
 

@@ -43,6 +43,11 @@ def _commit() -> str | None:
     return commit + (" with changes" if changed.strip() else "")
 
 
+def failed(error: Exception) -> dict[str, str]:
+    """What is kept of a contender that raised this, in place of its measurement."""
+    return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
 def write(name: str, measurements: list[dict], directory: str | None = None) -> pathlib.Path:
     """Writes the measurements as `name`.json and returns where."""
     path = pathlib.Path(directory or RESULTS) / f"{name}.json"

@@ -180,7 +180,7 @@ def attempted(step, operands):
         jax.block_until_ready(compiled(*operands))
         return compiled
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        return record.failed(error)
 
 
 def is_step(attempt) -> bool:
