@@ -126,6 +126,7 @@ struct RowNumbers {
   int64_t rows_per_number = 1;
 
   JAXLOSS_INLINE bool given() const { return number != nullptr; }
+  JAXLOSS_INLINE bool one_per_row() const { return given() && rows_per_number == 1; }
   JAXLOSS_INLINE Number of(int64_t row) const { return given() ? number[set_of_row(rows_per_number, row)] : otherwise; }
 };
 

@@ -22,7 +22,30 @@ struct Exponentials {
 
   // What a sum of these terms is multiplied by to be one of `higher`'s.
   __device__ __forceinline__ Real as_terms_of(const Exponentials& higher) const { return higher.term(max); }
+  // A sum of these terms, or what each is to be multiplied by, as it is of exp(x − max).
+  static __device__ __forceinline__ Real corrected(Real factor) { return factor; }
 };
+
+// The same of numbers of 16 bits as they are stored, in one instruction less each: 2^(x·f − max·f) with f = log₂e.
+// x·f is not rounded in that; max·f is, which makes all terms too large by one factor, that is taken back once: then the
+// largest's own may be 1 ulp from 1. From 2^16 on it could be any factor: but all numbers below the largest are so far
+// below there that their terms are 0 whatever is raised, and f = 1 rounds nothing.
+struct StoredExponentials {
+  float max, factor, offset, correction;
+
+  __device__ __forceinline__ explicit StoredExponentials(float max_) : max(max_) {
+    factor = fabsf(max) < 65536.0f ? 1.44269504f : 1.0f;
+    offset = -max * factor;
+    correction = power_of_two(-fmaf(max, factor, offset));
+  }
+  __device__ __forceinline__ float term(float x) const { return power_of_two(fmaf(x, factor, offset)); }
+  __device__ __forceinline__ float as_terms_of(const StoredExponentials& higher) const {
+    return higher.term(max) * correction;
+  }
+  __device__ __forceinline__ float corrected(float sum) const { return sum * correction; }
+};
+template <class Logit>
+using ExponentialsOf = std::conditional_t<sizeof(Logit) == 2, StoredExponentials, Exponentials<Accumulator<Logit>>>;
 
 // Logits that are not there: they add nothing to a sum, and are no maximum.
 template <class Logit>
@@ -162,8 +185,8 @@ __device__ __forceinline__ float largest(const Packed<Logit, kPerVector<Logit>> 
 }
 
 // `first` and the terms of all numbers, in four sums, for each waits for its last addition.
-template <class Logit, int steps>
-__device__ __forceinline__ float sum_of_terms(const Exponentials<float>& exponentials, float first,
+template <class Terms, class Logit, int steps>
+__device__ __forceinline__ float sum_of_terms(const Terms& exponentials, float first,
                                               const Packed<Logit, kPerVector<Logit>> (&packed)[steps]) {
   float sums[4] = {first};
 #pragma unroll
@@ -176,9 +199,11 @@ __device__ __forceinline__ float sum_of_terms(const Exponentials<float>& exponen
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// The maximum and the sum of exponentials of the logits seen so far.
-template <class Real>
+// The maximum and the sum of exponentials of the logits seen so far, which are stored so.
+template <class Logit>
 class RunningSoftmax {
+  using Real = Accumulator<Logit>;
+
  public:
   __device__ __forceinline__ RunningSoftmax() : exponentials_(no_logits<Real>().max) {}
 
@@ -195,7 +220,7 @@ class RunningSoftmax {
   }
 
   // Of vectors as they are stored, of which no number is kept but in them.
-  template <class Logit, int steps>
+  template <int steps>
   __device__ __forceinline__ void add(const Packed<Logit, kPerVector<Logit>> (&packed)[steps]) {
     if constexpr (std::is_same_v<Real, double>) {
       double x[steps * kPerVector<Logit>];
@@ -208,17 +233,19 @@ class RunningSoftmax {
     }
   }
 
-  __device__ __forceinline__ SoftmaxSums<Real> sums() const { return {exponentials_.max, sum_.value()}; }
+  __device__ __forceinline__ SoftmaxSums<Real> sums() const {
+    return {exponentials_.max, exponentials_.corrected(sum_.value())};
+  }
 
  private:
   __device__ __forceinline__ void raise_to(Real highest) {
     if (!(highest > exponentials_.max)) return;
-    const Exponentials<Real> higher(highest);
+    const ExponentialsOf<Logit> higher(highest);
     sum_.scale(exponentials_.as_terms_of(higher));
     exponentials_ = higher;
   }
 
-  Exponentials<Real> exponentials_;
+  ExponentialsOf<Logit> exponentials_;
   CompensatedSum<Real> sum_;
 };
 
@@ -227,8 +254,8 @@ template <class Logit, int steps>
 __device__ __forceinline__ SoftmaxSums<float> softmax_sums(const Packed<Logit, kPerVector<Logit>> (&packed)[steps],
                                                            float one_more, float further = -INFINITY) {
   const float max = fmaxf(fmaxf(largest(packed), fmaxf(one_more, further)), no_logits<float>().max);
-  const Exponentials<float> exponentials(max);
-  return {max, sum_of_terms(exponentials, exponentials.term(one_more), packed)};
+  const ExponentialsOf<Logit> exponentials(max);
+  return {max, exponentials.corrected(sum_of_terms(exponentials, exponentials.term(one_more), packed))};
 }
 
 // The sums of a warp's logits, without one of the largest, whose term is 1: −1 of no logits. All lanes must call it.

@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(kMostThreads<held>, kBlocksAMultiprocessor)
       if (share.has_edge) gradient[share.edge] = Logit{};
       return;
     }
-    const Exponentials<float> exponentials(sums.max);
-    const float scale = weight * sums.inverse;
+    const ExponentialsOf<Logit> exponentials(sums.max);
+    const float scale = exponentials.corrected(weight * sums.inverse);
     share.for_steps([&](int k, int i) {
       float x[step];
       packed[k].numbers(x);

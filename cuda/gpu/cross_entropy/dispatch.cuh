@@ -21,11 +21,33 @@ constexpr bool kHasTilesKernel = std::is_same_v<Target, ClassIndices> && !std::i
 // Beyond so many bytes of a row a cluster, if only of one block, takes less time than a warp, and from so many on where
 // the row is only read.
 constexpr int64_t kLongestRowOfWarp = 4096;
+constexpr int64_t kShortestInSharedMemory = 1024;  // bytes of a row
 
 template <class Logit, class Target>
 bool long_for_a_warp(const CrossEntropyRows<Logit, Target>& rows) {
   const int64_t bytes = rows.classes * sizeof(Logit);
   return kHasTilesKernel<Logit, Target> && (rows.gradient ? bytes > kLongestRowOfWarp : bytes >= kLongestRowOfWarp);
+}
+
+// Rows of 16 bits that take less time where lanes hold them in shared memory, as those with options: more of them are
+// in flight than registers have room for, which is more than slower memory needs.
+template <class Logit, class Target>
+bool better_in_shared_memory(const CrossEntropyRows<Logit, Target>& rows, const Device& device) {
+  const int64_t bytes = rows.classes * sizeof(Logit);
+  return std::is_same_v<Target, ClassIndices> && sizeof(Logit) == 2 && rows.gradient && device.has_fast_memory() &&
+         bytes % kVectorBytes == 0 && bytes >= kShortestInSharedMemory && bytes <= kLongestRowOfWarp &&
+         aligned_alike(rows);
+}
+
+template <class Logit>
+CrossEntropyOptionRows<Logit, ClassIndices> with_options(const CrossEntropyRows<Logit, ClassIndices>& rows) {
+  CrossEntropyOptionRows<Logit, ClassIndices> all;
+  all.rows = rows.rows, all.classes = rows.classes;
+  all.logits = rows.logits, all.target = rows.target, all.gradient = rows.gradient;
+  all.row_weight = {1, rows.row_weight, rows.rows_per_weight};
+  all.ceiling = rows.ceiling;
+  all.loss = rows.loss, all.max = rows.max, all.log_sum = rows.log_sum;
+  return all;
 }
 
 // Longer rows that are only read are streamed: where their blocks need not wait for each other, they take less time.
@@ -57,6 +79,9 @@ cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& r
   }
   if constexpr (std::is_same_v<Target, ClassIndices>) {
     if (!rows.loss) return launch_sums(stream, rows);
+    if constexpr (sizeof(Logit) == 2) {
+      if (asked == Regime::any && better_in_shared_memory(rows, device)) return launch(stream, with_options(rows));
+    }
   }
   const RegistersShape registers = may_be(Regime::registers) ? registers_shape(rows) : RegistersShape{0, 0};
   if (registers.slots > 0 && !long_for_a_warp(rows)) return launch_registers(stream, rows, registers);

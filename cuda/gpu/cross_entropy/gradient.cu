@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(kGradientThreads, (kGradientBlocks<Logit, Targ
   Logit* gradient = rows.gradient + offset;
 
   const Real weight = rows.weight_of(row), target_sum = rows.target_sum[row];
-  const Exponentials<Real> exponentials(rows.max[row]);
-  const Real scale = exponential(-rows.log_sum[row]) * target_sum;
+  const ExponentialsOf<Logit> exponentials(rows.max[row]);
+  const Real scale = exponentials.corrected(exponential(-rows.log_sum[row])) * target_sum;
   const bool zero = weight == 0 || (by_index && target_sum == 0);
 
   // A thread's share: load_step(k, i) for each of its steps, of which step k begins at number i, single(i) for the

@@ -71,7 +71,8 @@ struct SoftmaxInRegisters {
   using Real = Accumulator<Logit>;
   static constexpr int step = kPerVector<Logit>;
   Packed<Logit, step> logits[slots];
-  Exponentials<Real> exponentials{Real(0)};
+  using Terms = std::conditional_t<kPairs, ExponentialsOf<Logit>, Exponentials<Real>>;
+  Terms exponentials{Real(0)};
   Real sum = 0;
 
   __device__ __forceinline__ void load(const Place<slots, Logit>& place, const Logit* row) {
@@ -88,7 +89,7 @@ struct SoftmaxInRegisters {
                                          Real logit = -static_cast<Real>(INFINITY)) {
     const auto edge = [&](int i) { return i == left_out ? -static_cast<Real>(INFINITY) : number(row[i]); };
     const Real max = Maximum()(highest(place, edge), logit);
-    exponentials = Exponentials<Real>(across_lanes(max, place.lanes, Maximum()));
+    exponentials = Terms(across_lanes(max, place.lanes, Maximum()));
     Real sums[kPairs ? 4 : 1] = {};  // several, where all slots count: each waits for its last addition
     for_counted(place, [&](int k) {
       Real x[step];
@@ -97,8 +98,8 @@ struct SoftmaxInRegisters {
       for (int j = 0; j < step; j++) sums[kPairs ? j % 4 : 0] += exponentials.term(x[j]);
     });
     if (place.wanted) place.for_edges([&](int i) { sums[0] += exponentials.term(edge(i)); });
-    sum = across_lanes(kPairs ? (sums[0] + sums[kPairs]) + (sums[2 * kPairs] + sums[3 * kPairs]) : sums[0], place.lanes,
-                       Sum());
+    const Real own = kPairs ? (sums[0] + sums[kPairs]) + (sums[2 * kPairs] + sums[3 * kPairs]) : sums[0];
+    sum = exponentials.corrected(across_lanes(own, place.lanes, Sum()));
   }
 
   // The sum without the term of the largest, of rows where it is worth that. By all lanes of the warp.
@@ -175,8 +176,9 @@ __global__ void __launch_bounds__(kRegistersThreads, (kRegistersBlocks<kGradient
 
   Logit* gradient = rows.gradient + place.offset;
   const bool zero = !valid || place.weight == 0;
-  const Exponentials<Real> exponentials(sums.max);
-  const Real scale = place.weight * sums.inverse, of_label = sums.label_derivative() * place.weight;
+  const auto& exponentials = softmax.exponentials;  // relative to the same maximum
+  const Real scale = exponentials.corrected(place.weight * sums.inverse),
+             of_label = sums.label_derivative() * place.weight;
   place.for_slots([&](int k, int i) {
     Real x[step] = {};
     if (!zero) {

@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads,
       wants_label = false;
     };
 
-    RunningSoftmax<Real> running;
+    RunningSoftmax<Logit> running;
     for_halving_batches<most, int64_t>(threadIdx.x, span.steps, threads, [&](auto batch, int64_t i) {
       Packed<Logit, step> packed[batch];
       load_steps<threads, kGradient ? Caching::normal : Caching::evict_first, Logit>(logits + span.start_of(i), packed);
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(threads, (kStreamingBlocks<kGradient, threads,
         store_zeros<threads>(span, gradient);
         continue;
       }
-      const Exponentials<Real> exponentials(sums.max);
-      const Real scale = weight * sums.inverse, of_label = sums.label_derivative() * weight;
+      const ExponentialsOf<Logit> exponentials(sums.max);
+      const Real scale = exponentials.corrected(weight * sums.inverse), of_label = sums.label_derivative() * weight;
       along_row<threads, Direction::backwards, most>(
           span,
           [&](int64_t i) {
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
       continue;
     }
 
-    RunningSoftmax<Real> running;
+    RunningSoftmax<Real> running;  // the largest's term is just 1
     CompensatedSum<Real> target_sums;
     along_row<threads, Direction::forwards, most>(
         span,

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kSumsThreads, 4)
     const int index = rows.target.index[row];
     const bool wanted = !is_masked(weight), valid = wanted && index >= 0 && index < rows.classes;
     const Real label_logit = valid ? number(logits[index]) : Real(0);
-    RunningSoftmax<Real> running;
+    RunningSoftmax<Logit> running;
     if (wanted) {
       for (int64_t i = lane; i < rows.classes; i += lanes) {
         const Real x[1] = {valid && i == index ? -static_cast<Real>(INFINITY) : number(logits[i])};
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kSumsThreads, 4)
     }
     if (!rows.gradient) continue;
     const bool zero = !valid || weight == 0;
-    const Exponentials<Real> exponentials(sums.max);
-    const Real scale = weight * sums.inverse, of_label = sums.label_derivative() * weight;
+    const ExponentialsOf<Logit> exponentials(sums.max);
+    const Real scale = exponentials.corrected(weight * sums.inverse), of_label = sums.label_derivative() * weight;
     Logit* gradient = rows.gradient + row * rows.classes;
     for (int64_t i = lane; i < rows.classes; i += lanes) {
       const Real softmax = zero ? Real(0) : exponentials.term(number(logits[i])) * scale;

@@ -8,6 +8,7 @@ namespace jaxloss::gpu {
 template <class Logit_>
 struct PlainObjective {
   using Logit = Logit_;
+  using Number = Logit;
   const CrossEntropyRows<Logit, ClassIndices>& rows;
 
   __device__ __forceinline__ bool weight_a_row() const { return rows.rows_per_weight == 1; }

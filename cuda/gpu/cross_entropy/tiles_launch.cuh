@@ -8,21 +8,24 @@
 
 namespace jaxloss::gpu {
 
-// Whether rows of that size take less time in the registers of a warp, where each thread loads whole vectors.
+// Whether rows of that size take less time where each thread loads whole vectors, than in tiles.
 template <class Logit>
-bool better_in_registers(int64_t row_bytes, bool gradient) {
+bool better_by_vectors(int64_t row_bytes, bool gradient, const Device& device) {
   const int64_t vectors = row_bytes / kVectorBytes;
-  if (row_bytes % kVectorBytes == 0) return vectors >= (gradient && sizeof(Logit) == 2 ? 8 : 4);
+  if (row_bytes % kVectorBytes == 0) {
+    const bool comes_fast = gradient && sizeof(Logit) == 2;
+    return vectors >= (!comes_fast ? 4 : device.has_fast_memory() ? 64 : 8);
+  }
   return vectors >= (!gradient ? 12 : sizeof(Logit) == 4 ? 7 : 32);
 }
 
 // rows = 0 where none can, or where rows have weights that a few share.
 template <class Logit>
-Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows) {
+Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows, const Device& device) {
   const int64_t row_bytes = rows.classes * sizeof(Logit);
   const bool weight_a_row = rows.rows_per_weight == 1;
   if (!weight_a_row && rows.rows_per_weight < rows.rows) return {};
-  if (rows.loss && better_in_registers<Logit>(row_bytes, rows.gradient)) return {};
+  if (rows.loss && better_by_vectors<Logit>(row_bytes, rows.gradient, device)) return {};
   return tiles_of(row_bytes, row_unit(row_bytes), rows.logits, rows.target.index,
                   weight_a_row ? rows.row_weight : nullptr, rows.gradient);
 }
@@ -65,7 +68,7 @@ CrossEntropyRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntropyRows<
 template <bool kGradient, class Logit>
 cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyRows<Logit, ClassIndices> rows, const Device& device,
                          int64_t fewest) {
-  Tiles tiles = tiles_of(rows);
+  Tiles tiles = tiles_of(rows, device);
   if (tiles.rows == 0 || (!rows.loss && rows.parts < 2)) return cudaErrorNotSupported;
   const TilesKernel<Logit> kernel =
       tiles_kernel<kGradient, Logit>(row_unit(rows.classes * sizeof(Logit)), rows.classes);

@@ -16,7 +16,7 @@ class OptionTile {
   __device__ __forceinline__ OptionTile(const CrossEntropyOptionRows<Logit, ClassIndices>& rows, const Tiles& tiles)
       : rows_(rows),
         tiles_(tiles),
-        stages_weights_(rows.row_weight.given() && rows.row_weight.rows_per_number == 1),
+        stages_weights_(rows.row_weight.one_per_row()),
         weight_of_all_(rows.weight_of(0)),
         classes_(static_cast<int>(rows.classes)),
         team_(tiles, classes_),
@@ -157,19 +157,10 @@ template <class Logit>
 __global__ void __launch_bounds__(kTileThreads, kGeneralTileBlocks)
     cross_entropy_options_general_tiles(CrossEntropyOptionRows<Logit, ClassIndices> rows, Tiles tiles,
                                         int64_t tile_count) {
-  extern __shared__ __align__(128) unsigned char all_stages[];
-  __shared__ Barrier filled[kTileWarps][kMostTileStages];
-  const int warp = threadIdx.x / kWarp;
-  const RowNumbers<float>& weights = rows.row_weight;
-  const TiledArrays arrays = {rows.logits, rows.target.index,
-                              weights.given() && weights.rows_per_number == 1 ? weights.number : nullptr, rows.gradient,
-                              tiles.rows * static_cast<uint32_t>(rows.classes * sizeof(Logit))};
-  TileStages stages(arrays, tiles, all_stages + warp * tiles.stages * tiles.stage, filled[warp]);
-  OptionTile<Logit> tile(rows, tiles);
-  stages.run(blockIdx.x + static_cast<int64_t>(warp) * gridDim.x, tile_count,
-             static_cast<int64_t>(gridDim.x) * kTileWarps,
-             [&](int64_t first_row, unsigned char* stage) { tile(first_row, stage); });
-  if (rows.sums) write_sums(tile.sum(), rows.sums, rows.parts);
+  OptionTile<Logit> worker(rows, tiles);
+  const float* weights = rows.row_weight.one_per_row() ? rows.row_weight.number : nullptr;
+  for_tiles(tiled_arrays(rows, weights, rows.gradient, tiles), tiles, tile_count, worker);
+  if (rows.sums) write_sums(worker.sum(), rows.sums, rows.parts);
 }
 
 }  // namespace jaxloss::gpu

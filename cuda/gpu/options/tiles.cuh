@@ -8,15 +8,14 @@ namespace jaxloss::gpu {
 template <class Logit_>
 struct LinearObjective {
   using Logit = Logit_;
+  using Number = float;
   const CrossEntropyOptionRows<Logit, ClassIndices>& rows;
   float inverse_temperature, z_loss;
 
   __device__ __forceinline__ explicit LinearObjective(const CrossEntropyOptionRows<Logit, ClassIndices>& rows_)
       : rows(rows_), inverse_temperature(1 / rows_.temperature.of(0)), z_loss(rows_.z_loss.of(0)) {}
 
-  __device__ __forceinline__ bool weight_a_row() const {
-    return rows.row_weight.given() && rows.row_weight.rows_per_number == 1;
-  }
+  __device__ __forceinline__ bool weight_a_row() const { return rows.row_weight.one_per_row(); }
   __device__ __forceinline__ const float* weights() const { return rows.row_weight.number; }
   __device__ __forceinline__ float weight_of_all() const { return rows.row_weight.of(0); }
   __device__ __forceinline__ bool has_gradient() const { return rows.gradient; }
@@ -37,9 +36,7 @@ struct LinearObjective {
     }
     __device__ __forceinline__ float label_derivative(float weight) const {
       const float p = Exponentials<float>(sums.max).term(label_logit) * sums.inverse;
-      const float derivative =
-          jaxloss::label_derivative(p, sums.label_derivative(), target + of_z_loss, target, of_z_loss);
-      return derivative * (weight * inverse_temperature);
+      return (target * sums.label_derivative() + of_z_loss * p) * (weight * inverse_temperature);
     }
   };
   __device__ __forceinline__ Row row(const LabelledSums<float>& sums, float label_logit, int index, bool valid) const {

@@ -21,7 +21,7 @@ bool all_alike(const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
 template <class Logit>
 CrossEntropyOptionRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntropyOptionRows<Logit, ClassIndices> rows) {
   const auto move_on = [&](auto& numbers) {
-    if (numbers.given() && numbers.rows_per_number == 1) numbers.number += first;
+    if (numbers.one_per_row()) numbers.number += first;
   };
   move_on(rows.row_weight), move_on(rows.second_label), move_on(rows.mix);
   rows.rows -= first;
@@ -64,6 +64,8 @@ OptionTilesKernel<Logit> tiles_kernel(const CrossEntropyOptionRows<Logit, ClassI
     const int64_t units = rows.classes * sizeof(Logit) / unit_bytes;
     if constexpr (unit_bytes > sizeof(Logit)) {
       if (units == 1) return cross_entropy_options_tiles<unit_bytes, 1, true, Logit>;
+    } else if constexpr (sizeof(Logit) == 2) {
+      if (units == 3) return cross_entropy_options_tiles<unit_bytes, 3, true, Logit>;
     }
     return units <= held ? cross_entropy_options_tiles<unit_bytes, held, false, Logit>
                          : cross_entropy_options_tiles<unit_bytes, 0, false, Logit>;
@@ -85,9 +87,8 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyOptionRows<Logit, Clas
   }
   const int64_t row_bytes = rows.classes * sizeof(Logit);
   if (!rows.sums && better_held(row_bytes)) return cudaErrorNotSupported;
-  const bool weight_a_row = rows.row_weight.given() && rows.row_weight.rows_per_number == 1;
   Tiles tiles = tiles_of(row_bytes, option_unit(rows), rows.logits, rows.target.index,
-                         weight_a_row ? rows.row_weight.number : nullptr, rows.gradient);
+                         rows.row_weight.one_per_row() ? rows.row_weight.number : nullptr, rows.gradient);
   if (tiles.rows == 0) return cudaErrorNotSupported;
   const OptionTilesKernel<Logit> kernel = tiles_kernel(rows);
   const int64_t resident = resident_tile_blocks(reinterpret_cast<const void*>(kernel), device, tiles);

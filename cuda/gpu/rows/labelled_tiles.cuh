@@ -1,8 +1,8 @@
 // Cross entropy of very short rows with labels, in tiles: what is made of a row is an objective's, with or without
 // options.
 //
-// An objective has `rows`, the numbers of a row as the softmax is of them (`logit`), and from the sums of a row its
-// loss, what the softmax's terms are multiplied by to be derivatives, and that of the label.
+// An objective has `rows`, the numbers of a row as the softmax is of them (`logit`, which `Number` can store), and from
+// the sums of a row its loss, what the softmax's terms are multiplied by to be derivatives, and that of the label.
 #pragma once
 
 #include "gpu/core/softmax.cuh"
@@ -24,6 +24,7 @@ constexpr int kTileBlocks = 4;
 template <class Objective, bool kGradient, int unit, int held, bool exactly>
 class TileWarp {
   using Logit = typename Objective::Logit;
+  using Terms = ExponentialsOf<typename Objective::Number>;
 
  public:
   __device__ __forceinline__ TileWarp(const Objective& objective, const Tiles& tiles)
@@ -90,7 +91,7 @@ class TileWarp {
       const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
       const float label_logit = valid ? objective_.logit(number(x[index])) : 0.0f;
       leave_out_label(x, index, valid && leads);
-      RunningSoftmax<float> running;
+      RunningSoftmax<typename Objective::Number> running;
       team_.for_units([&](auto batch, const int* place) {
         float values[batch * per_unit];
 #pragma unroll
@@ -103,8 +104,8 @@ class TileWarp {
       if (leads) account(first_row + r, wanted, valid, of_row.loss(), sums.max, sums.log_sum, sum);
       if (kGradient && objective_.has_gradient()) {
         const bool zero = !valid || weight == 0;
-        const Exponentials<float> exponentials(sums.max);
-        const float scale = of_row.scale(weight);
+        const Terms exponentials(sums.max);
+        const float scale = exponentials.corrected(of_row.scale(weight));
         team_.for_units([&](auto batch, const int* place) {
           float values[batch * per_unit];
 #pragma unroll
@@ -212,7 +213,7 @@ class TileWarp {
   }
 
   __device__ __forceinline__ void sum_up(HeldRow& of) const {
-    const Exponentials<float> exponentials(of.highest);
+    const Terms exponentials(of.highest);
     float sum = 0;
     for_held([&](int k, int) {
 #pragma unroll
@@ -222,11 +223,14 @@ class TileWarp {
         sum += of_class;
       }
     });
-    const LabelledSums<float> sums({of.highest, sum}, of.valid, of.label_logit);
+    const LabelledSums<float> sums({of.highest, exponentials.corrected(sum)}, of.valid, of.label_logit);
     const auto of_row = objective_.row(sums, of.label_logit, of.index, of.valid);
     of.max = sums.max, of.log_sum = sums.log_sum;
     of.loss = of_row.loss();
-    if constexpr (kGradient) of.scale = of_row.scale(of.weight), of.of_label = of_row.label_derivative(of.weight);
+    if constexpr (kGradient) {
+      of.scale = exponentials.corrected(of_row.scale(of.weight));
+      of.of_label = of_row.label_derivative(of.weight);
+    }
   }
 
   __device__ __forceinline__ void store_gradient(const HeldRow& of, Logit* row) const {
@@ -274,22 +278,14 @@ class TileWarp {
   }
 };
 
-// Warp w of all warps takes tiles w, w + warps, … of rows whose size is a multiple of `unit` bytes. Where the rows'
-// losses are not wanted, part b of their sums is that of block b, and no part is left out.
+// Of rows whose size is a multiple of `unit` bytes. Where the rows' losses are not wanted, part b of their sums is that
+// of block b, and no part is left out.
 template <bool kGradient, int unit, int held, bool exactly, class Objective>
 __device__ __forceinline__ void work_on_tiles(const Objective& objective, const Tiles& tiles, int64_t tile_count) {
-  extern __shared__ __align__(128) unsigned char all_stages[];
-  __shared__ Barrier filled[kTileWarps][kMostTileStages];
   const auto& rows = objective.rows;
-  const int warp = threadIdx.x / kWarp;
-  const TiledArrays arrays = {rows.logits, rows.target.index, objective.weight_a_row() ? objective.weights() : nullptr,
-                              kGradient ? rows.gradient : nullptr,
-                              tiles.rows * static_cast<uint32_t>(rows.classes * sizeof(*rows.logits))};
-  TileStages stages(arrays, tiles, all_stages + warp * tiles.stages * tiles.stage, filled[warp]);
   TileWarp<Objective, kGradient, unit, held, exactly> worker(objective, tiles);
-  stages.run(blockIdx.x + static_cast<int64_t>(warp) * gridDim.x, tile_count,
-             static_cast<int64_t>(gridDim.x) * kTileWarps,
-             [&](int64_t first_row, unsigned char* stage) { worker(first_row, stage); });
+  const float* weights = objective.weight_a_row() ? objective.weights() : nullptr;
+  for_tiles(tiled_arrays(rows, weights, kGradient ? rows.gradient : nullptr, tiles), tiles, tile_count, worker);
   if (!rows.loss) write_sums(worker.sum(), rows.sums, rows.parts);
 }
 

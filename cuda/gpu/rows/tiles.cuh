@@ -60,11 +60,18 @@ struct Unit {
 // The arrays that tiles are cut from: of each tile `logits_bytes` of the first and of the last one.
 struct TiledArrays {
   const void* logits;
-  const int32_t* index;  // one a row
-  const float* weight;   // one a row, or null
+  const int32_t* index;  // one per row
+  const float* weight;   // one per row, or null
   void* gradient;        // or null
   uint32_t logits_bytes;
 };
+
+template <class Rows>
+__device__ __forceinline__ TiledArrays tiled_arrays(const Rows& rows, const float* weights, void* gradient,
+                                                    const Tiles& tiles) {
+  return {rows.logits, rows.target.index, weights, gradient,
+          tiles.rows * static_cast<uint32_t>(rows.classes * sizeof(*rows.logits))};
+}
 
 // The stages of one warp, and what fills and empties them.
 class TileStages {
@@ -224,6 +231,19 @@ struct TileTeam {
     });
   }
 };
+
+// worker(first_row, stage), a warp's own, of each tile: warp w of all warps takes tiles w, w + warps, …
+template <class Worker>
+__device__ __forceinline__ void for_tiles(const TiledArrays& arrays, const Tiles& tiles, int64_t tile_count,
+                                          Worker& worker) {
+  extern __shared__ __align__(128) unsigned char all_stages[];
+  __shared__ Barrier filled[kTileWarps][kMostTileStages];
+  const int warp = threadIdx.x / kWarp;
+  TileStages stages(arrays, tiles, all_stages + warp * tiles.stages * tiles.stage, filled[warp]);
+  stages.run(blockIdx.x + static_cast<int64_t>(warp) * gridDim.x, tile_count,
+             static_cast<int64_t>(gridDim.x) * kTileWarps,
+             [&](int64_t first_row, unsigned char* stage) { worker(first_row, stage); });
+}
 
 // Part b of the sums of rows' losses is that of block b, of whose threads each has a sum; no part is left out.
 template <class Real>

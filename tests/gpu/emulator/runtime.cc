@@ -29,6 +29,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount            ? 4
            : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
            : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
+           : attribute == cudaDevAttrClockRate                    ? 1
+           : attribute == cudaDevAttrMemoryClockRate              ? 4
+           : attribute == cudaDevAttrGlobalMemoryBusWidth         ? 64
                                                                   : 0;
   return cudaSuccess;
 }
