@@ -1,5 +1,6 @@
 """What every measurement is kept with: where, with what, and on which commit it ran."""
 
+import contextlib
 import functools
 import json
 import os
@@ -13,6 +14,8 @@ import jax
 import jaxloss
 
 RESULTS = pathlib.Path(__file__).with_name("results")
+PACKAGES = ("jax", "jaxlib", "jaxloss", "optax", "torch", "triton", "liger-kernel", "tokamax", "jax-cce")
+"""Whose versions are kept, of those that are installed."""
 
 
 def circumstances() -> dict:
@@ -24,10 +27,18 @@ def circumstances() -> dict:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "kernels": str(jaxloss.backends()),
-        "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "jaxloss", "optax")},
+        "versions": _versions(),
         "python": platform.python_version(),
         "commit": _commit(),
     }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 @functools.cache  # as it was when the run began

@@ -22,6 +22,8 @@ LINEAR = {
     "XLA, checkpointed scan": "scan and checkpoint",
     "torch.compile": "torch.compile",
     "Liger": "Liger",
+    "tokamax": "tokamax",
+    "jax-cce": "jax-cce",
 }
 BESIDE_A_COPY = {"jaxloss": "jaxloss", "torch.compile": "torch.compile", "Liger": "Liger", "XLA": "xla"}
 
