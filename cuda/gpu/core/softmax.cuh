@@ -27,9 +27,9 @@ struct Exponentials {
 };
 
 // The same of numbers of 16 bits as they are stored, in one instruction less each: 2^(x·f − max·f) with f = log₂e.
-// x·f is not rounded in that; max·f is, which makes all terms too large by one factor, that is taken back once: then the
-// largest's own may be 1 ulp from 1. From 2^16 on it could be any factor: but all numbers below the largest are so far
-// below there that their terms are 0 whatever is raised, and f = 1 rounds nothing.
+// x·f is not rounded in that; max·f is, which makes all terms too large by one factor, that is taken back once: then
+// the largest's own may be 1 ulp from 1. From 2^16 on it could be any factor: but all numbers below the largest are so
+// far below there that their terms are 0 whatever is raised, and f = 1 rounds nothing.
 struct StoredExponentials {
   float max, factor, offset, correction;
 
@@ -119,15 +119,17 @@ __device__ __forceinline__ double log_of_terms(double s, double beyond) { return
 // that is in the sum is small beside its term, 1, and is never added to it before its logarithm is taken.
 template <class Real>
 struct LabelledSums {
-  Real max, rest, sum, log_sum;  // rest: of all but the label
-  Real inverse;                  // 1 / sum
+  Real max, rest, label, sum, log_sum;  // rest: the terms of all but the label; label: its own
+  Real inverse;                         // 1 / sum
 
+  LabelledSums() = default;
   __device__ __forceinline__ LabelledSums(const SoftmaxSums<Real>& others, bool has_label, Real label_logit) {
     const bool leads = has_label && label_logit >= others.max;
     max = leads ? label_logit : others.max;
     const Exponentials<Real> exponentials(max);
     rest = leads ? others.sum * exponentials.term(others.max) : others.sum;
-    sum = rest + (has_label ? exponentials.term(label_logit) : Real(0));  // NaN of an infinite one, 1 if it leads
+    label = has_label ? exponentials.term(label_logit) : Real(0);  // NaN of an infinite one, 1 if it leads
+    sum = rest + label;
     inverse = reciprocal(sum);
     log_sum = log_of_terms(sum, leads ? rest - (sum - 1) : sum - sum);
   }

@@ -21,7 +21,7 @@ struct PlainObjective {
   }
 
   struct Row {
-    const LabelledSums<float>& sums;
+    LabelledSums<float> sums;
     float label_logit, ceiling;
 
     __device__ __forceinline__ float loss() const {

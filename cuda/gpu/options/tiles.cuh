@@ -23,7 +23,7 @@ struct LinearObjective {
   __device__ __forceinline__ void store(int64_t row, float loss, float, float) const { rows.loss[row] = loss; }
 
   struct Row {
-    const LabelledSums<float>& sums;
+    LabelledSums<float> sums;
     float label_logit, target, z_loss, ceiling, inverse_temperature;
     float lse, of_z_loss;
 
@@ -35,8 +35,8 @@ struct LinearObjective {
       return (target + of_z_loss) * weight * inverse_temperature * sums.inverse;
     }
     __device__ __forceinline__ float label_derivative(float weight) const {
-      const float p = Exponentials<float>(sums.max).term(label_logit) * sums.inverse;
-      return (target * sums.label_derivative() + of_z_loss * p) * (weight * inverse_temperature);
+      const float derivative = target * sums.label_derivative() + of_z_loss * (sums.label * sums.inverse);
+      return derivative * (weight * inverse_temperature);
     }
   };
   __device__ __forceinline__ Row row(const LabelledSums<float>& sums, float label_logit, int index, bool valid) const {

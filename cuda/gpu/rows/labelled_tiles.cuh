@@ -24,7 +24,9 @@ constexpr int kTileBlocks = 4;
 template <class Objective, bool kGradient, int unit, int held, bool exactly>
 class TileWarp {
   using Logit = typename Objective::Logit;
-  using Terms = ExponentialsOf<typename Objective::Number>;
+  // Of so few numbers what takes an instruction less for each takes more for the row.
+  static constexpr bool kFew = exactly && held * Unit<unit, Logit>::count <= 8;
+  using Terms = std::conditional_t<kFew, Exponentials<float>, ExponentialsOf<typename Objective::Number>>;
 
  public:
   __device__ __forceinline__ TileWarp(const Objective& objective, const Tiles& tiles)
@@ -173,7 +175,8 @@ class TileWarp {
 #pragma unroll
     for (int a = 0; a < rows; a++) {
       const HeldRow& of = held_row[a];
-      account(at.number + a * kWarp, of.wanted, of.valid, of.loss, of.max, of.log_sum, tile_sum);
+      const LabelledSums<float>& sums = of.results.sums;
+      account(at.number + a * kWarp, of.wanted, of.valid, of.loss, sums.max, sums.log_sum, tile_sum);
       if (kGradient && objective_.has_gradient()) store_gradient(of, at.row + a * kWarp * classes_);
     }
   }
@@ -184,7 +187,8 @@ class TileWarp {
     float weight, label_logit, highest;
     int index;
     bool wanted, valid;
-    float loss, max, log_sum, scale, of_label;
+    typename Objective::Row results;
+    float loss;
   };
 
   __device__ __forceinline__ void hold(HeldRow& of, Logit* row, int index) const {
@@ -224,30 +228,27 @@ class TileWarp {
       }
     });
     const LabelledSums<float> sums({of.highest, exponentials.corrected(sum)}, of.valid, of.label_logit);
-    const auto of_row = objective_.row(sums, of.label_logit, of.index, of.valid);
-    of.max = sums.max, of.log_sum = sums.log_sum;
-    of.loss = of_row.loss();
-    if constexpr (kGradient) {
-      of.scale = exponentials.corrected(of_row.scale(of.weight));
-      of.of_label = of_row.label_derivative(of.weight);
-    }
+    of.results = objective_.row(sums, of.label_logit, of.index, of.valid);
+    of.loss = of.results.loss();
   }
 
   __device__ __forceinline__ void store_gradient(const HeldRow& of, Logit* row) const {
     const bool zero = !of.valid || of.weight == 0;
+    const float scale = Terms(of.highest).corrected(of.results.scale(of.weight));
+    const float of_label = of.results.label_derivative(of.weight);
     for_held([&](int k, int place) {
       float of_unit[per_unit];
 #pragma unroll
       for (int j = 0; j < per_unit; j++) {
-        float derivative = of.x[k * per_unit + j] * of.scale;
+        float derivative = of.x[k * per_unit + j] * scale;
         if constexpr (kLabelInRegisters) {
-          derivative = if_equal(of.index, k * per_unit + j, of.of_label, derivative);
+          derivative = if_equal(of.index, k * per_unit + j, of_label, derivative);
         }
         of_unit[j] = zero ? 0.0f : derivative;
       }
       Unit<unit, Logit>::store(row + place * per_unit, of_unit);
     });
-    if (!kLabelInRegisters && !zero) row[of.index] = stored<Logit>(of.of_label);
+    if (!kLabelInRegisters && !zero) row[of.index] = stored<Logit>(of_label);
   }
 
   __device__ __forceinline__ void load(const Logit* from, float* x) const {
