@@ -3,6 +3,7 @@
     python tools/emulate_kernels.py                    # everything, in few and small sizes
     python tools/emulate_kernels.py options streaming  # some parts: those that kernels_check takes as its argument
 
+The GPU is like an H200, and for some parts then like a GeForce, for which there are other rows that fit on the chip.
 The kernels' sources are copied to `build/emulator` with what is CUDA's own syntax written in C++: launches, and shared
 memory. They are compiled there with a C++20 compiler, for which the headers of CUDA have to be there.
 """
@@ -33,6 +34,8 @@ PARTS = [
     "teams",
     "gradient",
 ]
+PARTS_OF_SMALL_GPU = ["tiles", "any", "options"]
+"""Those whose launchers ask how much shared memory there is, or how fast the memory is."""
 
 
 def closing(text: str, start: int, pair: str) -> int:
@@ -139,11 +142,13 @@ def main() -> None:
     program = compile_all(arguments.jobs)
     environment = {**os.environ, "JAXLOSS_CHECK_SIZES": "few"}
 
-    def passes(part: str) -> bool:
-        return subprocess.run([str(program), part], env=environment).returncode == 0
+    def passes(part: str, gpu: str) -> bool:
+        return subprocess.run([str(program), part], env=environment | {"JAXLOSS_EMULATED_GPU": gpu}).returncode == 0
 
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        passed = list(pool.map(passes, arguments.parts))
+        runs = [pool.submit(passes, part, "large") for part in arguments.parts]
+        runs += [pool.submit(passes, part, "small") for part in arguments.parts if part in PARTS_OF_SMALL_GPU]
+        passed = [run.result() for run in runs]
     sys.exit(not all(passed))
 
 

@@ -464,6 +464,7 @@ enum Kind {
   kHuge,
   kWide,
   kPeak,
+  kNearPower,
   kKinds
 };
 
@@ -478,6 +479,7 @@ std::vector<double> logits_of(int kind, int64_t classes, Random& random) {
     if (kind == kSomeInfinite && random.below(3) == 0) value = -kInfinity;
     if (kind == kAllInfinite) value = -kInfinity;
     if (kind == kLowest) value = -largest;
+    if (kind == kNearPower) value = random.below(2) ? 65504 : 65280;  // of bfloat16 2^16 and the number before
     if (kind == kHuge) value = (random.below(2) ? 1 : -1) * largest * (random.below(2) ? 0.9 : 1);
   }
   if (classes > 0) {
@@ -765,6 +767,8 @@ void check_cross_entropy(Buffers& buffers, const char* regime, bool gradient_ker
       if (classes * row_count <= 300000 || row_count <= (classes > 100000 ? 2 : 7)) check_shape(row_count, classes);
     }
   }
+  // Of 16 bits, so many that lanes hold them in shared memory where memory is fast.
+  if (by_index && !gradient_kernel && sizeof(Logit) == 2) check_shape(few_sizes() ? 129 : 6000, 520);
   // More rows than a GPU has room for at once: every block goes through several of them.
   if (!few_sizes() && by_index && !gradient_kernel && sizeof(Logit) < 8) {
     check_shape(6000, 3000);

@@ -12,13 +12,13 @@ namespace jaxloss::gpu {
 struct Device {
   int ordinal;
   int multiprocessors;
-  int compute_capability;   // 90 for 9.0
-  int shared_memory_limit;  // of a block, in bytes
-  int memory_bytes;         // that memory moves for each multiprocessor in one of its clocks; 0: not told
+  int compute_capability;      // 90 for 9.0
+  int shared_memory_limit;     // of a block, in bytes
+  int memory_bytes_per_clock;  // for each multiprocessor, at their highest clocks; 0: not known
 
-  // Faster than kernels whose instructions are as many as slower memory leaves time for: so it is on an H200 (18
-  // bytes), not on an H100 (12).
-  bool has_fast_memory() const { return memory_bytes > 15; }
+  // Whether memory brings numbers faster than kernels that take many instructions for each can use them: 18 bytes on an
+  // H200, 12 on an H100 SXM.
+  bool has_fast_memory() const { return memory_bytes_per_clock > 15; }
 };
 
 inline int64_t quotient_rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -40,12 +40,13 @@ inline cudaError_t find_current_device(Device& device) {
   if (const cudaError_t error = ask(device.shared_memory_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin)) return error;
   if (const cudaError_t error = ask(major, cudaDevAttrComputeCapabilityMajor)) return error;
   if (const cudaError_t error = ask(minor, cudaDevAttrComputeCapabilityMinor)) return error;
-  if (const cudaError_t error = ask(clock, cudaDevAttrClockRate)) return error;
-  if (const cudaError_t error = ask(memory_clock, cudaDevAttrMemoryClockRate)) return error;
-  if (const cudaError_t error = ask(memory_bits, cudaDevAttrGlobalMemoryBusWidth)) return error;
   device.compute_capability = 10 * major + minor;
+  // These only tune: a device that does not tell them has the kernels for slow memory.
+  const bool told = !ask(clock, cudaDevAttrClockRate) && !ask(memory_clock, cudaDevAttrMemoryClockRate) &&
+                    !ask(memory_bits, cudaDevAttrGlobalMemoryBusWidth) && clock > 0;
+  if (!told) cudaGetLastError();
   const int64_t memory_rate = int64_t{2} * memory_clock * (memory_bits / 8);  // two transfers a clock
-  device.memory_bytes = clock > 0 ? static_cast<int>(memory_rate / (int64_t{clock} * device.multiprocessors)) : 0;
+  device.memory_bytes_per_clock = told ? static_cast<int>(memory_rate / (int64_t{clock} * device.multiprocessors)) : 0;
   known[device.ordinal] = device;
   return cudaSuccess;
 }

@@ -34,6 +34,15 @@ int resident(const void* kernel, const Device& device, int threads, size_t size,
   return found;
 }
 
+// Whether what the device would run of the kernel was compiled for Hopper or newer.
+inline bool compiled_for_hopper(const void* kernel, const Device& device) {
+  const auto find = [](const cudaFuncAttributes&, int& found) {
+    found = 1;
+    return cudaSuccess;
+  };
+  return resident(kernel, device, 0, 0, kHopper, find) > 0;
+}
+
 // How many blocks run at once. The kernel is allowed that much dynamic shared memory first.
 inline int resident_blocks(const void* kernel, const Device& device, int threads, size_t shared_bytes,
                            int least_capability = kHopper) {

@@ -8,8 +8,8 @@
 namespace jaxloss::gpu {
 
 // exp(x − max), for x up to max. The difference comes first: an offset common to all logits has cancelled, however
-// large, before anything is rounded. (2^(x·log₂e − max·log₂e) would save an addition, and be wrong by the rounding of
-// the second product, which for |max| beyond 2^16 is a factor that matters.)
+// large, before anything is rounded. (2^(x·log₂e − max·log₂e) takes an instruction less. The rounding of its second
+// product has no bound for floats beyond 2^16; `StoredExponentials` has it for numbers of 16 bits.)
 template <class Real>
 struct Exponentials {
   Real max;
@@ -22,14 +22,14 @@ struct Exponentials {
 
   // What a sum of these terms is multiplied by to be one of `higher`'s.
   __device__ __forceinline__ Real as_terms_of(const Exponentials& higher) const { return higher.term(max); }
-  // A sum of these terms, or what each is to be multiplied by, as it is of exp(x − max).
+  // What a sum of these terms is as one of exp(x − max), or a factor of exp(x − max) as one of these terms.
   static __device__ __forceinline__ Real corrected(Real factor) { return factor; }
 };
 
-// The same of numbers of 16 bits as they are stored, in one instruction less each: 2^(x·f − max·f) with f = log₂e.
-// x·f is not rounded in that; max·f is, which makes all terms too large by one factor, that is taken back once: then
-// the largest's own may be 1 ulp from 1. From 2^16 on it could be any factor: but all numbers below the largest are so
-// far below there that their terms are 0 whatever is raised, and f = 1 rounds nothing.
+// The same of numbers of 16 bits as they are stored, in one instruction less each: 2^(x·f − max·f) with f = log₂e. x·f
+// is exact inside the fma. max·f is rounded, which multiplies every term by the same factor; `corrected` takes it back
+// once. The largest's own term is within a few ulp of 1 then, and not 1. From |max| = 2^16 on such numbers are at least
+// 256 apart: all terms but the largest's are 0 to any base, so f = 1, which rounds nothing.
 struct StoredExponentials {
   float max, factor, offset, correction;
 
@@ -44,6 +44,7 @@ struct StoredExponentials {
   }
   __device__ __forceinline__ float corrected(float sum) const { return sum * correction; }
 };
+// Of logits that are stored as `Logit`.
 template <class Logit>
 using ExponentialsOf = std::conditional_t<sizeof(Logit) == 2, StoredExponentials, Exponentials<Accumulator<Logit>>>;
 
@@ -95,9 +96,10 @@ __device__ __forceinline__ Real sure_maximum(Real max, Real sum) {
   return is_sure(sum) ? max : static_cast<Real>(NAN);
 }
 
-// log(s + beyond), of a sum s of terms of which one is 1, or of none, and less than the last place of s: within 1 ulp,
-// without what the library's logarithm does for numbers that are no such sums. s = 2^e m, of an m in [2/3, 4/3); the
-// polynomial is the one of its degree whose relative error is least (2^-25). NaN of an s + beyond that is no number.
+// log(s + beyond), of a sum s of terms of which one is 1 within some ulp, or of none, and less than the last place of
+// s: within 1 ulp, without what the library's logarithm does for numbers that are no such sums. s = 2^e m, of an m in
+// [2/3, 4/3); the polynomial is the one of its degree whose relative error is least (2^-25). NaN of an s + beyond that
+// is no number.
 __device__ __forceinline__ float log_of_terms(float s, float beyond) {
   const int bits = __float_as_int(s), exponent = (bits - 0x3f2aaaab) & static_cast<int>(0xff800000);
   const float inverse_power = __int_as_float(0x3f800000 - exponent);
@@ -201,7 +203,7 @@ __device__ __forceinline__ float sum_of_terms(const Terms& exponentials, float f
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// The maximum and the sum of exponentials of the logits seen so far, which are stored so.
+// The maximum and the sum of exponentials of the logits seen so far, each a number that `Logit` can store.
 template <class Logit>
 class RunningSoftmax {
   using Real = Accumulator<Logit>;

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kStreamingThreads, sizeof(Logit) == 8 ? 1 : 0)
       continue;
     }
 
-    RunningSoftmax<Real> running;  // the largest's term is just 1
+    RunningSoftmax<Real> running;  // not of Logit: `is_sure` and `rest` need the largest's term to be just 1
     CompensatedSum<Real> target_sums;
     along_row<threads, Direction::forwards, most>(
         span,

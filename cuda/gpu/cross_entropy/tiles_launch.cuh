@@ -8,13 +8,15 @@
 
 namespace jaxloss::gpu {
 
-// Whether rows of that size take less time where each thread loads whole vectors, than in tiles.
+// Whether rows of that size take less time where each thread loads whole vectors than in tiles. (Aligned 16-bit rows
+// with a gradient: 8 vectors on an H100; on an H200 those of 128 to 512 bytes are 1.29 – 1.34 copies in registers, 1.12
+// in tiles.)
 template <class Logit>
 bool better_by_vectors(int64_t row_bytes, bool gradient, const Device& device) {
   const int64_t vectors = row_bytes / kVectorBytes;
   if (row_bytes % kVectorBytes == 0) {
-    const bool comes_fast = gradient && sizeof(Logit) == 2;
-    return vectors >= (!comes_fast ? 4 : device.has_fast_memory() ? 64 : 8);
+    if (!gradient || sizeof(Logit) != 2) return vectors >= 4;
+    return device.has_fast_memory() ? row_bytes >= kShortestRowHeld : vectors >= 8;
   }
   return vectors >= (!gradient ? 12 : sizeof(Logit) == 4 ? 7 : 32);
 }

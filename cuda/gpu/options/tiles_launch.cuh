@@ -35,7 +35,7 @@ CrossEntropyOptionRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntrop
 }
 
 // Whether rows of that size take less time where lanes hold them, and load whole vectors.
-inline bool better_held(int64_t row_bytes) { return row_bytes % kVectorBytes == 0 && row_bytes >= 1024; }
+inline bool better_held(int64_t row_bytes) { return row_bytes % kVectorBytes == 0 && row_bytes >= kShortestRowHeld; }
 
 template <class Logit>
 using OptionTilesKernel = void (*)(CrossEntropyOptionRows<Logit, ClassIndices>, Tiles, int64_t);
@@ -65,7 +65,7 @@ OptionTilesKernel<Logit> tiles_kernel(const CrossEntropyOptionRows<Logit, ClassI
     if constexpr (unit_bytes > sizeof(Logit)) {
       if (units == 1) return cross_entropy_options_tiles<unit_bytes, 1, true, Logit>;
     } else if constexpr (sizeof(Logit) == 2) {
-      if (units == 3) return cross_entropy_options_tiles<unit_bytes, 3, true, Logit>;
+      if (units == 3) return cross_entropy_options_tiles<unit_bytes, 3, true, Logit>;  // three classes
     }
     return units <= held ? cross_entropy_options_tiles<unit_bytes, held, false, Logit>
                          : cross_entropy_options_tiles<unit_bytes, 0, false, Logit>;

@@ -19,9 +19,11 @@ struct LanesOfRow {
   static constexpr Caching caching = Caching::evict_first;
   int lanes, own;
 
-  // Of sums that the lanes have already merged.
+  // Of sums that the lanes have already merged. No lane writes before all have read: the gradient may be in the logits'
+  // place.
   template <class Sums, class Merge>
   __device__ __forceinline__ Sums merged(const Sums& sums, const Sums&, Merge, bool) const {
+    __syncwarp();
     return sums;
   }
   template <class Value, class Combine>

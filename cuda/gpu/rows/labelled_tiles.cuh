@@ -1,8 +1,9 @@
 // Cross entropy of very short rows with labels, in tiles: what is made of a row is an objective's, with or without
 // options.
 //
-// An objective has `rows`, the numbers of a row as the softmax is of them (`logit`, which `Number` can store), and from
-// the sums of a row its loss, what the softmax's terms are multiplied by to be derivatives, and that of the label.
+// An objective has `rows`, the numbers of a row as the softmax is of them (`logit`, whose results `Number` can store),
+// and from the sums of a row its loss, what the softmax's terms are multiplied by to be derivatives, and that of the
+// label.
 #pragma once
 
 #include "gpu/core/softmax.cuh"
@@ -24,7 +25,7 @@ constexpr int kTileBlocks = 4;
 template <class Objective, bool kGradient, int unit, int held, bool exactly>
 class TileWarp {
   using Logit = typename Objective::Logit;
-  // Of so few numbers what takes an instruction less for each takes more for the row.
+  // For so few numbers the correction takes more instructions than it saves (of sm_90a).
   static constexpr bool kFew = exactly && held * Unit<unit, Logit>::count <= 8;
   using Terms = std::conditional_t<kFew, Exponentials<float>, ExponentialsOf<typename Objective::Number>>;
 
@@ -279,8 +280,8 @@ class TileWarp {
   }
 };
 
-// Of rows whose size is a multiple of `unit` bytes. Where the rows' losses are not wanted, part b of their sums is that
-// of block b, and no part is left out.
+// Works on rows whose size is a multiple of `unit` bytes. Where the rows' losses are not wanted, part b of their sums
+// is that of block b, and no part is left out.
 template <bool kGradient, int unit, int held, bool exactly, class Objective>
 __device__ __forceinline__ void work_on_tiles(const Objective& objective, const Tiles& tiles, int64_t tile_count) {
   const auto& rows = objective.rows;

@@ -232,7 +232,8 @@ struct TileTeam {
   }
 };
 
-// worker(first_row, stage), a warp's own, of each tile: warp w of all warps takes tiles w, w + warps, …
+// Calls worker(first_row, stage) for each tile; each warp has a worker of its own, and warp w of all warps takes tiles
+// w, w + warps, …
 template <class Worker>
 __device__ __forceinline__ void for_tiles(const TiledArrays& arrays, const Tiles& tiles, int64_t tile_count,
                                           Worker& worker) {

@@ -13,6 +13,8 @@ namespace jaxloss::gpu {
 constexpr int kTileBytes = 2560;               // as many rows as fit, but at least one for each team of a warp's lanes
 constexpr int64_t kLongestTileOfLanes = 4224;  // of one row for each team; longer ones are shared by more lanes
 constexpr int64_t kLongestTiledRow = 1056;
+// From so many bytes on a row of whole vectors takes less time where lanes hold it in shared memory: H200, 16 bits.
+constexpr int64_t kShortestRowHeld = 1024;
 constexpr int kHeldNumbers = 16;  // of the longest row that one thread holds in its registers
 
 // The largest power of two, up to a vector's bytes, that divides the bytes of a row.
@@ -55,13 +57,13 @@ inline Tiles tiles_of(int64_t row_bytes, int unit, const void* logits, const voi
   return tiles;
 }
 
-// How many blocks of a kernel run at once; where none can on the device with stages that are filled ahead, of one
-// stage.
+// How many blocks of a kernel run at once; with one stage where it is compiled for GPUs whose threads copy. 0 where no
+// block has room: one stage is no choice then, for the copy engine fills others ahead.
 inline int resident_tile_blocks(const void* kernel, const Device& device, Tiles& tiles) {
   const auto resident = [&](int least_capability) {
     return resident_blocks(kernel, device, kTileThreads, tiles.shared_bytes(), least_capability);
   };
-  if (const int blocks = resident(kHopper)) return blocks;
+  if (compiled_for_hopper(kernel, device)) return resident(kHopper);
   tiles.stages = 1;
   return resident(0);
 }

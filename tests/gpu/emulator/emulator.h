@@ -96,6 +96,7 @@ inline Thread* current = nullptr;
 inline Cluster* cluster = nullptr;
 inline jmp_buf scheduler;
 inline Index block_size, grid_size;
+inline size_t dynamic_bytes;  // of shared memory, that each block of the launch asked for
 inline uint64_t progress = 0;
 inline std::function<void()> body;
 inline std::multimap<const void*, Copy> coming;  // bulk copies to shared memory, by the barrier that counts their bytes
@@ -176,6 +177,12 @@ template <class Element>
 Element* dynamic_shared() {
   return reinterpret_cast<Element*>(current->block->shared + kSharedBytes);
 }
+// So many bytes of this block's shared memory, where they are that.
+inline void* inside_shared(void* to, size_t bytes) {
+  const ptrdiff_t begin = static_cast<unsigned char*>(to) - current->block->shared;
+  if (begin < 0 || begin + bytes > kSharedBytes + dynamic_bytes) fail("a copy leaves the shared memory of its block");
+  return to;
+}
 // What another block of the cluster has at that address of this one.
 template <class Variable>
 Variable* in_block(const Variable* here, int rank) {
@@ -232,6 +239,7 @@ inline void launch(const Configuration& with, std::function<void()> kernel) {
   end_of_places = 0;
   block_size = {with.threads};
   grid_size = {with.grid.x, with.grid.y, with.grid.z};
+  dynamic_bytes = with.dynamic_bytes;
   const unsigned warps = (with.threads + kLanes - 1) / kLanes, all = with.cluster * with.threads;
   const unsigned grid_blocks = with.grid.x * with.grid.y * with.grid.z;
   while (threads.size() < all) threads.push_back(fiber());

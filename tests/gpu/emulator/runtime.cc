@@ -1,8 +1,16 @@
-// The functions of the CUDA runtime that the kernels' launchers and their check call, for the emulator: a small Hopper.
+// The functions of the CUDA runtime that the kernels' launchers and their check call, for the emulator: of a GPU with
+// few multiprocessors, like an H200's, or, where JAXLOSS_EMULATED_GPU is `small`, like a GeForce's, which have less
+// shared memory, and slower memory for their clock.
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
 #include <cstring>
+
+static bool is_small() {
+  static const char* const asked = std::getenv("JAXLOSS_EMULATED_GPU");
+  return asked && std::strcmp(asked, "small") == 0;
+}
+static size_t shared_memory_limit() { return is_small() ? 101376 : 232448; }  // of a block
 
 extern "C" {
 
@@ -27,10 +35,10 @@ cudaError_t cudaGetDevice(int* device) {
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount            ? 4
-           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
-           : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? static_cast<int>(shared_memory_limit())
+           : attribute == cudaDevAttrComputeCapabilityMajor       ? (is_small() ? 12 : 9)
            : attribute == cudaDevAttrClockRate                    ? 1
-           : attribute == cudaDevAttrMemoryClockRate              ? 4
+           : attribute == cudaDevAttrMemoryClockRate              ? (is_small() ? 1 : 4)  // 16 bytes a clock, or 4
            : attribute == cudaDevAttrGlobalMemoryBusWidth         ? 64
                                                                   : 0;
   return cudaSuccess;
@@ -42,8 +50,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
-  *blocks = 2;
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t shared_bytes) {
+  *blocks = shared_bytes + 1024 <= shared_memory_limit() ? 2 : 0;
   return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t*) {

@@ -5,7 +5,9 @@
 
 namespace jaxloss::gpu {
 
-inline void copy_own(void* to, const void* from) { emulator::current->copies.push_back({to, from, 16}); }
+inline void copy_own(void* to, const void* from) {
+  emulator::current->copies.push_back({emulator::inside_shared(to, 16), from, 16});
+}
 inline void wait_for_own_copies() {
   for (const emulator::Copy& copy : emulator::current->copies) copy.make();
   emulator::current->copies.clear();
@@ -52,7 +54,7 @@ struct Barrier {
 inline void fence_barrier_initialization() {}
 inline void fence_before_copy() {}
 inline void copy_to_shared(void* to, const void* from, uint32_t bytes, Barrier& barrier) {
-  emulator::coming.insert({&barrier, {to, from, bytes}});
+  emulator::coming.insert({&barrier, {emulator::inside_shared(to, bytes), from, bytes}});
 }
 inline void copy_to_global(void* to, const void* from, uint32_t bytes) {
   emulator::current->groups_to_global.back().push_back({to, from, bytes});
