@@ -1,9 +1,9 @@
-"""What the limit of a GPU's power costs: the times of short loops after a rest and of long ones, with clocks and watts.
+"""How much of its clock a GPU has while a loss runs on and on: one at the limit of its power has less.
 
 Run it with `python -m benchmarks.power [--seconds 3] [--output DIRECTORY]` on a GPU whose driver has `nvidia-smi`.
-Writes `power_gpu.json`: of each program milliseconds a call in loops of 8 ms, each after a rest, and in loops of 0.1 s
-one after the other; and, while these run, the clock of the multiprocessors in MHz, the power in watts, and in which
-share of the samples the driver held the clock down for it. The operands are bfloat16 logits [7000, 151936] and labels.
+Writes `power_gpu.json`: of each program milliseconds a call in loops of 0.1 s, one after the other; and, while these
+run, the clock of the multiprocessors and the highest that it has, in MHz, the power in watts, and in which share of the
+samples the driver held the clock down for the power. The operands are bfloat16 logits [7000, 151936] and labels.
 """
 
 import argparse
@@ -21,11 +21,8 @@ from benchmarks import record
 from benchmarks.timing import Program
 
 SHAPE = (7000, 151936)
-SHORT, LONG, REST = 0.008, 0.1, 0.5
-"""Seconds of a loop, and between short ones."""
-
-SAMPLED = "clocks.sm,power.draw.instant,clocks_event_reasons.sw_power_cap"
-SECONDS_A_SAMPLE = 0.1
+SECONDS_A_LOOP, SECONDS_A_SAMPLE = 0.1, 0.1
+SAMPLED = "clocks.sm,clocks.max.sm,power.draw.instant,clocks_event_reasons.sw_power_cap"
 
 
 def main() -> None:
@@ -62,30 +59,24 @@ def programs() -> dict[str, Program]:
 
 def measured(who: str, program: Program, seconds: float) -> dict:
     program.loop(1)
-    once = program.loop(4)
-    short = []
-    for _ in range(5):
-        time.sleep(REST)
-        short.append(program.loop(max(2, round(SHORT / once))) * 1e3)
+    calls = round(SECONDS_A_LOOP / program.loop(4))
     with sampling() as sampler:
-        long, start = [], time.monotonic()
+        loops, start = [], time.monotonic()
         while time.monotonic() - start < seconds:
-            long.append(program.loop(round(LONG / once)) * 1e3)
+            loops.append(program.loop(calls) * 1e3)
         sampler.terminate()
         lines = sampler.communicate()[0].splitlines()
-    samples = [line.split(", ") for line in lines if line.count(", ") == 2]
-    samples = samples[len(samples) // 3 :]  # what is drawn is an average over a while
+    samples = [line.split(", ") for line in lines if line.count(", ") == SAMPLED.count(",")]
+    samples, loops = samples[len(samples) // 3 :], loops[len(loops) // 3 :]  # once it is warm
     found = {
         "who": who,
-        "ms": {"short loops": statistics.median(short), "long loops": statistics.median(long[len(long) // 3 :])},
-        "clock_mhz": statistics.median(float(clock) for clock, _, _ in samples),
-        "power_w": statistics.median(float(power) for _, power, _ in samples),
-        "held_down": sum(reason == "Active" for _, _, reason in samples) / len(samples),
+        "ms": statistics.median(loops),
+        "clock_mhz": statistics.median(float(clock) for clock, _, _, _ in samples),
+        "highest_clock_mhz": max(float(highest) for _, highest, _, _ in samples),
+        "power_w": statistics.median(float(power) for _, _, power, _ in samples),
+        "held_down": sum(reason == "Active" for _, _, _, reason in samples) / len(samples),
     }
-    print(
-        f"{who:16} {found['ms']} {found['clock_mhz']:.0f} MHz {found['power_w']:.0f} W {found['held_down']:.2f}",
-        flush=True,
-    )
+    print(*(f"{value:.4g}" if isinstance(value, float) else value for value in found.values()), flush=True)
     return found
 
 

@@ -12,6 +12,10 @@
 
 #include "xla/ffi/api/ffi.h"
 
+#if XLA_FFI_API_MAJOR == 0 && XLA_FFI_API_MINOR < 4  // older jaxlib names it otherwise
+#define XLA_FFI_InvokeContext XLA_FFI_ExecutionContext
+#endif
+
 struct XLA_FFI_Error {
   XLA_FFI_Error_Code code;
   std::string message;
@@ -19,11 +23,11 @@ struct XLA_FFI_Error {
 
 // Threads that run tasks in order. A call waits for its shares, not for tasks that begin later and find none left; so
 // that none outlives the library or the buffers, the destructor waits for all.
-struct XLA_FFI_ExecutionContext {
-  explicit XLA_FFI_ExecutionContext(int count) {
+struct XLA_FFI_InvokeContext {
+  explicit XLA_FFI_InvokeContext(int count) {
     for (int i = 0; i < count; i++) threads.emplace_back([this] { serve(); });
   }
-  ~XLA_FFI_ExecutionContext() {
+  ~XLA_FFI_InvokeContext() {
     {
       const std::lock_guard<std::mutex> held(mutex);
       closed = true;
@@ -72,9 +76,16 @@ inline const XLA_FFI_Api& api() {
     all.XLA_FFI_Error_Create = [](XLA_FFI_Error_Create_Args* args) {
       return new XLA_FFI_Error{args->errc, args->message};
     };
+#if XLA_FFI_API_MAJOR == 0 && XLA_FFI_API_MINOR < 4
     all.XLA_FFI_Error_GetMessage = [](XLA_FFI_Error_GetMessage_Args* args) {
       args->message = args->error->message.c_str();
     };
+#else
+    all.XLA_FFI_Error_GetDetails = [](XLA_FFI_Error_GetDetails_Args* args) {
+      args->message = args->error->message.c_str();
+      args->errc = args->error->code;
+    };
+#endif
     all.XLA_FFI_Error_Destroy = [](XLA_FFI_Error_Destroy_Args* args) { delete args->error; };
     all.XLA_FFI_ThreadPool_Schedule = [](XLA_FFI_ThreadPool_Schedule_Args* args) -> XLA_FFI_Error* {
       args->ctx->schedule([task = args->task, data = args->data] { task(data); });
