@@ -1,4 +1,4 @@
-"""CUDA mutants on this machine's GPU: compiled by nvcc, and run by their check in all of its sizes, of float32."""
+"""CUDA mutants on this machine's GPU: compiled by nvcc, and run by their check in all of its sizes."""
 
 import shutil
 import subprocess
@@ -55,24 +55,24 @@ class Programs:
         subprocess.run([*self.nvcc, "-o", str(program), *objects], check=True)
 
 
-Fault = tuple[str, str, Sequence[str], Sequence[str]]
-"""A file, what it holds with the fault, the units that are about it, and the parts of the check."""
+Fault = tuple[str, str, Sequence[str]]
+"""A file, what it holds with the fault, and the units that are about it."""
 
 
 def tried(faults: Iterable[Fault], failing_part, jobs: int) -> Iterator[tuple[str, str]]:
-    """What becomes of each, and by what; `failing_part(program, parts)` says which part does not pass, and how."""
+    """What becomes of each, and by what; `failing_part(program, place)` says how one is seen."""
     faults = list(faults)
     with ThreadPoolExecutor(jobs) as pool:
         programs = Programs()
         programs.compile_all(pool)
-        parts = dict.fromkeys(part for *_, parts in faults for part in parts)
-        if by := failing_part(BUILD / "kernels_check", tuple(parts)):
-            sys.exit(f"without a mutant: {by}")
+        for place in range(len(faults)):
+            if by := failing_part(BUILD / "kernels_check", place):
+                sys.exit(f"without a mutant: {by}")
         made = [
             pool.submit(programs.with_fault, place, file, text, about)
-            for place, (file, text, about, _) in enumerate(faults)
+            for place, (file, text, about) in enumerate(faults)
         ]
-        for program, (*_, parts) in zip(made, faults, strict=True):
+        for place, program in enumerate(made):
             path = program.result()
-            by = "" if path is None else failing_part(path, parts)
+            by = "" if path is None else failing_part(path, place)
             yield ("invalid", "it does not compile") if path is None else ("killed" if by else "survived", by)

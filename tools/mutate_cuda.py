@@ -8,9 +8,10 @@
     python tools/mutate_cuda.py --on-gpu         # those that survived, by nvcc on this machine's GPU, in all sizes
 
 Each is compiled into the program of `tools/emulate_kernels.py`, and the parts of `tests/gpu/kernels_check.cu` that are
-about it run on the emulator. Of a family's kernels those of float32 are compiled with the fault, and linked before the
-others, which are as they were: so it takes a minute, not ten. What was found is kept after every mutant, in
-`benchmarks/results/cuda_mutants.json`; one is tried again whose file has changed since, or the check, or the emulator.
+about it run on the emulator. Of a family's kernels those of float32, or of the type that the mutant names, are compiled
+with the fault, and linked before the others, which are as they were: so it takes a minute, not ten. What was found is
+kept after every mutant, in `benchmarks/results/cuda_mutants.json`; one is tried again whose file has changed since, or
+the check, or the emulator.
 """
 
 import argparse
@@ -36,17 +37,17 @@ TABLE = tomllib.loads((ROOT / "tools/cuda_mutants.toml").read_text())
 SECONDS = 900
 """A part that takes longer does not end; most take less than a minute of a processor's time."""
 
-OF_FLOAT = ("gpu/cross_entropy/float",)
+OF_TYPE = ("gpu/cross_entropy/{type}",)
 UNITS = {
-    **dict.fromkeys(("any", "registers", "cluster"), OF_FLOAT),
-    **dict.fromkeys(("tiles", "streaming"), (*OF_FLOAT, "gpu/options/options")),
+    **dict.fromkeys(("any", "registers", "cluster"), OF_TYPE),
+    **dict.fromkeys(("tiles", "streaming"), (*OF_TYPE, "gpu/options/options")),
     "teams": ("gpu/options/options",),
     "options": ("gpu/options/options",),
     "gradient": ("gpu/cross_entropy/gradient",),
-    "divergences": ("gpu/divergence/float",),
+    "divergences": ("gpu/divergence/{type}",),
     "elementwise": ("gpu/elementwise/errors",),
 }
-"""What is compiled for each part of the check."""
+"""What is compiled for each part of the check, of a type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +55,27 @@ class CudaMutant:
     """A fault of `cuda_mutants.toml`: the mutant, and the parts of the check that are about it.
 
     Attributes:
+        type: the one that logits and predictions have.
+        gpu: the one that is emulated: `large` or `small`.
         equivalent: why it changes no result, if it does not.
         reason: why it survives, if it does though it may change one on a GPU.
     """
 
     mutant: mutate.Mutant
     parts: tuple[str, ...]
+    type: str
+    gpu: str
     equivalent: str
     reason: str
 
     @property
     def name(self) -> str:
         return self.mutant.name
+
+    @property
+    def units(self) -> list[str]:
+        """What its parts are about."""
+        return list(dict.fromkeys(unit.format(type=self.type) for part in self.parts for unit in UNITS[part]))
 
     @property
     def digest(self) -> str:
@@ -84,7 +94,8 @@ def mutants() -> list[CudaMutant]:
             raise SystemExit(f"{row['file']} has this {text.count(row['old'])} times, not once: {row['old']}")
         mutant = mutate.Mutant(row["file"], place, row["old"], row["new"])
         parts = tuple(row["parts"].split())
-        found.append(CudaMutant(mutant, parts, row.get("equivalent", ""), row.get("reason", "")))
+        how = row.get("type", "float"), row.get("gpu", "large")
+        found.append(CudaMutant(mutant, parts, *how, row.get("equivalent", ""), row.get("reason", "")))
     return found
 
 
@@ -97,8 +108,7 @@ def rules(into: str, *more: str) -> list[str]:
 def units_of(mutant: CudaMutant) -> list[str]:
     """The objects with that fault: of those that its parts are about, the ones that include its file."""
     path = mutant.mutant.file.removeprefix("cuda/")
-    about = dict.fromkeys(unit for part in mutant.parts for unit in UNITS[part])
-    return [unit for unit in about if f"source/{path}" in (BUILD / f"objects/{unit}.d").read_text().split()]
+    return [unit for unit in mutant.units if f"source/{path}" in (BUILD / f"objects/{unit}.d").read_text().split()]
 
 
 def compiled(mutant: CudaMutant) -> bool:
@@ -122,10 +132,15 @@ def compiled(mutant: CudaMutant) -> bool:
     return True
 
 
-def failing_part(parts: Sequence[str], program: Path = BUILD / "kernels_check", sizes: str = "few") -> str:
-    """The first of these parts that does not pass, and what it says first; empty if all do."""
-    environment = {**os.environ, "JAXLOSS_CHECK_SIZES": sizes, "JAXLOSS_CHECK_TYPES": "float"}
-    for part in parts:
+def failing_part(mutant: CudaMutant, program: Path = BUILD / "kernels_check", sizes: str = "few") -> str:
+    """The first part about it that does not pass, and what it says first; empty if all do."""
+    environment = {
+        **os.environ,
+        "JAXLOSS_CHECK_SIZES": sizes,
+        "JAXLOSS_CHECK_TYPES": mutant.type,
+        "JAXLOSS_EMULATED_GPU": mutant.gpu,
+    }
+    for part in mutant.parts:
         command = ["timeout", str(SECONDS), "stdbuf", "-oL", str(program), part]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -143,7 +158,7 @@ def tried(mutant: CudaMutant) -> tuple[str, str]:
     """What becomes of it, and by what."""
     if not compiled(mutant):
         return "invalid", "it does not compile"
-    by = failing_part(mutant.parts)
+    by = failing_part(mutant)
     if by:
         return "killed", by
     return ("equivalent" if mutant.equivalent else "survived"), ""
@@ -152,17 +167,11 @@ def tried(mutant: CudaMutant) -> tuple[str, str]:
 def try_on_gpu(chosen: Sequence[CudaMutant], jobs: int) -> None:
     """Of survivors of the emulator: what becomes of each in all sizes of the check."""
     faults = [
-        (
-            mutant.mutant.file,
-            mutant.mutant.applied(),
-            [f"cuda/{unit}" for unit in dict.fromkeys(unit for part in mutant.parts for unit in UNITS[part])],
-            mutant.parts,
-        )
-        for mutant in chosen
+        (mutant.mutant.file, mutant.mutant.applied(), [f"cuda/{unit}" for unit in mutant.units]) for mutant in chosen
     ]
 
-    def failing(program: Path, parts: Sequence[str]) -> str:
-        return failing_part(parts, program, "all")
+    def failing(program: Path, place: int) -> str:
+        return failing_part(chosen[place], program, "all")
 
     for mutant, (result, by) in zip(chosen, mutants_on_gpu.tried(faults, failing, jobs), strict=True):
         print(f"{result:10} {mutant.name}  {by}", flush=True)
