@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxloss
-from modules import of_size
+from modules import of_size, temporary_bytes
 from quickly import jit_quickly
 from tolerance import assert_trees_near as assert_near
 
@@ -203,7 +203,7 @@ def test_products_and_memory(name):
         assert of_size(module, n * n) == [], "logits are whole"
         # Products and the gradient of logits; sums of embeddings; numbers of rows.
         allowed = 4 * (4.2 * CHUNK * n + 2 * n * FEATURES) + 64 * n
-        assert module.memory_analysis().temp_size_in_bytes < allowed
+        assert temporary_bytes(module) < allowed
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from jaxloss._arrays import MASKED
 from jaxloss._ffi import cross_entropy
 from jaxloss._linear import chunks
 from linear_oracle import sample
-from modules import custom_call_targets, of_size, operations
+from modules import custom_call_targets, of_size, operations, temporary_bytes
 
 WIDTH, CLASSES, CHUNK = 16, 512, 32
 N = 8 * CHUNK
@@ -74,7 +74,7 @@ def assert_products_and_memory(module, count: int):
     assert of_size(module, N * CLASSES) == [], "logits are whole"
     # Logits of a chunk, which their gradient overwrites; the sum of the kernel's gradient; numbers of tokens.
     logits, kernel, hidden = (4 * size for size in (CHUNK * CLASSES, WIDTH * CLASSES, N * WIDTH))
-    assert module.memory_analysis().temp_size_in_bytes < 1.2 * (logits + kernel) + hidden + 64 * N
+    assert temporary_bytes(module) < 1.2 * (logits + kernel) + hidden + 64 * N
     copies = [size for name, sizes in operations(module) for size in sizes if name == "copy"]
     assert max(copies, default=0) < WIDTH * CLASSES, "an array as large as the kernel is copied"
 
@@ -97,7 +97,7 @@ def test_memory_does_not_grow_with_tokens(wanted):
     sizes = []
     for tokens in (N, 16 * N, 16 * N - 5):
         module = compiled(jax.value_and_grad(loss, wanted), *operands(tokens))
-        sizes.append(module.memory_analysis().temp_size_in_bytes - 16 * tokens)  # labels, weights, losses
+        sizes.append(temporary_bytes(module) - 16 * tokens)  # labels, weights, losses
     assert max(sizes[1:]) <= sizes[0] + 4096
 
 
@@ -113,7 +113,7 @@ def test_a_kernel_with_classes_first_is_not_transposed():
     hidden, kernel, labels = operands()
     module = compiled(jax.value_and_grad(lambda *o: loss(*o, kernel_axis=0), (0, 1)), hidden, kernel.T.copy(), labels)
     plain = compiled(jax.value_and_grad(loss, (0, 1)), hidden, kernel, labels)
-    assert module.memory_analysis().temp_size_in_bytes <= plain.memory_analysis().temp_size_in_bytes + 4096
+    assert temporary_bytes(module) <= temporary_bytes(plain) + 4096
 
 
 @pytest.mark.parametrize(

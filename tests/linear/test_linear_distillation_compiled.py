@@ -13,7 +13,7 @@ import jaxloss
 from distillation_formula import KINDS, loss_of
 from jaxloss._autodiff.row_loss import Operands, value_and_grad
 from jaxloss._rows import divergence
-from modules import custom_call_targets, of_size
+from modules import custom_call_targets, of_size, temporary_bytes
 from test_linear_compiled import CHUNK, CLASSES, WIDTH, N, compiled, products
 
 TEACHER_WIDTH, ON_CPU = 24, jax.default_backend() == "cpu"
@@ -68,7 +68,7 @@ def test_products_and_memory(name):
     assert of_size(module, N * CLASSES) == [], "logits are whole"
     arrays = 3 if ON_CPU and any("value_and_grad" in target for target in custom_call_targets(module)) else 2
     logits, kernel, hidden = (4 * size for size in (arrays * CHUNK * CLASSES, WIDTH * CLASSES, N * WIDTH))
-    assert module.memory_analysis().temp_size_in_bytes < 1.2 * (logits + kernel) + hidden + 64 * N
+    assert temporary_bytes(module) < 1.2 * (logits + kernel) + hidden + 64 * N
 
 
 DIVERGENCES = {"forward": divergence.KL, "reverse": divergence.REVERSE_KL, "js": divergence.JENSEN_SHANNON}
@@ -113,7 +113,7 @@ def test_memory_does_not_grow_with_tokens():
     sizes = []
     for tokens in (N, 16 * N, 16 * N - 5):
         module = compiled(jax.value_and_grad(loss("js", with_labels=True), (0, 1)), *operands(tokens))
-        sizes.append(module.memory_analysis().temp_size_in_bytes - 16 * tokens)  # labels, weights, losses
+        sizes.append(temporary_bytes(module) - 16 * tokens)  # labels, weights, losses
     assert max(sizes[1:]) <= sizes[0] + 4096
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import jaxloss
 import tolerance
-from modules import custom_call_targets, of_size
+from modules import custom_call_targets, of_size, temporary_bytes
 from quickly import jit_quickly
 
 ROWS, CLASSES, K = 9, 11, 4
@@ -318,7 +318,7 @@ def test_one_pass(remainder):
     assert whole == []
     assert not re.search(rf"copy\S* = f32\[{n},{classes}\]", module.as_text())
     if remainder == "drop":
-        assert module.memory_analysis().temp_size_in_bytes < n * classes
+        assert temporary_bytes(module) < n * classes
 
 
 # ---- log_prob --------------------------------------------------------------------------------------------------------

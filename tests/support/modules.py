@@ -36,6 +36,15 @@ def of_size(compiled, size: int) -> list[str]:
     ]
 
 
+def temporary_bytes(compiled) -> int:
+    """What its arrays take that are neither operands nor results, but for what cuBLAS works in: that is as its timing of
+    algorithms, which another process may disturb, turns out."""
+    workspaces = [
+        count for instruction in _instructions(compiled) for of_type, count in instruction.results if of_type == "s8"
+    ]
+    return compiled.memory_analysis().temp_size_in_bytes - max(workspaces, default=0)
+
+
 def collectives(compiled) -> list[tuple[str, int]]:
     """The collectives, with the size of the largest result of each."""
     return [(found.kind, max(size for _, size in found.results)) for found in exchanges.of_module(compiled.as_text())]
