@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import emulate_kernels
@@ -71,6 +71,11 @@ class CudaMutant:
     @property
     def name(self) -> str:
         return self.mutant.name
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """What the check is told in the environment."""
+        return {"JAXLOSS_CHECK_TYPES": self.type, "JAXLOSS_EMULATED_GPU": self.gpu}
 
     @property
     def units(self) -> list[str]:
@@ -132,15 +137,12 @@ def compiled(mutant: CudaMutant) -> bool:
     return True
 
 
-def failing_part(mutant: CudaMutant, program: Path = BUILD / "kernels_check", sizes: str = "few") -> str:
-    """The first part about it that does not pass, and what it says first; empty if all do."""
-    environment = {
-        **os.environ,
-        "JAXLOSS_CHECK_SIZES": sizes,
-        "JAXLOSS_CHECK_TYPES": mutant.type,
-        "JAXLOSS_EMULATED_GPU": mutant.gpu,
-    }
-    for part in mutant.parts:
+def failing_part(
+    parts: Sequence[str], asked: Mapping[str, str], program: Path = BUILD / "kernels_check", sizes: str = "few"
+) -> str:
+    """The first of these parts that does not pass, and what it says first; empty if all do."""
+    environment = {**os.environ, **asked, "JAXLOSS_CHECK_SIZES": sizes}
+    for part in parts:
         command = ["timeout", str(SECONDS), "stdbuf", "-oL", str(program), part]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -158,7 +160,7 @@ def tried(mutant: CudaMutant) -> tuple[str, str]:
     """What becomes of it, and by what."""
     if not compiled(mutant):
         return "invalid", "it does not compile"
-    by = failing_part(mutant)
+    by = failing_part(mutant.parts, mutant.asked)
     if by:
         return "killed", by
     return ("equivalent" if mutant.equivalent else "survived"), ""
@@ -171,7 +173,7 @@ def try_on_gpu(chosen: Sequence[CudaMutant], jobs: int) -> None:
     ]
 
     def failing(program: Path, place: int) -> str:
-        return failing_part(chosen[place], program, "all")
+        return failing_part(chosen[place].parts, chosen[place].asked, program, "all")
 
     for mutant, (result, by) in zip(chosen, mutants_on_gpu.tried(faults, failing, jobs), strict=True):
         print(f"{result:10} {mutant.name}  {by}", flush=True)
@@ -226,13 +228,14 @@ def check_without_a_mutant(left: list[CudaMutant], jobs: int) -> None:
     sources = [path for path in (BUILD / "source").rglob("*") if path.is_file()]
     subject, passed = mutate.digest(*sources, emulate_kernels.EMULATOR / "emulator.h"), BUILD / "passed.json"
     before = json.loads(passed.read_text()) if passed.exists() else {}
-    for part in dict.fromkeys(part for mutant in left for part in mutant.parts):
-        if before.get(part) != subject:
-            if by := failing_part((part,)):
+    asked = {" ".join((part, *mutant.asked.values())): mutant.asked for mutant in left for part in mutant.parts}
+    for what, of_check in asked.items():
+        if before.get(what) != subject:
+            if by := failing_part((what.split()[0],), of_check):
                 sys.exit(f"without a mutant: {by}")
-            before[part] = subject
+            before[what] = subject
             passed.write_text(json.dumps(before, indent=1))
-            print(f"without a mutant: {part} passes", flush=True)
+            print(f"without a mutant: {what} passes", flush=True)
 
 
 def found_before() -> dict:
