@@ -258,6 +258,27 @@ class TestSentences:
         )
         assert expected == [*(round(of(ours), 2) for of in (min, max)), *(round(of(xla)) for of in (min, max))]
 
+    def test_of_the_sweep_on_an_h200(self):
+        expected = said(r"In bfloat16 on an H200 they take ([\d.]+) to ([\d.]+) times a copy, a third to a sixth of XLA's")
+        rows = [row for row in measurements("losses_sweep_h200_gpu") if row["part"] == "classes"]
+        ratios = [row["ratio"]["value_and_grad"] for row in rows if row["shape"][1] < 10**6]
+        ours, xla = ([ratio[who] for ratio in ratios] for who in ("limit", "xla"))
+        assert expected == tuple(round(of(ours), 2) for of in (min, max))
+        assert 1 / 6.1 < min(xla) and max(xla) < 1 / 2.9
+
+    def test_of_the_rows_on_an_h100(self):
+        least, most = said(r"with kernels of commit 9f529bf, the same rows are at ([\d.]+) to ([\d.]+)")
+        rows = {tuple(row[:3]) for row in SPEED}
+        ratios = [
+            row["ratio"]["value_and_grad"]["limit"]
+            for row in measurements("losses_h100_gpu")
+            for name, dtype, shape in rows
+            if (row["part"], row["loss"], row["target"]) == ("table", *LOSSES[name])
+            and (row["dtype"], row["shape"]) == (dtype, shape_of(shape))
+        ]
+        assert len(ratios) == len(rows)
+        assert (least, most) == (round(min(ratios), 2), round(max(ratios), 2))
+
     def test_of_long_rows(self):
         (expected,) = said(
             r"Rows of millions of classes do not fit on the chip, so they are read twice and take ([\d.]+)"
@@ -275,7 +296,7 @@ class TestSentences:
                 for row in measurements(name)
                 if (row["dtype"], row["shape"]) == ("bfloat16", [16384, 32000])
             )
-            for name in ("losses_gpu", "losses_options_gpu")
+            for name in ("losses_h100_gpu", "losses_options_gpu")
         )
         assert round(h100 / h200, 1) == expected
 
