@@ -259,7 +259,9 @@ class TestSentences:
         assert expected == [*(round(of(ours), 2) for of in (min, max)), *(round(of(xla)) for of in (min, max))]
 
     def test_of_the_sweep_on_an_h200(self):
-        expected = said(r"In bfloat16 on an H200 they take ([\d.]+) to ([\d.]+) times a copy, a third to a sixth of XLA's")
+        expected = said(
+            r"In bfloat16 on an H200 they take ([\d.]+) to ([\d.]+) times a copy, a third to a sixth of XLA's"
+        )
         rows = [row for row in measurements("losses_sweep_h200_gpu") if row["part"] == "classes"]
         ratios = [row["ratio"]["value_and_grad"] for row in rows if row["shape"][1] < 10**6]
         ours, xla = ([ratio[who] for ratio in ratios] for who in ("limit", "xla"))
