@@ -55,24 +55,27 @@ class Programs:
         subprocess.run([*self.nvcc, "-o", str(program), *objects], check=True)
 
 
-Fault = tuple[str, str, Sequence[str]]
-"""A file, what it holds with the fault, and the units that are about it."""
+Check = tuple[str, str, str]
+"""A part of the check of the kernels, the type of its logits and predictions, and the GPU that an emulator is to be."""
+
+Fault = tuple[str, str, Sequence[str], Sequence[Check]]
+"""A file, what it holds with the fault, the units that are about it, and the checks."""
 
 
-def tried(faults: Iterable[Fault], failing_part, jobs: int) -> Iterator[tuple[str, str]]:
-    """What becomes of each, and by what; `failing_part(program, place)` says how one is seen."""
+def tried(faults: Iterable[Fault], failing, jobs: int) -> Iterator[tuple[str, str]]:
+    """What becomes of each, and by what; `failing(program, checks)` says which check does not pass, and how."""
     faults = list(faults)
     with ThreadPoolExecutor(jobs) as pool:
         programs = Programs()
         programs.compile_all(pool)
-        for place in range(len(faults)):
-            if by := failing_part(BUILD / "kernels_check", place):
-                sys.exit(f"without a mutant: {by}")
+        checks = dict.fromkeys(check for *_, checks in faults for check in checks)
+        if by := failing(BUILD / "kernels_check", tuple(checks)):
+            sys.exit(f"without a mutant: {by}")
         made = [
             pool.submit(programs.with_fault, place, file, text, about)
-            for place, (file, text, about) in enumerate(faults)
+            for place, (file, text, about, _) in enumerate(faults)
         ]
-        for place, program in enumerate(made):
+        for program, (*_, checks) in zip(made, faults, strict=True):
             path = program.result()
-            by = "" if path is None else failing_part(path, place)
+            by = "" if path is None else failing(path, checks)
             yield ("invalid", "it does not compile") if path is None else ("killed" if by else "survived", by)

@@ -23,13 +23,14 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import emulate_kernels
 import mutants_on_gpu
 import mutate
 from emulate_kernels import ROOT
+from mutants_on_gpu import Check
 
 BUILD = ROOT / "build/mutants/emulator"
 RESULTS = ROOT / "benchmarks/results/cuda_mutants.json"
@@ -73,9 +74,8 @@ class CudaMutant:
         return self.mutant.name
 
     @property
-    def asked(self) -> dict[str, str]:
-        """What the check is told in the environment."""
-        return {"JAXLOSS_CHECK_TYPES": self.type, "JAXLOSS_EMULATED_GPU": self.gpu}
+    def checks(self) -> list[Check]:
+        return [(part, self.type, self.gpu) for part in self.parts]
 
     @property
     def units(self) -> list[str]:
@@ -137,12 +137,11 @@ def compiled(mutant: CudaMutant) -> bool:
     return True
 
 
-def failing_part(
-    parts: Sequence[str], asked: Mapping[str, str], program: Path = BUILD / "kernels_check", sizes: str = "few"
-) -> str:
-    """The first of these parts that does not pass, and what it says first; empty if all do."""
-    environment = {**os.environ, **asked, "JAXLOSS_CHECK_SIZES": sizes}
-    for part in parts:
+def failing_part(checks: Sequence[Check], program: Path = BUILD / "kernels_check", sizes: str = "few") -> str:
+    """The first part of these checks that does not pass, and what it says first; empty if all do."""
+    for part, of_type, gpu in checks:
+        asked = {"JAXLOSS_CHECK_SIZES": sizes, "JAXLOSS_CHECK_TYPES": of_type, "JAXLOSS_EMULATED_GPU": gpu}
+        environment = {**os.environ, **asked}
         command = ["timeout", str(SECONDS), "stdbuf", "-oL", str(program), part]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -160,7 +159,7 @@ def tried(mutant: CudaMutant) -> tuple[str, str]:
     """What becomes of it, and by what."""
     if not compiled(mutant):
         return "invalid", "it does not compile"
-    by = failing_part(mutant.parts, mutant.asked)
+    by = failing_part(mutant.checks)
     if by:
         return "killed", by
     return ("equivalent" if mutant.equivalent else "survived"), ""
@@ -169,11 +168,12 @@ def tried(mutant: CudaMutant) -> tuple[str, str]:
 def try_on_gpu(chosen: Sequence[CudaMutant], jobs: int) -> None:
     """Of survivors of the emulator: what becomes of each in all sizes of the check."""
     faults = [
-        (mutant.mutant.file, mutant.mutant.applied(), [f"cuda/{unit}" for unit in mutant.units]) for mutant in chosen
+        (mutant.mutant.file, mutant.mutant.applied(), [f"cuda/{unit}" for unit in mutant.units], mutant.checks)
+        for mutant in chosen
     ]
 
-    def failing(program: Path, place: int) -> str:
-        return failing_part(chosen[place].parts, chosen[place].asked, program, "all")
+    def failing(program: Path, checks: Sequence[Check]) -> str:
+        return failing_part(checks, program, "all")
 
     for mutant, (result, by) in zip(chosen, mutants_on_gpu.tried(faults, failing, jobs), strict=True):
         print(f"{result:10} {mutant.name}  {by}", flush=True)
@@ -228,14 +228,14 @@ def check_without_a_mutant(left: list[CudaMutant], jobs: int) -> None:
     sources = [path for path in (BUILD / "source").rglob("*") if path.is_file()]
     subject, passed = mutate.digest(*sources, emulate_kernels.EMULATOR / "emulator.h"), BUILD / "passed.json"
     before = json.loads(passed.read_text()) if passed.exists() else {}
-    asked = {" ".join((part, *mutant.asked.values())): mutant.asked for mutant in left for part in mutant.parts}
-    for what, of_check in asked.items():
-        if before.get(what) != subject:
-            if by := failing_part((what.split()[0],), of_check):
+    for check in dict.fromkeys(check for mutant in left for check in mutant.checks):
+        name = " ".join(check)
+        if before.get(name) != subject:
+            if by := failing_part([check]):
                 sys.exit(f"without a mutant: {by}")
-            before[what] = subject
+            before[name] = subject
             passed.write_text(json.dumps(before, indent=1))
-            print(f"without a mutant: {what} passes", flush=True)
+            print(f"without a mutant: {name} passes", flush=True)
 
 
 def found_before() -> dict:

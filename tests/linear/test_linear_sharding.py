@@ -17,7 +17,7 @@ import meshes
 import tolerance
 from linear_oracle import expected, sample
 from meshes import AXIS_TYPES
-from modules import exchanged
+from modules import exchanged, temporary_bytes
 from quickly import jit_quickly
 
 pytestmark = meshes.several_devices
@@ -301,7 +301,7 @@ def test_labels_are_read_before_the_gradient_takes_the_place_of_logits():
                 )
             ]
             compiled = jit_quickly(jax.value_and_grad(loss, (0, 1))).lower(*given).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return temporary_bytes(compiled)
 
     of_rows = 64 * tokens * 4  # some numbers of each token
     assert temporary(z_loss=1e-4) <= temporary() + of_rows < temporary() + chunk * classes // mesh.shape["v"] * 4

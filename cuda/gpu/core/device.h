@@ -41,12 +41,13 @@ inline cudaError_t find_current_device(Device& device) {
   if (const cudaError_t error = ask(major, cudaDevAttrComputeCapabilityMajor)) return error;
   if (const cudaError_t error = ask(minor, cudaDevAttrComputeCapabilityMinor)) return error;
   device.compute_capability = 10 * major + minor;
-  // These only tune: a device that does not tell them has the kernels for slow memory.
-  const bool told = !ask(clock, cudaDevAttrClockRate) && !ask(memory_clock, cudaDevAttrMemoryClockRate) &&
-                    !ask(memory_bits, cudaDevAttrGlobalMemoryBusWidth) && clock > 0;
-  if (!told) cudaGetLastError();
+  // These only tune: a device without them has the kernels for slow memory.
+  const bool has_rates = !ask(clock, cudaDevAttrClockRate) && !ask(memory_clock, cudaDevAttrMemoryClockRate) &&
+                         !ask(memory_bits, cudaDevAttrGlobalMemoryBusWidth) && clock > 0;
+  if (!has_rates) cudaGetLastError();
   const int64_t memory_rate = int64_t{2} * memory_clock * (memory_bits / 8);  // two transfers a clock
-  device.memory_bytes_per_clock = told ? static_cast<int>(memory_rate / (int64_t{clock} * device.multiprocessors)) : 0;
+  device.memory_bytes_per_clock =
+      has_rates ? static_cast<int>(memory_rate / (int64_t{clock} * device.multiprocessors)) : 0;
   known[device.ordinal] = device;
   return cudaSuccess;
 }
