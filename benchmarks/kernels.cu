@@ -109,6 +109,14 @@ __global__ void __launch_bounds__(kLimitThreads) negate(const uint4* x, uint4* y
   y[i] = make_uint4(v.x ^ 1u << 31, v.y ^ 1u << 31, v.z ^ 1u << 31, v.w ^ 1u << 31);
 }
 
+// Two arrays read, one written, as a gradient with probabilities is made.
+__global__ void __launch_bounds__(kLimitThreads) combine(const uint4* x, const uint4* a, uint4* y, int64_t count) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kLimitThreads + threadIdx.x;
+  if (i >= count) return;
+  const uint4 v = __ldcs(x + i), w = __ldcs(a + i);
+  y[i] = make_uint4(v.x ^ w.x, v.y ^ w.y, v.z ^ w.z, v.w ^ w.w);
+}
+
 unsigned blocks_for(int64_t count, int64_t a_block) { return static_cast<unsigned>((count + a_block - 1) / a_block); }
 
 // ---- timing ---------------------------------------------------------------------------------------------------------
@@ -196,7 +204,7 @@ std::vector<Program> kernels_for(const CrossEntropyRows<Logit, ClassIndices>& ro
   if (registers.slots > 0) {
     programs.push_back({"registers", [=] { return launch_registers(nullptr, rows, registers); }});
   }
-  if (tiles_of(rows).rows > 0) programs.push_back({"tiles", [=] { return launch_tiles(nullptr, rows, device, 0); }});
+  if (tiles_of(rows, device).rows > 0) programs.push_back({"tiles", [=] { return launch_tiles(nullptr, rows, device, 0); }});
   if (row_bytes <= kLongestTiledRow) {
     auto summed = rows;
     summed.loss = nullptr;
@@ -314,13 +322,18 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
   };
   set("z-loss", [&](auto& rows) { rows.z_loss = number(z_loss); });
   set("smoothing", [&](auto& rows) { rows.label_smoothing = number(smoothing); });
+  set("smoothing without a clip", [&](auto& rows) {
+    rows.label_smoothing = number(smoothing);
+    rows.ceiling = INFINITY;
+  });
   set("softcap", [&](auto& rows) { rows.softcap = number(softcap); });
   set("statistics", [&](auto& rows) { with_details(rows); });
   set("softcap, statistics", [&](auto& rows) {
     rows.softcap = number(softcap);
     with_details(rows);
   });
-  set("all", [&](auto& rows) {
+  for (const bool clips : {true, false}) set(clips ? "all" : "all without a clip", [&](auto& rows) {
+    if (!clips) rows.ceiling = INFINITY;
     rows.z_loss = number(z_loss);
     rows.label_smoothing = number(smoothing);
     rows.softcap = number(softcap);
@@ -330,31 +343,43 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
   });
 }
 
-// Value alone: the limit reads logits and probabilities.
+// The limit reads logits and probabilities, and writes a gradient.
 template <class Logit>
-void measure_probabilities(const char* type, int64_t row_count, int64_t classes, const Memory& memory,
-                           const Device& device) {
+void measure_probabilities(const char* type, int64_t row_count, int64_t classes, const Memory& memory) {
   char name[80];
   std::snprintf(name, sizeof(name), "%s probabilities [%lld, %lld]", type, static_cast<long long>(row_count),
                 static_cast<long long>(classes));
   if (std::strstr(name, wanted.c_str()) == nullptr) return;
   Logit* logits = reinterpret_cast<Logit*>(memory.logits);
-  fill_logits<<<4096, kThreads>>>(logits, 2 * row_count * classes);
+  const int64_t count = row_count * classes, bytes = count * sizeof(Logit), vectors = bytes / kVectorBytes;
+  fill_logits<<<4096, kThreads>>>(logits, 2 * count);
   require(cudaDeviceSynchronize(), "data");
-  CrossEntropyRows<Logit, ClassProbabilities<Logit>> rows{};
-  rows.logits = logits;
-  rows.target.probability = logits + row_count * classes;
-  rows.row_weight = memory.weight;
-  rows.loss = memory.loss;
-  rows.rows = rows.rows_per_weight = row_count;
-  rows.classes = classes;
-  rows.ceiling = INFINITY;
-  const ClusterShape cluster = cluster_shape(rows, device);
-  std::vector<Program> programs = {
-      read_of(memory, 2 * row_count * classes * sizeof(Logit)),
-      {"cluster", [=] { return launch_cluster(nullptr, cluster_kernel(rows, cluster.held), rows, device, cluster); }},
-      {"streaming", [=] { return launch_streaming(nullptr, rows); }}};
-  compare(name, "value", programs, 1, 2.0 * row_count * classes * sizeof(Logit), 0);
+  for (const bool with_gradient : {false, true}) {
+    CrossEntropyRows<Logit, ClassProbabilities<Logit>> rows{};
+    rows.logits = logits;
+    rows.target.probability = logits + count;
+    rows.row_weight = memory.weight;
+    rows.loss = memory.loss;
+    rows.gradient = with_gradient ? reinterpret_cast<Logit*>(memory.gradient) : nullptr;
+    rows.rows = rows.rows_per_weight = row_count;
+    rows.classes = classes;
+    rows.ceiling = INFINITY;
+    const uint4 *x = reinterpret_cast<const uint4*>(logits), *a = x + vectors;
+    uint4* to = reinterpret_cast<uint4*>(memory.gradient);
+    std::vector<Program> programs;
+    if (with_gradient) {
+      programs.push_back({"combination", [=] {
+                            combine<<<blocks_for(vectors, kLimitThreads), kLimitThreads>>>(x, a, to, vectors);
+                            return cudaGetLastError();
+                          }});
+    } else {
+      programs.push_back(read_of(memory, 2 * bytes));
+    }
+    programs.push_back({"as chosen", [=] { return launch(nullptr, rows); }});
+    programs.push_back({"streaming", [=] { return launch_streaming(nullptr, rows); }});
+    compare(name, with_gradient ? "value_and_grad" : "value", programs, 1,
+            static_cast<double>(bytes) * (with_gradient ? 3 : 2), 0);
+  }
 }
 
 constexpr int64_t kSweptBytes = int64_t{1} << 30;
@@ -384,8 +409,8 @@ void measure_all() {
   measure<bfloat16>("bf16", 32768, 4096, memory, device);
   measure<float>("f32", 8192, 32768, memory, device);
   measure<float>("f32", 65536, 1024, memory, device);
-  measure_probabilities<bfloat16>("bf16", 8192, 32768, memory, device);
-  measure_probabilities<float>("f32", 8192, 32768, memory, device);
+  measure_probabilities<bfloat16>("bf16", 8192, 32768, memory);
+  measure_probabilities<float>("f32", 8192, 32768, memory);
 }
 
 }  // namespace

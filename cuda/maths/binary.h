@@ -16,8 +16,12 @@ struct BinaryLogit {
   Value softplus;  // log(1 + e^−|x|), −log of the larger probability; that of the smaller one is |x| more. In log
                    // space, so that nothing underflows before its logarithm is taken.
 
-  JAXLOSS_INLINE explicit BinaryLogit(Value logit)
-      : negative(is_negative(logit)), size(absolute(logit)), decay(decay_of(size)), softplus(log_one_plus(decay)) {}
+  JAXLOSS_INLINE explicit BinaryLogit(Value logit) : BinaryLogit(logit, decay_of(absolute(logit))) {}
+  JAXLOSS_INLINE BinaryLogit(Value logit, Value decay_of_size)
+      : negative(is_negative(logit)),
+        size(absolute(logit)),
+        decay(decay_of_size),
+        softplus(log_one_plus(decay_of_size)) {}
 
   // Of what classes 1 and 0 have, what the class has that the logit speaks for, and what the other one has.
   JAXLOSS_INLINE Value agreeing(Value one, Value zero) const { return select(negative, zero, one); }

@@ -1,6 +1,8 @@
 // What the chip computes of floats in one instruction, where the CUDA library takes several.
 #pragma once
 
+#include <cstdint>
+
 namespace jaxloss::gpu {
 
 // The smaller and the larger of two numbers, or NaN if one of them is.
@@ -13,6 +15,22 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   float result;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;
+}
+
+// Of two numbers of 16 bits in each word those that are farther from 0, or NaN; their signs are any.
+template <bool is_bfloat16>
+__device__ __forceinline__ uint32_t larger_sizes_or_nan(uint32_t a, uint32_t b) {
+#if __CUDA_ARCH__ >= 860
+  uint32_t result;
+  if constexpr (is_bfloat16) {
+    asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  } else {
+    asm("max.NaN.xorsign.abs.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  }
+  return result;
+#else
+  return __vmaxu2(a & 0x7fff7fffu, b & 0x7fff7fffu);  // a NaN has more bits than an infinity
+#endif
 }
 
 // 2^x, log₂ x (of 1 off by 2^−22) and 1 / x, within 2 ulp and 1 ulp where not said otherwise, by one instruction each;

@@ -39,14 +39,20 @@ JAXLOSS_INLINE double exponential(double x) { return exp(x); }
 // e^−x for x ≥ 0. On a GPU by one instruction, 0 where the result is subnormal: the exponent of 2 is rounded, by more
 // than the result may be for a large x; what e^−x is beyond the power of 2 that was taken is so near 1 that 1 + its
 // logarithm is all of it.
-JAXLOSS_INLINE float decay_of(float x) {
+JAXLOSS_INLINE float decay_within_range(float x) {  // up to 104
 #ifdef __CUDA_ARCH__
-  const float bounded = gpu::smaller_or_nan(x, 104.0f);  // of an infinite one only a NaN would come
-  const float exponent = bounded * -1.44269504088896341f;
+  const float exponent = x * -1.44269504088896341f;
   const float log_of_2 = 0.693147182f, too_much = 1.90465430e-9f;  // that log_of_2 is above log 2
-  const float beyond = fmaf(exponent, too_much, fmaf(exponent, -log_of_2, -bounded));
+  const float beyond = fmaf(exponent, too_much, fmaf(exponent, -log_of_2, -x));
   const float power = gpu::power_of_two(exponent);
   return fmaf(power, beyond, power);
+#else
+  return expf(-x);
+#endif
+}
+JAXLOSS_INLINE float decay_of(float x) {
+#ifdef __CUDA_ARCH__
+  return decay_within_range(gpu::smaller_or_nan(x, 104.0f));  // of an infinite one only a NaN would come
 #else
   return expf(-x);
 #endif

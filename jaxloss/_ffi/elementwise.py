@@ -12,12 +12,17 @@ from jaxloss._arrays import Array, Formula, along, is_masked, like, weighted
 from jaxloss._ffi.call import EVERYWHERE, call
 
 _PART_BYTES = 16384
+"""Of a row, that are summed together: as much as a block of a GPU has in flight."""
+
+_PART_BYTES_OF = {("binary_cross_entropy", 2): 32768}
+"""By the loss and the bytes of a number: what a block does once is much, where memory leaves little time for it."""
 
 
-def _parts(x: Array, row_rank: int) -> int:
-    """In how many pieces a row, whose width may be symbolic, is summed: as much as a block of a GPU has in flight."""
+def _parts(name: str, x: Array, row_rank: int) -> int:
+    """In how many pieces a row, whose width may be symbolic, is summed."""
     row_bytes = math.prod(x.shape[row_rank:]) * x.dtype.itemsize
-    return jax.core.max_dim(1, (row_bytes + _PART_BYTES - 1) // _PART_BYTES)
+    part_bytes = _PART_BYTES_OF.get((name, x.dtype.itemsize), _PART_BYTES)
+    return jax.core.max_dim(1, (row_bytes + part_bytes - 1) // part_bytes)
 
 
 def elementwise_value(
@@ -36,7 +41,7 @@ def elementwise_value(
     A parameter has the first axes of the rows, and then, if its position is among `features`, the last axis of `x`. The
     formula is given it with the axes that broadcast to `x`.
     """
-    parts = _parts(x, row_weight.ndim)
+    parts = _parts(name, x, row_weight.ndim)
     result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
 
     def plain(x, target, row_weight, *parameters):
@@ -64,7 +69,7 @@ def elementwise_value_and_grad(
     weighed: bool = False,
 ) -> tuple[Array, Array]:
     """The same, and the gradient with respect to `x` times the row's weight."""
-    parts = _parts(x, row_weight.ndim)
+    parts = _parts(name, x, row_weight.ndim)
     result = jax.ShapeDtypeStruct((*row_weight.shape, parts), row_weight.dtype)
 
     def plain(x, target, row_weight, *parameters):

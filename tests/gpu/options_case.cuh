@@ -184,6 +184,7 @@ struct OptionCase {
     const double w = weight.of(row, 1), share = mix.of(row, 1), epsilon = smoothing.of(row, 0);
     const double zeta = z_loss.of(row, 0), cap = softcap.of(row, 1), scale = 1 / temperature.of(row, 1);
     const bool capped = softcap.given();
+    const int64_t weights_of_row = row / rows_per_class_weights * classes;
     const double roundings = unit * ((temperature.given() ? 2 : 0) + (capped ? 6 : 0));
 
     std::vector<double> ranked(n), z(n), error(n), slope(n), slope_error(n), a(n), b(n);
@@ -203,8 +204,7 @@ struct OptionCase {
         slope_error[i] += scale * (sizeof(Logit) == 2 ? slack : 4 * least);
       }
       a[i] = by_index ? share * (i == label) + (1 - share) * (i == second) : wide(probability[row * classes + i]);
-      const int64_t weights = row / rows_per_class_weights * classes;
-      b[i] = (class_weights.empty() ? 1 : wide(class_weights[weights + i])) *
+      b[i] = (class_weights.empty() ? 1 : wide(class_weights[weights_of_row + i])) *
              ((1 - epsilon) * a[i] + (z[i] == -kInfinity ? 0 : epsilon / static_cast<double>(classes)));
       of_target += b[i];
       size_of_target += std::fabs(b[i]);
@@ -236,6 +236,10 @@ struct OptionCase {
     const double lse_error = slack * (1 + std::fabs(lse)) + error_of_max + mean_error;
     long double loss_of_row = product(zeta, lse * lse), nll_of_row = 0;
     double nll_error = 1e-30;
+    double largest_loss = 0;
+    const double weight_of_label =
+        (class_weights.empty() || !is_class(label) ? 1 : std::fabs(wide(class_weights[weights_of_row + label]))) /
+        static_cast<double>(classes);
     double loss_error = 1e-30 + product(zeta, (2 * std::fabs(lse) + lse_error) * lse_error + slack * lse * lse);
     for (int64_t i = 0; i < n; i++) {
       double of_class = log_sum_of_row - (z[i] - max_of_row);
@@ -249,9 +253,10 @@ struct OptionCase {
       };
       loss_error += product(std::fabs(b[i]), error_of(clipped));
       nll_error += product(std::fabs(a[i]), error_of(of_class));
-      // A label may be smoothed over as one that is clipped, which is subtracted again.
-      if (i == label && ceiling < 1e4) loss_error += 2 * slack * epsilon / static_cast<double>(classes) * ceiling;
+      if (std::isfinite(clipped)) largest_loss = std::max(largest_loss, clipped);
     }
+    // A label may be smoothed over as a class beyond all others or one that is clipped, which is subtracted again.
+    loss_error += 2 * slack * std::fabs(epsilon) * weight_of_label * std::min(ceiling, 1.001 * largest_loss + 1);
     const auto of_row = [&](long double value, double error_of_value, bool has_target) {
       return open || (undefined && !has_target) ? anything
                                                 : Expected{valid ? static_cast<double>(value) : kNan, error_of_value};

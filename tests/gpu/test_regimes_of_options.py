@@ -87,17 +87,23 @@ def test_losses_and_gradients(names, kind, shape, dtype):
     given[~where] = np.nan
     given[:, options.get("num_classes", shape[1]) :] = np.nan
 
+    clips = (1e-2, None) if "label_smoothing" in options else (1e-2,)  # smoothed losses that are not clipped are streamed
+
     @jax.jit
     def run(x):
-        losses = jaxloss.categorical_cross_entropy(x, target, clip=1e-2, where=where, reduction="none", **options)
+        losses = [
+            jaxloss.categorical_cross_entropy(x, target, clip=clip, where=where, reduction="none", **options)
+            for clip in clips
+        ]
         gradient = jaxloss.d_categorical_cross_entropy(
             x, target, where=where, weights=weights, reduction="sum", **options
         )
         return losses, gradient
 
     losses, gradient = run(given)
-    exact, size = exactly(x, target, options, 1e-2)
-    check(losses, np.where(where, exact["losses"], 0), 1 + size, "losses")
+    for clip, of_rows in zip(clips, losses, strict=True):
+        exact, size = exactly(x, target, options, clip or 0)
+        check(of_rows, np.where(where, exact["losses"], 0), 1 + size, f"losses clipped at {clip}")
     check_gradient(
         gradient, np.where(where, weights, 0)[:, None] * np.where(where[:, None], exact["gradient"], 0), size, target
     )

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "maths/instructions.cuh"
 #include "maths/types.h"
 
 namespace jaxloss::gpu {
@@ -77,6 +78,17 @@ __device__ __forceinline__ uint4 pack(const Accumulator<Stored>* x) {
   return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
+// Two numbers of 16 bits, as they are stored in one word each, made one word by choose(x, y).
+template <class Pair, class Choose>
+__device__ __forceinline__ uint32_t of_pairs(uint32_t a, uint32_t b, Choose choose) {
+  Pair x, y;
+  memcpy(&x, &a, sizeof(x));
+  memcpy(&y, &b, sizeof(y));
+  x = choose(x, y);
+  memcpy(&a, &x, sizeof(a));
+  return a;
+}
+
 // What of the data that was read the caches may lose first: this, or what was used least recently.
 enum class Caching { evict_first, normal };
 
@@ -97,6 +109,21 @@ struct Packed {
     for (int i = 0; i < vectors; i++) unpack<Stored>(vector[i], x + i * kPerVector<Stored>);
   }
 };
+
+// Whether all numbers of a vector, of 16 bits each, are at most as far from 0 as a number of 16 bits; none is NaN then.
+template <class Stored>
+__device__ __forceinline__ bool within(const Packed<Stored, kPerVector<Stored>>& packed, Stored most) {
+  constexpr bool is_bfloat16 = std::is_same_v<Stored, bfloat16>;
+  using Pair = std::conditional_t<is_bfloat16, __nv_bfloat162, __half2>;
+  const uint4 all = packed.vector[0];
+  const uint32_t largest = larger_sizes_or_nan<is_bfloat16>(larger_sizes_or_nan<is_bfloat16>(all.x, all.y),
+                                                            larger_sizes_or_nan<is_bfloat16>(all.z, all.w)),
+                 sizes = largest & 0x7fff7fffu, bound = most.bits * 0x10001u;
+  Pair x, y;
+  memcpy(&x, &sizes, sizeof(x));
+  memcpy(&y, &bound, sizeof(y));
+  return __hble2(x, y);
+}
 
 __device__ __forceinline__ bool aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;

@@ -16,6 +16,7 @@ struct PlainObjective {
   __device__ __forceinline__ float weight_of_all() const { return rows.row_weight[0]; }
   static constexpr bool has_gradient() { return true; }
   static __device__ __forceinline__ float logit(float x) { return x; }
+  static __device__ __forceinline__ ExponentialsOf<Logit> terms(float max) { return ExponentialsOf<Logit>(max); }
   __device__ __forceinline__ void store(int64_t row, float loss, float max, float log_sum) const {
     rows.store_results(row, loss, max, log_sum);
   }

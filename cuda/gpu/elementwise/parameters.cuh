@@ -16,6 +16,10 @@ constexpr bool kBoundByArithmetic<LogCosh> = true;
 template <>
 constexpr bool kBoundByArithmetic<GaussianNll> = true;
 
+// Whether a loss has a shorter form for most elements, `short_form()`; `takes_short_form` says of which vectors.
+template <class Loss, class Prediction>
+constexpr bool kHasShortForm = false;
+
 // `number` holds the parameters of the element that the thread is at. One for all of a row stays in its register; of
 // those for each feature, which many threads read, the next is in a cache.
 template <class Real, int count>
@@ -67,7 +71,7 @@ class ParametersAlong {
 
 template <class Real>
 struct ParametersAlong<Real, 0> {
-  static constexpr Real* number = nullptr;
+  const Real* number = nullptr;
 
   __device__ __forceinline__ ParametersAlong(const Parameters<Real, 0>&, int64_t) {}
   __device__ __forceinline__ void to_row(int64_t) {}

@@ -13,7 +13,8 @@ constexpr int kWidePart = 1 << 30;  // the most elements of a part, which are co
 
 // How many vectors of predictions a thread loads before it uses the first. Four of each thread are all of a part, as
 // wide rows are cut: a block has it in flight at once, and blocks that run together are next to each other in memory.
-// (Longer targets would take too many registers; and before sm_90 a kernel of float16 spilled one.)
+// (Longer targets would take too many registers, and so would two forms with a gradient; and before sm_90 a kernel of
+// float16 spilled one.)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 template <class Prediction>
 constexpr bool kManyRegisters = std::is_same_v<Prediction, float16>;
@@ -21,10 +22,12 @@ constexpr bool kManyRegisters = std::is_same_v<Prediction, float16>;
 template <class Prediction>
 constexpr bool kManyRegisters = false;
 #endif
-template <class Loss, class Prediction, class Target>
-constexpr int kWideBatch = kBoundByArithmetic<Loss>                                            ? 1
-                           : sizeof(Target) > sizeof(Prediction) || kManyRegisters<Prediction> ? 2
-                                                                                               : 4;
+template <bool kGradient, class Loss, class Prediction, class Target>
+constexpr int kWideBatch = kBoundByArithmetic<Loss> ? 1
+                           : sizeof(Target) > sizeof(Prediction) || kManyRegisters<Prediction> ||
+                                   (kGradient && kHasShortForm<Loss, Prediction>)
+                               ? 2
+                               : 4;
 
 // The elements of a part: `vectors` from the `head`-th on, and those before and after, its edges. All of them are edges
 // where its arrays are not aligned alike.
@@ -63,7 +66,7 @@ template <bool kGradient, class Loss, class Prediction, class Target>
 __global__ void __launch_bounds__(kWideThreads)
     elementwise_wide(Loss loss, ElementwiseRows<Prediction, Target, Loss::parameter_count> rows, int part_size) {
   using Real = Accumulator<Prediction>;
-  constexpr int step = kPerVector<Prediction>, batch = kWideBatch<Loss, Prediction, Target>;
+  constexpr int step = kPerVector<Prediction>, batch = kWideBatch<kGradient, Loss, Prediction, Target>;
   const int64_t row = blockIdx.y + static_cast<int64_t>(blockIdx.z) * gridDim.y;
   if (row >= rows.rows) return;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * part_size, rest = rows.width - first;
@@ -100,8 +103,11 @@ __global__ void __launch_bounds__(kWideThreads)
     sum += value;
     if (kGradient) gradient[element] = stored<Prediction>(weighted(weight, derivative));
   }
+  constexpr bool has_short_form = kHasShortForm<Loss, Prediction>;
+  // Lanes of a warp go round equally often where they choose the form together.
+  const int end = has_short_form ? (part.vectors + kWarp - 1) / kWarp * kWarp : part.vectors;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < part.vectors; i += batch * kWideThreads) {
+  for (int i = threadIdx.x; i < end; i += batch * kWideThreads) {
     Packed<Prediction, step> predictions[batch];
     Packed<Target, step> targets[batch];
     const int start = part.head + i * step;
@@ -112,24 +118,40 @@ __global__ void __launch_bounds__(kWideThreads)
         targets[k] = load<step, Caching::evict_first>(target + start + k * kWideThreads * step);
       }
     }
+    const auto work = [&](const auto& form) {
 #pragma unroll
-    for (int k = 0; k < batch; k++) {
-      if (i + k * kWideThreads < part.vectors) {
-        Real x[step], a[step], value = 0;
-        predictions[k].numbers(x);
-        targets[k].numbers(a);
-        parameters.to_element(offset + start + k * kWideThreads * step);
+      for (int k = 0; k < batch; k++) {
+        if (i + k * kWideThreads < part.vectors) {
+          Real x[step], a[step], value = 0;
+          predictions[k].numbers(x);
+          targets[k].numbers(a);
+          parameters.to_element(offset + start + k * kWideThreads * step);
 #pragma unroll
-        for (int j = 0; j < step; j++) {
-          Real of_element, derivative;
-          loss(x[j], a[j], parameters.number, of_element, derivative);
-          if (j + 1 < step) parameters.to_next_element();
-          value += of_element;
-          x[j] = weighted(weight, derivative);
+          for (int j = 0; j < step; j++) {
+            Real of_element, derivative;
+            form(x[j], a[j], parameters.number, of_element, derivative);
+            if (j + 1 < step) parameters.to_next_element();
+            value += of_element;
+            x[j] = weighted(weight, derivative);
+          }
+          sum += value;
+          if (kGradient) store<Prediction>(gradient + start + k * kWideThreads * step, x);
         }
-        sum += value;
-        if (kGradient) store<Prediction>(gradient + start + k * kWideThreads * step, x);
       }
+    };
+    if constexpr (has_short_form) {
+      bool is_short = true;
+#pragma unroll
+      for (int k = 0; k < batch; k++) {
+        if (i + k * kWideThreads < part.vectors) is_short = is_short && loss.takes_short_form(predictions[k]);
+      }
+      if (!__any_sync(kAllLanes, !is_short)) {
+        work(Loss::short_form());
+      } else {
+        work(loss);
+      }
+    } else {
+      work(loss);
     }
   }
   sum = sum_of_block<kWideThreads>(sum);

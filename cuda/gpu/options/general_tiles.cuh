@@ -132,7 +132,7 @@ class OptionTile {
   // stores = body(values, places) for some of this thread's numbers at once; they are stored if it says so.
   template <class Body>
   __device__ __forceinline__ void for_numbers(Logit* x, Body body) const {
-    team_.for_units([&](auto batch, const int* place) {
+    team_.template for_units<4>([&](auto batch, const int* place) {
       float values[batch];
 #pragma unroll
       for (int k = 0; k < batch; k++) values[k] = number(x[place[k]]);

@@ -245,10 +245,12 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
         x[j] = (power_of_two(beyond * merge.factor) * scale - target[j] * to_logits) * slope;
       }
     };
-    // The label's replaced logit is taken for one that is clipped: so it has to be.
+    // The label's replaced logit is taken for one that is clipped, and what it adds is subtracted again: so it is clipped
+    // to what is not far above the largest loss that this thread has.
     const bool label_in_steps = Kind::dense && extent.has_label && held.in_steps(label);
-    const bool may_subtract = !label_in_steps || !smooths || ceiling < 1e4f;
-    if (reach != Reach::any && may_subtract && fabsf(largest_power) < kLargestPower) {
+    if (reach != Reach::any && fabsf(largest_power) < kLargestPower) {
+      const float own_most = fmaxf(log_sum + (max - scores.of(extent.smallest)) * inverse_temperature, 0.0f);
+      const float own_ceiling = label_in_steps ? fminf(ceiling, fmaf(own_most, 1.001f, 1.0f)) : ceiling;
       const float smooth_of_logits = smoothing.smooth * to_logits, of_exponent = 0.693147181f;
       const float log_sum_off = fmaf(off, of_exponent, log_sum);
       float simple_losses[2] = {};
@@ -267,7 +269,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
           }
           if (Kind::dense && smooths) {
 #pragma unroll
-            for (int j = 0; j < step; j++) loss[j] = fminf(fmaf(loss[j], -of_exponent, log_sum_off), ceiling);
+            for (int j = 0; j < step; j++) loss[j] = fminf(fmaf(loss[j], -of_exponent, log_sum_off), own_ceiling);
 #pragma unroll
             for (int j = 0; j < step; j++) {
               float& sum = Kind::weighted ? losses[j % 2] : simple_losses[j % 2];
@@ -278,7 +280,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
         });
       });
       losses[0] += smoothing.smooth * (simple_losses[0] + simple_losses[1]);
-      if (label_in_steps && smooths) losses[0] -= smoothing.target(label, 0) * ceiling;
+      if (label_in_steps && smooths) losses[0] -= smoothing.target(label, 0) * own_ceiling;
     } else {
       held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
         float x[step], target[step];

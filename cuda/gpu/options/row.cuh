@@ -73,10 +73,10 @@ struct RowTotals {
 };
 
 // `of_classes`: the losses of all classes with what smoothing gives them of the target, but the labels'.
-template <class Kind, class Logit>
+template <class Kind, class Sums, class Logit>
 __device__ __forceinline__ RowResults<float> results_of_row(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
                                                             const RowObjective<float>& objective,
-                                                            const RowLabels<Kind>& labels, const SumsOf<Kind>& sums,
+                                                            const RowLabels<Kind>& labels, const Sums& sums,
                                                             const RowSummary& summary, float of_classes) {
   const float max = summary.max, log_sum = summary.log_sum, inverse_temperature = objective.inverse_temperature;
   const float lse = max * inverse_temperature + log_sum;

@@ -10,16 +10,42 @@ namespace jaxloss::gpu {
 // Threads of a block: few, for what a thread does once a row is as much as 50 to 150 classes. How many there are to be
 // on a multiprocessor, and steps in flight in a thread: registers limit these.
 template <class Kind>
-constexpr int kOptionThreads = kPlainOptions<Kind> ? 128 : 64;
+constexpr bool kManySums = Kind::detailed || Kind::weighted;
+template <class Kind>
+constexpr int kOptionThreads = Kind::capped || kManySums<Kind> ? 64 : 128;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 template <class Kind>
-constexpr int kOptionBlocks = (Kind::detailed ? 512 : 1024) / kOptionThreads<Kind>;
+constexpr int kOptionBlocks = (kManySums<Kind> ? 512 : 1024) / kOptionThreads<Kind>;
 #else
 template <class Kind>
-constexpr int kOptionBlocks = (Kind::detailed ? 768 : 1024) / kOptionThreads<Kind>;
+constexpr int kOptionBlocks = (Kind::weighted ? 640 : Kind::detailed ? 768 : 1024) / kOptionThreads<Kind>;
 #endif
 template <class Kind>
-constexpr int kOptionSteps = Kind::detailed ? (Kind::capped ? 2 : 3) : 4;
+constexpr int kOptionSteps = kManySums<Kind> ? (Kind::capped ? 2 : 3) : 4;
+
+// Of the classes of a row but its label, of which all that are not masked have a target, its sum and what it makes of
+// the losses: Σ target · (score − max), as an exponent of 2.
+struct alignas(16) SmoothedSums {
+  float max, sum, target, distance;
+};
+template <class Kind>
+using StreamedSums = std::conditional_t<Kind::dense, SmoothedSums, SumsOf<Kind>>;
+
+// What sums relative to `from` are as ones relative to `to`, which no score exceeds.
+__device__ __forceinline__ SmoothedSums relative_to(float to, SmoothedSums sums, MergedScores merge) {
+  const float difference = sums.max - to;
+  sums.sum *= power_of_two(difference * merge.factor);
+  sums.distance += weighted(sums.target, difference * merge.factor);
+  sums.max = to;
+  return sums;
+}
+__device__ __forceinline__ SmoothedSums across_lanes(SmoothedSums sums, int lanes, MergedScores merge) {
+  SmoothedSums all = relative_to(across_lanes(sums.max, lanes, Maximum()), sums, merge);
+  all.sum = across_lanes(all.sum, lanes, Sum());
+  all.target = across_lanes(all.target, lanes, Sum());
+  all.distance = across_lanes(all.distance, lanes, Sum());
+  return all;
+}
 
 // The sums of the classes that the lanes of a warp have seen of a row, but its first label, relative to the largest of
 // their scores. With details that is the warp's, and the first of the largest logits is left out; else it is the
@@ -32,6 +58,7 @@ class RunningScores {
   __device__ __forceinline__ RunningScores(const RowObjective<float>& objective, MergedScores merge,
                                            const RowLabels<Kind>& labels, const Logit* logits)
       : scores_(objective),
+        weights_(objective.class_weights),
         factor_(merge.factor),
         logits_(logits),
         label_(labels.first),
@@ -70,6 +97,7 @@ class RunningScores {
     if (!exists) return;
     if constexpr (Kind::ranked) before_ += x > label_logit_ || (x == label_logit_ && i < label_);
     const float exponent = exponent_of(x), term = power_of_two(exponent);
+    if constexpr (Kind::dense) add_target(Kind::weighted ? weights_[i] : 1.0f, x, exponent);
     if constexpr (Kind::detailed) {
       if (x == largest_ && x > -INFINITY) first_ = min(first_, i);
       if (looks_ && x == largest_) {
@@ -82,11 +110,16 @@ class RunningScores {
   }
 
   // For each lane those of all.
-  __device__ __forceinline__ SumsOf<Kind> sums() const {
-    SumsOf<Kind> sums = no_scores<SumsOf<Kind>>();
+  __device__ __forceinline__ StreamedSums<Kind> sums() const {
+    StreamedSums<Kind> sums = no_scores<StreamedSums<Kind>>();
     const float ratio = power_of_two(-off_);
     sums.max = max_;
-    if constexpr (!Kind::detailed) {
+    if constexpr (Kind::dense) {
+      sums.sum = sum_.value() * ratio;
+      sums.target = target_;
+      sums.distance = dot_.value() - off_ * sums.target;
+      return across_lanes(sums, kWarp, MergedScores{factor_});
+    } else if constexpr (!Kind::detailed) {
       sums.sum = sum_.value() * ratio;
       return across_lanes(sums, kWarp, MergedScores{factor_});
     } else {
@@ -109,19 +142,21 @@ class RunningScores {
     for (int k = 0; k < count; k++) extremes.add(packed[k]);
     const float largest = extremes.largest();
     Reach reach = Reach::within_three;
-    if constexpr (Kind::capped || Kind::detailed) {
+    if constexpr (Kind::capped || Kind::detailed || Kind::dense) {
       const float smallest = extremes.smallest();
       reach = smallest > -INFINITY ? scores_.reach(fmaxf(fabsf(largest), fabsf(smallest))) : Reach::any;
     }
     raise_to(largest, count > 1 || without == count);
     if (fabsf(power_) >= kLargestPower) reach = Reach::any;
     CountFrom<Logit> from_label;
-    float sums[2] = {}, dots[2] = {};
+    float sums[2] = {}, dots[2] = {}, targets = 0;
     const auto add_terms = [&](auto may_be_infinite, auto exponent_of) {
 #pragma unroll
       for (int k = 0; k < count; k++) {
         if (k == without) continue;
         float x[step], exponent[step], term[step];
+        [[maybe_unused]] float weight[step];
+        if constexpr (Kind::weighted) numbers_of_classes(weights_ + i + k * apart, weight);
         packed[k].numbers(x);
 #pragma unroll
         for (int j = 0; j < step; j++) {
@@ -141,6 +176,16 @@ class RunningScores {
           }
         }
         sums[k % 2] += of_step;
+        if constexpr (Kind::dense && decltype(may_be_infinite)::value) {
+#pragma unroll
+          for (int j = 0; j < step; j++) add_target(Kind::weighted ? weight[j] : 1.0f, x[j], exponent[j]);
+        } else if constexpr (Kind::dense) {
+          targets += Kind::weighted ? sum_of(weight) : step;
+#pragma unroll
+          for (int j = 0; j < step; j++) {
+            dots[j % 2] = Kind::weighted ? fmaf(weight[j], exponent[j], dots[j % 2]) : dots[j % 2] + exponent[j];
+          }
+        }
       }
     };
     if (reach == Reach::any) {
@@ -151,8 +196,16 @@ class RunningScores {
       });
     }
     sum_.add(sums[0] + sums[1]);
-    if constexpr (Kind::detailed) dot_.add(dots[0] + dots[1]);
+    if constexpr (Kind::detailed || Kind::dense) dot_.add(dots[0] + dots[1]);
+    if constexpr (Kind::dense) target_ += targets;
     if constexpr (Kind::ranked) before_ += from_label.value();
+  }
+
+  // What the target of a class adds, which is none of one that is masked.
+  __device__ __forceinline__ void add_target(float target, float x, float exponent) {
+    if (!Kind::capped && x == -INFINITY) return;
+    target_ += target;
+    dot_.add(weighted(target, exponent));
   }
 
   // What a logit's term is a power of 2 of; and the same where it is taken times the term, which may be 0.
@@ -170,8 +223,9 @@ class RunningScores {
     const float higher = scores_.of(largest), power = higher * factor_;
     const float off = fabsf(power) < kLargestPower ? scores_.exponent_of_score(higher, factor_, power) : 0.0f;
     // As a power of 2 this is 0 long before it is infinite, which times 0 would be NaN.
-    const float difference = fmaxf((max_ - higher) * factor_ + (off - off_), -1024.0f);
+    const float lower = (max_ - higher) * factor_ + (off - off_), difference = fmaxf(lower, -1024.0f);
     const float ratio = power_of_two(difference);
+    if constexpr (Kind::dense) dot_.add(weighted(target_, lower));
     if constexpr (Kind::detailed) {
       if (left_out_) {
         sum_.add(power_of_two(off_));
@@ -203,23 +257,32 @@ class RunningScores {
   }
 
   Scores<Kind::capped> scores_;
+  const float* weights_;  // of the target of each class, where these are weighted
   float factor_;
   const Logit* logits_;
   int label_;
   float label_logit_, above_label_;
   float max_ = no_logits<float>().max, largest_ = -INFINITY;  // the largest score, and its logit
   float power_ = 0, off_ = 0;        // of the largest score: what exponents are relative to, and its own exponent
-  CompensatedSum<float> sum_, dot_;  // of terms, and of these times their exponents
+  CompensatedSum<float> sum_, dot_;  // of terms, and of these, or of targets, times their exponents
+  float target_ = 0;
   int first_ = kNoClass, before_ = 0;
   bool left_out_ = false;  // the first of the largest logits is one of this lane's, and not in the sums
   bool finds_ = false, looks_ = false;
 };
 
+// What the targets of all classes of a row but its label add to its loss, of which none is clipped.
+__device__ __forceinline__ float smoothed_losses(const RowObjective<float>& objective, const SmoothedSums& sums,
+                                                 const RowSummary& summary) {
+  const float of_largest = summary.log_sum + (summary.max - sums.max) * objective.inverse_temperature;
+  return weighted(objective.smooth, weighted(sums.target, of_largest) - 0.693147181f * sums.distance);
+}
+
 // Block b takes rows b, b + gridDim.x, …
 template <class Kind, class Logit>
 __global__ void __launch_bounds__(kOptionThreads<Kind>, kOptionBlocks<Kind>)
     cross_entropy_options_streaming(CrossEntropyOptionRows<Logit, ClassIndices> rows) {
-  static_assert(!Kind::dense);
+  static_assert(!(Kind::dense && Kind::detailed));
   constexpr int threads = kOptionThreads<Kind>, step = kPerVector<Logit>, apart = threads * step;
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     if (is_masked(rows.weight_of(row))) {
@@ -257,8 +320,12 @@ __global__ void __launch_bounds__(kOptionThreads<Kind>, kOptionBlocks<Kind>)
     auto sums = across_warps<threads>(running.sums(), merge);
     sums.sum = where_a_number(labels.first_logit, sums.sum);
     const RowSummary summary(sums, labels.first_score, merge);
+    float of_classes = 0;
+    if constexpr (Kind::dense) {
+      of_classes = smoothed_losses(objective, sums, summary);
+    }
     if (threadIdx.x == 0) {
-      write_results(rows, RowTeam{1, 0}, row, results_of_row(rows, objective, labels, sums, summary, 0.0f));
+      write_results(rows, RowTeam{1, 0}, row, results_of_row(rows, objective, labels, sums, summary, of_classes));
     }
   }
 }
@@ -269,10 +336,13 @@ bool good_for_streaming(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
   return !lanes_shape(rows, kLanesVectors) && rows.rows >= 4 * device.multiprocessors;
 }
 
-// cudaErrorNotSupported of rows that it is not for: with a gradient, or a target of many classes.
+// cudaErrorNotSupported of rows that it is not for: with a gradient, or a target of many classes beside statistics, or
+// whose losses are clipped.
 template <class Logit>
 cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
-  if (rows.gradient || rows.known_max || rows.label_smoothing.given()) return cudaErrorNotSupported;
+  const bool smoothed = rows.label_smoothing.given(), capped = rows.softcap.given();
+  if (rows.gradient || rows.known_max) return cudaErrorNotSupported;
+  if (smoothed && (rows.entropy || rows.ceiling < INFINITY)) return cudaErrorNotSupported;
   const auto of_kind = [&](auto kind) {
     const int64_t blocks = rows.rows < 0x7fffffff ? rows.rows : 0x7fffffff;
     using Kind = decltype(kind);
@@ -280,9 +350,13 @@ cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyOptionRows<L
         <<<static_cast<unsigned>(blocks), kOptionThreads<Kind>, 0, stream>>>(rows);
     return cudaGetLastError();
   };
-  if (rows.softcap.given()) {
-    return rows.entropy ? of_kind(OptionKind<true, false, true>{}) : of_kind(OptionKind<true, false, false>{});
+  if (smoothed && rows.class_weights) {
+    return capped ? of_kind(OptionKind<true, true, false, true>{}) : of_kind(OptionKind<false, true, false, true>{});
   }
+  if (smoothed) {
+    return capped ? of_kind(OptionKind<true, true, false>{}) : of_kind(OptionKind<false, true, false>{});
+  }
+  if (capped) return rows.entropy ? of_kind(OptionKind<true, false, true>{}) : of_kind(OptionKind<true, false, false>{});
   return rows.entropy ? of_kind(OptionKind<false, false, true>{}) : of_kind(OptionKind<false, false, false>{});
 }
 

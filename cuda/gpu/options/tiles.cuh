@@ -5,6 +5,14 @@
 
 namespace jaxloss::gpu {
 
+// exp((x − max) / temperature), of the numbers as they are in the row.
+struct ScaledExponentials {
+  float max, factor;
+
+  __device__ __forceinline__ float term(float x) const { return power_of_two((x - max) * factor); }
+  static __device__ __forceinline__ float corrected(float factor_of_terms) { return factor_of_terms; }
+};
+
 template <class Logit_>
 struct LinearObjective {
   using Logit = Logit_;
@@ -20,6 +28,9 @@ struct LinearObjective {
   __device__ __forceinline__ float weight_of_all() const { return rows.row_weight.of(0); }
   __device__ __forceinline__ bool has_gradient() const { return rows.gradient; }
   __device__ __forceinline__ float logit(float x) const { return x * inverse_temperature; }
+  __device__ __forceinline__ ScaledExponentials terms(float max) const {
+    return {max, inverse_temperature * 1.44269504f};
+  }
   __device__ __forceinline__ void store(int64_t row, float loss, float, float) const { rows.loss[row] = loss; }
 
   struct Row {

@@ -87,7 +87,8 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyOptionRows<Logit, Clas
   }
   const int64_t row_bytes = rows.classes * sizeof(Logit);
   if (!rows.sums && better_held(row_bytes)) return cudaErrorNotSupported;
-  Tiles tiles = tiles_of(row_bytes, option_unit(rows), rows.logits, rows.target.index,
+  const bool in_pairs = is_linear(rows) && are_taken_in_pairs(row_bytes);
+  Tiles tiles = tiles_of(row_bytes, option_unit(rows), in_pairs, rows.logits, rows.target.index,
                          rows.row_weight.one_per_row() ? rows.row_weight.number : nullptr, rows.gradient);
   if (tiles.rows == 0) return cudaErrorNotSupported;
   const OptionTilesKernel<Logit> kernel = tiles_kernel(rows);

@@ -1,8 +1,8 @@
 // Cross entropy of very short rows with labels, in tiles: what is made of a row is an objective's, with or without
 // options.
 //
-// An objective has `rows`, the numbers of a row as the softmax is of them (`logit`, whose results `Number` can store),
-// and from the sums of a row its loss, what the softmax's terms are multiplied by to be derivatives, and that of the
+// An objective has `rows`, the numbers of a row as the softmax is of them (`logit`, whose results `Number` can store,
+// and `terms`, those of the numbers as they are in the row), and from the sums of a row its loss, what the softmax's terms are multiplied by to be derivatives, and that of the
 // label.
 #pragma once
 
@@ -25,6 +25,12 @@ constexpr int kTileBlocks = 4;
 template <class Objective, bool kGradient, int unit, int held, bool exactly>
 class TileWarp {
   using Logit = typename Objective::Logit;
+  // Of longer rows of an odd number of 16-bit numbers a thread takes two at once; one is apart then, the first or the
+  // last, which is the first thread's.
+  static constexpr bool kHasEdge = held == 0 && unit == 2;
+  static constexpr int taken = kHasEdge ? 4 : unit;
+  using Taken = Unit<taken, Logit>;
+  static constexpr int per_unit = Taken::count;
   // For so few numbers the correction takes more instructions than it saves (of sm_90a).
   static constexpr bool kFew = exactly && held * Unit<unit, Logit>::count <= 8;
   using Terms = std::conditional_t<kFew, Exponentials<float>, ExponentialsOf<typename Objective::Number>>;
@@ -66,10 +72,9 @@ class TileWarp {
   bool weight_a_row_;
   float weight_of_all_;
   int weights_;  // bytes from a stage's beginning; what is there is no weight where all rows have the same
-  TileTeam<unit> team_;
+  TileTeam<taken> team_;
   int begin_ = 0, end_ = 0;  // of a row that this thread holds (the first is `begin_`)
   double sum_ = 0;
-  static constexpr int per_unit = Unit<unit, Logit>::count;
 
   // A tile's losses are added up as floats: a thread has a few of them.
   __device__ __forceinline__ void account(int64_t row, bool wanted, bool valid, float of_valid, float max,
@@ -87,43 +92,79 @@ class TileWarp {
     const int* labels = reinterpret_cast<const int*>(stage + tiles_.labels);
     const float* weights = reinterpret_cast<const float*>(stage + weights_);
     for (int r = team_.row; r < tiles_.rows; r += team_.teams) {
-      Logit* x = reinterpret_cast<Logit*>(stage) + r * classes_;
+      Logit* row = reinterpret_cast<Logit*>(stage) + r * classes_;
+      Logit* x = row + (kHasEdge ? r % 2 : 0);
+      const int edge = r % 2 ? 0 : classes_ - 1;
       const float weight = weight_of(weights[r]);
       const bool wanted = !is_masked(weight);
       const int index = labels[r];
       const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
-      const float label_logit = valid ? objective_.logit(number(x[index])) : 0.0f;
-      leave_out_label(x, index, valid && leads);
-      RunningSoftmax<typename Objective::Number> running;
-      team_.for_units([&](auto batch, const int* place) {
+      const float stored_label = valid ? number(row[index]) : -INFINITY;
+      leave_out_label(row, index, valid && leads);
+      const float of_edge = kHasEdge && leads ? number(row[edge]) : -INFINITY;
+      const float others_max = fmaxf(team_.across(fmaxf(largest(x), of_edge), Maximum()), no_logits<float>().max);
+      const float label_logit = valid ? objective_.logit(stored_label) : 0.0f;
+      const auto terms_of_others = objective_.terms(others_max);
+      float parts[4] = {kHasEdge ? terms_of_others.term(of_edge) : 0.0f};
+      for_units([&](auto batch, const int* place) {
         float values[batch * per_unit];
 #pragma unroll
-        for (int k = 0; k < batch; k++) load(x + place[k] * per_unit, values + k * per_unit);
-        running.add(values);
+        for (int k = 0; k < batch; k++) Taken::load(x + place[k] * per_unit, values + k * per_unit);
+#pragma unroll
+        for (int j = 0; j < batch * per_unit; j++) parts[j % 4] += terms_of_others.term(values[j]);
       });
-      const SoftmaxSums<float> others = team_.teams == kWarp ? running.sums() : across_members(running.sums());
-      const LabelledSums<float> sums(others, valid, label_logit);
+      const float of_others = team_.across((parts[0] + parts[1]) + (parts[2] + parts[3]), Sum());
+      const LabelledSums<float> sums({objective_.logit(others_max), terms_of_others.corrected(of_others)}, valid,
+                                     label_logit);
       const auto of_row = objective_.row(sums, label_logit, index, valid);
       if (leads) account(first_row + r, wanted, valid, of_row.loss(), sums.max, sums.log_sum, sum);
       if (kGradient && objective_.has_gradient()) {
         const bool zero = !valid || weight == 0;
-        const Terms exponentials(sums.max);
-        const float scale = exponentials.corrected(of_row.scale(weight));
-        team_.for_units([&](auto batch, const int* place) {
+        const auto terms = objective_.terms(fmaxf(others_max, stored_label));
+        const float scale = terms.corrected(of_row.scale(weight));
+        for_units([&](auto batch, const int* place) {
           float values[batch * per_unit];
 #pragma unroll
-          for (int k = 0; k < batch; k++) load(x + place[k] * per_unit, values + k * per_unit);
+          for (int k = 0; k < batch; k++) Taken::load(x + place[k] * per_unit, values + k * per_unit);
 #pragma unroll
-          for (int j = 0; j < batch * per_unit; j++) {
-            values[j] = zero ? 0.0f : exponentials.term(values[j]) * scale;
-          }
+          for (int j = 0; j < batch * per_unit; j++) values[j] = zero ? 0.0f : terms.term(values[j]) * scale;
 #pragma unroll
-          for (int k = 0; k < batch; k++) Unit<unit, Logit>::store(x + place[k] * per_unit, values + k * per_unit);
+          for (int k = 0; k < batch; k++) Taken::store(x + place[k] * per_unit, values + k * per_unit);
         });
+        if (kHasEdge && leads) row[edge] = stored<Logit>(zero ? 0.0f : terms.term(of_edge) * scale);
         __syncwarp();
-        if (leads && !zero) x[index] = stored<Logit>(of_row.label_derivative(weight));
+        if (leads && !zero) row[index] = stored<Logit>(of_row.label_derivative(weight));
       }
     }
+  }
+
+  // Of this thread's units; NaNs are passed over.
+  __device__ __forceinline__ float largest(const Logit* x) const {
+    constexpr int words = taken / 4;
+    const uint32_t none = minus_infinities<Logit>().vector[0].x;
+    uint32_t most[2] = {none, none};  // two, for each waits for its last comparison
+    for_units([&](auto batch, const int* place) {
+#pragma unroll
+      for (int k = 0; k < batch; k++) {
+        uint32_t word[words];
+        Taken::load(x + place[k] * per_unit, word);
+#pragma unroll
+        for (int w = 0; w < words; w++) {
+          uint32_t& of_half = most[(k * words + w) % 2];
+          of_half = larger_of(of_half, word[w], Logit());
+        }
+      }
+    });
+    const uint32_t of_both = larger_of(most[0], most[1], Logit());
+    Logit numbers[4 / sizeof(Logit)];
+    memcpy(numbers, &of_both, 4);
+    return sizeof(Logit) == 4 ? number(numbers[0]) : fmaxf(number(numbers[0]), number(numbers[4 / sizeof(Logit) - 1]));
+  }
+
+  // Some 8 numbers at once.
+  template <class Body>
+  __device__ __forceinline__ void for_units(Body body) const {
+    team_.template for_units<(taken == kVectorBytes ? 2 : 8 / per_unit)>(body);
   }
 
   // The label's place in its row, once every thread of the row has read it.
@@ -272,11 +313,6 @@ class TileWarp {
       const int place = held == 1 ? 0 : begin_ + k;
       body(k, held > 1 && unit == kVectorBytes && place >= end_ ? place - end_ : place);
     }
-  }
-
-  __device__ __forceinline__ SoftmaxSums<float> across_members(SoftmaxSums<float> sums) const {
-    const float max = team_.across(sums.max, Maximum());
-    return {max, team_.across(sums.sum * Exponentials<float>(sums.max).as_terms_of(Exponentials<float>(max)), Sum())};
   }
 };
 

@@ -40,6 +40,12 @@ struct Unit {
                          std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
   static constexpr int count = bytes / static_cast<int>(sizeof(Logit));
 
+  // As they are stored, in words: of 16 bits two numbers each.
+  static __device__ __forceinline__ void load(const Logit* from, uint32_t (&word)[bytes / 4 > 0 ? bytes / 4 : 1]) {
+    static_assert(bytes >= 4);
+    const Bits bits = *reinterpret_cast<const Bits*>(from);
+    memcpy(word, &bits, bytes);
+  }
   static __device__ __forceinline__ void load(const Logit* from, float* x) {
     const Bits bits = *reinterpret_cast<const Bits*>(from);
     Logit numbers[count];
@@ -213,22 +219,36 @@ struct TileTeam {
     return value;
   }
 
-  // body(Count<n>, places) for each n of this thread's units.
-  template <class Body>
+  // body(Count<n>, places) for each n of this thread's units: `most` while there are as many, then half of that, …
+  template <int most, class Body>
   __device__ __forceinline__ void for_units(Body body) const {
-    constexpr int most = unit == kVectorBytes ? 2 : unit == 8 || turns ? 4 : 8;
-    for_halving_batches<most>(begin, end, 1, [&](auto batch, int i) {
-      int place[batch];
+    int i = begin;
+#pragma unroll 1
+    for (; i + most <= end; i += most) at_units(Count<most>{}, i, body);
+    if constexpr (most > 1) for_rest<most / 2>(i, body);
+  }
+
+ private:
+  template <int batch, class Body>
+  __device__ __forceinline__ void for_rest(int i, Body body) const {
+    if (i + batch <= end) {
+      at_units(Count<batch>{}, i, body);
+      i += batch;
+    }
+    if constexpr (batch > 1) for_rest<batch / 2>(i, body);
+  }
+  template <int batch, class Body>
+  __device__ __forceinline__ void at_units(Count<batch> count, int i, Body body) const {
+    int place[batch];
 #pragma unroll
-      for (int k = 0; k < batch; k++) {
-        place[k] = i + k;
-        if (turns) {
-          place[k] += first - begin;
-          if (place[k] >= end) place[k] -= end - begin;
-        }
+    for (int k = 0; k < batch; k++) {
+      place[k] = i + k;
+      if (turns) {
+        place[k] += first - begin;
+        if (place[k] >= end) place[k] -= end - begin;
       }
-      body(batch, place);
-    });
+    }
+    body(count, place);
   }
 };
 

@@ -23,20 +23,41 @@ inline int row_unit(int64_t row_bytes) {
 }
 
 // How many units of a row each of `lanes` lanes takes. Neighbouring threads hold rows beside each other, 32 / lanes of
-// them, then the next segment of these: if segments begin as far apart as that many rows would, threads t and t + 1 are
-// always as far apart, an odd number of units, and meet in no bank of shared memory.
+// them, then the next segment of these. Shared memory serves 128 bytes of a warp's units at once: where these are of
+// threads with other segments, too, segments begin as far apart as that many rows would. So threads t and t + 1 are
+// always as far apart, an odd number of units, and meet in no bank.
 inline int segment_of(int units, int lanes, int unit) {
-  const int banks = 128 / unit;  // in units
+  const int banks = 128 / unit, teams = kWarp / lanes;  // banks: in units
   int segment = (units + lanes - 1) / lanes;
-  if (lanes > 1) {
-    while (segment % banks != units * (kWarp / lanes) % banks) segment++;
+  if (teams < banks) {
+    while (segment % banks != units * teams % banks) segment++;
   }
   return segment;
 }
 
-// Of rows with labels, read in such units, and a weight each if `weight` is not null; `rows` = 0 where rows are too
+// The same of rows of an odd number of 16-bit numbers, of which pairs are the units: rows are half a bank apart from a
+// whole number of them, so segments are tried until as few threads as can be meet in a bank.
+inline int segment_of_pairs(int classes, int lanes) {
+  constexpr int banks = 32;
+  const int teams = kWarp / lanes, least = (classes / 2 + lanes - 1) / lanes;
+  int best = least, fewest = kWarp + 1;
+  for (int segment = least; lanes > 1 && segment < least + banks && fewest > 1; segment++) {
+    int of_bank[banks] = {}, most = 0;
+    for (int thread = 0; thread < kWarp; thread++) {
+      const int row = thread % teams, first = (row * classes + 1) / 2 + thread / teams * segment;
+      most = std::max(most, ++of_bank[first % banks]);
+    }
+    if (most < fewest) fewest = most, best = segment;
+  }
+  return best;
+}
+
+// Whether rows of an odd number of 16-bit numbers are so long that threads take two at once.
+inline bool are_taken_in_pairs(int64_t row_bytes) { return row_bytes % 4 == 2 && row_bytes / 2 > kHeldNumbers; }
+
+// Of rows with labels, read in such units, or in pairs, and a weight each if `weight` is not null; `rows` = 0 where rows are too
 // long, or begin where no vector does.
-inline Tiles tiles_of(int64_t row_bytes, int unit, const void* logits, const void* index, const void* weight,
+inline Tiles tiles_of(int64_t row_bytes, int unit, bool in_pairs, const void* logits, const void* index, const void* weight,
                       const void* gradient) {
   Tiles tiles = {};
   const auto at_vector = [](const void* pointer) { return bytes_past_vector(pointer) == 0; };
@@ -45,7 +66,8 @@ inline Tiles tiles_of(int64_t row_bytes, int unit, const void* logits, const voi
 
   tiles.lanes = 1;
   while (tiles.lanes < 4 && kWarp / tiles.lanes * row_bytes > kLongestTileOfLanes) tiles.lanes *= 2;
-  tiles.segment = segment_of(static_cast<int>(row_bytes / unit), tiles.lanes, unit);
+  const int units = static_cast<int>(row_bytes / unit);
+  tiles.segment = in_pairs ? segment_of_pairs(units, tiles.lanes) : segment_of(units, tiles.lanes, unit);
   const int teams = kWarp / tiles.lanes, label_bytes = sizeof(int32_t);
   const int64_t bytes_a_row = row_bytes + (weight ? 2 : 1) * label_bytes;
   tiles.rows = static_cast<int>(std::max<int64_t>(1, kTileBytes / bytes_a_row / teams)) * teams;
