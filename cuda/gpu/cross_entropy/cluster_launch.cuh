@@ -8,14 +8,14 @@
 
 namespace jaxloss::gpu {
 
-// How many steps of a row with such a target a thread holds in so many vectors.
-template <int vectors, class Logit>
+// How many steps of a row with such a target a thread holds.
+template <class Logit>
 constexpr int held_steps(ClassIndices) {
-  return vectors;
+  return kHeldVectors;
 }
-template <int vectors, class Logit, class Stored>
+template <class Logit, class Stored>
 constexpr int held_steps(ClassProbabilities<Stored>) {
-  return kHeldWithTarget<vectors, Logit, Stored>;
+  return kHeldWithTarget<Logit, Stored>;
 }
 
 // A row of `steps` in blocks whose threads hold `held` each, of which a multiprocessor has room for `threads`: a
@@ -56,17 +56,18 @@ ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const De
                            int64_t max_cluster_size = kMaxClusterSize) {
   if (device.compute_capability < kHopper || !aligned_alike(rows)) return {};
   const int64_t steps = held_row_steps(rows);
-  const Cut cut = {steps, held_steps<kHeldVectors, Logit>(Target{}), kMostThreads<kHeldVectors> * kBlocksAMultiprocessor};
+  const Cut cut = {steps, held_steps<Logit>(Target{}), kMostThreads<kHeldVectors> * kBlocksAMultiprocessor};
   int64_t blocks = cut.fewest(4);
   if (blocks > max_cluster_size) blocks = cut.fewest(2);
   if (blocks > 1) blocks = cut.good(blocks);
-  const Cut longer = {steps, held_steps<kHeldVectorsOfLongRows, Logit>(Target{}),
-                      kMostThreads<kHeldVectorsOfLongRows> * kBlocksAMultiprocessor};
-  const int64_t few = longer.good(longer.fewest(2));
-  const bool many_rows = rows.rows * few > 2 * device.multiprocessors;
-  if ((rows.gradient || !std::is_same_v<Target, ClassIndices>) && blocks > 1 && few <= max_cluster_size && many_rows &&
-      (blocks > max_cluster_size || longer.in_flight(few) > cut.in_flight(blocks))) {
-    return rows.rows > 0x7fffffff / few ? ClusterShape{} : longer.shape(few);
+  if constexpr (std::is_same_v<Target, ClassIndices>) {
+    const Cut longer = {steps, kHeldVectorsOfLongRows, kMostThreads<kHeldVectorsOfLongRows> * kBlocksAMultiprocessor};
+    const int64_t few = longer.good(longer.fewest(2));
+    const bool many_rows = rows.rows * few > 2 * device.multiprocessors;
+    if (rows.gradient && blocks > 1 && few <= max_cluster_size && many_rows &&
+        (blocks > max_cluster_size || longer.in_flight(few) > cut.in_flight(blocks))) {
+      return rows.rows > 0x7fffffff / few ? ClusterShape{} : longer.shape(few);
+    }
   }
   if (blocks > max_cluster_size) return {};
   while (blocks * 2 <= kPortableClusterSize && rows.rows * blocks * 2 <= device.multiprocessors &&
@@ -76,7 +77,6 @@ ClusterShape cluster_shape(const CrossEntropyRows<Logit, Target>& rows, const De
   return rows.rows > 0x7fffffff / blocks ? ClusterShape{} : cut.shape(blocks);
 }
 
-// That holds so many steps of a row a thread.
 template <class Logit>
 auto cluster_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows, int held) {
   if (held == kHeldVectorsOfLongRows) return cross_entropy_cluster<true, kHeldVectorsOfLongRows, Logit>;
@@ -84,14 +84,9 @@ auto cluster_kernel(const CrossEntropyRows<Logit, ClassIndices>& rows, int held)
                        : cross_entropy_cluster<false, kHeldVectors, Logit>;
 }
 template <class Logit, class Stored>
-auto cluster_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>& rows, int held) {
-  const bool is_long = held == kHeldWithTarget<kHeldVectorsOfLongRows, Logit, Stored>;
-  const auto of = [&](auto gradient) {
-    constexpr bool kGradient = decltype(gradient)::value;
-    return is_long ? cross_entropy_cluster_probabilities<kGradient, kHeldVectorsOfLongRows, Logit, Stored>
-                   : cross_entropy_cluster_probabilities<kGradient, kHeldVectors, Logit, Stored>;
-  };
-  return rows.gradient ? of(std::true_type{}) : of(std::false_type{});
+auto cluster_kernel(const CrossEntropyRows<Logit, ClassProbabilities<Stored>>& rows, int) {
+  return rows.gradient ? cross_entropy_cluster_probabilities<true, Logit, Stored>
+                       : cross_entropy_cluster_probabilities<false, Logit, Stored>;
 }
 
 }  // namespace jaxloss::gpu

@@ -6,17 +6,17 @@
 
 namespace jaxloss::gpu {
 
-// Steps, of logits and of as many probabilities, that a thread holds of `vectors` in all.
-template <int vectors, class Logit, class Stored>
-constexpr int kHeldWithTarget = vectors / (1 + kPerVector<Logit> / kPerVector<Stored>);
+// Steps, of logits and of as many probabilities, that a thread holds.
+template <class Logit, class Stored>
+constexpr int kHeldWithTarget = kHeldVectors / (1 + kPerVector<Logit> / kPerVector<Stored>);
 
 // Cluster r has row r; its blocks share it in slices of `slice_steps` steps, at most `held` a thread. Of a row that is
 // not masked logits and probabilities are read once; the gradient is written once. All three must be aligned alike.
-template <bool kGradient, int vectors, class Logit, class Stored>
-__global__ void __launch_bounds__(kMostThreads<vectors>, kBlocksAMultiprocessor)
+template <bool kGradient, class Logit, class Stored>
+__global__ void __launch_bounds__(kMostThreads<kHeldVectors>, kBlocksAMultiprocessor)
     cross_entropy_cluster_probabilities(CrossEntropyRows<Logit, ClassProbabilities<Stored>> rows, int slice_steps) {
 #if __CUDA_ARCH__ >= 900
-  constexpr int step = kPerVector<Logit>, held = kHeldWithTarget<vectors, Logit, Stored>;
+  constexpr int step = kPerVector<Logit>, held = kHeldWithTarget<Logit, Stored>;
   __shared__ Exchange<SoftmaxSums<float>> exchange;
   __shared__ Exchange<float> targets_exchange, losses;
   if (threadIdx.x == 0) {

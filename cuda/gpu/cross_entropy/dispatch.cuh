@@ -33,14 +33,14 @@ bool long_for_a_warp(const CrossEntropyRows<Logit, Target>& rows, const Device& 
 }
 
 // Whether rows of labels of 16 bits, and their gradient, take less time where lanes hold them in shared memory, as
-// those with options: more is in flight there than registers have room for. (bf16 of 512 to 2048 classes on an
-// H200: 1.23 – 1.28 copies in registers, 1.07 – 1.15 so. Few rows leave the memory idle either way, and get more lanes
+// those with options: more is in flight there than registers have room for. (bf16 of 320 to 1536 classes on an
+// H200: 1.18 – 1.60 copies in registers, 1.04 – 1.16 so. Few rows leave the memory idle either way, and get more lanes
 // there.)
 template <class Logit>
 bool better_in_shared_memory(const CrossEntropyRows<Logit, ClassIndices>& rows, const Device& device) {
   const int64_t bytes = rows.classes * sizeof(Logit);
-  return rows.gradient && device.has_fast_memory() && bytes % kVectorBytes == 0 && bytes >= kShortestRowHeld &&
-         bytes < kLongestRowOfWarp && aligned_alike(rows) && rows.rows >= kFewestRowsHeld * device.multiprocessors;
+  return rows.gradient && device.has_fast_memory() && bytes >= kShortestRowHeld && bytes < kLongestRowOfWarp &&
+         aligned_alike(rows) && rows.rows >= kFewestRowsHeld * device.multiprocessors;
 }
 
 template <class Logit>
@@ -68,7 +68,8 @@ bool good_for_clusters(const CrossEntropyRows<Logit, Target>& rows, const Device
 
 // Very many short rows go in tiles through shared memory, fewer or longer ones through the registers of a warp while it
 // can hold one there, then of a cluster, where the GPU has clusters, one can hold a row, and it is worth it. All that
-// is left is streamed by a block a row. Where memory is fast, 16-bit rows from 1 KB on and below 4 KB go with those that have options.
+// is left is streamed by a block a row. Where memory is fast, 16-bit rows from 576 bytes on and below 4 KB go with those
+// that have options.
 template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
   if (rows.rows == 0 && !rows.sums) return cudaSuccess;  // an array of nothing may be null

@@ -8,16 +8,13 @@
 
 namespace jaxloss::gpu {
 
-constexpr int64_t kLongestReadInTiles = 768;  // bytes
-
 // Whether rows of that size take less time where each thread loads whole vectors than in tiles: on an H100; and on an
 // H200, where the same rows are 1.14 – 1.6 reads or copies in registers, 1.04 – 1.2 in tiles.
 template <class Logit>
 bool better_by_vectors(int64_t row_bytes, bool gradient, const Device& device) {
   const int64_t vectors = row_bytes / kVectorBytes;
-  const bool aligned = row_bytes % kVectorBytes == 0;
-  if (device.has_fast_memory()) return gradient ? aligned && row_bytes >= kShortestRowHeld : row_bytes > kLongestReadInTiles;
-  if (aligned) return vectors >= (gradient && sizeof(Logit) == 2 ? 8 : 4);
+  if (device.has_fast_memory()) return better_held(row_bytes, sizeof(Logit), gradient);
+  if (row_bytes % kVectorBytes == 0) return vectors >= (gradient && sizeof(Logit) == 2 ? 8 : 4);
   return vectors >= (!gradient ? 12 : sizeof(Logit) == 4 ? 7 : 32);
 }
 

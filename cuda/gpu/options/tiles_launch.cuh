@@ -34,9 +34,6 @@ CrossEntropyOptionRows<Logit, ClassIndices> rows_from(int64_t first, CrossEntrop
   return rows;
 }
 
-// Whether rows of that size take less time where lanes hold them, and load whole vectors.
-inline bool better_held(int64_t row_bytes) { return row_bytes % kVectorBytes == 0 && row_bytes >= kShortestRowHeld; }
-
 template <class Logit>
 using OptionTilesKernel = void (*)(CrossEntropyOptionRows<Logit, ClassIndices>, Tiles, int64_t);
 
@@ -86,7 +83,7 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyOptionRows<Logit, Clas
     return cudaErrorNotSupported;
   }
   const int64_t row_bytes = rows.classes * sizeof(Logit);
-  if (!rows.sums && better_held(row_bytes)) return cudaErrorNotSupported;
+  if (!rows.sums && better_held(row_bytes, sizeof(Logit), rows.gradient)) return cudaErrorNotSupported;
   const bool in_pairs = is_linear(rows) && are_taken_in_pairs(row_bytes);
   Tiles tiles = tiles_of(row_bytes, option_unit(rows), in_pairs, rows.logits, rows.target.index,
                          rows.row_weight.one_per_row() ? rows.row_weight.number : nullptr, rows.gradient);

@@ -13,9 +13,16 @@ namespace jaxloss::gpu {
 constexpr int kTileBytes = 2560;               // as many rows as fit, but at least one for each team of a warp's lanes
 constexpr int64_t kLongestTileOfLanes = 4224;  // of one row for each team; longer ones are shared by more lanes
 constexpr int64_t kLongestTiledRow = 1056;
-// From so many bytes on a row of whole vectors takes less time where lanes hold it in shared memory: H200, 16 bits.
-constexpr int64_t kShortestRowHeld = 1024;
+// Longer rows take less time where lanes hold them, or whole vectors of them: of an H200, where they are only read; and
+// with a gradient, of 16-bit numbers and of float32.
+constexpr int64_t kLongestReadInTiles = 768, kShortestRowHeld = 576, kShortestWideRowHeld = 1024;
 constexpr int kHeldNumbers = 16;  // of the longest row that one thread holds in its registers
+
+inline bool better_held(int64_t row_bytes, int number_bytes, bool gradient) {
+  if (!gradient) return row_bytes > kLongestReadInTiles;
+  return number_bytes == 2 ? row_bytes >= kShortestRowHeld
+                           : row_bytes >= kShortestWideRowHeld && row_bytes % kVectorBytes == 0;
+}
 
 // The largest power of two, up to a vector's bytes, that divides the bytes of a row.
 inline int row_unit(int64_t row_bytes) {
