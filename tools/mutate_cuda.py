@@ -46,7 +46,7 @@ UNITS = {
     "options": ("gpu/options/options",),
     "gradient": ("gpu/cross_entropy/gradient",),
     "divergences": ("gpu/divergence/{type}",),
-    "elementwise": ("gpu/elementwise/errors",),
+    "elementwise": ("gpu/elementwise/errors", "gpu/elementwise/binary"),
 }
 """What is compiled for each part of the check, of a type."""
 

@@ -249,11 +249,15 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
     // to what is not far above the largest loss that this thread has.
     const bool label_in_steps = Kind::dense && extent.has_label && held.in_steps(label);
     if (reach != Reach::any && fabsf(largest_power) < kLargestPower) {
-      const float own_most = fmaxf(log_sum + (max - scores.of(extent.smallest)) * inverse_temperature, 0.0f);
-      const float own_ceiling = label_in_steps ? fminf(ceiling, fmaf(own_most, 1.001f, 1.0f)) : ceiling;
       const float smooth_of_logits = smoothing.smooth * to_logits, of_exponent = 0.693147181f;
       const float log_sum_off = fmaf(off, of_exponent, log_sum);
-      float simple_losses[2] = {};
+      const float own_most = fmaxf(log_sum + (max - scores.of(extent.smallest)) * inverse_temperature, 0.0f);
+      const float clipped_to = label_in_steps ? fminf(ceiling, fmaf(own_most, 1.001f, 1.0f)) : ceiling;
+      // A loss is log_sum_off − of_exponent times an exponent, which is at least this one, and so the loss at most that.
+      const float least_exponent = (log_sum_off - clipped_to) * 1.44269504f;
+      const float own_ceiling = fmaf(least_exponent, -of_exponent, log_sum_off);
+      float exponents[2] = {};
+      int steps = 0;
       for_reach<Kind::capped>(reach, [&](auto within) {
         held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
           float x[step], loss[step], slope[step], target[step];
@@ -268,18 +272,22 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
             if (Kind::capped) x[j] *= slope[j];
           }
           if (Kind::dense && smooths) {
-#pragma unroll
-            for (int j = 0; j < step; j++) loss[j] = fminf(fmaf(loss[j], -of_exponent, log_sum_off), own_ceiling);
+            steps++;
 #pragma unroll
             for (int j = 0; j < step; j++) {
-              float& sum = Kind::weighted ? losses[j % 2] : simple_losses[j % 2];
-              sum = Kind::weighted ? fmaf(target[j], loss[j], sum) : sum + loss[j];
+              const float bounded = fmaxf(loss[j], least_exponent);
+              if constexpr (Kind::weighted) {
+                losses[j % 2] = fmaf(target[j], fmaf(bounded, -of_exponent, log_sum_off), losses[j % 2]);
+              } else {
+                exponents[j % 2] += bounded;
+              }
             }
           }
           if (has_gradient) store<Logit, Team::caching>(gradient + i, x);
         });
       });
-      losses[0] += smoothing.smooth * (simple_losses[0] + simple_losses[1]);
+      const float of_exponents = of_exponent * (exponents[0] + exponents[1]);
+      if (!Kind::weighted && smooths) losses[0] += smoothing.smooth * (step * steps * log_sum_off - of_exponents);
       if (label_in_steps && smooths) losses[0] -= smoothing.target(label, 0) * own_ceiling;
     } else {
       held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
