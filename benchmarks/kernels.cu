@@ -204,7 +204,8 @@ std::vector<Program> kernels_for(const CrossEntropyRows<Logit, ClassIndices>& ro
   if (registers.slots > 0) {
     programs.push_back({"registers", [=] { return launch_registers(nullptr, rows, registers); }});
   }
-  if (tiles_of(rows, device).rows > 0) programs.push_back({"tiles", [=] { return launch_tiles(nullptr, rows, device, 0); }});
+  if (tiles_of(rows, device).rows > 0)
+    programs.push_back({"tiles", [=] { return launch_tiles(nullptr, rows, device, 0); }});
   if (row_bytes <= kLongestTiledRow) {
     auto summed = rows;
     summed.loss = nullptr;
@@ -332,15 +333,16 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
     rows.softcap = number(softcap);
     with_details(rows);
   });
-  for (const bool clips : {true, false}) set(clips ? "all" : "all without a clip", [&](auto& rows) {
-    if (!clips) rows.ceiling = INFINITY;
-    rows.z_loss = number(z_loss);
-    rows.label_smoothing = number(smoothing);
-    rows.softcap = number(softcap);
-    rows.temperature = number(temperature);
-    rows.class_weights = memory.class_weights;
-    rows.rows_per_class_weights = row_count;
-  });
+  for (const bool clips : {true, false})
+    set(clips ? "all" : "all without a clip", [&](auto& rows) {
+      if (!clips) rows.ceiling = INFINITY;
+      rows.z_loss = number(z_loss);
+      rows.label_smoothing = number(smoothing);
+      rows.softcap = number(softcap);
+      rows.temperature = number(temperature);
+      rows.class_weights = memory.class_weights;
+      rows.rows_per_class_weights = row_count;
+    });
 }
 
 // The limit reads logits and probabilities, and writes a gradient.

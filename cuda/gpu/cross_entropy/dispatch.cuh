@@ -18,9 +18,9 @@ constexpr bool kHasClusterKernel = !std::is_same_v<Logit, double>;
 template <class Logit, class Target>
 constexpr bool kHasTilesKernel = std::is_same_v<Target, ClassIndices> && !std::is_same_v<Logit, double>;
 
-// Beyond so many bytes of a row a cluster, if only of one block, takes less time than a warp. So it does of just so many:
-// where memory is fast, of rows that have a gradient, else of rows that are only read. (H200: 1.02 for 1.04 – 1.16
-// copies, 1.20 for 1.08 reads of 16 bits.)
+// Beyond so many bytes of a row a cluster, if only of one block, takes less time than a warp. So it does of just so
+// many: where memory is fast, of rows that have a gradient, else of rows that are only read. (H200: 1.02 for 1.04
+// – 1.16 copies, 1.20 for 1.08 reads of 16 bits.)
 constexpr int64_t kLongestRowOfWarp = 4096;
 // On each multiprocessor, so that all have work where a few lanes hold each.
 constexpr int64_t kFewestRowsHeld = 32;
@@ -54,8 +54,8 @@ CrossEntropyOptionRows<Logit, ClassIndices> as_rows_with_options(const CrossEntr
   return all;
 }
 
-// Longer rows that are only read are streamed: where their blocks need not wait for each other, they take less time, the
-// more so where memory is fast. Few of them would leave multiprocessors idle, though.
+// Longer rows that are only read are streamed: where their blocks need not wait for each other, they take less time,
+// the more so where memory is fast. Few of them would leave multiprocessors idle, though.
 constexpr int64_t kLongestReadByClusters = 65536, kLongestOfFastMemory = 32767;
 
 template <class Logit, class Target>
@@ -68,8 +68,8 @@ bool good_for_clusters(const CrossEntropyRows<Logit, Target>& rows, const Device
 
 // Very many short rows go in tiles through shared memory, fewer or longer ones through the registers of a warp while it
 // can hold one there, then of a cluster, where the GPU has clusters, one can hold a row, and it is worth it. All that
-// is left is streamed by a block a row. Where memory is fast, 16-bit rows from 576 bytes on and below 4 KB go with those
-// that have options.
+// is left is streamed by a block a row. Where memory is fast, 16-bit rows from 576 bytes on and below 4 KB go with
+// those that have options.
 template <class Logit, class Target>
 cudaError_t launch(cudaStream_t stream, const CrossEntropyRows<Logit, Target>& rows) {
   if (rows.rows == 0 && !rows.sums) return cudaSuccess;  // an array of nothing may be null

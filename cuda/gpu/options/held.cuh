@@ -245,15 +245,16 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
         x[j] = (power_of_two(beyond * merge.factor) * scale - target[j] * to_logits) * slope;
       }
     };
-    // The label's replaced logit is taken for one that is clipped, and what it adds is subtracted again: so it is clipped
-    // to what is not far above the largest loss that this thread has.
+    // The label's replaced logit is taken for one that is clipped, and what it adds is subtracted again: so it is
+    // clipped to what is not far above the largest loss that this thread has.
     const bool label_in_steps = Kind::dense && extent.has_label && held.in_steps(label);
     if (reach != Reach::any && fabsf(largest_power) < kLargestPower) {
       const float smooth_of_logits = smoothing.smooth * to_logits, of_exponent = 0.693147181f;
       const float log_sum_off = fmaf(off, of_exponent, log_sum);
       const float own_most = fmaxf(log_sum + (max - scores.of(extent.smallest)) * inverse_temperature, 0.0f);
       const float clipped_to = label_in_steps ? fminf(ceiling, fmaf(own_most, 1.001f, 1.0f)) : ceiling;
-      // A loss is log_sum_off − of_exponent times an exponent, which is at least this one, and so the loss at most that.
+      // A loss is log_sum_off − of_exponent times an exponent, which is at least this one, and so the loss at most
+      // that.
       const float least_exponent = (log_sum_off - clipped_to) * 1.44269504f;
       const float own_ceiling = fmaf(least_exponent, -of_exponent, log_sum_off);
       float exponents[2] = {};

@@ -18,7 +18,10 @@ template <class Kind>
 constexpr int kOptionBlocks = (kManySums<Kind> ? 512 : 1024) / kOptionThreads<Kind>;
 #else
 template <class Kind>
-constexpr int kOptionBlocks = (Kind::weighted ? 640 : Kind::detailed ? 768 : 1024) / kOptionThreads<Kind>;
+constexpr int kOptionBlocks = (Kind::weighted   ? 640
+                               : Kind::detailed ? 768
+                                                : 1024) /
+                              kOptionThreads<Kind>;
 #endif
 template <class Kind>
 constexpr int kOptionSteps = kManySums<Kind> ? (Kind::capped ? 2 : 3) : 4;
@@ -356,7 +359,8 @@ cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyOptionRows<L
   if (smoothed) {
     return capped ? of_kind(OptionKind<true, true, false>{}) : of_kind(OptionKind<false, true, false>{});
   }
-  if (capped) return rows.entropy ? of_kind(OptionKind<true, false, true>{}) : of_kind(OptionKind<true, false, false>{});
+  if (capped)
+    return rows.entropy ? of_kind(OptionKind<true, false, true>{}) : of_kind(OptionKind<true, false, false>{});
   return rows.entropy ? of_kind(OptionKind<false, false, true>{}) : of_kind(OptionKind<false, false, false>{});
 }
 

@@ -2,8 +2,8 @@
 // options.
 //
 // An objective has `rows`, the numbers of a row as the softmax is of them (`logit`, whose results `Number` can store,
-// and `terms`, those of the numbers as they are in the row), and from the sums of a row its loss, what the softmax's terms are multiplied by to be derivatives, and that of the
-// label.
+// and `terms`, those of the numbers as they are in the row), and from the sums of a row its loss, what the softmax's
+// terms are multiplied by to be derivatives, and that of the label.
 #pragma once
 
 #include "gpu/core/softmax.cuh"

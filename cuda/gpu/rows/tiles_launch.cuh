@@ -62,10 +62,10 @@ inline int segment_of_pairs(int classes, int lanes) {
 // Whether rows of an odd number of 16-bit numbers are so long that threads take two at once.
 inline bool are_taken_in_pairs(int64_t row_bytes) { return row_bytes % 4 == 2 && row_bytes / 2 > kHeldNumbers; }
 
-// Of rows with labels, read in such units, or in pairs, and a weight each if `weight` is not null; `rows` = 0 where rows are too
-// long, or begin where no vector does.
-inline Tiles tiles_of(int64_t row_bytes, int unit, bool in_pairs, const void* logits, const void* index, const void* weight,
-                      const void* gradient) {
+// Of rows with labels, read in such units, or in pairs, and a weight each if `weight` is not null; `rows` = 0 where
+// rows are too long, or begin where no vector does.
+inline Tiles tiles_of(int64_t row_bytes, int unit, bool in_pairs, const void* logits, const void* index,
+                      const void* weight, const void* gradient) {
   Tiles tiles = {};
   const auto at_vector = [](const void* pointer) { return bytes_past_vector(pointer) == 0; };
   if (row_bytes == 0 || row_bytes > kLongestTiledRow) return tiles;
