@@ -15,8 +15,8 @@ struct BinaryCrossEntropyOfFloat {
   static constexpr int parameter_count = 0;
 
   float floor, most;
-  uint16_t within_bfloat16,
-      within_float16;  // sizes of logits, which are less than `most` and finite, as they are stored
+  // As they are stored: a size that is below `most`, and finite.
+  uint16_t within_bfloat16, within_float16;
 
   explicit BinaryCrossEntropyOfFloat(const BinaryCrossEntropy& loss)
       : floor(static_cast<float>(loss.clipped.floor)), most(static_cast<float>(loss.clipped.most)) {

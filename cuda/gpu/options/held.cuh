@@ -253,8 +253,7 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       const float log_sum_off = fmaf(off, of_exponent, log_sum);
       const float own_most = fmaxf(log_sum + (max - scores.of(extent.smallest)) * inverse_temperature, 0.0f);
       const float clipped_to = label_in_steps ? fminf(ceiling, fmaf(own_most, 1.001f, 1.0f)) : ceiling;
-      // A loss is log_sum_off − of_exponent times an exponent, which is at least this one, and so the loss at most
-      // that.
+      // A loss is log_sum_off − of_exponent · exponent, and clipped where the exponent is less than this.
       const float least_exponent = (log_sum_off - clipped_to) * 1.44269504f;
       const float own_ceiling = fmaf(least_exponent, -of_exponent, log_sum_off);
       float exponents[2] = {};

@@ -13,16 +13,17 @@ template <class Kind>
 constexpr bool kManySums = Kind::detailed || Kind::weighted;
 template <class Kind>
 constexpr int kOptionThreads = Kind::capped || kManySums<Kind> ? 64 : 128;
+template <class Kind>
+constexpr int kThreadsOfOptions =
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-template <class Kind>
-constexpr int kOptionBlocks = (kManySums<Kind> ? 512 : 1024) / kOptionThreads<Kind>;
+    kManySums<Kind> ? 512 : 1024;
 #else
-template <class Kind>
-constexpr int kOptionBlocks = (Kind::weighted   ? 640
-                               : Kind::detailed ? 768
-                                                : 1024) /
-                              kOptionThreads<Kind>;
+    Kind::weighted    ? 640
+    : kManySums<Kind> ? 768
+                      : 1024;
 #endif
+template <class Kind>
+constexpr int kOptionBlocks = kThreadsOfOptions<Kind> / kOptionThreads<Kind>;
 template <class Kind>
 constexpr int kOptionSteps = kManySums<Kind> ? (Kind::capped ? 2 : 3) : 4;
 
@@ -359,9 +360,10 @@ cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyOptionRows<L
   if (smoothed) {
     return capped ? of_kind(OptionKind<true, true, false>{}) : of_kind(OptionKind<false, true, false>{});
   }
-  if (capped)
-    return rows.entropy ? of_kind(OptionKind<true, false, true>{}) : of_kind(OptionKind<true, false, false>{});
-  return rows.entropy ? of_kind(OptionKind<false, false, true>{}) : of_kind(OptionKind<false, false, false>{});
+  if (rows.entropy) {
+    return capped ? of_kind(OptionKind<true, false, true>{}) : of_kind(OptionKind<false, false, true>{});
+  }
+  return capped ? of_kind(OptionKind<true, false, false>{}) : of_kind(OptionKind<false, false, false>{});
 }
 
 }  // namespace jaxloss::gpu
