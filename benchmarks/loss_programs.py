@@ -152,7 +152,8 @@ MEANS = {
 STATISTICS = "categorical with statistics"
 MEANS["jaxloss"][STATISTICS] = jaxloss.categorical_cross_entropy_with_stats
 MEANS["xla"][STATISTICS] = _statistics_by_xla
-for who, loss in (("jaxloss", jaxloss.categorical_cross_entropy), ("xla", _options_by_xla)):
+_unclipped = functools.partial(jaxloss.categorical_cross_entropy, clip=None)  # as the others compute it
+for who, loss in (("jaxloss", _unclipped), ("xla", _options_by_xla)):
     for name, options in OPTIONS.items():
         MEANS[who][f"categorical with {name}"] = functools.partial(_with_options, options=options, loss=loss)
 ROWS = {
