@@ -52,6 +52,7 @@ struct OptionCase {
   SharedNumbers<Real> weight, mix, smoothing, z_loss, softcap, margin, temperature;
   SharedNumbers<int32_t> second_label, num_classes;
   double ceiling;
+  bool low;  // some rows have logits in their upper half that are as good as masked, which no class weight counts
   std::vector<Real> known_max, known_log_sum, known_total, of_lse, of_entropy;
   std::vector<Expected> loss, max, log_sum, nll, entropy, predicted, rank;
   std::vector<Expected> gradient, gradient_of_known, gradient_of_stats;
@@ -63,6 +64,7 @@ struct OptionCase {
     const Sharing of_rows = alike ? Sharing::one_or_all : Sharing::any,
                   of_options = alike ? Sharing::all : Sharing::any;
     ceiling = random.below(3) ? static_cast<Real>(-std::log(1e-7)) : kInfinity;
+    low = random.below(3) == 0;
     const auto between = [&](double low, double high) { return low + (high - low) * random.uniform(); };
     const auto sometimes_0 = [&](double number) { return random.below(6) ? number : 0; };
     weight.draw(true, rows, random, of_rows, [&](int64_t row) {
@@ -87,7 +89,8 @@ struct OptionCase {
       rows_per_class_weights = alike || random.below(2) ? rows : random.below(2) ? 1 : 2;
       const int64_t sets = (rows + rows_per_class_weights - 1) / rows_per_class_weights;
       for (int64_t i = 0; i < sets * classes; i++) {
-        class_weights.push_back(static_cast<Real>(random.below(8) ? 2 * random.uniform() : 0));
+        const bool weighs = random.below(8) && !(low && i % classes >= classes / 2);
+        class_weights.push_back(static_cast<Real>(weighs ? 2 * random.uniform() : 0));
       }
     }
     for (int64_t row = 0; row < rows; row++) {
@@ -123,12 +126,16 @@ struct OptionCase {
                      : random.below(2) ? kNormal
                                        : kOffset + static_cast<int>(random.below(kKinds - kOffset));
     std::vector<double> x = logits_of<Logit>(kind, classes, random);
+    const bool is_low = low && classes > 1 && random.below(2);
+    const double lowest = std::max(random.below(2) ? -1e9 : -kInfinity, -Traits<Logit>::largest);
+    for (int64_t i = classes / 2; is_low && i < classes; i++) x[i] = lowest;
     for (int64_t i = 0; i < classes; i++) {
       logits.push_back(narrow<Logit>(i >= n ? kNan : rounds ? std::nearbyint(x[i]) : x[i]));
     }
     const int64_t bad_labels[] = {-1, n, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()};
     const int64_t ends[] = {0, n - 1};
-    const int64_t label = random.below(6) ? random.below(n) : ends[random.below(2)];
+    const int64_t any = random.below(6) ? random.below(n) : ends[random.below(2)];
+    const int64_t label = is_low ? any % (classes / 2) : any;
     index.push_back(static_cast<int32_t>(!by_index ? -1 : bad < 4 ? bad_labels[bad] : label));
     for (int64_t i = 0; i < classes && !by_index; i++) {
       const double a = random.below(4) == 0 ? 0 : 2 * random.uniform() / static_cast<double>(classes);
@@ -210,9 +217,10 @@ struct OptionCase {
       size_of_target += std::fabs(b[i]);
       undefined |= std::isnan(z[i]);
       if (z[i] > max_of_row) max_of_row = z[i], error_of_max = error[i];
-      if (std::isfinite(z[i])) size = std::max(size, std::fabs(z[i]));
+      if (std::isfinite(z[i]) && b[i] != 0) size = std::max(size, std::fabs(z[i]));
     }
     undefined |= std::isinf(max_of_row);
+    size = std::max(size, undefined ? 0 : std::fabs(max_of_row));
     for (double value : z) sum += std::exp(value - max_of_row);
     const double log_sum_of_row = undefined ? kNan : static_cast<double>(std::log(sum)),
                  lse = max_of_row + log_sum_of_row;
@@ -256,7 +264,7 @@ struct OptionCase {
       if (std::isfinite(clipped)) largest_loss = std::max(largest_loss, clipped);
     }
     // A label may be smoothed over as a class beyond all others or one that is clipped, which is subtracted again.
-    loss_error += 2 * slack * std::fabs(epsilon) * weight_of_label * std::min(ceiling, 1.001 * largest_loss + 1);
+    loss_error += 2 * slack * std::fabs(epsilon) * weight_of_label * std::min({ceiling, 1.001 * largest_loss + 1, 1e4});
     const auto of_row = [&](long double value, double error_of_value, bool has_target) {
       return open || (undefined && !has_target) ? anything
                                                 : Expected{valid ? static_cast<double>(value) : kNan, error_of_value};

@@ -101,3 +101,36 @@ def test_a_share_of_0_at_a_masked_class_has_an_infinite_derivative(clip, path):
     tolerance.assert_close(jax.grad(of_unmasked)(ones), expected[:, 0], "derivative", terms=CLASSES)
     np.testing.assert_array_equal(jax.grad(of)(ones), -np.inf)
     assert jax.jvp(of, (ones,), (ones,))[1] == -np.inf
+
+
+@pytest.mark.parametrize("low", [-1e9, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize(
+    ("rows", "classes", "dtype"),
+    [(5, 64, "float32"), (5, 1000, "bfloat16"), (600, 9000, "float32"), (3, 40_000, "bfloat16")],
+)
+def test_classes_masked_by_a_very_low_number(rows, classes, low, dtype):
+    """As is usual, and with class weights of 0, so that smoothing does not count them: as -Inf masks them."""
+    rng = np.random.default_rng(classes)
+    x, labels = rng.normal(0, 3, (rows, classes)), rng.integers(0, classes // 2, rows, np.int32)
+    weights = (np.arange(classes) < classes // 2).astype(np.float32)
+    lower = low if dtype == "float32" else max(low, -3.3e38)  # which is finite in bfloat16
+
+    @jax.jit
+    def of(x):
+        def smoothed(x, clip):
+            losses = jaxloss.categorical_cross_entropy(
+                x, labels, label_smoothing=0.1, class_weights=weights, clip=clip, reduction="none"
+            )
+            return losses.sum(), losses
+
+        def statistics(x):
+            losses, stats = jaxloss.categorical_cross_entropy_with_stats(x, labels, reduction="none")
+            return losses.sum() + stats.entropy.sum(), (losses, stats.nll, stats.lse, stats.entropy)
+
+        both = [jax.value_and_grad(smoothed, has_aux=True)(x, clip) for clip in (None, 1e-7)]
+        return both, [smoothed(x, clip) for clip in (None, 1e-7)], jax.value_and_grad(statistics, has_aux=True)(x)
+
+    found, expected = (jax.tree.leaves(of(np.where(weights, x, mask).astype(dtype))) for mask in (lower, -np.inf))
+    for one, other in zip(found, expected, strict=True):
+        assert np.isfinite(np.asarray(other, np.float32)).all()
+        tolerance.assert_close(one, other, "results", terms=64)

@@ -15,12 +15,13 @@ struct BinaryCrossEntropyOfFloat {
   static constexpr int parameter_count = 0;
 
   float floor, most;
-  // As they are stored: a size that is below `most`, and finite.
+  // As they are stored: a size that is below `most`, and finite. NaN, so that no vector is within it, where a clip
+  // leaves so little that a rounding may matter.
   uint16_t within_bfloat16, within_float16;
 
   explicit BinaryCrossEntropyOfFloat(const BinaryCrossEntropy& loss)
       : floor(static_cast<float>(loss.clipped.floor)), most(static_cast<float>(loss.clipped.most)) {
-    const float within = 0.98f * fminf(most, 100.0f);
+    const float within = most < 1 ? NAN : 0.98f * fminf(most, 100.0f);
     within_bfloat16 = __bfloat16_as_ushort(__float2bfloat16_rn(within));
     within_float16 = __half_as_ushort(__float2half_rn(within));
   }

@@ -12,7 +12,8 @@ constexpr int kWideThreads = 256;
 constexpr int kWidePart = 1 << 30;  // the most elements of a part, which are counted in 32 bits
 
 // How many vectors of predictions a thread loads before it uses the first. Four of each thread are all of a part, as
-// wide rows are cut: a block has it in flight at once, and blocks that run together are next to each other in memory.
+// most wide rows are cut: a block has it in flight at once, and blocks that run together are next to each other in
+// memory.
 // (Longer targets would take too many registers, and so would two forms with a gradient; and before sm_90 a kernel of
 // float16 spilled one.)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900

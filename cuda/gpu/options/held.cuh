@@ -39,8 +39,9 @@ __device__ __forceinline__ float sum_of(const float (&term)[count]) {
 }
 
 // The sums of what the lanes of a warp hold of a row, without its first label, for each of them. `reach` is not `any`
-// where of what this thread holds no class is masked, a softcap is not far exceeded, and no logit is so large that its
-// exponent would be far off: it is so of most, and what needs no care for that is shorter.
+// where of what this thread holds no class is masked (for an entropy, by a finite number with an infinite exponent
+// either), a softcap is not far exceeded, and no logit is so large that its exponent would be far off: it is so of
+// most, and what needs no care for that is shorter.
 template <class Kind, class Logit, class Team>
 __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, const Team& team,
                                                      const RowObjective<float>& objective,
@@ -59,8 +60,9 @@ __device__ __forceinline__ SumsOf<Kind> sums_of_held(const Held<Logit>& held, co
   const float largest_score = fmaxf(across_lanes(own_largest, team.lanes, Maximum()), no_logits<float>().max);
   const float largest_logit = Kind::detailed ? across_lanes(extent.largest, team.lanes, Maximum()) : 0.0f;
   const float most = fmaxf(fabsf(extent.largest), fabsf(extent.smallest)), power = largest_score * merge.factor;
-  const bool finite = kPlainOptions<Kind> || extent.smallest > -INFINITY;
-  reach = finite && fabsf(power) < kLargestPower ? scores.reach(most) : Reach::any;
+  const bool near = Kind::detailed ? extent.smallest * merge.factor > kLeastPower
+                                   : kPlainOptions<Kind> || extent.smallest > -INFINITY;
+  reach = near && fabsf(power) < kLargestPower ? scores.reach(most) : Reach::any;
   auto sums = no_scores<SumsOf<Kind>>();
   sums.max = largest_score;
   // Of the lanes that have one of the largest logits, the first leaves its first one out of the sum.
@@ -245,17 +247,16 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
         x[j] = (power_of_two(beyond * merge.factor) * scale - target[j] * to_logits) * slope;
       }
     };
-    // The label's replaced logit is taken for one that is clipped, and what it adds is subtracted again: so it is
-    // clipped to what is not far above the largest loss that this thread has.
+    // The label's replaced logit is taken for a loss a little beyond all that this thread has, or that is clipped, and
+    // what it adds is subtracted again: so it must not be large.
     const bool label_in_steps = Kind::dense && extent.has_label && held.in_steps(label);
-    if (reach != Reach::any && fabsf(largest_power) < kLargestPower) {
+    const float own_most = fmaxf(log_sum + (max - scores.of(extent.smallest)) * inverse_temperature, 0.0f);
+    const float own_ceiling = fminf(ceiling, fmaf(own_most, 1.001f, 1.0f));
+    if (reach != Reach::any && fabsf(largest_power) < kLargestPower && (!smooths || own_ceiling < 1e4f)) {
       const float smooth_of_logits = smoothing.smooth * to_logits, of_exponent = 0.693147181f;
       const float log_sum_off = fmaf(off, of_exponent, log_sum);
-      const float own_most = fmaxf(log_sum + (max - scores.of(extent.smallest)) * inverse_temperature, 0.0f);
-      const float clipped_to = label_in_steps ? fminf(ceiling, fmaf(own_most, 1.001f, 1.0f)) : ceiling;
       // A loss is log_sum_off − of_exponent · exponent, and clipped where the exponent is less than this.
-      const float least_exponent = (log_sum_off - clipped_to) * 1.44269504f;
-      const float own_ceiling = fmaf(least_exponent, -of_exponent, log_sum_off);
+      const float least_exponent = (log_sum_off - own_ceiling) * 1.44269504f;
       float exponents[2] = {};
       int steps = 0;
       for_reach<Kind::capped>(reach, [&](auto within) {
@@ -288,7 +289,9 @@ __device__ __forceinline__ void cross_entropy_of_held_row(const CrossEntropyOpti
       });
       const float of_exponents = of_exponent * (exponents[0] + exponents[1]);
       if (!Kind::weighted && smooths) losses[0] += smoothing.smooth * (step * steps * log_sum_off - of_exponents);
-      if (label_in_steps && smooths) losses[0] -= smoothing.target(label, 0) * own_ceiling;
+      if (label_in_steps && smooths) {
+        losses[0] -= smoothing.target(label, 0) * fmaf(least_exponent, -of_exponent, log_sum_off);
+      }
     } else {
       held.for_vectors([&](const Packed<Logit, step>& packed, int i) {
         float x[step], target[step];

@@ -130,6 +130,7 @@ template <class Kind>
 constexpr bool kPlainOptions = !Kind::capped && !Kind::dense && !Kind::detailed;
 
 constexpr int kNoClass = 0x7fffffff;
+constexpr float kLeastPower = -0x1p100f;  // of 2, that is finite and far from infinite
 constexpr float kLargestPower = 0x1p22f;  // of 2; a product that is not rounded is off by a half at most from there on
 
 // Of the classes of a row but its label, relative to the largest score: Σ of their terms, and what they have of the

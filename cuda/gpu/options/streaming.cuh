@@ -35,7 +35,7 @@ struct alignas(16) SmoothedSums {
 template <class Kind>
 using StreamedSums = std::conditional_t<Kind::dense, SmoothedSums, SumsOf<Kind>>;
 
-// What sums relative to `from` are as ones relative to `to`, which no score exceeds.
+// The same relative to another maximum, which no score exceeds.
 __device__ __forceinline__ SmoothedSums relative_to(float to, SmoothedSums sums, MergedScores merge) {
   const float difference = sums.max - to;
   sums.sum *= power_of_two(difference * merge.factor);
@@ -148,7 +148,8 @@ class RunningScores {
     Reach reach = Reach::within_three;
     if constexpr (Kind::capped || Kind::detailed || Kind::dense) {
       const float smallest = extremes.smallest();
-      reach = smallest > -INFINITY ? scores_.reach(fmaxf(fabsf(largest), fabsf(smallest))) : Reach::any;
+      const bool near = smallest * factor_ > kLeastPower;
+      reach = near ? scores_.reach(fmaxf(fabsf(largest), fabsf(smallest))) : Reach::any;
     }
     raise_to(largest, count > 1 || without == count);
     if (fabsf(power_) >= kLargestPower) reach = Reach::any;

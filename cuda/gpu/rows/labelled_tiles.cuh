@@ -114,8 +114,8 @@ class TileWarp {
         for (int j = 0; j < batch * per_unit; j++) parts[j % 4] += terms_of_others.term(values[j]);
       });
       const float of_others = team_.across((parts[0] + parts[1]) + (parts[2] + parts[3]), Sum());
-      const LabelledSums<float> sums({objective_.logit(others_max), terms_of_others.corrected(of_others)}, valid,
-                                     label_logit);
+      const float highest = fmaxf(objective_.logit(others_max), no_logits<float>().max);
+      const LabelledSums<float> sums({highest, terms_of_others.corrected(of_others)}, valid, label_logit);
       const auto of_row = objective_.row(sums, label_logit, index, valid);
       if (leads) account(first_row + r, wanted, valid, of_row.loss(), sums.max, sums.log_sum, sum);
       if (kGradient && objective_.has_gradient()) {
