@@ -126,7 +126,7 @@ struct OptionCase {
                      : random.below(2) ? kNormal
                                        : kOffset + static_cast<int>(random.below(kKinds - kOffset));
     std::vector<double> x = logits_of<Logit>(kind, classes, random);
-    const bool is_low = low && classes > 1 && random.below(2);
+    const bool is_low = low && kind == kNormal && classes > 1 && random.below(2);
     const double lowest = std::max(random.below(2) ? -1e9 : -kInfinity, -Traits<Logit>::largest);
     for (int64_t i = classes / 2; is_low && i < classes; i++) x[i] = lowest;
     for (int64_t i = 0; i < classes; i++) {
