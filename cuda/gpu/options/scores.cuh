@@ -262,21 +262,6 @@ struct RowSummary {
   }
 };
 
-// The numbers of a step of classes.
-template <int step>
-__device__ __forceinline__ void numbers_of_classes(const float* from, float (&x)[step]) {
-  if (aligned(from)) {
-#pragma unroll
-    for (int j = 0; j < step; j += 4) {
-      const float4 four = __ldg(reinterpret_cast<const float4*>(from + j));
-      x[j] = four.x, x[j + 1] = four.y, x[j + 2] = four.z, x[j + 3] = four.w;
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < step; j++) x[j] = __ldg(from + j);
-  }
-}
-
 // What smoothing gives the classes of a row, labels too, of the target.
 template <class Kind>
 struct Smoothing {
@@ -297,10 +282,16 @@ struct Smoothing {
     if (!Kind::weighted || smooth == 0 || !weights) {
 #pragma unroll
       for (int j = 0; j < step; j++) target[j] = smooth;
-    } else {
-      numbers_of_classes(weights + i, target);
+    } else if (aligned(weights + i)) {
 #pragma unroll
-      for (int j = 0; j < step; j++) target[j] *= smooth;
+      for (int j = 0; j < step; j += 4) {
+        const float4 four = __ldg(reinterpret_cast<const float4*>(weights + i + j));
+        target[j] = smooth * four.x, target[j + 1] = smooth * four.y;
+        target[j + 2] = smooth * four.z, target[j + 3] = smooth * four.w;
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < step; j++) target[j] = smooth * __ldg(weights + i + j);
     }
   }
 };

@@ -10,27 +10,21 @@ namespace jaxloss::gpu {
 // Threads of a block: few, for what a thread does once a row is as much as 50 to 150 classes. How many there are to be
 // on a multiprocessor, and steps in flight in a thread: registers limit these.
 template <class Kind>
-constexpr bool kManySums = Kind::detailed || Kind::weighted;
-template <class Kind>
-constexpr int kOptionThreads = Kind::capped || kManySums<Kind> ? 64 : 128;
-template <class Kind>
-constexpr int kThreadsOfOptions =
+constexpr int kOptionThreads = Kind::capped || Kind::detailed ? 64 : 128;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-    kManySums<Kind> ? 512 : 1024;
+template <class Kind>
+constexpr int kOptionBlocks = (Kind::detailed ? 512 : 1024) / kOptionThreads<Kind>;
 #else
-    Kind::weighted    ? 640
-    : kManySums<Kind> ? 768
-                      : 1024;
+template <class Kind>
+constexpr int kOptionBlocks = (Kind::detailed ? 768 : 1024) / kOptionThreads<Kind>;
 #endif
 template <class Kind>
-constexpr int kOptionBlocks = kThreadsOfOptions<Kind> / kOptionThreads<Kind>;
-template <class Kind>
-constexpr int kOptionSteps = kManySums<Kind> ? (Kind::capped ? 2 : 3) : 4;
+constexpr int kOptionSteps = Kind::detailed ? (Kind::capped ? 2 : 3) : 4;
 
-// Of the classes of a row but its label, of which all that are not masked have a target, its sum and what it makes of
-// the losses: Σ target · (score − max), as an exponent of 2.
+// Of the classes of a row but its label, of which all that are not masked have the same target: how many have it, and
+// Σ (score − max) of these, as an exponent of 2.
 struct alignas(16) SmoothedSums {
-  float max, sum, target, distance;
+  float max, sum, count, distance;
 };
 template <class Kind>
 using StreamedSums = std::conditional_t<Kind::dense, SmoothedSums, SumsOf<Kind>>;
@@ -39,14 +33,14 @@ using StreamedSums = std::conditional_t<Kind::dense, SmoothedSums, SumsOf<Kind>>
 __device__ __forceinline__ SmoothedSums relative_to(float to, SmoothedSums sums, MergedScores merge) {
   const float difference = sums.max - to;
   sums.sum *= power_of_two(difference * merge.factor);
-  sums.distance += weighted(sums.target, difference * merge.factor);
+  sums.distance += weighted(sums.count, difference * merge.factor);
   sums.max = to;
   return sums;
 }
 __device__ __forceinline__ SmoothedSums across_lanes(SmoothedSums sums, int lanes, MergedScores merge) {
   SmoothedSums all = relative_to(across_lanes(sums.max, lanes, Maximum()), sums, merge);
   all.sum = across_lanes(all.sum, lanes, Sum());
-  all.target = across_lanes(all.target, lanes, Sum());
+  all.count = across_lanes(all.count, lanes, Sum());
   all.distance = across_lanes(all.distance, lanes, Sum());
   return all;
 }
@@ -62,7 +56,6 @@ class RunningScores {
   __device__ __forceinline__ RunningScores(const RowObjective<float>& objective, MergedScores merge,
                                            const RowLabels<Kind>& labels, const Logit* logits)
       : scores_(objective),
-        weights_(objective.class_weights),
         factor_(merge.factor),
         logits_(logits),
         label_(labels.first),
@@ -101,7 +94,7 @@ class RunningScores {
     if (!exists) return;
     if constexpr (Kind::ranked) before_ += x > label_logit_ || (x == label_logit_ && i < label_);
     const float exponent = exponent_of(x), term = power_of_two(exponent);
-    if constexpr (Kind::dense) add_target(Kind::weighted ? weights_[i] : 1.0f, x, exponent);
+    if constexpr (Kind::dense) add_target(x, exponent);
     if constexpr (Kind::detailed) {
       if (x == largest_ && x > -INFINITY) first_ = min(first_, i);
       if (looks_ && x == largest_) {
@@ -120,8 +113,8 @@ class RunningScores {
     sums.max = max_;
     if constexpr (Kind::dense) {
       sums.sum = sum_.value() * ratio;
-      sums.target = target_;
-      sums.distance = dot_.value() - off_ * sums.target;
+      sums.count = count_;
+      sums.distance = dot_.value() - off_ * sums.count;
       return across_lanes(sums, kWarp, MergedScores{factor_});
     } else if constexpr (!Kind::detailed) {
       sums.sum = sum_.value() * ratio;
@@ -154,14 +147,12 @@ class RunningScores {
     raise_to(largest, count > 1 || without == count);
     if (fabsf(power_) >= kLargestPower) reach = Reach::any;
     CountFrom<Logit> from_label;
-    float sums[2] = {}, dots[2] = {}, targets = 0;
+    float sums[2] = {}, dots[2] = {};
     const auto add_terms = [&](auto may_be_infinite, auto exponent_of) {
 #pragma unroll
       for (int k = 0; k < count; k++) {
         if (k == without) continue;
         float x[step], exponent[step], term[step];
-        [[maybe_unused]] float weight[step];
-        if constexpr (Kind::weighted) numbers_of_classes(weights_ + i + k * apart, weight);
         packed[k].numbers(x);
 #pragma unroll
         for (int j = 0; j < step; j++) {
@@ -183,13 +174,11 @@ class RunningScores {
         sums[k % 2] += of_step;
         if constexpr (Kind::dense && decltype(may_be_infinite)::value) {
 #pragma unroll
-          for (int j = 0; j < step; j++) add_target(Kind::weighted ? weight[j] : 1.0f, x[j], exponent[j]);
+          for (int j = 0; j < step; j++) add_target(x[j], exponent[j]);
         } else if constexpr (Kind::dense) {
-          targets += Kind::weighted ? sum_of(weight) : step;
+          count_ += step;
 #pragma unroll
-          for (int j = 0; j < step; j++) {
-            dots[j % 2] = Kind::weighted ? fmaf(weight[j], exponent[j], dots[j % 2]) : dots[j % 2] + exponent[j];
-          }
+          for (int j = 0; j < step; j++) dots[j % 2] += exponent[j];
         }
       }
     };
@@ -202,15 +191,14 @@ class RunningScores {
     }
     sum_.add(sums[0] + sums[1]);
     if constexpr (Kind::detailed || Kind::dense) dot_.add(dots[0] + dots[1]);
-    if constexpr (Kind::dense) target_ += targets;
     if constexpr (Kind::ranked) before_ += from_label.value();
   }
 
   // What the target of a class adds, which is none of one that is masked.
-  __device__ __forceinline__ void add_target(float target, float x, float exponent) {
-    if (!Kind::capped && x == -INFINITY) return;
-    target_ += target;
-    dot_.add(weighted(target, exponent));
+  __device__ __forceinline__ void add_target(float x, float exponent) {
+    if (x == -INFINITY) return;
+    count_ += 1;
+    dot_.add(exponent);
   }
 
   // What a logit's term is a power of 2 of; and the same where it is taken times the term, which may be 0.
@@ -230,7 +218,7 @@ class RunningScores {
     // As a power of 2 this is 0 long before it is infinite, which times 0 would be NaN.
     const float lower = (max_ - higher) * factor_ + (off - off_), difference = fmaxf(lower, -1024.0f);
     const float ratio = power_of_two(difference);
-    if constexpr (Kind::dense) dot_.add(weighted(target_, lower));
+    if constexpr (Kind::dense) dot_.add(weighted(count_, lower));
     if constexpr (Kind::detailed) {
       if (left_out_) {
         sum_.add(power_of_two(off_));
@@ -262,15 +250,14 @@ class RunningScores {
   }
 
   Scores<Kind::capped> scores_;
-  const float* weights_;  // of the target of each class, where these are weighted
   float factor_;
   const Logit* logits_;
   int label_;
   float label_logit_, above_label_;
   float max_ = no_logits<float>().max, largest_ = -INFINITY;  // the largest score, and its logit
   float power_ = 0, off_ = 0;        // of the largest score: what exponents are relative to, and its own exponent
-  CompensatedSum<float> sum_, dot_;  // of terms, and of these, or of targets, times their exponents
-  float target_ = 0;
+  CompensatedSum<float> sum_, dot_;  // of terms, and times their exponents, or of exponents of classes with a target
+  float count_ = 0;                  // of classes with a target
   int first_ = kNoClass, before_ = 0;
   bool left_out_ = false;  // the first of the largest logits is one of this lane's, and not in the sums
   bool finds_ = false, looks_ = false;
@@ -280,14 +267,14 @@ class RunningScores {
 __device__ __forceinline__ float smoothed_losses(const RowObjective<float>& objective, const SmoothedSums& sums,
                                                  const RowSummary& summary) {
   const float of_largest = summary.log_sum + (summary.max - sums.max) * objective.inverse_temperature;
-  return weighted(objective.smooth, weighted(sums.target, of_largest) - 0.693147181f * sums.distance);
+  return weighted(objective.smooth, weighted(sums.count, of_largest) - 0.693147181f * sums.distance);
 }
 
 // Block b takes rows b, b + gridDim.x, …
 template <class Kind, class Logit>
 __global__ void __launch_bounds__(kOptionThreads<Kind>, kOptionBlocks<Kind>)
     cross_entropy_options_streaming(CrossEntropyOptionRows<Logit, ClassIndices> rows) {
-  static_assert(!(Kind::dense && Kind::detailed));
+  static_assert(!Kind::dense || !(Kind::capped || Kind::detailed || Kind::weighted));
   constexpr int threads = kOptionThreads<Kind>, step = kPerVector<Logit>, apart = threads * step;
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     if (is_masked(rows.weight_of(row))) {
@@ -341,13 +328,15 @@ bool good_for_streaming(const CrossEntropyOptionRows<Logit, ClassIndices>& rows,
   return !lanes_shape(rows, kLanesVectors) && rows.rows >= 4 * device.multiprocessors;
 }
 
-// cudaErrorNotSupported of rows that it is not for: with a gradient, or a target of many classes beside statistics, or
-// whose losses are clipped.
+// cudaErrorNotSupported of rows that it is not for: with a gradient, or with smoothing and a clip, or more than a
+// z-loss and a temperature (such are rare, and a release has a limit of size).
 template <class Logit>
 cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyOptionRows<Logit, ClassIndices>& rows) {
   const bool smoothed = rows.label_smoothing.given(), capped = rows.softcap.given();
   if (rows.gradient || rows.known_max) return cudaErrorNotSupported;
-  if (smoothed && (rows.entropy || rows.ceiling < INFINITY)) return cudaErrorNotSupported;
+  if (smoothed && (rows.entropy || rows.class_weights || capped || rows.ceiling < INFINITY)) {
+    return cudaErrorNotSupported;
+  }
   const auto of_kind = [&](auto kind) {
     const int64_t blocks = rows.rows < 0x7fffffff ? rows.rows : 0x7fffffff;
     using Kind = decltype(kind);
@@ -355,12 +344,7 @@ cudaError_t launch_streaming(cudaStream_t stream, const CrossEntropyOptionRows<L
         <<<static_cast<unsigned>(blocks), kOptionThreads<Kind>, 0, stream>>>(rows);
     return cudaGetLastError();
   };
-  if (smoothed && rows.class_weights) {
-    return capped ? of_kind(OptionKind<true, true, false, true>{}) : of_kind(OptionKind<false, true, false, true>{});
-  }
-  if (smoothed) {
-    return capped ? of_kind(OptionKind<true, true, false>{}) : of_kind(OptionKind<false, true, false>{});
-  }
+  if (smoothed) return of_kind(OptionKind<false, true, false>{});
   if (rows.entropy) {
     return capped ? of_kind(OptionKind<true, false, true>{}) : of_kind(OptionKind<false, false, true>{});
   }
