@@ -195,6 +195,22 @@ Program negation_of(const Memory& memory, int64_t bytes) {
 std::string wanted;
 bool once = false, with_options = false;
 
+// Without options: the targets are the caller's.
+template <class Logit, class Target>
+CrossEntropyRows<Logit, Target> plain_rows(int64_t row_count, int64_t classes, const Target& target, bool with_gradient,
+                                           const Memory& memory) {
+  CrossEntropyRows<Logit, Target> rows{};
+  rows.logits = reinterpret_cast<Logit*>(memory.logits);
+  rows.target = target;
+  rows.row_weight = memory.weight;
+  rows.loss = memory.loss;
+  rows.gradient = with_gradient ? reinterpret_cast<Logit*>(memory.gradient) : nullptr;
+  rows.rows = rows.rows_per_weight = row_count;
+  rows.classes = classes;
+  rows.ceiling = INFINITY;
+  return rows;
+}
+
 template <class Logit>
 std::vector<Program> kernels_for(const CrossEntropyRows<Logit, ClassIndices>& rows, const Memory& memory,
                                  const Device& device) {
@@ -204,8 +220,9 @@ std::vector<Program> kernels_for(const CrossEntropyRows<Logit, ClassIndices>& ro
   if (registers.slots > 0) {
     programs.push_back({"registers", [=] { return launch_registers(nullptr, rows, registers); }});
   }
-  if (tiles_of(rows, device).rows > 0)
+  if (tiles_of(rows, device).rows > 0) {
     programs.push_back({"tiles", [=] { return launch_tiles(nullptr, rows, device, 0); }});
+  }
   if (row_bytes <= kLongestTiledRow) {
     auto summed = rows;
     summed.loss = nullptr;
@@ -240,15 +257,7 @@ void measure(const char* type, int64_t row_count, int64_t classes, const Memory&
   uint4* to = reinterpret_cast<uint4*>(memory.gradient);
 
   for (const bool with_gradient : {false, true}) {
-    CrossEntropyRows<Logit, ClassIndices> rows{};
-    rows.logits = logits;
-    rows.target.index = memory.index;
-    rows.row_weight = memory.weight;
-    rows.loss = memory.loss;
-    rows.gradient = with_gradient ? reinterpret_cast<Logit*>(memory.gradient) : nullptr;
-    rows.rows = rows.rows_per_weight = row_count;
-    rows.classes = classes;
-    rows.ceiling = INFINITY;
+    const auto rows = plain_rows<Logit>(row_count, classes, ClassIndices{memory.index}, with_gradient, memory);
     std::vector<Program> kernels = kernels_for(rows, memory, device), limits;
     if (once) {
       for (const Program& kernel : kernels) require(kernel.launch(), kernel.name.c_str());
@@ -295,15 +304,7 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
         require(cudaDeviceSynchronize(), name);
         continue;
       }
-      CrossEntropyRows<Logit, ClassIndices> plain{};
-      plain.logits = rows.logits;
-      plain.target.index = memory.index;
-      plain.row_weight = memory.weight;
-      plain.loss = memory.loss;
-      plain.gradient = rows.gradient;
-      plain.rows = plain.rows_per_weight = row_count;
-      plain.classes = classes;
-      plain.ceiling = INFINITY;
+      const auto plain = plain_rows<Logit>(row_count, classes, ClassIndices{memory.index}, with_gradient, memory);
       std::vector<Program> programs = {with_gradient ? negation_of(memory, bytes) : read_of(memory, bytes)};
       programs.push_back({"with", [=] { return launch(nullptr, rows); }});
       programs.push_back({"without", [=] { return launch(nullptr, plain); }});
@@ -333,16 +334,19 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
     rows.softcap = number(softcap);
     with_details(rows);
   });
-  for (const bool clips : {true, false})
-    set(clips ? "all" : "all without a clip", [&](auto& rows) {
-      if (!clips) rows.ceiling = INFINITY;
-      rows.z_loss = number(z_loss);
-      rows.label_smoothing = number(smoothing);
-      rows.softcap = number(softcap);
-      rows.temperature = number(temperature);
-      rows.class_weights = memory.class_weights;
-      rows.rows_per_class_weights = row_count;
-    });
+  const auto with_all = [&](auto& rows) {
+    rows.z_loss = number(z_loss);
+    rows.label_smoothing = number(smoothing);
+    rows.softcap = number(softcap);
+    rows.temperature = number(temperature);
+    rows.class_weights = memory.class_weights;
+    rows.rows_per_class_weights = row_count;
+  };
+  set("all", with_all);
+  set("all without a clip", [&](auto& rows) {
+    with_all(rows);
+    rows.ceiling = INFINITY;
+  });
 }
 
 // The limit reads logits and probabilities, and writes a gradient.
@@ -357,15 +361,8 @@ void measure_probabilities(const char* type, int64_t row_count, int64_t classes,
   fill_logits<<<4096, kThreads>>>(logits, 2 * count);
   require(cudaDeviceSynchronize(), "data");
   for (const bool with_gradient : {false, true}) {
-    CrossEntropyRows<Logit, ClassProbabilities<Logit>> rows{};
-    rows.logits = logits;
-    rows.target.probability = logits + count;
-    rows.row_weight = memory.weight;
-    rows.loss = memory.loss;
-    rows.gradient = with_gradient ? reinterpret_cast<Logit*>(memory.gradient) : nullptr;
-    rows.rows = rows.rows_per_weight = row_count;
-    rows.classes = classes;
-    rows.ceiling = INFINITY;
+    const ClassProbabilities<Logit> target{logits + count};
+    const auto rows = plain_rows<Logit>(row_count, classes, target, with_gradient, memory);
     const uint4 *x = reinterpret_cast<const uint4*>(logits), *a = x + vectors;
     uint4* to = reinterpret_cast<uint4*>(memory.gradient);
     std::vector<Program> programs;

@@ -87,9 +87,8 @@ def test_losses_and_gradients(names, kind, shape, dtype):
     given[~where] = np.nan
     given[:, options.get("num_classes", shape[1]) :] = np.nan
 
-    clips = (
-        (1e-2, None) if "label_smoothing" in options else (1e-2,)
-    )  # smoothed losses that are not clipped are streamed
+    # Smoothed losses that are not clipped are streamed.
+    clips = (1e-2, None) if "label_smoothing" in options else (1e-2,)
 
     @jax.jit
     def run(x):

@@ -148,6 +148,15 @@ __device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, float) {
 __device__ __forceinline__ uint32_t smaller_of(uint32_t a, uint32_t b, float) {
   return __float_as_uint(smaller_or_nan(__uint_as_float(a), __uint_as_float(b)));
 }
+template <class Pair, class Choose>
+__device__ __forceinline__ uint32_t of_pairs(uint32_t a, uint32_t b, Choose choose) {
+  Pair x, y;
+  memcpy(&x, &a, sizeof(x));
+  memcpy(&y, &b, sizeof(y));
+  x = choose(x, y);
+  memcpy(&a, &x, sizeof(a));
+  return a;
+}
 __device__ __forceinline__ uint32_t larger_of(uint32_t a, uint32_t b, bfloat16) {
   return of_pairs<__nv_bfloat162>(a, b, [](auto x, auto y) { return __hmax2(x, y); });
 }

@@ -78,17 +78,6 @@ __device__ __forceinline__ uint4 pack(const Accumulator<Stored>* x) {
   return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-// Two numbers of 16 bits, as they are stored in one word each, made one word by choose(x, y).
-template <class Pair, class Choose>
-__device__ __forceinline__ uint32_t of_pairs(uint32_t a, uint32_t b, Choose choose) {
-  Pair x, y;
-  memcpy(&x, &a, sizeof(x));
-  memcpy(&y, &b, sizeof(y));
-  x = choose(x, y);
-  memcpy(&a, &x, sizeof(a));
-  return a;
-}
-
 // What of the data that was read the caches may lose first: this, or what was used least recently.
 enum class Caching { evict_first, normal };
 

@@ -29,20 +29,10 @@ struct alignas(16) SmoothedSums {
 template <class Kind>
 using StreamedSums = std::conditional_t<Kind::dense, SmoothedSums, SumsOf<Kind>>;
 
-// The same relative to another maximum, which no score exceeds.
-__device__ __forceinline__ SmoothedSums relative_to(float to, SmoothedSums sums, MergedScores merge) {
-  const float difference = sums.max - to;
-  sums.sum *= power_of_two(difference * merge.factor);
-  sums.distance += weighted(sums.count, difference * merge.factor);
-  sums.max = to;
-  return sums;
-}
 __device__ __forceinline__ SmoothedSums across_lanes(SmoothedSums sums, int lanes, MergedScores merge) {
-  SmoothedSums all = relative_to(across_lanes(sums.max, lanes, Maximum()), sums, merge);
-  all.sum = across_lanes(all.sum, lanes, Sum());
-  all.count = across_lanes(all.count, lanes, Sum());
-  all.distance = across_lanes(all.distance, lanes, Sum());
-  return all;
+  const float max = across_lanes(sums.max, lanes, Maximum()), difference = (sums.max - max) * merge.factor;
+  return {max, across_lanes(sums.sum * power_of_two(difference), lanes, Sum()), across_lanes(sums.count, lanes, Sum()),
+          across_lanes(sums.distance + weighted(sums.count, difference), lanes, Sum())};
 }
 
 // The sums of the classes that the lanes of a warp have seen of a row, but its first label, relative to the largest of

@@ -84,8 +84,7 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyOptionRows<Logit, Clas
   }
   const int64_t row_bytes = rows.classes * sizeof(Logit);
   // What is only read goes in tiles where it can, but for whole vectors.
-  const bool reads_vectors = row_bytes % kVectorBytes == 0 && row_bytes >= kShortestWideRowHeld;
-  const bool held = rows.gradient ? better_held(row_bytes, sizeof(Logit), true) : reads_vectors;
+  const bool held = rows.gradient ? better_held(row_bytes, sizeof(Logit), true) : has_many_vectors(row_bytes);
   if (!rows.sums && held) return cudaErrorNotSupported;
   const bool in_pairs = is_linear(rows) && are_taken_in_pairs(row_bytes);
   Tiles tiles = tiles_of(row_bytes, option_unit(rows), in_pairs, rows.logits, rows.target.index,

@@ -101,21 +101,21 @@ class TileWarp {
       const bool valid = wanted && static_cast<unsigned>(index) < static_cast<unsigned>(classes_);
       const float stored_label = valid ? number(row[index]) : -INFINITY;
       leave_out_label(row, index, valid && leads);
-      const float of_edge = kHasEdge && leads ? number(row[edge]) : -INFINITY;
-      const float others_max = fmaxf(team_.across(fmaxf(largest(x), of_edge), Maximum()), no_logits<float>().max);
+      const float edge_logit = kHasEdge && leads ? number(row[edge]) : -INFINITY;
+      const float others_max = fmaxf(team_.across(fmaxf(largest(x), edge_logit), Maximum()), no_logits<float>().max);
       const float label_logit = valid ? objective_.logit(stored_label) : 0.0f;
-      const auto terms_of_others = objective_.terms(others_max);
-      float parts[4] = {kHasEdge ? terms_of_others.term(of_edge) : 0.0f};
+      const auto other_terms = objective_.terms(others_max);
+      float parts[4] = {kHasEdge ? other_terms.term(edge_logit) : 0.0f};
       for_units([&](auto batch, const int* place) {
         float values[batch * per_unit];
 #pragma unroll
         for (int k = 0; k < batch; k++) Taken::load(x + place[k] * per_unit, values + k * per_unit);
 #pragma unroll
-        for (int j = 0; j < batch * per_unit; j++) parts[j % 4] += terms_of_others.term(values[j]);
+        for (int j = 0; j < batch * per_unit; j++) parts[j % 4] += other_terms.term(values[j]);
       });
-      const float of_others = team_.across((parts[0] + parts[1]) + (parts[2] + parts[3]), Sum());
+      const float sum_of_other_terms = team_.across((parts[0] + parts[1]) + (parts[2] + parts[3]), Sum());
       const float highest = fmaxf(objective_.logit(others_max), no_logits<float>().max);
-      const LabelledSums<float> sums({highest, terms_of_others.corrected(of_others)}, valid, label_logit);
+      const LabelledSums<float> sums({highest, other_terms.corrected(sum_of_other_terms)}, valid, label_logit);
       const auto of_row = objective_.row(sums, label_logit, index, valid);
       if (leads) account(first_row + r, wanted, valid, of_row.loss(), sums.max, sums.log_sum, sum);
       if (kGradient && objective_.has_gradient()) {
@@ -131,7 +131,7 @@ class TileWarp {
 #pragma unroll
           for (int k = 0; k < batch; k++) Taken::store(x + place[k] * per_unit, values + k * per_unit);
         });
-        if (kHasEdge && leads) row[edge] = stored<Logit>(zero ? 0.0f : terms.term(of_edge) * scale);
+        if (kHasEdge && leads) row[edge] = stored<Logit>(zero ? 0.0f : terms.term(edge_logit) * scale);
         __syncwarp();
         if (leads && !zero) row[index] = stored<Logit>(of_row.label_derivative(weight));
       }
@@ -150,14 +150,14 @@ class TileWarp {
         Taken::load(x + place[k] * per_unit, word);
 #pragma unroll
         for (int w = 0; w < words; w++) {
-          uint32_t& of_half = most[(k * words + w) % 2];
-          of_half = larger_of(of_half, word[w], Logit());
+          uint32_t& half = most[(k * words + w) % 2];
+          half = larger_of(half, word[w], Logit());
         }
       }
     });
-    const uint32_t of_both = larger_of(most[0], most[1], Logit());
+    const uint32_t both = larger_of(most[0], most[1], Logit());
     Logit numbers[4 / sizeof(Logit)];
-    memcpy(numbers, &of_both, 4);
+    memcpy(numbers, &both, 4);
     return sizeof(Logit) == 4 ? number(numbers[0]) : fmaxf(number(numbers[0]), number(numbers[4 / sizeof(Logit) - 1]));
   }
 

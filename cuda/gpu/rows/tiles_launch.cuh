@@ -18,10 +18,12 @@ constexpr int64_t kLongestTiledRow = 1056;
 constexpr int64_t kLongestReadInTiles = 768, kShortestRowHeld = 576, kShortestWideRowHeld = 1024;
 constexpr int kHeldNumbers = 16;  // of the longest row that one thread holds in its registers
 
+inline bool has_many_vectors(int64_t row_bytes) {
+  return row_bytes >= kShortestWideRowHeld && row_bytes % kVectorBytes == 0;
+}
 inline bool better_held(int64_t row_bytes, int number_bytes, bool gradient) {
   if (!gradient) return row_bytes > kLongestReadInTiles;
-  return number_bytes == 2 ? row_bytes >= kShortestRowHeld
-                           : row_bytes >= kShortestWideRowHeld && row_bytes % kVectorBytes == 0;
+  return number_bytes == 2 ? row_bytes >= kShortestRowHeld : has_many_vectors(row_bytes);
 }
 
 // The largest power of two, up to a vector's bytes, that divides the bytes of a row.
