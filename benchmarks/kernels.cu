@@ -4,8 +4,8 @@
 //   nvcc -std=c++17 -O3 --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a -Icuda benchmarks/kernels.cu
 //     -o kernels && ./kernels "bf16 [8192, 128256]"
 //
-// The argument is a part of the names of the rows wanted. With `--options` these are rows with options. With `--once`
-// each kernel runs once, for a profiler, such as
+// The argument is a part of the names of the rows wanted. With `--options` these are rows with options, with
+// `--divergences` rows with a teacher's logits. With `--once` each kernel runs once, for a profiler, such as
 //   ncu --clock-control none --kernel-name regex:cross_entropy --set full ./kernels "[8192, 128256]" --once
 //
 // Times are medians of seven loops of some 8 ms, the programs taking turns; a ratio is to the fastest read or copy, and
@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "gpu/cross_entropy/dispatch.cuh"
+#include "gpu/divergence/dispatch.cuh"
 #include "gpu/options/dispatch.cuh"
 
 namespace jaxloss::gpu {
@@ -63,7 +64,7 @@ constexpr int64_t kMostBytes = 4400000000, kMostRows = int64_t{1} << 28, kParts 
 struct Memory {
   char *logits, *gradient;
   int32_t* index;
-  float *loss, *weight, *sums;
+  float *loss, *weight, *one_half, *sums;
   float *numbers, *class_weights;  // of options, in the order of `Option`; and of the classes
 
   Memory() {
@@ -73,7 +74,8 @@ struct Memory {
     allocate(index, kMostRows * sizeof(int32_t));
     allocate(loss, kMostRows * sizeof(float));
     allocate(weight, sizeof(float));
-    allocate(sums, kMostBytes / 2048);
+    allocate(one_half, sizeof(float));
+    allocate(sums, 2 * kMostRows * sizeof(float));
     allocate(numbers, sizeof(kOptions));
     require(cudaMemcpy(numbers, kOptions, sizeof(kOptions), cudaMemcpyHostToDevice), "options");
     allocate(class_weights, kMostClasses * sizeof(float));
@@ -81,6 +83,8 @@ struct Memory {
     require(cudaMemcpy(class_weights, ones.data(), kMostClasses * sizeof(float), cudaMemcpyHostToDevice), "weights");
     const float one_of_many = 1.0f / 8192;
     require(cudaMemcpy(weight, &one_of_many, sizeof(float), cudaMemcpyHostToDevice), "weight");
+    const float half = 0.5f;
+    require(cudaMemcpy(one_half, &half, sizeof(float), cudaMemcpyHostToDevice), "half");
   }
 };
 
@@ -193,7 +197,7 @@ Program negation_of(const Memory& memory, int64_t bytes) {
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
 std::string wanted;
-bool once = false, with_options = false;
+bool once = false, with_options = false, divergences = false;
 
 // Without options: the targets are the caller's.
 template <class Logit, class Target>
@@ -349,7 +353,19 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
   });
 }
 
-// The limit reads logits and probabilities, and writes a gradient.
+// Reads two arrays of `count` numbers from the logits on; writes such a gradient of the first, if there is one.
+template <class Logit>
+Program limit_of_two(const Memory& memory, int64_t count, bool with_gradient) {
+  const int64_t bytes = count * sizeof(Logit), vectors = bytes / kVectorBytes;
+  if (!with_gradient) return read_of(memory, 2 * bytes);
+  const uint4 *x = reinterpret_cast<const uint4*>(memory.logits), *a = x + vectors;
+  uint4* to = reinterpret_cast<uint4*>(memory.gradient);
+  return {"combination", [=] {
+            combine<<<blocks_for(vectors, kLimitThreads), kLimitThreads>>>(x, a, to, vectors);
+            return cudaGetLastError();
+          }};
+}
+
 template <class Logit>
 void measure_probabilities(const char* type, int64_t row_count, int64_t classes, const Memory& memory) {
   char name[80];
@@ -357,28 +373,66 @@ void measure_probabilities(const char* type, int64_t row_count, int64_t classes,
                 static_cast<long long>(classes));
   if (std::strstr(name, wanted.c_str()) == nullptr) return;
   Logit* logits = reinterpret_cast<Logit*>(memory.logits);
-  const int64_t count = row_count * classes, bytes = count * sizeof(Logit), vectors = bytes / kVectorBytes;
+  const int64_t count = row_count * classes, bytes = count * sizeof(Logit);
   fill_logits<<<4096, kThreads>>>(logits, 2 * count);
   require(cudaDeviceSynchronize(), "data");
   for (const bool with_gradient : {false, true}) {
     const ClassProbabilities<Logit> target{logits + count};
     const auto rows = plain_rows<Logit>(row_count, classes, target, with_gradient, memory);
-    const uint4 *x = reinterpret_cast<const uint4*>(logits), *a = x + vectors;
-    uint4* to = reinterpret_cast<uint4*>(memory.gradient);
-    std::vector<Program> programs;
-    if (with_gradient) {
-      programs.push_back({"combination", [=] {
-                            combine<<<blocks_for(vectors, kLimitThreads), kLimitThreads>>>(x, a, to, vectors);
-                            return cudaGetLastError();
-                          }});
-    } else {
-      programs.push_back(read_of(memory, 2 * bytes));
-    }
+    std::vector<Program> programs = {limit_of_two<Logit>(memory, count, with_gradient)};
     programs.push_back({"as chosen", [=] { return launch(nullptr, rows); }});
     programs.push_back({"streaming", [=] { return launch_streaming(nullptr, rows); }});
     compare(name, with_gradient ? "value_and_grad" : "value", programs, 1,
             static_cast<double>(bytes) * (with_gradient ? 3 : 2), 0);
   }
+}
+
+// A teacher's logits a little off the student's, as those of a teacher are.
+template <class Logit>
+__global__ void fill_teacher(const Logit* x, Logit* y, int64_t count) {
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    y[i] = stored<Logit>(number(x[i]) + (hash(i) >> 8) * 0x1p-23f - 1);
+  }
+}
+
+template <class Divergence, class Logit>
+void measure_divergence(const char* type, int64_t row_count, int64_t classes, const Memory& memory) {
+  char name[80];
+  std::snprintf(name, sizeof(name), "%s %s [%lld, %lld]", type, Divergence::name, static_cast<long long>(row_count),
+                static_cast<long long>(classes));
+  if (std::strstr(name, wanted.c_str()) == nullptr) return;
+  Logit* logits = reinterpret_cast<Logit*>(memory.logits);
+  const int64_t count = row_count * classes, bytes = count * sizeof(Logit);
+  fill_logits<<<4096, kThreads>>>(logits, count);
+  fill_teacher<<<4096, kThreads>>>(logits, logits + count, count);
+  require(cudaDeviceSynchronize(), "data");
+  for (const bool with_gradient : {false, true}) {
+    RowsOfLogits<Divergence, Logit> rows{};
+    rows.logits = logits;
+    rows.teacher.logits = logits + count;
+    const auto of_all = [&](float* number) { return RowNumbers<float>{0, number, row_count}; };
+    rows.row_weight = of_all(memory.weight);
+    rows.scale = rows.parameter = of_all(memory.one_half);
+    float** const results[] = {&rows.loss,        &rows.max, &rows.log_sum, &rows.teacher_max, &rows.teacher_log_sum,
+                               &rows.total};
+    for (int i = 0; i < 6; i++) *results[i] = memory.loss + i * row_count;
+    rows.gradient = with_gradient ? reinterpret_cast<Logit*>(memory.gradient) : nullptr;
+    rows.rows = row_count;
+    rows.classes = classes;
+    std::vector<Program> programs = {limit_of_two<Logit>(memory, count, with_gradient)};
+    programs.push_back({"as chosen", [=] { return launch(nullptr, rows); }});
+    programs.push_back({"held", [=] { return launch_held(nullptr, rows); }});
+    programs.push_back({"teams", [=] { return launch_teams(nullptr, rows); }});
+    compare(name, with_gradient ? "value_and_grad" : "value", programs, 1,
+            static_cast<double>(bytes) * (with_gradient ? 3 : 2), 0);
+  }
+}
+
+template <class Logit>
+void measure_divergences(const char* type, int64_t row_count, int64_t classes, const Memory& memory) {
+  measure_divergence<KullbackLeibler, Logit>(type, row_count, classes, memory);
+  measure_divergence<JensenShannon, Logit>(type, row_count, classes, memory);
 }
 
 constexpr int64_t kSweptBytes = int64_t{1} << 30;
@@ -396,6 +450,13 @@ void measure_all() {
     measure_options<float>("f32", 8192, 32768, memory);
     measure_options<bfloat16>("bf16", 60000, 1000, memory);
     measure_options<bfloat16>("bf16", 10682, 50257, memory);
+    return;
+  }
+  if (divergences) {
+    measure_divergences<bfloat16>("bf16", 7000, 100352, memory);
+    measure_divergences<bfloat16>("bf16", 16384, 32000, memory);
+    measure_divergences<float>("f32", 8192, 32000, memory);
+    measure_divergences<bfloat16>("bf16", 60000, 1000, memory);
     return;
   }
   for (const int64_t classes : kClasses) {
@@ -421,6 +482,8 @@ int main(int argc, char** argv) {
       jaxloss::gpu::once = true;
     } else if (std::strcmp(argv[i], "--options") == 0) {
       jaxloss::gpu::with_options = true;
+    } else if (std::strcmp(argv[i], "--divergences") == 0) {
+      jaxloss::gpu::divergences = true;
     } else {
       jaxloss::gpu::wanted = argv[i];
     }

@@ -25,7 +25,7 @@ Tiles tiles_of(const CrossEntropyRows<Logit, ClassIndices>& rows, const Device& 
   const bool weight_a_row = rows.rows_per_weight == 1;
   if (!weight_a_row && rows.rows_per_weight < rows.rows) return {};
   if (rows.loss && better_by_vectors<Logit>(row_bytes, rows.gradient, device)) return {};
-  return tiles_of(row_bytes, row_unit(row_bytes), are_taken_in_pairs(row_bytes), rows.logits, rows.target.index,
+  return tiles_of(row_bytes, row_unit(row_bytes), are_taken_in_pairs(row_bytes), false, rows.logits, rows.target.index,
                   weight_a_row ? rows.row_weight : nullptr, rows.gradient);
 }
 

@@ -63,7 +63,7 @@ __device__ __forceinline__ DivergenceSums across_lanes(const DivergenceSums& sum
 // What the lanes of a warp hold of a row's student and teacher.
 template <class Logit>
 __device__ __forceinline__ TemperedPair parts_of_held(const Held<Logit>& student, const Held<Logit>& teacher, int lanes,
-                                                      float factor) {
+                                                      float scale) {
   constexpr int step = kPerVector<Logit>;
   const auto part_from = [&](float largest) {
     TemperedPart part = no_part();
@@ -71,28 +71,12 @@ __device__ __forceinline__ TemperedPair parts_of_held(const Held<Logit>& student
     return part;
   };
   TemperedPair pair{part_from(student.largest()), part_from(teacher.largest()), {}};
+  const TemperedTerms<float> exponentials(scale);
   const auto add = [&](const auto& x, TemperedPart& part) {
-    constexpr int count = std::extent_v<std::remove_reference_t<decltype(x)>>;
-    float term[count], sums[2] = {};
-#pragma unroll
-    for (int j = 0; j < count; j++) {
-      term[j] = power_of_two((x[j] - part.max) * factor);
-      sums[j % 2] += term[j];
-    }
-    const float sum = sums[0] + sums[1];
-    if (!(sum >= 1)) {  // none of the largest is in it
-      part.others += sum;
-      return;
-    }
-    // Of a vector first: terms that are nearly alike are rounded alike, and their sum drifts by as many roundings.
-    float others[2] = {}, largest = 0;
-#pragma unroll
-    for (int j = 0; j < count; j++) {
-      others[j % 2] += x[j] == part.max ? 0.0f : term[j];
-      largest += x[j] == part.max ? 1.0f : 0.0f;
-    }
-    part.others += others[0] + others[1];
-    part.largest += largest;
+    TermsOfSome<float> terms(x, part.max, exponentials);
+    if (terms.may_have_largest()) terms.count_largest(x, part.max, exponentials);
+    part.others += terms.others;
+    part.largest += terms.largest;
   };
   student.for_vectors_beside(teacher, [&](auto& of_student, auto& of_teacher, int) {
     float x[step], y[step];
@@ -124,7 +108,7 @@ __device__ __forceinline__ void divergence_of_held_row(
   const float scale = wanted ? rows.scale.of(row) : 1.0f, parameter = wanted ? rows.parameter.of(row) : 0.0f;
   const MergedParts merge{scale * 1.44269504f};
   student.wait();
-  const TemperedPair own = parts_of_held(student, teacher, team.lanes, merge.factor);
+  const TemperedPair own = parts_of_held(student, teacher, team.lanes, scale);
   const TemperedPair parts = team.merged(own, TemperedPair{no_part(), no_part(), {}}, merge, wanted);
   const auto softmax = [&](const TemperedPart& part) { return softmax_of(part.max, part.others, part.largest, scale); };
   const DivergenceTerms<Divergence, Logit, TeacherLogits<Logit>> terms(parameter, softmax(parts.student),

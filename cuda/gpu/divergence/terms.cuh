@@ -24,6 +24,53 @@ __device__ __forceinline__ TemperedSoftmax<Real> softmax_of(Real max, Real other
   return {max, log_of_sum(sum, rest, is_sure(sum)), rest, scale};
 }
 
+// exp(difference · scale), of how far a logit is from another.
+template <class Real>
+struct TemperedTerms {
+  Real factor;
+
+  __device__ __forceinline__ explicit TemperedTerms(Real scale)
+      : factor(sizeof(Real) == 4 ? scale * Real(1.44269504f) : scale) {}
+  __device__ __forceinline__ float operator()(float difference) const { return power_of_two(difference * factor); }
+  __device__ __forceinline__ double operator()(double difference) const { return exponential(difference * factor); }
+};
+
+template <class Real, int count>
+__device__ __forceinline__ Real highest_of(const Real (&x)[count]) {
+  Real highest = x[0];
+#pragma unroll
+  for (int i = 1; i < count; i++) highest = Maximum()(highest, x[i]);
+  return highest;
+}
+
+// The terms of some logits: those that are `max`, which are 1, are counted, so that what is small beside them keeps its
+// digits. Few vectors of a row have one of those, and less than 1 in all says that these have none.
+template <class Real>
+struct TermsOfSome {
+  Real others, largest = 0;
+
+  template <int count>
+  __device__ __forceinline__ TermsOfSome(const Real (&x)[count], Real max, const TemperedTerms<Real>& terms) {
+    Real sums[2] = {};
+#pragma unroll
+    for (int i = 0; i < count; i++) sums[i % 2] += terms(x[i] - max);
+    others = sums[0] + sums[1];
+  }
+  __device__ __forceinline__ bool may_have_largest() const { return !(others < 1); }
+
+  template <int count>
+  __device__ __forceinline__ void count_largest(const Real (&x)[count], Real max, const TemperedTerms<Real>& terms) {
+    Real sums[2] = {};
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+      const bool is_largest = x[i] == max;
+      sums[i % 2] += is_largest ? Real(0) : terms(x[i] - max);
+      largest += is_largest ? Real(1) : Real(0);
+    }
+    others = sums[0] + sums[1];
+  }
+};
+
 // Probabilities from how far logits are from the largest.
 template <class Real>
 struct TemperedExponentials {

@@ -87,7 +87,7 @@ cudaError_t launch_tiles(cudaStream_t stream, CrossEntropyOptionRows<Logit, Clas
   const bool held = rows.gradient ? better_held(row_bytes, sizeof(Logit), true) : has_many_vectors(row_bytes);
   if (!rows.sums && held) return cudaErrorNotSupported;
   const bool in_pairs = is_linear(rows) && are_taken_in_pairs(row_bytes);
-  Tiles tiles = tiles_of(row_bytes, option_unit(rows), in_pairs, rows.logits, rows.target.index,
+  Tiles tiles = tiles_of(row_bytes, option_unit(rows), in_pairs, !is_linear(rows), rows.logits, rows.target.index,
                          rows.row_weight.one_per_row() ? rows.row_weight.number : nullptr, rows.gradient);
   if (tiles.rows == 0) return cudaErrorNotSupported;
   const OptionTilesKernel<Logit> kernel = tiles_kernel(rows);

@@ -75,24 +75,20 @@ struct CountFrom {
   }
 };
 
-// The largest and the smallest of logits but the label's, of which two of 16 bits are compared at once; NaNs are passed
-// over, but the smallest is NaN of them.
+// The largest and the smallest of logits, of which two of 16 bits are compared at once; NaNs are passed over, but the
+// smallest is NaN of them.
 template <class Logit>
 class Extremes {
  public:
   static constexpr int step = kPerVector<Logit>;
 
-  __device__ __forceinline__ void add(const Packed<Logit, step>& packed) { add(packed, packed); }
-  // `label`: which of them is the label's, if one of [0, step) is.
-  __device__ __forceinline__ void add(const Packed<Logit, step>& packed, int label) {
-    Packed<Logit, step> high = packed, low = packed;
-    if (static_cast<unsigned>(label) < step) {
-      gpu::leave_out(high, label);
-      low = negated(low);
-      gpu::leave_out(low, label);
-      low = negated(low);
-    }
-    add(high, low);
+  __device__ __forceinline__ void add(const Packed<Logit, step>& packed) {
+    uint4 &a = most_.vector[0], &b = least_.vector[0];
+    const uint4& x = packed.vector[0];
+    a = make_uint4(larger_of(a.x, x.x, Logit()), larger_of(a.y, x.y, Logit()), larger_of(a.z, x.z, Logit()),
+                   larger_of(a.w, x.w, Logit()));
+    b = make_uint4(smaller_of(b.x, x.x, Logit()), smaller_of(b.y, x.y, Logit()), smaller_of(b.z, x.z, Logit()),
+                   smaller_of(b.w, x.w, Logit()));
   }
   __device__ __forceinline__ float largest() const { return of<Maximum>(most_, -INFINITY); }
   __device__ __forceinline__ float smallest() const { return of<SmallerOrNan>(least_, INFINITY); }
@@ -110,15 +106,6 @@ class Extremes {
     for (int j = 0; j < step; j++) none = Combine()(none, x[j]);
     return none;
   }
-  __device__ __forceinline__ void add(const Packed<Logit, step>& high, const Packed<Logit, step>& low) {
-    uint4 &a = most_.vector[0], &b = least_.vector[0];
-    const uint4 &x = high.vector[0], &y = low.vector[0];
-    a = make_uint4(larger_of(a.x, x.x, Logit()), larger_of(a.y, x.y, Logit()), larger_of(a.z, x.z, Logit()),
-                   larger_of(a.w, x.w, Logit()));
-    b = make_uint4(smaller_of(b.x, y.x, Logit()), smaller_of(b.y, y.y, Logit()), smaller_of(b.z, y.z, Logit()),
-                   smaller_of(b.w, y.w, Logit()));
-  }
-
   Packed<Logit, step> most_ = minus_infinities<Logit>(), least_ = negated<Logit>(minus_infinities<Logit>());
 };
 
@@ -135,7 +122,14 @@ struct Held {
   float first_edge_logit = -INFINITY;
 
   __device__ __forceinline__ void load() {
-    for_slots([&](uint4* slot, int i) { copy_own(slot, logits + i); });
+    const Logit* from = logits + (head + first * step);
+    uint4* slot = slots;
+#pragma unroll 1
+    for (int i = first; i < end; i += stride) {
+      copy_own(slot, from);
+      from += stride * step;
+      slot += blockDim.x;
+    }
     if (first_edge < edges) first_edge_logit = number(logits[edge(first_edge)]);
   }
   __device__ __forceinline__ void wait() const { wait_for_own_copies(); }
@@ -176,21 +170,23 @@ struct Held {
   }
   __device__ __forceinline__ bool in_steps(int i) const { return i >= head && i < head + steps * step; }
   __device__ __forceinline__ bool holds(int i) const {
-    const int vector = (i - head) / step, k = i < head ? i : i - steps * step;
-    if (in_steps(i)) return vector >= first && vector < end && (vector - first) % stride == 0;
+    if (in_steps(i)) return place_of(i) >= 0;
+    const int k = i < head ? i : i - steps * step;
     return k >= first_edge && k < edges && (k - first_edge) % edge_stride == 0;
   }
   // The label's logit is then `replaced` in its step.
   __device__ __forceinline__ Extent extent(int label, float replaced) const {
     Extent extent;
     Extremes<Logit> extremes;
-    for_slots([&](uint4* slot, int i) {
-      extremes.add(Packed<Logit, step>{{*slot}}, label - i);
-      if (static_cast<unsigned>(label - i) < step) {
-        extent.has_label = true;
-        reinterpret_cast<Logit*>(slot)[label - i] = stored<Logit>(replaced);
-      }
-    });
+    // While they are compared, one beside it stands there: what is as large as another, and as small.
+    const int at = place_of(label);
+    Logit* const numbers = reinterpret_cast<Logit*>(slots);
+    if (at >= 0) {
+      extent.has_label = true;
+      numbers[at] = numbers[at ^ 1];
+    }
+    for_vectors([&](const Packed<Logit, step>& packed, int) { extremes.add(packed); });
+    if (at >= 0) numbers[at] = stored<Logit>(replaced);
     extent.largest = extremes.largest();
     extent.smallest = extremes.smallest();
     for_edges([&](int i, float logit) {
@@ -204,6 +200,14 @@ struct Held {
 
  private:
   __device__ __forceinline__ int edge(int k) const { return k < head ? k : k + steps * step; }
+  // Of a number that this thread holds in a step: how many numbers after its first slot. −1 of others.
+  __device__ __forceinline__ int place_of(int i) const {
+    const int vector = (i - head) / step, beyond_first = vector - first;
+    if (!in_steps(i) || beyond_first < 0 || vector >= end) return -1;
+    const unsigned k = static_cast<unsigned>(beyond_first) / static_cast<unsigned>(stride);
+    if (k * stride != static_cast<unsigned>(beyond_first)) return -1;
+    return static_cast<int>(k * blockDim.x * step) + (i - head) % step;
+  }
   template <class Body>
   __device__ __forceinline__ void for_slots(Body body) const {
     uint4* slot = slots;

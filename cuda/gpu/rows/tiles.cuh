@@ -187,8 +187,13 @@ class TileStages {
   }
 };
 
+// Of how many units after its first one a thread begins with, if it has so many: see `TileTeam`.
+__host__ __device__ constexpr int tile_turn(int unit, int lane) {
+  return unit == kVectorBytes ? lane & 7 : lane * (unit < 4 ? 4 / unit : 1);
+}
+
 // Which units of which rows of a tile are a thread's: thread m · teams + r has segment m of row r, so that threads
-// beside each other read from other banks (see `segment_of`). The rows of a tile are a multiple of `teams`.
+// beside each other read from other banks (see `TileWalk`). The rows of a tile are a multiple of `teams`.
 // Each begins with another one of its units, or rows of an even number of vectors would meet in a bank; so would rows
 // of any even number of words, if units are not as large as the rows are aligned (`turns`).
 template <int unit, bool turns = unit == kVectorBytes>
@@ -204,8 +209,7 @@ struct TileTeam {
     member = lane >> (__ffs(teams) - 1);
     begin = member * tiles.segment;
     end = max(begin, min(begin + tiles.segment, units));
-    const int turn = unit == kVectorBytes ? lane & 7 : lane * (unit < 4 ? 4 / unit : 1);
-    first = turns && end > begin ? begin + turn % (end - begin) : begin;
+    first = turns && end > begin ? begin + tile_turn(unit, lane) % (end - begin) : begin;
   }
 
   __device__ __forceinline__ bool leads() const { return member == 0; }

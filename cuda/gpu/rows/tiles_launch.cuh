@@ -31,42 +31,55 @@ inline int row_unit(int64_t row_bytes) {
   return static_cast<int>(std::min<int64_t>(kVectorBytes, row_bytes & -row_bytes));
 }
 
-// How many units of a row each of `lanes` lanes takes. Neighbouring threads hold rows beside each other, 32 / lanes of
-// them, then the next segment of these. Shared memory serves 128 bytes of a warp's units at once: where these are of
-// threads with other segments, too, segments begin as far apart as that many rows would. So threads t and t + 1 are
-// always as far apart, an odd number of units, and meet in no bank.
-inline int segment_of(int units, int lanes, int unit) {
-  const int banks = 128 / unit, teams = kWarp / lanes;  // banks: in units
-  int segment = (units + lanes - 1) / lanes;
-  if (teams < banks) {
-    while (segment % banks != units * teams % banks) segment++;
-  }
-  return segment;
-}
+// How lanes that share rows go along them; `in_pairs` as `are_taken_in_pairs`, `turns` as of `TileTeam`.
+struct TileWalk {
+  int units_of_row, unit, lanes;  // units: of `unit` bytes, but in pairs of half as many
+  bool in_pairs, turns;
 
-// The same of rows of an odd number of 16-bit numbers, of which pairs are the units: rows are half a bank apart from a
-// whole number of them, so segments are tried until as few threads as can be meet in a bank.
-inline int segment_of_pairs(int classes, int lanes) {
-  constexpr int banks = 32;
-  const int teams = kWarp / lanes, least = (classes / 2 + lanes - 1) / lanes;
-  int best = least, fewest = kWarp + 1;
-  for (int segment = least; lanes > 1 && segment < least + banks && fewest > 1; segment++) {
-    int of_bank[banks] = {}, most = 0;
-    for (int thread = 0; thread < kWarp; thread++) {
-      const int row = thread % teams, first = (row * classes + 1) / 2 + thread / teams * segment;
-      most = std::max(most, ++of_bank[first % banks]);
+  int units() const { return units_of_row / (in_pairs ? 2 : 1); }
+
+  // How many threads of a warp at most read different words of one bank of shared memory at once, which serves 128
+  // bytes of it, where each lane takes so many units of a row.
+  int meeting(int segment) const {
+    constexpr int banks = 32, word = 4;
+    const int at_once = std::min(kWarp, banks * word / unit), teams = kWarp / lanes;
+    int most = 0;
+    for (int first = 0; first < kWarp; first += at_once) {
+      int words_of_bank[banks] = {}, last_of_bank[banks] = {};
+      for (int thread = first; thread < first + at_once; thread++) {
+        const int row = thread % teams, begin = thread / teams * segment, end = std::min(begin + segment, units());
+        if (begin >= end) continue;
+        const int turn = turns ? tile_turn(unit, thread) % (end - begin) : 0;
+        const int of_row = in_pairs ? (row * units_of_row + 1) / 2 : row * units();
+        const int at = (of_row + begin + turn) * unit / word, bank = at % banks;
+        if (words_of_bank[bank] > 0 && last_of_bank[bank] == at) continue;
+        last_of_bank[bank] = at;
+        most = std::max(most, ++words_of_bank[bank]);
+      }
     }
-    if (most < fewest) fewest = most, best = segment;
+    return most;
   }
-  return best;
-}
+
+  // How many units of a row each lane takes: as few as share it, or some more if so fewer threads meet. What is made of
+  // a unit takes some eight times as long as to read it.
+  int segment() const {
+    const auto time_of = [&](int length) { return length * (8 + meeting(length)); };
+    const int least = (units() + lanes - 1) / lanes;
+    int best = least;
+    if (lanes == 1 || kWarp / lanes * unit >= 128) return best;  // threads that read at once have the same segment
+    for (int longer = least + 1, time = time_of(least); longer * (8 + 1) < time; longer++) {
+      if (const int of_longer = time_of(longer); of_longer < time) time = of_longer, best = longer;
+    }
+    return best;
+  }
+};
 
 // Whether rows of an odd number of 16-bit numbers are so long that threads take two at once.
 inline bool are_taken_in_pairs(int64_t row_bytes) { return row_bytes % 4 == 2 && row_bytes / 2 > kHeldNumbers; }
 
-// Of rows with labels, read in such units, or in pairs, and a weight each if `weight` is not null; `rows` = 0 where
-// rows are too long, or begin where no vector does.
-inline Tiles tiles_of(int64_t row_bytes, int unit, bool in_pairs, const void* logits, const void* index,
+// Of rows with labels, read in units of so many bytes (see `TileWalk`), and a weight each if `weight` is not null; `rows`
+// = 0 where rows are too long, or begin where no vector does.
+inline Tiles tiles_of(int64_t row_bytes, int unit, bool in_pairs, bool turns, const void* logits, const void* index,
                       const void* weight, const void* gradient) {
   Tiles tiles = {};
   const auto at_vector = [](const void* pointer) { return bytes_past_vector(pointer) == 0; };
@@ -76,7 +89,7 @@ inline Tiles tiles_of(int64_t row_bytes, int unit, bool in_pairs, const void* lo
   tiles.lanes = 1;
   while (tiles.lanes < 4 && kWarp / tiles.lanes * row_bytes > kLongestTileOfLanes) tiles.lanes *= 2;
   const int units = static_cast<int>(row_bytes / unit);
-  tiles.segment = in_pairs ? segment_of_pairs(units, tiles.lanes) : segment_of(units, tiles.lanes, unit);
+  tiles.segment = TileWalk{units, in_pairs ? 2 * unit : unit, tiles.lanes, in_pairs, turns}.segment();
   const int teams = kWarp / tiles.lanes, label_bytes = sizeof(int32_t);
   const int64_t bytes_a_row = row_bytes + (weight ? 2 : 1) * label_bytes;
   tiles.rows = static_cast<int>(std::max<int64_t>(1, kTileBytes / bytes_a_row / teams)) * teams;
