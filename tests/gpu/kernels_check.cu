@@ -830,6 +830,40 @@ void check_all_targets(Buffers& buffers, const char* regime, bool gradient_kerne
   (check_cross_entropy<typename Pair::Prediction, typename Pair::Target, false>(buffers, regime, gradient_kernel), ...);
 }
 
+// Lanes that share a row take all of it, as few units each as can be, or some more where fewer then meet in a bank.
+void check_walks_of_tiles() {
+  using gpu::TileWalk;
+  Report report("how lanes go along rows in tiles");
+  const auto expect = [&](const TileWalk& walk, bool right) {
+    char text[100];
+    std::snprintf(text, sizeof(text), "%d units of %d bytes%s%s, %d lanes: %d", walk.units_of_row, walk.unit,
+                  walk.in_pairs ? " in pairs" : "", walk.turns ? ", turned" : "", walk.lanes, walk.segment());
+    report.begin(text);
+    if (!right) report.fail("other segments would be better");
+  };
+  for (const int unit : {2, 4, 8, 16}) {
+    for (int units = 1; units * unit <= gpu::kLongestTiledRow; units++) {
+      for (const int lanes : {1, 2, 4}) {
+        for (const bool turns : {false, true}) {
+          const TileWalk walk{units, unit, lanes, false, turns};
+          const int segment = walk.segment(), least = (units + lanes - 1) / lanes;
+          const bool is_worth_it = segment * (8 + walk.meeting(segment)) <= least * (8 + walk.meeting(least));
+          expect(walk, segment >= least && is_worth_it);
+        }
+      }
+    }
+  }
+  for (int classes = 17; classes * 2 <= gpu::kLongestTiledRow; classes += 2) {
+    for (const int lanes : {1, 2, 4}) {
+      const TileWalk walk{classes, 4, lanes, true, false};
+      expect(walk, walk.segment() * lanes >= classes / 2 && walk.segment() * lanes <= classes / 2 * 9 / 8 + 2 * lanes);
+    }
+  }
+  const TileWalk bf16_of_100{50, 4, 2, false, false}, f32_of_37{37, 4, 2, false, false};
+  expect(bf16_of_100, bf16_of_100.segment() == 25 && bf16_of_100.meeting(25) == 1 && bf16_of_100.meeting(32) == 2);
+  expect(f32_of_37, f32_of_37.segment() == 19);
+}
+
 int run(const std::string& what) {
   {
     Buffers buffers;
@@ -858,6 +892,7 @@ int run(const std::string& what) {
     } else if (what == "gradient") {
       check_all_targets(buffers, "", true, StoredPairs{});
     } else {
+      if (what == "tiles") check_walks_of_tiles();
       if (what != "teams") {
         check_graph(buffers, what.c_str());
         check_all_targets(buffers, what.c_str(), false, StoredPairs{});

@@ -319,7 +319,7 @@ def test_size_of_a_release(compile_cuda):
     for compiled in (["80", "90a"], ["90a"]):
         size, kernels = compile_cuda.released_bytes(3_000_000, sections, compiled, ["80", "86", "90a"])
         assert kernels == 2_000_000
-        of_release = {"80": 46.7, "86": 44.8, "90a": 62.8, "PTX": 63.1}
+        of_release = {"80": 2655, "86": 2642, "90a": 3338, "PTX": 3861}
         here = sum(of_release[name] for name in compiled)
         assert size == pytest.approx(1_000_000 + 2_000_000 * sum(of_release.values()) / here)
 
