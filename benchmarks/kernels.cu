@@ -414,7 +414,7 @@ void measure_divergence(const char* type, int64_t row_count, int64_t classes, co
     const auto of_all = [&](float* number) { return RowNumbers<float>{0, number, row_count}; };
     rows.row_weight = of_all(memory.weight);
     rows.scale = rows.parameter = of_all(memory.one_half);
-    float** const results[] = {&rows.loss,        &rows.max, &rows.log_sum, &rows.teacher_max, &rows.teacher_log_sum,
+    float** const results[] = {&rows.loss, &rows.max, &rows.log_sum, &rows.teacher_max, &rows.teacher_log_sum,
                                &rows.total};
     for (int i = 0; i < 6; i++) *results[i] = memory.loss + i * row_count;
     rows.gradient = with_gradient ? reinterpret_cast<Logit*>(memory.gradient) : nullptr;

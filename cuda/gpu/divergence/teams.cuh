@@ -82,7 +82,7 @@ class TemperedSums {
 
   __device__ __forceinline__ void relative_to(Real higher) {
     others_.add(largest_);
-    others_.scale(terms_(max_ - higher));
+    others_.scale(terms_.ratio(max_, higher));
     max_ = higher;
     largest_ = 0;
   }
@@ -137,8 +137,9 @@ __device__ __forceinline__ void along_row(const Span<Logit>& span, Team team, co
   }
 }
 
-// Row `row`, of which nothing is read if it is masked or `exists` is false. Else logits and teacher are read twice,
-// and once more for the gradient of a divergence whose total is not known before; results are written once.
+// Row `row`, of which nothing is read if it is masked or `exists` is false. Else logits and teacher are read twice
+// (what the team begins with once more), and again for the gradient of a divergence whose total is not known before;
+// results are written once.
 template <class Team, class Divergence, class Logit, class Teacher>
 __device__ __forceinline__ void divergence_of_row(const DivergenceRows<Divergence, Logit, Teacher>& rows, int64_t row,
                                                   bool exists, Team team) {
@@ -273,8 +274,7 @@ constexpr int kFewerBlocks = sizeof(*Rows::logits) == 2 ? kFewer : 0;
 
 // Block b takes rows b, b + gridDim.x, …
 template <class Rows>
-__global__ void __launch_bounds__(kBlockThreads<Rows>,
-                                  (kBlocks<Rows, 1024 / kBlockThreads<Rows>> - kFewerBlocks<Rows>))
+__global__ void __launch_bounds__(kBlockThreads<Rows>, (kBlocks<Rows, 1024 / kBlockThreads<Rows>> - kFewerBlocks<Rows>))
     divergence_by_blocks(Rows rows) {
   for (int64_t row = blockIdx.x; row < rows.rows; row += gridDim.x) {
     divergence_of_row(rows, row, true, BlockTeam<kBlockThreads<Rows>>{static_cast<int>(threadIdx.x)});

@@ -33,6 +33,16 @@ struct TemperedTerms {
       : factor(sizeof(Real) == 4 ? scale * Real(1.44269504f) : scale) {}
   __device__ __forceinline__ float operator()(float difference) const { return power_of_two(difference * factor); }
   __device__ __forceinline__ double operator()(double difference) const { return exponential(difference * factor); }
+
+  // Of one logit and another, with what rounding loses of their difference and of the product: what sums of a whole row
+  // may be multiplied by has no error that those of its terms would average out.
+  __device__ __forceinline__ float ratio(float from, float to) const {
+    const Difference<float> apart(from, to);
+    const float power = apart.rounded * factor, term = power_of_two(power);
+    const float lost = fmaf(apart.rounded, factor, -power) + apart.lost * factor;
+    return power - power == 0 ? fmaf(term, lost * 0.693147181f, term) : term;
+  }
+  __device__ __forceinline__ double ratio(double from, double to) const { return (*this)(from - to); }
 };
 
 template <class Real, int count>

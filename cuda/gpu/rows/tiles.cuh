@@ -187,7 +187,7 @@ class TileStages {
   }
 };
 
-// Of how many units after its first one a thread begins with, if it has so many: see `TileTeam`.
+// How many units after its first one a thread begins, of as many as it has: see `TileTeam`.
 __host__ __device__ constexpr int tile_turn(int unit, int lane) {
   return unit == kVectorBytes ? lane & 7 : lane * (unit < 4 ? 4 / unit : 1);
 }

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "gpu/core/alignment.h"
 #include "gpu/core/regime.h"
@@ -60,9 +63,20 @@ struct TileWalk {
     return most;
   }
 
-  // How many units of a row each lane takes: as few as share it, or some more if so fewer threads meet. What is made of
-  // a unit takes some eight times as long as to read it.
+  // How many units of a row each lane takes. Found once.
   int segment() const {
+    static std::mutex mutex;
+    static std::map<std::tuple<int, int, int, bool, bool>, int> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto [place, is_new] = known.try_emplace({units_of_row, unit, lanes, in_pairs, turns}, 0);
+    if (is_new) place->second = best_segment();
+    return place->second;
+  }
+
+ private:
+  // As few as share the row, or some more if so fewer threads meet. What is made of a unit takes some eight times as
+  // long as to read it.
+  int best_segment() const {
     const auto time_of = [&](int length) { return length * (8 + meeting(length)); };
     const int least = (units() + lanes - 1) / lanes;
     int best = least;
@@ -77,8 +91,8 @@ struct TileWalk {
 // Whether rows of an odd number of 16-bit numbers are so long that threads take two at once.
 inline bool are_taken_in_pairs(int64_t row_bytes) { return row_bytes % 4 == 2 && row_bytes / 2 > kHeldNumbers; }
 
-// Of rows with labels, read in units of so many bytes (see `TileWalk`), and a weight each if `weight` is not null; `rows`
-// = 0 where rows are too long, or begin where no vector does.
+// Of rows with labels, read in units of so many bytes (see `TileWalk`), and a weight each if `weight` is not null;
+// `rows` = 0 where rows are too long, or begin where no vector does.
 inline Tiles tiles_of(int64_t row_bytes, int unit, bool in_pairs, bool turns, const void* logits, const void* index,
                       const void* weight, const void* gradient) {
   Tiles tiles = {};
@@ -89,7 +103,8 @@ inline Tiles tiles_of(int64_t row_bytes, int unit, bool in_pairs, bool turns, co
   tiles.lanes = 1;
   while (tiles.lanes < 4 && kWarp / tiles.lanes * row_bytes > kLongestTileOfLanes) tiles.lanes *= 2;
   const int units = static_cast<int>(row_bytes / unit);
-  tiles.segment = TileWalk{units, in_pairs ? 2 * unit : unit, tiles.lanes, in_pairs, turns}.segment();
+  tiles.segment =
+      TileWalk{units, in_pairs ? 2 * unit : unit, tiles.lanes, in_pairs, turns || unit == kVectorBytes}.segment();
   const int teams = kWarp / tiles.lanes, label_bytes = sizeof(int32_t);
   const int64_t bytes_a_row = row_bytes + (weight ? 2 : 1) * label_bytes;
   tiles.rows = static_cast<int>(std::max<int64_t>(1, kTileBytes / bytes_a_row / teams)) * teams;
