@@ -156,12 +156,19 @@ void run_in_turn(std::vector<Program>& programs, double milliseconds_a_call) {
   }
 }
 
+bool once = false;
+
 // Of `programs` the first `limits` move as many bytes; the kernels beside them read `labels` more. Those that this GPU,
-// or what the kernels were compiled for, cannot run are left out.
+// or what the kernels were compiled for, cannot run are left out. That they can is tried, which is all with `--once`.
 void compare(const char* name, const char* what, std::vector<Program>& programs, size_t limits, double bytes,
              double labels) {
-  const auto cannot_run = [](const Program& program) { return program.launch() == cudaErrorNotSupported; };
+  const auto cannot_run = [](const Program& program) {
+    const cudaError_t error = program.launch();
+    if (error != cudaErrorNotSupported) require(error, program.name.c_str());
+    return error == cudaErrorNotSupported;
+  };
   programs.erase(std::remove_if(programs.begin(), programs.end(), cannot_run), programs.end());
+  if (once) return require(cudaDeviceSynchronize(), name);
   run_in_turn(programs, bytes / 3e9);
   float fastest = programs[0].median();
   for (size_t i = 1; i < limits; i++) fastest = std::min(fastest, programs[i].median());
@@ -197,7 +204,7 @@ Program negation_of(const Memory& memory, int64_t bytes) {
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
 std::string wanted;
-bool once = false, with_options = false, divergences = false;
+bool with_options = false, divergences = false;
 
 // Without options: the targets are the caller's.
 template <class Logit, class Target>
@@ -263,11 +270,6 @@ void measure(const char* type, int64_t row_count, int64_t classes, const Memory&
   for (const bool with_gradient : {false, true}) {
     const auto rows = plain_rows<Logit>(row_count, classes, ClassIndices{memory.index}, with_gradient, memory);
     std::vector<Program> kernels = kernels_for(rows, memory, device), limits;
-    if (once) {
-      for (const Program& kernel : kernels) require(kernel.launch(), kernel.name.c_str());
-      require(cudaDeviceSynchronize(), name);
-      continue;
-    }
     if (with_gradient) {
       limits.push_back({"copy", [=] { return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice); }});
       limits.push_back(negation_of(memory, bytes));
@@ -303,11 +305,6 @@ void measure_options(const char* type, int64_t row_count, int64_t classes, const
       rows.ceiling = 16.1f;
       with(rows);
       const int64_t bytes = row_count * classes * sizeof(Logit);
-      if (once) {
-        require(launch(nullptr, rows), name);
-        require(cudaDeviceSynchronize(), name);
-        continue;
-      }
       const auto plain = plain_rows<Logit>(row_count, classes, ClassIndices{memory.index}, with_gradient, memory);
       std::vector<Program> programs = {with_gradient ? negation_of(memory, bytes) : read_of(memory, bytes)};
       programs.push_back({"with", [=] { return launch(nullptr, rows); }});
